@@ -201,6 +201,29 @@ def test_extreme_magnitudes(metric):
         assert torch.equal(nearest(latents * 1e-38, codebook * 1e37), truth)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_float32_doubts_are_resolved_in_float64(kind, monkeypatch):
+    """Both ways of the search, and which latents take the second: those with ties, not those with close codewords."""
+    latents, codebook = make(kind, 100, 2000, 8, seed=9)
+    doubtful = []
+    search = chunked._search
+
+    def watch(to_points, latents, codebook, dtype):
+        if dtype == torch.float64:
+            doubtful.append(len(latents))
+        return search(to_points, latents, codebook, dtype)
+
+    monkeypatch.setattr(chunked, "_search", watch)
+    found = nearest(latents, codebook)
+    assert_nearest(found, latents, codebook, "cosine", gap=1e-14)
+    if kind in ("uniform", "close"):
+        assert sum(doubtful) <= 1
+    elif kind in ("duplicated", "bisector"):
+        assert sum(doubtful) > 50
+    monkeypatch.setattr(chunked, "_float32_is_kept", lambda: False)
+    assert torch.equal(nearest(latents, codebook), found)
+
+
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
 def test_autocast_and_matmul_precision_change_nothing(precision):
     latents, codebook = make("uniform", 256, 4096, 4, seed=2)

@@ -1,7 +1,10 @@
-"""The nearest codeword on any device, in blocks of a float64 product, never holding all N x V scores.
+"""The nearest codeword on any device, in blocks of a matrix product, never holding all N x V scores.
 
 Of each block only the largest score of every tile of codewords is kept; the best tile's scores are then computed again
 to tell which of its codewords it was. That leaves one pass over the scores while they are in cache.
+
+On a CPU the product is in float32 first. Its rounding has a proven bound, and where one codeword alone is within it, as
+with all but one latent in thousands, that one is the nearest; the others are searched again in float64.
 """
 
 import torch
@@ -10,36 +13,58 @@ from torch import Tensor
 from gsqtok.search.rows import largest_entry, unit
 
 TILE = 64  # codewords whose scores are reduced to their maximum
-BLOCK = {"cpu": (256, 1024), "cuda": (4096, 4096)}  # latents, codewords; 2 MiB of scores are a CPU core's L2 cache
-AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 23}  # numbers a latent block's tile maxima, or its best tiles, may take
-CONVERTED = 1 << 15  # codewords converted at once
-ROUNDING = 2.0**-50  # of float64 sums, with room to spare
+BLOCK = {"cpu": (256, 2048), "cuda": (4096, 4096)}  # latents, codewords; 2 MiB of scores are a CPU core's L2 cache
+AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 23}  # numbers that a latent block's tile maxima, or its best tiles, may take
+CONVERTED = 1 << 13  # codewords converted at once
 
 
 def nearest(latents: Tensor, codebook: Tensor, metric: str) -> Tensor:
     """Index of the nearest codeword, int64 (N,), of finite latents (N, d) in a finite codebook (V, d).
 
-    Codewords within float64's rounding of the best count as ties, which go to the lowest index. Whatever the settings
-    of matrix products, no TF32 or bfloat16 is used, and nothing waits for the device.
+    Codewords within float64's rounding of the best count as ties, which go to the lowest index. Settings that allow
+    TF32 or bfloat16 in matrix products change nothing. On CUDA nothing waits for the device.
     """
     to_points = _Points(latents, codebook, metric)
+    if latents.is_cuda or not _float32_is_kept():
+        return _search(to_points, latents, codebook, torch.float64)[0]
+    found, alone = _search(to_points, latents, codebook, torch.float32)
+    doubtful = (~alone).nonzero().flatten()
+    if len(doubtful) > 0:
+        found[doubtful] = _search(to_points, latents[doubtful], codebook, torch.float64)[0]
+    return found
+
+
+def _search(to_points: "_Points", latents: Tensor, codebook: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The lowest index within rounding of the best score, and whether no other codeword is: (N,) each."""
     tiles = -(-len(codebook) // TILE)
-    points = to_points.codewords(codebook, tiles * TILE).view(tiles, TILE, -1)
-    reach = points.square().sum(dim=2).amax(dim=1).sqrt()
+    points, longest = to_points.codewords(codebook, tiles, dtype)
     kind = "cuda" if latents.is_cuda else "cpu"
     rows = max(1, AT_ONCE[kind] // max(tiles, TILE * points.shape[2]))
 
     found = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
+    alone = torch.empty(len(latents), dtype=torch.bool, device=latents.device)
     for start in range(0, len(latents), rows):
-        z = to_points.latents(latents[start : start + rows])
+        block = slice(start, start + rows)
+        z = to_points.latents(latents[block], dtype)
         maxima = _tile_maxima(points, z, *BLOCK[kind])
-        best, tile = maxima.max(dim=0)
-        slack = ROUNDING * z.shape[1] * z.norm(dim=1) * reach[tile]
-        tile = (maxima >= best - slack).byte().argmax(dim=0)
+        best = maxima.amax(dim=0)
+        # A product of k terms, of entries rounded before, is off by at most (k + 2) roundings of |z| |c|. In float64
+        # the longest c of the best tile counts, lest one far codeword make ties of all others.
+        length = longest if dtype == torch.float32 else points[maxima.argmax(dim=0)].norm(dim=2).amax(dim=1)
+        slack = (z.shape[1] + 3) * torch.finfo(dtype).eps * z.norm(dim=1) * length + torch.finfo(dtype).tiny
+        near_tiles = maxima >= best - slack
+        tile = near_tiles.byte().argmax(dim=0)
         scores = torch.bmm(points[tile], z.unsqueeze(2)).squeeze(2)
-        within = (scores >= (scores.amax(dim=1) - slack).unsqueeze(1)).byte().argmax(dim=1)
-        found[start : start + rows] = tile * TILE + within
-    return found
+        near = scores >= (scores.amax(dim=1) - slack).unsqueeze(1)
+        found[block] = tile * TILE + near.byte().argmax(dim=1)
+        alone[block] = (near_tiles.sum(dim=0) == 1) & (near.sum(dim=1) == 1)
+    return found, alone
+
+
+def _float32_is_kept() -> bool:
+    """Whether float32 matrix products are, whatever torch's several precision settings say."""
+    probe = torch.full((64, 64), 1 + 2**-12)
+    return torch.equal(torch.mm(probe, torch.eye(64)), probe)
 
 
 def _tile_maxima(points: Tensor, z: Tensor, rows: int, codewords: int) -> Tensor:
@@ -74,24 +99,26 @@ class _Points:
     def _scaled(self, rows: Tensor) -> Tensor:
         return unit(rows) if self.scale is None else rows.double() / self.scale
 
-    def latents(self, rows: Tensor) -> Tensor:
+    def latents(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
         points = self._scaled(rows)
-        if self.metric == "cosine":
-            return points
-        return torch.nn.functional.pad(points - self.centre, (0, 1), value=1.0)
+        if self.metric == "euclidean":
+            points = torch.nn.functional.pad(points - self.centre, (0, 1), value=1.0)
+        return points.to(dtype)
 
-    def codewords(self, codebook: Tensor, count: int) -> Tensor:
-        """The codebook, its last row repeated up to count rows: a repeated row never wins, since its first copy ties.
+    def codewords(self, codebook: Tensor, tiles: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """The codebook as (tiles, TILE, k), and the length of its longest point.
 
+        The last row is repeated to fill the last tile: its first copy ties, so that a repeated row never wins.
         A last column -|c|^2 / 2 turns the product into a Euclidean score: |z - c|^2 = |z|^2 - 2 (z.c - |c|^2 / 2).
         """
         d = codebook.shape[1]
-        points = self.centre.new_empty(count, d if self.metric == "cosine" else d + 1)
+        points = codebook.new_empty(tiles * TILE, d if self.metric == "cosine" else d + 1, dtype=dtype)
+        longest = self.centre.new_zeros(())
         for start in range(0, len(codebook), CONVERTED):
             block = self._scaled(codebook[start : start + CONVERTED]) - self.centre
-            rows = points[start : start + len(block)]
-            rows[:, :d] = block
             if self.metric == "euclidean":
-                rows[:, d] = block.square().sum(dim=1) / -2
+                block = torch.cat([block, block.square().sum(dim=1, keepdim=True) / -2], dim=1)
+            points[start : start + len(block)] = block
+            longest = torch.maximum(longest, block.norm(dim=1).amax())
         points[len(codebook) :] = points[len(codebook) - 1]
-        return points
+        return points.view(tiles, TILE, -1), longest.to(dtype)

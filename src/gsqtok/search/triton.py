@@ -23,7 +23,7 @@ from torch import Tensor
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-LARGEST_D = 256
+LARGEST_D = 128
 SLOTS = 4
 LOWEST = tl.constexpr(-(2**31))
 INVALID = tl.constexpr(-1)
@@ -64,7 +64,7 @@ class Plan:
         blocks, tiles = triton.cdiv(n, rows), triton.cdiv(v, codewords)
         splits = min(max(1, 512 // blocks), max(1, tiles // 8))
         splits = max(splits, triton.cdiv(tiles, 2048))  # a group's number takes 11 bits at most, its score keeps 12
-        return cls(rows, codewords, terms, splits, warps, stages=3)
+        return cls(rows, codewords, terms, splits, warps, stages=5 if inner <= 32 else 3 if inner <= 64 else 2)
 
 
 def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = None) -> Tensor:
@@ -99,7 +99,7 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
     shape = {"D": d, "DEPTH": depth, "EUCLIDEAN": euclidean, "BN": plan.codewords}
     _prepare[(tiles,)](
         codebook, *codebook.stride(), scale, half, exact, inverse, error, v,
-        **shape, DP=triton.next_power_of_2(depth), K=inner, TERMS=plan.terms,
+        **shape, DP=triton.next_power_of_2(depth), K=inner, TERMS=plan.terms, num_warps=8 if inner > 32 else 4,
     )  # fmt: skip
     _search[(triton.cdiv(n, plan.rows), splits)](
         latents, *latents.stride(), scale, half, error, margin, slots, n, tiles, tiles_a_split, slack,

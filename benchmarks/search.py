@@ -1,0 +1,384 @@
+"""Speed, memory and exactness of the nearest-codeword search beside what else can be had, all in one run.
+
+    python benchmarks/search.py --device cuda          # the whole table; --quick for its first rows
+    python benchmarks/search.py --device cpu
+    python benchmarks/search.py --device cuda --tune   # times the kernel's plans for every row, prints the fastest
+
+Every contender gets the same raw float32 rows and returns indices; normalising is part of the time. Contenders:
+official  the original implementation's formula: all N x V distances, a random draw among equals
+matrix    all N x V distances, then argmin
+vqp       vector-quantize-pytorch, cosine codebook, evaluation mode (pip install vector-quantize-pytorch)
+flash     flash-kmeans, fused cosine assignment, TF32 (pip install flash-kmeans; CUDA alone)
+faiss     FAISS, flat inner-product index (pip install faiss-cpu; CPU alone)
+A contender that is not installed, or runs out of memory, is left out of its row.
+
+`agree` is the share of rows with the codeword that float64 finds, `gap` the worst loss of float64 similarity, `extra`
+the peak memory beyond inputs. `graph` is the search replayed from a CUDA graph, without the time of launching.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import multiprocessing
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from importlib import metadata
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gsqtok.search import nearest, reference
+
+CUDA_ROWS = [
+    (65_536, 8192, 16),
+    (65_536, 8192, 8),
+    (262_144, 8192, 4),
+    (16_384, 262_144, 16),
+    (32_768, 262_144, 8),
+    (16_384, 1_048_576, 16),
+    (524_288, 262_144, 2),
+    (524_288, 262_144, 1),
+    (65_536, 8192, 3),
+    (65_536, 8192, 24),
+    (65_536, 8192, 32),
+    (65_536, 8192, 64),
+    (256, 8192, 8),
+    (1024, 8192, 8),
+    (4096, 8192, 8),
+    (256, 262_144, 16),
+    (4096, 262_144, 16),
+]
+CPU_ROWS = [(4096, 8192, 8), (1024, 262_144, 8), (4096, 8192, 64), (4096, 65_536, 2)]
+MATRIX_LIMIT = {"cuda": 60 << 30, "cpu": 4 << 30}  # bytes of one N x V matrix above which none is tried
+
+
+def official(latents: Tensor, codebook: Tensor) -> Tensor:
+    z, c = F.normalize(latents, dim=1), F.normalize(codebook, dim=1)
+    distance = z.square().sum(dim=1, keepdim=True) + c.square().sum(dim=1) - 2 * z @ c.T
+    equals = distance == distance.amin(dim=1, keepdim=True)
+    return torch.multinomial(equals.float(), 1).squeeze(1)
+
+
+def matrix(latents: Tensor, codebook: Tensor) -> Tensor:
+    z, c = F.normalize(latents, dim=1), F.normalize(codebook, dim=1)
+    return (z.square().sum(dim=1, keepdim=True) + c.square().sum(dim=1) - 2 * z @ c.T).argmin(dim=1)
+
+
+def vqp(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    from vector_quantize_pytorch import VectorQuantize
+
+    v, d = codebook.shape
+    quantizer = VectorQuantize(dim=d, codebook_size=v, use_cosine_sim=True).to(latents.device).eval()
+    quantizer.codebook.data.copy_(F.normalize(codebook, dim=1).view_as(quantizer.codebook))
+    batch = latents[None]
+    return lambda: quantizer(batch)[1].flatten()
+
+
+def flash(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    from flash_kmeans.assign_euclid_triton import cosine_assign_triton
+
+    return lambda: cosine_assign_triton(F.normalize(latents, dim=1)[None], F.normalize(codebook, dim=1)[None])[0].long()
+
+
+def faiss(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    import faiss
+
+    def search() -> Tensor:
+        index = faiss.IndexFlatIP(codebook.shape[1])
+        index.add(F.normalize(codebook, dim=1).numpy())
+        return torch.from_numpy(index.search(F.normalize(latents, dim=1).numpy(), 1)[1][:, 0])
+
+    return search
+
+
+def contenders(latents: Tensor, codebook: Tensor) -> dict[str, Callable[[], Tensor]]:
+    """Name -> a call that returns indices, of those that are installed and can hold what they need."""
+    found: dict[str, Callable[[], Tensor]] = {"gsqtok": lambda: nearest(latents, codebook)}
+    on_cpu = latents.device.type == "cpu"
+    fits = 4 * len(latents) * len(codebook) <= MATRIX_LIMIT[latents.device.type]
+    if fits:
+        found["matrix"] = lambda: matrix(latents, codebook)
+        if len(codebook) <= 1 << 24:
+            found["official"] = lambda: official(latents, codebook)
+    for name, build, possible in [
+        ("vqp", vqp, fits),
+        ("flash", flash, not on_cpu and codebook.shape[1] > 2),
+        ("faiss", faiss, on_cpu),
+    ]:
+        if possible:
+            try:
+                found[name] = build(latents, codebook)
+            except ImportError:
+                print(f"  ({name} is not installed)", file=sys.stderr)
+            except torch.cuda.OutOfMemoryError:
+                pass
+    return found
+
+
+def times(calls: dict[str, Callable[[], Tensor]], device: str, budget: float) -> dict[str, list[float]]:
+    """Milliseconds of repeated calls, the contenders taking turns so that all see the same machine."""
+    measured: dict[str, list[float]] = {name: [] for name in calls}
+    cost = {}
+    for name, call in calls.items():
+        call()  # compiles, allocates
+        cost[name] = one_time(call, device)
+    for round_ in range(100):
+        for name, call in calls.items():
+            if round_ < 3 or cost[name] * round_ < budget * 1e3:
+                measured[name].append(one_time(call, device))
+    return measured
+
+
+def one_time(call: Callable[[], Tensor], device: str) -> float:
+    if device == "cpu":
+        start = time.perf_counter()
+        call()
+        return (time.perf_counter() - start) * 1e3
+    flush_cache()
+    start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end)
+
+
+def flush_cache() -> None:
+    """Overwrites the L2 cache, and keeps the device busy while the host queues the launches that are to be timed."""
+    global _flush
+    if _flush is None:
+        _flush = torch.empty(512 << 20, dtype=torch.int8, device="cuda")
+    _flush.zero_()
+
+
+_flush: Tensor | None = None
+
+
+def captured(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
+    """The call as the replay of a CUDA graph."""
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        result = call()
+
+    def replay() -> Tensor:
+        graph.replay()
+        return result
+
+    return replay
+
+
+def extra_memory(call: Callable[[], Tensor], device: str) -> float:
+    """Peak MiB during the call beyond what was held before; on a CPU by the resident set, NaN where Linux isn't."""
+    if device == "cuda":
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        call()
+        torch.cuda.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    try:
+        with open("/proc/self/clear_refs", "w") as file:
+            file.write("5")  # resets the peak
+        before = resident("VmRSS")
+        call()
+        return resident("VmHWM") - before
+    except OSError:
+        return math.nan
+
+
+def resident(field: str) -> float:
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith(field))
+
+
+def exactness(latents: Tensor, codebook: Tensor, found: Tensor, truth: Tensor) -> tuple[float, float]:
+    """Share of rows with the truth's codeword, and the largest loss of float64 similarity."""
+    if codebook.shape[1] == 1:
+        distance = [(latents[:, 0].double() - codebook[i, 0].double()).abs() for i in (truth, found)]
+        return (found == truth).double().mean().item(), (distance[1] - distance[0]).amax().item()
+    z = F.normalize(latents.double(), dim=1)
+    score = [(z * F.normalize(codebook[i].double(), dim=1)).sum(dim=1) for i in (truth, found)]
+    return (found == truth).double().mean().item(), (score[0] - score[1]).amax().item()
+
+
+def truth_of(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Float64 indices by a path that shares nothing with the kernel: direct distances, or float64 products."""
+    if len(latents) * len(codebook) <= 1 << 28:
+        return reference.nearest(latents.cpu(), codebook.cpu(), "cosine").to(latents.device)
+    return nearest(latents, codebook, use_triton=False)
+
+
+def table(device: str, rows: list[tuple[int, int, int]], budget: float) -> list[dict]:
+    results = []
+    print(f"{'N':>8} {'V':>9} {'d':>3}  {'contender':<9} {'median ms':>10} {'least':>9} {'ratio':>7} {'agree':>9} "
+          f"{'gap':>8} {'extra MiB':>9}")  # fmt: skip
+    for n, v, d in rows:
+        torch.manual_seed(0)
+        latents, codebook = torch.randn(n, d, device=device), torch.randn(v, d, device=device)
+        truth = truth_of(latents, codebook)
+        calls = contenders(latents, codebook)
+        for name in list(calls):
+            try:
+                calls[name]()
+            except torch.cuda.OutOfMemoryError:
+                del calls[name]
+        extra = {name: extra_memory(call, device) for name, call in calls.items()}
+        exact = {name: exactness(latents, codebook, call(), truth) for name, call in calls.items()}
+        if device == "cuda":
+            calls["graph"] = captured(calls["gsqtok"])
+            extra["graph"], exact["graph"] = math.nan, exactness(latents, codebook, calls["graph"](), truth)
+        measured = times(calls, device, budget)
+        ours = statistics.median(measured["gsqtok"])
+        for name, ms in measured.items():
+            median = statistics.median(ms)
+            agree, gap = exact[name]
+            results.append(
+                {"n": n, "v": v, "d": d, "name": name, "ms": median, "least_ms": min(ms), "runs": len(ms),
+                 "ratio": median / ours, "agree": agree, "gap": gap, "extra_mib": extra[name]}
+            )  # fmt: skip
+            print(f"{n:>8} {v:>9} {d:>3}  {name:<9} {median:>10.3f} {min(ms):>9.3f} {median / ours:>6.1f}x "
+                  f"{agree:>9.4%} {gap:>8.1e} {extra[name]:>9.1f}", flush=True)  # fmt: skip
+        del calls
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    return results
+
+
+def plans(n: int, v: int, d: int) -> list:
+    """Plans worth timing for a row of the table."""
+    from gsqtok.search.triton import Plan
+
+    usual = Plan.choose(n, v, d, "cosine")
+    found = {usual: None}
+    for (rows, warps), codewords, terms, stages, factor in itertools.product(
+        [(64, 4), (128, 4), (128, 8), (256, 8)], [64, 128, 256], [1, 2, 3], [3, 5], [0.5, 1, 2]
+    ):
+        splits = max(1, round(usual.splits * factor * usual.rows / rows))
+        inner = max(16, 2 ** math.ceil(math.log2(terms * d)))
+        whole = inner // d >= 3 and terms < 3  # more terms would cost nothing
+        if whole or inner > 64 or (terms > 1 and inner > 32) or rows * codewords // warps > 8192:
+            continue
+        if (codewords == 64 or stages == 5) and factor != 1:
+            continue
+        if -(-v // codewords) // splits > 4096:
+            continue
+        found[Plan(rows, codewords, terms, splits, warps, stages)] = None
+    return list(found)
+
+
+def compile_plans(jobs: list[tuple[int, int, int, int]]) -> None:
+    """In a process of its own: run plans once on few latents, which leaves the kernels in Triton's cache on disk."""
+    from gsqtok.search import triton as kernel
+
+    for n, v, d, number in jobs:
+        latents, codebook = torch.randn(64, d, device="cuda"), torch.randn(v, d, device="cuda")
+        try:
+            kernel.nearest(latents, codebook, "cosine", plans(n, v, d)[number])
+        except Exception as error:
+            print("  cannot run", plans(n, v, d)[number], type(error).__name__, file=sys.stderr)
+
+
+def tune(rows: list[tuple[int, int, int]], workers: int) -> list[dict]:
+    from gsqtok.search import triton as kernel
+
+    rows = [row for row in rows if row[2] > 2]
+    jobs = [(*row, number) for row in rows for number in range(len(plans(*row)))]
+    start = time.perf_counter()
+    context = multiprocessing.get_context("spawn")
+    processes = [context.Process(target=compile_plans, args=(jobs[i::workers],)) for i in range(workers)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    print(f"compiled {len(jobs)} plans in {time.perf_counter() - start:.0f} s", flush=True)
+    results = []
+    for n, v, d in rows:
+        torch.manual_seed(0)
+        latents, codebook = torch.randn(n, d, device="cuda"), torch.randn(v, d, device="cuda")
+        timed = []
+        for plan in plans(n, v, d):
+            try:
+                call = captured(partial(kernel.nearest, latents, codebook, "cosine", plan))
+            except Exception:
+                continue
+            timed.append((statistics.median(one_time(call, "cuda") for _ in range(15)), plan))
+        usual = kernel.Plan.choose(n, v, d, "cosine")
+        print(f"{n} x {v} x {d}: usual {next(ms for ms, plan in timed if plan == usual):.4f} ms, {len(timed)} plans")
+        for ms, plan in sorted(timed, key=lambda pair: pair[0])[:6]:
+            print(f"  {ms:.4f} {plan}")
+        results += [{"n": n, "v": v, "d": d, "ms": ms, "plan": vars(plan)} for ms, plan in timed]
+        best = min(timed, key=lambda pair: pair[0])[1]
+        for label, plan in (("usual", usual), ("best", best)):
+            print(f"  {label}:", kernel_times(partial(kernel.nearest, latents, codebook, "cosine", plan)))
+        sys.stdout.flush()
+    return results
+
+
+def kernel_times(call: Callable[[], Tensor]) -> str:
+    """Microseconds of every kernel of a call, as the profiler sees them, with a warm cache."""
+    call()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for _ in range(10):
+            call()
+        torch.cuda.synchronize()
+    events = [event for event in profile.key_averages() if event.device_time_total > 0]
+    events.sort(key=lambda event: -event.device_time_total)
+    return ", ".join(f"{event.key.split('(')[0][-40:]} {event.device_time_total / 10:.1f}" for event in events[:8])
+
+
+def cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="the first two rows only")
+    parser.add_argument("--tune", action="store_true", help="time the kernel's plans instead of the contenders")
+    parser.add_argument("--rows", help="rows of the table by number from 0, such as 0,1,4; default all")
+    parser.add_argument("--budget", type=float, default=0.5, help="seconds of timing for a contender and row")
+    parser.add_argument("--json", help="also write the results to this file")
+    arguments = parser.parse_args()
+
+    rows = CUDA_ROWS if arguments.device == "cuda" else CPU_ROWS
+    if arguments.rows:
+        rows = [rows[int(number)] for number in arguments.rows.split(",")]
+    elif arguments.quick:
+        rows = rows[:2]
+    name = (
+        torch.cuda.get_device_name()
+        if arguments.device == "cuda"
+        else f"{cpu_name()}, {torch.get_num_threads()} threads"
+    )
+    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    for package in ("triton", "vector-quantize-pytorch", "flash-kmeans", "faiss-cpu"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    print(name, *(f"{package} {version}" for package, version in versions.items()), sep=", ")
+    if arguments.tune:
+        results = tune(rows, workers=12)
+    else:
+        results = table(arguments.device, rows, arguments.budget)
+    if arguments.json:
+        with open(arguments.json, "w") as file:
+            json.dump({"device": name, "versions": versions, "results": results}, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
