@@ -218,7 +218,7 @@ def test_float32_doubts_are_resolved_in_float64(kind, monkeypatch):
     assert_nearest(found, latents, codebook, "cosine", gap=1e-14)
     if kind in ("uniform", "close"):
         assert sum(doubtful) <= 1
-    elif kind in ("duplicated", "bisector"):
+    elif kind == "duplicated":
         assert sum(doubtful) > 50
     monkeypatch.setattr(chunked, "_float32_is_kept", lambda: False)
     assert torch.equal(nearest(latents, codebook), found)

@@ -13,7 +13,8 @@ from torch import Tensor
 from gsqtok.search.rows import largest_entry, unit
 
 TILE = 64  # codewords whose scores are reduced to their maximum
-BLOCK = {"cpu": (256, 2048), "cuda": (4096, 4096)}  # latents, codewords; 2 MiB of scores are a CPU core's L2 cache
+CODEWORDS = 2048  # codewords a block
+LATENTS = {"cpu": 128, "cuda": 4096}  # latents a block; for each CPU thread, whose 1 MiB of scores stays in L2 cache
 AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 23}  # numbers that a latent block's tile maxima, or its best tiles, may take
 CONVERTED = 1 << 13  # codewords converted at once
 
@@ -46,7 +47,7 @@ def _search(to_points: "_Points", latents: Tensor, codebook: Tensor, dtype: torc
     for start in range(0, len(latents), rows):
         block = slice(start, start + rows)
         z = to_points.latents(latents[block], dtype)
-        maxima = _tile_maxima(points, z, *BLOCK[kind])
+        maxima = _tile_maxima(points, z, LATENTS[kind] * (1 if kind == "cuda" else torch.get_num_threads()))
         best = maxima.amax(dim=0)
         # A product of k terms, of entries rounded before, is off by at most (k + 2) roundings of |z| |c|. In float64
         # the longest c of the best tile counts, lest one far codeword make ties of all others.
@@ -67,14 +68,14 @@ def _float32_is_kept() -> bool:
     return torch.equal(torch.mm(probe, torch.eye(64)), probe)
 
 
-def _tile_maxima(points: Tensor, z: Tensor, rows: int, codewords: int) -> Tensor:
+def _tile_maxima(points: Tensor, z: Tensor, rows: int) -> Tensor:
     """Largest product of each latent z (n, k) with the codewords of each tile (tiles, TILE, k): (tiles, n)."""
     maxima = z.new_empty(len(points), len(z))
     for row in range(0, len(z), rows):
         columns = z[row : row + rows].T
-        scores = z.new_empty(codewords, columns.shape[1])
-        for first in range(0, len(points), codewords // TILE):
-            block = points[first : first + codewords // TILE]
+        scores = z.new_empty(CODEWORDS, columns.shape[1])
+        for first in range(0, len(points), CODEWORDS // TILE):
+            block = points[first : first + CODEWORDS // TILE]
             # Codewords down, latents across: the maximum over a tile is then one of whole vectors, not within them.
             product = torch.mm(block.flatten(0, 1), columns, out=scores[: len(block) * TILE])
             torch.amax(

@@ -15,6 +15,7 @@ nor the slots need any exchange between threads. `_prepare` permutes rows such t
 import math
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import triton
@@ -55,8 +56,9 @@ class Plan:
     stages: int
 
     @classmethod
+    @lru_cache(maxsize=1024)
     def choose(cls, n: int, v: int, d: int, metric: str) -> "Plan":
-        """The fastest known plan for n latents and v codewords of dimension d."""
+        """The usual plan for n latents and v codewords of dimension d; `benchmarks/search.py --tune` times others."""
         extra = 3 if metric == "euclidean" else 0
         inner = max(16, triton.next_power_of_2(d + extra))
         terms = max(1, min(3, (inner - extra) // d))
