@@ -1,8 +1,8 @@
 """Grouped Spherical Quantization: https://arxiv.org/abs/2412.02632.
 
-A latent of D channels is split into G groups of d = D / G; all groups share one codebook of V codewords. Lookup compares
-l2-normalised sides, so it is a search for the largest inner product on the sphere S^(d-1). The codebook starts uniformly
-on that sphere. No entropy loss is needed.
+A latent of D channels is split into G groups of d = D / G; all groups share one codebook of V codewords. Lookup
+compares l2-normalised sides, so it is a search for the largest inner product on the sphere S^(d-1). The codebook starts
+uniformly on that sphere. No entropy loss is needed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from gsqtok.quantizers.base import Quantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.registry import register_quantizer
