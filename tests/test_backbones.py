@@ -45,18 +45,16 @@ def no_hub(monkeypatch):
 @pytest.mark.parametrize("name", [SMALL, "resnet18", "convnext_atto", "vgg11"])
 def test_features_equal_timms_own(name):
     torch.manual_seed(0)
-    backbone = random_backbone(name)
-    reference = timm.create_model(name, features_only=True, out_indices=tuple(range(len(backbone.channels)))).eval()
     full = timm.create_model(name)
-    # the same weights in both: timm's list of features renames some keys, so both start from one whole model
+    weights = dict(full.state_dict())
     backbone = Backbone(full, name)
-    timm_state = dict(full.state_dict())
-    renamed = {key: timm_state.get(key, timm_state.get(key.replace("_", ".", 1))) for key in reference.state_dict()}
-    for key, value in renamed.items():
-        if value is None:  # "layer1_0..." and "stages_0..." are flattened twice
-            head, _, tail = key.partition(".")
-            renamed[key] = timm_state[f"{head.replace('_', '.')}.{tail}"]
-    reference.load_state_dict(renamed)
+    reference = timm.create_model(name, features_only=True, out_indices=tuple(range(len(backbone.channels)))).eval()
+
+    def original(key):  # timm's lists of features flatten "layer1.0.conv1" to "layer1_0.conv1"
+        first, _, rest = key.partition(".")
+        return key if key in weights else f"{first.replace('_', '.')}.{rest}"
+
+    reference.load_state_dict({key: weights[original(key)] for key in reference.state_dict()})
 
     images = torch.rand(2, 3, 64, 48) * 2 - 1
     config = full.pretrained_cfg
