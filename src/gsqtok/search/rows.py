@@ -1,0 +1,57 @@
+"""Rows of a matrix as points: checks and scaling that all searches share."""
+
+import torch
+from torch import Tensor
+
+METRICS = ("cosine", "euclidean")
+TINY = torch.finfo(torch.float64).tiny
+
+
+def check(latents: Tensor, codebook: Tensor, metric: str) -> None:
+    """Raise a clear error for arguments that no search can take; looks at no value, so it costs no device work."""
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
+    for name, rows in (("latents", latents), ("codebook", codebook)):
+        if rows.ndim != 2:
+            raise ValueError(f"{name} must have two dimensions (rows, d); got shape {tuple(rows.shape)}")
+        if not rows.is_floating_point():
+            raise TypeError(f"{name} must hold floating-point numbers; got {rows.dtype}")
+    if latents.device != codebook.device:
+        raise ValueError(f"latents are on {latents.device} but codebook is on {codebook.device}; move one of them")
+    if latents.shape[1] != codebook.shape[1] or latents.shape[1] == 0:
+        raise ValueError(
+            f"latents and codebook must have the same d of at least 1; got {latents.shape[1]} and {codebook.shape[1]}"
+        )
+    if codebook.shape[0] == 0:
+        raise ValueError("codebook is empty: there is no codeword to choose")
+
+
+def finite(rows: Tensor) -> Tensor:
+    """Which rows (N, d) hold neither NaN nor infinity: bool (N,)."""
+    return torch.isfinite(rows).all(dim=1)
+
+
+def require_finite(name: str, rows: Tensor) -> None:
+    """Raise ValueError, naming how many rows (N, d) hold NaN or infinity and the first of them, if any does."""
+    if torch.isfinite(rows).all():
+        return
+    bad = (~finite(rows)).nonzero().flatten()
+    raise ValueError(
+        f"{name}: {len(bad)} of {len(rows)} rows hold NaN or infinity, the first is row {bad[0].item()}; "
+        "they have no nearest codeword"
+    )
+
+
+def unit(rows: Tensor) -> Tensor:
+    """Rows (N, d) scaled to length 1, float64; a zero row stays zero.
+
+    Divides by the largest entry first, so that neither huge nor subnormal entries overflow or vanish when squared.
+    """
+    rows = rows.double()
+    rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp_min(TINY)
+    return rows / rows.norm(dim=1, keepdim=True).clamp_min(TINY)
+
+
+def largest_entry(latents: Tensor, codebook: Tensor) -> Tensor:
+    """The largest absolute value in either, float64 (): dividing both by it keeps squared distances in range."""
+    return torch.maximum(latents.abs().amax().double(), codebook.abs().amax().double()).clamp_min(TINY)
