@@ -1,8 +1,8 @@
 """Grouped Spherical Quantization: https://arxiv.org/abs/2412.02632.
 
-A latent of D channels is split into G groups of d = D / G; all groups share one codebook of V codewords. Lookup compares
-l2-normalised sides, so it is a search for the largest inner product on the sphere S^(d-1). The codebook starts uniformly
-on that sphere. No entropy loss is needed.
+A latent of D channels is split into G groups of d = D / G; all groups share one codebook of V codewords. Lookup
+compares l2-normalised sides, so it is a search for the largest inner product on the sphere S^(d-1). The codebook starts
+uniformly on that sphere. No entropy loss is needed.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 from gsqtok.quantizers.base import Quantizer, QuantizerOutput, straight_through
+from gsqtok.quantizers.codebook import codebook_and_commitment, nearest_codewords, take_codewords
 from gsqtok.quantizers.registry import register_quantizer
-from gsqtok.search import nearest
 
 Norm = Literal["l2", "l1", "none", "clip"]
 
@@ -103,35 +103,20 @@ class GSQ(Quantizer):
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
         latent = self._normalize(latent.unflatten(-1, (self.groups, self.group_dim)))
-        indices = self._search(latent.detach())
+        metric = "cosine" if self.norm == "l2" else "euclidean"
+        indices = nearest_codewords(latent, self._normalize(self.codebook.float()), metric)
         codewords = self._codewords(indices)
-        codebook_loss = F.mse_loss(codewords, latent.detach())
-        commitment_loss = F.mse_loss(latent, codewords.detach())
-        return QuantizerOutput(
-            quantized=straight_through(latent, codewords).flatten(-2),
-            indices=indices,
-            loss=codebook_loss + self.commitment_weight * commitment_loss,
-            losses={"codebook": codebook_loss, "commitment": commitment_loss},
-        )
+        loss, losses = codebook_and_commitment(latent, codewords, self.commitment_weight)
+        return QuantizerOutput(straight_through(latent, codewords).flatten(-2), indices, loss, losses)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """See ``Quantizer.decode``."""
         return self._codewords(indices).flatten(-2)
 
-    def _search(self, latent: Tensor) -> Tensor:
-        codebook = self._normalize(self.codebook.detach().float())
-        rows = latent.reshape(-1, self.group_dim)
-        finite = rows.isfinite().all(-1)
-        rows = torch.where(finite[:, None], rows, 0)
-        indices = nearest(rows, codebook, metric="cosine" if self.norm == "l2" else "euclidean")
-        return torch.where(finite, indices, -1).view(latent.shape[:-1])
-
     def _codewords(self, indices: Tensor) -> Tensor:
-        """(...,) -> (..., d); NaN where the index is -1."""
-        codewords = F.embedding(indices.clamp_min(0), self.codebook.float())
-        if self.output == "normalized":
-            codewords = self._normalize(codewords)
-        return torch.where(indices[..., None] < 0, torch.nan, codewords)
+        """(...,) -> (..., d)."""
+        codewords = take_codewords(self.codebook, indices)
+        return self._normalize(codewords) if self.output == "normalized" else codewords
 
     def _normalize(self, x: Tensor) -> Tensor:
         if self.norm == "l2":
