@@ -12,6 +12,7 @@ import torch
 import torch.multiprocessing as mp
 from safetensors.torch import load, save
 from torch import nn
+from torch._inductor import config as inductor
 
 from gsqtok.quantizers import Quantizer, build_quantizer, list_quantizers
 
@@ -20,8 +21,9 @@ from gsqtok.quantizers import Quantizer, build_quantizer, list_quantizers
 class Case:
     """A quantizer and the bits it must declare.
 
-    ``huge``: the same method with indices beyond 2^24, where it can have them. ``projects``: what it hands on is a fixed
-    point of it; not so for residual codes, which are greedy, nor where the latent is squashed before it is rounded.
+    ``huge``: the same method with indices beyond 2^24, where it can have them. ``projects``: what it hands on is a
+    fixed point of it; not so for residual codes, which are greedy, nor where the latent is squashed before it is
+    rounded. ``random``: training draws at random, so that two processes agree with each other, not with one.
     """
 
     name: str
@@ -29,6 +31,7 @@ class Case:
     bits: float
     huge: dict[str, Any] | None = None
     projects: bool = True
+    random: bool = False
 
     def build(self) -> Quantizer:
         torch.manual_seed(0)
@@ -41,10 +44,38 @@ class Case:
 CASES = [
     Case("gsq", {"dim": 8, "groups": 2, "codebook_size": 64}, bits=12),
     Case("gsq", {"dim": 3, "groups": 3, "codebook_size": 32}, bits=15),
-    Case(
-        "gsq", {"dim": 4, "groups": 2, "codebook_size": 50, "norm": "none", "init": "uniform"}, bits=2 * math.log2(50)
-    ),
+    Case("gsq", {"dim": 4, "groups": 2, "codebook_size": 50, "norm": "none"}, bits=2 * math.log2(50)),
     Case("gsq", {"dim": 6, "groups": 2, "codebook_size": 32, "norm": "l1", "output": "normalized"}, bits=10),
+    Case("gsq", {"dim": 6, "codebook_size": 32, "entropy_weight": 0.1, "coding_rate_weight": 0.1}, bits=5),
+    Case("gsq", {"dim": 6, "groups": 2, "codebook_size": 32, "sample": True}, bits=10, random=True),
+    Case("vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
+    Case("vq", {"dim": 6, "codebook_size": 32, "metric": "cosine", "gradient": "rotation"}, bits=5),
+    Case("vq", {"dim": 6, "codebook_size": 32, "init": "kmeans"}, bits=5, random=True),
+    Case("ema_vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
+    Case("ema_vq", {"dim": 6, "codebook_size": 64, "revive_after": 1}, bits=6, random=True),
+    Case(
+        "fsq",
+        {"dim": 8, "groups": 2, "levels": [7, 5, 4, 2]},
+        bits=2 * math.log2(280),
+        huge={"dim": 12, "levels": [8] * 12},
+        projects=False,
+    ),
+    Case("fsq", {"dim": 3, "target_bits": 9}, bits=9, projects=False),
+    Case("lfq", {"dim": 12, "groups": 2}, bits=12, huge={"dim": 124, "groups": 2}),
+    Case("bsq", {"dim": 12, "groups": 2, "entropy_bits": 4}, bits=12, huge={"dim": 36}),
+    Case("rvq", {"dim": 6, "groups": 2, "stages": 3, "codebook_size": 32}, bits=30, projects=False),
+    Case(
+        "rvq",
+        {"dim": 6, "stages": 2, "codebook_size": 16, "init": "kmeans", "stage_dropout": 0.5},
+        bits=8,
+        projects=False,
+        random=True,
+    ),
+    Case("rsq", {"dim": 6, "groups": 2, "stages": 3, "codebook_size": 32}, bits=30, projects=False),
+    Case("leech", {"dim": 48, "groups": 2}, bits=2 * math.log2(196_560)),
+    Case("random_sphere", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
+    Case("fibonacci_sphere", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
+    Case("identity", {"dim": 3}, bits=96, huge={"dim": 3}),
 ]
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -82,7 +113,8 @@ def test_decode_gives_quantized_bit_for_bit(case):
     decoded = quantizer.decode(out.indices)
     assert decoded.dtype == torch.float32
     assert torch.equal(decoded, out.quantized)
-    assert torch.equal(quantizer.decode(out.indices.int()), out.quantized)
+    if quantizer.codebook_size <= 2**31:
+        assert torch.equal(quantizer.decode(out.indices.int()), out.quantized)
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.projects], ids=str)
@@ -111,7 +143,8 @@ def test_empty_batch(case, training):
     out = quantizer(torch.empty(0, 3, quantizer.dim, requires_grad=True))
     assert out.quantized.shape == (0, 3, quantizer.dim)
     assert out.indices.shape == (0, 3, quantizer.tokens_per_position)
-    assert out.loss == 0
+    assert all(loss == 0 for name, loss in out.losses.items() if name != "coding_rate")  # that one is the codebook's
+    assert out.loss.isfinite()
     assert quantizer.decode(out.indices).shape == out.quantized.shape
     assert all(value.isfinite().all() for value in quantizer.state_dict().values())
 
@@ -239,7 +272,8 @@ def test_compiles_without_a_graph_break(case, training):
 @each_case
 @pytest.mark.parametrize("training", [False, True])
 def test_compiles_with_inductor(case, training):
-    check_compiled(case, training, "inductor")
+    with inductor.patch(fallback_random=True):  # the same draws as in eager mode
+        check_compiled(case, training, "inductor")
 
 
 def check_compiled(case: Case, training: bool, backend: str) -> None:
@@ -248,7 +282,10 @@ def check_compiled(case: Case, training: bool, backend: str) -> None:
     x = latents(quantizer.dim).requires_grad_()
     y = x.detach().clone().requires_grad_()
     compiled = torch.compile(quantizer, fullgraph=True, backend=backend)
-    out, expected = compiled(y), eager(x)
+    torch.manual_seed(0)
+    out = compiled(y)
+    torch.manual_seed(0)
+    expected = eager(x)
     assert torch.equal(out.indices, expected.indices)
     torch.testing.assert_close(out.quantized, expected.quantized)
     torch.testing.assert_close(out.loss, expected.loss)
@@ -280,10 +317,19 @@ def test_indices_above_float32_integers_are_exact(case):
     generator = torch.Generator().manual_seed(0)
     indices = torch.randint(2**24, quantizer.codebook_size, shape, generator=generator)
     indices[0], indices[1] = 2**24 + 1, quantizer.codebook_size - 1  # neither is a float32
+    if case.name == "identity":
+        indices = indices % 0x7F800000  # above are negative numbers, infinity and NaN
     values = quantizer.decode(indices)
-    if case.name == "fsq":
-        values = quantizer.preimage(values)
-    assert torch.equal(quantizer(values).indices, indices)
+    latent = unsquashed(quantizer, values) if case.name == "fsq" else values
+    out = quantizer(latent)
+    assert torch.equal(out.indices, indices)
+    assert torch.equal(out.quantized, values)
+
+
+def unsquashed(quantizer: Quantizer, values: torch.Tensor) -> torch.Tensor:
+    """A latent that FSQ takes to these values, for 8 levels: tanh undone, a little inside the outer levels."""
+    half = 3.5 * (1 - 1e-3)
+    return torch.atanh((values * 4 + 0.5) * 0.998 / half) - math.tan(0.5 / half)
 
 
 class Encoder(nn.Module):
@@ -303,6 +349,7 @@ def train_two_steps(case: Case, rank: int, world: int) -> dict[str, torch.Tensor
     module = Encoder(case).train()
     model = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False) if world > 1 else module
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    torch.manual_seed(rank)
     for step in range(2):
         x = latents(module.quantizer.dim, seed=10 + step).flatten(0, 2).chunk(world)[rank]
         target = latents(module.quantizer.dim, seed=20 + step).flatten(0, 2).chunk(world)[rank]
@@ -311,7 +358,10 @@ def train_two_steps(case: Case, rank: int, world: int) -> dict[str, torch.Tensor
         (out.loss + (out.quantized - target).square().mean()).backward()
         optimizer.step()
     whole = module.eval()(latents(module.quantizer.dim, seed=30))
-    return dict(module.state_dict()) | {"indices": whole.indices}
+    state = dict(module.state_dict()) | {"quantized": whole.quantized}
+    if module.quantizer.codebook_size < 2**32:  # the last bits of a float32 depend on how a sum was split
+        state["indices"] = whole.indices
+    return state
 
 
 def run_rank(rank: int, folder: str) -> None:
@@ -333,7 +383,7 @@ def test_two_processes_equal_one(number, two_processes):
     one = train_two_steps(CASES[number], 0, 1)
     for rank in range(2):
         two = two_processes[rank][number]
-        assert torch.equal(two["indices"], one["indices"])
-        torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+        if not CASES[number].random:
+            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
     for key, value in two_processes[0][number].items():
         assert torch.equal(value, two_processes[1][number][key]), f"{key} differs between the ranks"

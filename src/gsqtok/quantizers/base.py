@@ -151,3 +151,24 @@ def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
     return what the decoder was trained on. Adding a difference that is exactly zero is not.
     """
     return quantized.detach() + (latent - latent.detach())
+
+
+def group_size(dim: int, groups: int) -> int:
+    """Channels of one group, dim / groups; ValueError if that is not a positive whole number."""
+    if groups < 1 or dim < 1 or dim % groups:
+        raise ValueError(f"dim must be a positive multiple of groups, got dim = {dim}, groups = {groups}")
+    return dim // groups
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """``value``, if it is allowed; a ValueError that lists what is, if not."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got '{value}'")
+    return value
+
+
+def not_below(name: str, value: float, least: float) -> float:
+    """``value``, if it is at least ``least``; a ValueError if not."""
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least:g}, got {value}")
+    return value
