@@ -10,10 +10,9 @@ from torch import Tensor
 from gsqtok.search.rows import largest_entry, unit
 
 TILE = 64  # codewords whose scores are reduced to their maximum
-CPU_BLOCK = (128, 2048)  # latents, codewords: 2 MiB of scores, what a core's L2 cache holds
-CUDA_BLOCK = (1024, 16384)
-TILE_MAXIMA = 1 << 20  # of one block of latents over the whole codebook, 8 MiB
-CONVERTED = 1 << 16  # codewords converted at once
+BLOCK = {"cpu": (256, 1024), "cuda": (4096, 4096)}  # latents, codewords; 2 MiB of scores are a CPU core's L2 cache
+AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 23}  # numbers a latent block's tile maxima, or its best tiles, may take
+CONVERTED = 1 << 15  # codewords converted at once
 ROUNDING = 2.0**-50  # of float64 sums, with room to spare
 
 
@@ -25,34 +24,37 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str) -> Tensor:
     """
     to_points = _Points(latents, codebook, metric)
     tiles = -(-len(codebook) // TILE)
-    points = to_points.codewords(codebook, tiles * TILE)
-    reach = points.view(tiles, TILE, -1).norm(dim=2).amax(dim=1)
+    points = to_points.codewords(codebook, tiles * TILE).view(tiles, TILE, -1)
+    reach = points.square().sum(dim=2).amax(dim=1).sqrt()
+    kind = "cuda" if latents.is_cuda else "cpu"
+    rows = max(1, AT_ONCE[kind] // max(tiles, TILE * points.shape[2]))
 
-    at_once, codewords = CUDA_BLOCK if latents.is_cuda else CPU_BLOCK
-    at_once = min(at_once, max(1, TILE_MAXIMA // tiles))
     found = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
-    for start in range(0, len(latents), at_once):
-        z = to_points.latents(latents[start : start + at_once])
-        maxima = _tile_maxima(points, z, codewords)
+    for start in range(0, len(latents), rows):
+        z = to_points.latents(latents[start : start + rows])
+        maxima = _tile_maxima(points, z, *BLOCK[kind])
         best, tile = maxima.max(dim=0)
         slack = ROUNDING * z.shape[1] * z.norm(dim=1) * reach[tile]
         tile = (maxima >= best - slack).byte().argmax(dim=0)
-        scores = torch.bmm(points.view(tiles, TILE, -1)[tile], z.unsqueeze(2)).squeeze(2)
-        within = (scores >= scores.amax(dim=1, keepdim=True) - slack.unsqueeze(1)).byte().argmax(dim=1)
-        found[start : start + at_once] = tile * TILE + within
+        scores = torch.bmm(points[tile], z.unsqueeze(2)).squeeze(2)
+        within = (scores >= (scores.amax(dim=1) - slack).unsqueeze(1)).byte().argmax(dim=1)
+        found[start : start + rows] = tile * TILE + within
     return found
 
 
-def _tile_maxima(points: Tensor, z: Tensor, codewords: int) -> Tensor:
-    """Largest product of each latent z (n, k) with each tile of codewords: (tiles, n)."""
-    maxima = z.new_empty(len(points) // TILE, len(z))
-    scores = z.new_empty(codewords, len(z))
-    for start in range(0, len(points), codewords):
-        block = points[start : start + codewords]
-        # Codewords down, latents across: the maximum over a tile is then one of whole vectors, not within them.
-        product = torch.mm(block, z.T, out=scores[: len(block)])
-        tiles = slice(start // TILE, (start + len(block)) // TILE)
-        torch.amax(product.view(-1, TILE, len(z)), dim=1, out=maxima[tiles])
+def _tile_maxima(points: Tensor, z: Tensor, rows: int, codewords: int) -> Tensor:
+    """Largest product of each latent z (n, k) with the codewords of each tile (tiles, TILE, k): (tiles, n)."""
+    maxima = z.new_empty(len(points), len(z))
+    for row in range(0, len(z), rows):
+        columns = z[row : row + rows].T
+        scores = z.new_empty(codewords, columns.shape[1])
+        for first in range(0, len(points), codewords // TILE):
+            block = points[first : first + codewords // TILE]
+            # Codewords down, latents across: the maximum over a tile is then one of whole vectors, not within them.
+            product = torch.mm(block.flatten(0, 1), columns, out=scores[: len(block) * TILE])
+            torch.amax(
+                product.unflatten(0, (-1, TILE)), dim=1, out=maxima[first : first + len(block), row : row + rows]
+            )
     return maxima
 
 

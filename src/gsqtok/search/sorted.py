@@ -9,6 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from gsqtok.search.rows import TINY
+
 
 def nearest_on_line(latents: Tensor, codebook: Tensor) -> Tensor:
     """Index of the codeword of nearest value, int64 (N,), for finite latents (N, 1) and codebook (V, 1)."""
@@ -26,24 +28,25 @@ def nearest_on_circle(latents: Tensor, codebook: Tensor) -> Tensor:
 
     A zero row has similarity 0 to everything, as at a right angle.
     """
-    z, c = _angle(latents), _angle(codebook)
-    zero = ~codebook.any(dim=1)
+    z, c = _scaled(latents), _scaled(codebook)
+    zero = ~c.any(dim=1)
     # A zero codeword has no angle: infinity puts it behind all others, out of the range that is searched.
-    angles, order = torch.sort(c.masked_fill(zero, math.inf), stable=True)
+    turns, order = torch.sort(_turn(c).masked_fill(zero, math.inf), stable=True)
     last = (len(c) - 1 - zero.sum()).clamp_min(0)
 
-    after = torch.searchsorted(angles, z)  # the first codeword >= z
+    after = torch.searchsorted(turns, _turn(z))  # the first codeword that is not before z
     before = torch.where(after == 0, last, after - 1)
-    before = torch.searchsorted(angles, angles[before])  # first of the equals: the lowest index
+    before = torch.searchsorted(turns, turns[before])  # first of the equals: the lowest index
     after = torch.where(after > last, 0, after)  # the seam: behind the last comes the first
-    to_before, to_after = _arc(z, angles[before]), _arc(z, angles[after])
-    found = _nearer(to_before, to_after, order[before], order[after])
+    before, after = order[before], order[after]
+    to_before, to_after = _arc(z, c[before]), _arc(z, c[after])
+    found = _nearer(to_before, to_after, before, after)
 
     first_zero = torch.where(zero, torch.arange(len(c), device=c.device), len(c)).amin()
-    beyond = torch.minimum(to_before, to_after) - math.pi / 2
-    found = torch.where((beyond > 0) & (first_zero < len(c)), first_zero, found)
-    found = torch.where(beyond == 0, torch.minimum(found, first_zero), found)
-    return found.masked_fill(~latents.any(dim=1), 0)
+    similarity = (z * c[found]).sum(dim=1)
+    found = torch.where((similarity < 0) & (first_zero < len(c)), first_zero, found)
+    found = torch.where(similarity == 0, torch.minimum(found, first_zero), found)
+    return found.masked_fill(~z.any(dim=1), 0)
 
 
 def _nearer(to_first: Tensor, to_second: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -51,13 +54,24 @@ def _nearer(to_first: Tensor, to_second: Tensor, first: Tensor, second: Tensor) 
     return torch.where(to_first == to_second, torch.minimum(first, second), nearer)
 
 
-def _angle(rows: Tensor) -> Tensor:
-    """Angle of each row in (-pi, pi], float64; -pi, where atan2 puts (-1, -0.0), is pi."""
-    angle = torch.atan2(rows[:, 1].double(), rows[:, 0].double())
-    return torch.where(angle <= -math.pi, math.pi, angle)
+def _scaled(rows: Tensor) -> Tensor:
+    """Rows as float64 with a largest entry of 1, or all zero."""
+    rows = rows.double()
+    return rows / rows.abs().amax(dim=1, keepdim=True).clamp_min(TINY)
+
+
+def _turn(rows: Tensor) -> Tensor:
+    """A number in (-2, 2] that grows with the angle of each row from -pi to pi.
+
+    Made of exactly rounded operations alone, so equal rows get equal numbers; atan2 differs in its last digit between
+    the vector part of a loop and the rest.
+    """
+    x, y = rows[:, 0], rows[:, 1]
+    slope = y / (x.abs() + y.abs())
+    turn = torch.where(x >= 0, slope, torch.where(y >= 0, 2 - slope, -2 - slope))
+    return torch.where(turn <= -2, 2.0, turn)
 
 
 def _arc(a: Tensor, b: Tensor) -> Tensor:
-    """Length of the shorter arc between two angles in (-pi, pi]; infinite if b is."""
-    arc = (a - b).abs()
-    return torch.minimum(arc, (2 * math.pi - arc).abs())
+    """Angle between rows of a and rows of b, in [0, pi]."""
+    return torch.atan2((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).abs(), (a * b).sum(dim=1))
