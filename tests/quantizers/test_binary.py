@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional as F
-from vector_quantize_pytorch import LFQ as Peer  # noqa: N811
+from vector_quantize_pytorch import LFQ as Peer
 
 from gsqtok.quantizers import BSQ, LFQ
 from gsqtok.quantizers.binary import binary_entropies
@@ -52,9 +52,9 @@ def test_entropies_are_those_of_the_softmax_over_all_codes(kind, bits):
     loss.backward()
 
     torch.testing.assert_close(out.quantized.double(), nearest)
-    torch.testing.assert_close(out.losses["sample_entropy"].double(), sample)
-    torch.testing.assert_close(out.losses["batch_entropy"].double(), batch)
-    torch.testing.assert_close(out.loss.double(), loss)
+    torch.testing.assert_close(out.losses["sample_entropy"].double(), sample, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(out.losses["batch_entropy"].double(), batch, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(out.loss.double(), loss, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(latent.grad.double(), z.grad, rtol=1e-4, atol=1e-6)
 
 

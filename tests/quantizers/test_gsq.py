@@ -179,9 +179,9 @@ def test_entropy_loss_is_that_of_the_softmax_over_minus_distance():
 
 def test_entropy_loss_spreads_the_assignment():
     """The right sign: a step down the loss of a collapsed codebook makes its use more even."""
-    codebook = torch.cat([torch.tensor([[1.0, 0.0]]), torch.tensor([-1.0, 0.05]) + 0.01 * random(7, 2)])
-    quantizer = with_codebook(codebook, 2, 1, entropy_weight=1.0, temperature=0.3, commitment_weight=0.0).train()
-    latent = F.normalize(torch.tensor([1.0, 0.3]) + 0.3 * random(256, 2, seed=1), dim=-1)
+    codebook = torch.cat([torch.tensor([[1.0, 0.0]]), torch.tensor([0.0, 1.0]) + 0.1 * random(7, 2)])
+    quantizer = with_codebook(codebook, 2, 1, entropy_weight=1.0, temperature=0.5, commitment_weight=0.0).train()
+    latent = F.normalize(torch.tensor([1.0, -0.3]) + 0.3 * random(256, 2, seed=1), dim=-1)
     optimizer = torch.optim.SGD(quantizer.parameters(), lr=0.05)
     entropies = []
     for _ in range(50):
@@ -190,7 +190,8 @@ def test_entropy_loss_spreads_the_assignment():
         optimizer.zero_grad()
         out.loss.backward()
         optimizer.step()
-    assert entropies[-1] > entropies[0] + 0.1
+    assert entropies[0] < 0.7
+    assert entropies[-1] > entropies[0] + 0.05
 
 
 def test_coding_rate_gap():

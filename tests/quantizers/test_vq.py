@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from torch.nn import functional as F
 from vector_quantize_pytorch import VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
@@ -28,33 +27,42 @@ def test_nearest_codeword_by_hand():
     assert out.losses["codebook"].item() == pytest.approx((0.36 + 0.01 + 1.44) / 4)
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_values_losses_and_gradients_of_vector_quantize_pytorch(metric):
-    """Its commitment loss takes the raw codewords in cosine mode alike, since it keeps them normalised."""
-    cosine = metric == "cosine"
+def test_values_losses_and_gradients_of_vector_quantize_pytorch():
     peer = VectorQuantize(
         dim=8,
         codebook_size=64,
-        use_cosine_sim=cosine,
         learnable_codebook=True,
         ema_update=False,
         commitment_weight=0.25,
         rotation_trick=False,
     )
-    quantizer = set_codebook(VQ(8, codebook_size=64, metric=metric), peer.codebook.detach())
+    quantizer = set_codebook(
+        VQ(
+            8,
+            codebook_size=64,
+        ),
+        peer.codebook.detach(),
+    )
     latent = random(1, 200, 8)
     mine, theirs = latent.clone().requires_grad_(), latent.clone().requires_grad_()
     out = quantizer(mine)
     their_value, their_index, _ = peer.eval()(theirs)
     assert torch.equal(out.indices[..., 0], their_index)
     torch.testing.assert_close(out.quantized, their_value)
-    if not cosine:
-        peer.train()
-        their_value, _, their_loss = peer(theirs)
-        (their_loss.sum() + their_value.square().sum()).backward()
-        (0.25 * out.losses["commitment"] + out.quantized.square().sum()).backward()
-        torch.testing.assert_close(0.25 * out.losses["commitment"], their_loss.squeeze())
-        torch.testing.assert_close(mine.grad, theirs.grad)
+    their_value, _, their_loss = peer.train()(theirs)
+    (their_loss.sum() + their_value.square().sum()).backward()
+    (0.25 * out.losses["commitment"] + out.quantized.square().sum()).backward()
+    torch.testing.assert_close(0.25 * out.losses["commitment"], their_loss.squeeze())
+    torch.testing.assert_close(mine.grad, theirs.grad)
+
+
+def test_cosine_lookup_of_vector_quantize_pytorch():
+    peer = VectorQuantize(dim=8, codebook_size=64, use_cosine_sim=True).eval()
+    quantizer = set_codebook(VQ(8, codebook_size=64, metric="cosine"), 3 * peer.codebook).eval()
+    value, index, _ = peer(random(1, 200, 8))
+    out = quantizer(random(1, 200, 8))
+    assert torch.equal(out.indices[..., 0], index)
+    torch.testing.assert_close(out.quantized, value)
 
 
 def test_rotation_gradient_is_that_of_the_explicit_matrix():
@@ -118,11 +126,12 @@ def test_kmeans_start_is_not_repeated_after_a_load():
 
 def test_kmeans_takes_the_running_mean():
     """With codewords far apart, each ends at the mean of all latents that it won, whatever the batches."""
-    torch.manual_seed(0)
-    quantizer = VQ(1, codebook_size=2, init="kmeans").train()
-    quantizer(torch.tensor([[-10.0]] * 8 + [[10.0]] * 8))
-    if quantizer.codebook.detach().flatten().sign().sum() != 0:
-        pytest.skip("both codewords started in one cluster")
+    for seed in range(20):
+        torch.manual_seed(seed)
+        quantizer = VQ(1, codebook_size=2, init="kmeans").train()
+        quantizer(torch.tensor([[-10.0]] * 8 + [[10.0]] * 8))
+        if quantizer.codebook.detach().prod() < 0:  # the two have not started in one cluster
+            break
     quantizer(torch.tensor([[-13.0]] * 8 + [[16.0]] * 16))
     expected = torch.tensor([-11.5, (8 * 10 + 16 * 16) / 24])
     torch.testing.assert_close(quantizer.codebook.detach().flatten().sort().values, expected)
@@ -144,4 +153,3 @@ def test_start_and_bad_options():
 def test_cosine_hands_on_unit_vectors():
     out = VQ(6, groups=2, codebook_size=32, metric="cosine")(random(10, 6))
     torch.testing.assert_close(out.quantized.detach().unflatten(-1, (2, 3)).norm(dim=-1), torch.ones(10, 2))
-    assert F.mse_loss(out.quantized, out.quantized) == 0

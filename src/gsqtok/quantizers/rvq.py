@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -13,7 +12,7 @@ from torch.nn import functional as F
 from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_below, straight_through
 from gsqtok.quantizers.codebook import nearest_codewords, take_codewords
 from gsqtok.quantizers.registry import register_quantizer
-from gsqtok.quantizers.sphere import random_code_error
+from gsqtok.quantizers.sphere import residual_stages
 from gsqtok.quantizers.vq import VQ
 
 
@@ -94,13 +93,15 @@ class RVQ(Quantizer):
         self.decode(indices)
         return self._sum(indices.long(), torch.tensor(stages, device=indices.device))
 
+    @torch.no_grad()
     def observe(self, latent: Tensor, indices: Tensor) -> None:
-        """Lets every stage see its residuals."""
-        residual = latent
-        for quantizer, of_stage in zip(self.quantizers, self._by_stage(indices), strict=True):
-            value = quantizer.lookup(of_stage).detach()
-            quantizer.observe(residual, of_stage)
-            residual = residual - value
+        """k-means of the stages in turn, each on what the moved codewords of those before it leave."""
+        if all(quantizer.kmeans_left == 0 for quantizer in self.quantizers):
+            return
+        valid, residual = (indices >= 0).all(-1, keepdim=True), latent
+        for quantizer in self.quantizers:
+            quantizer.observe(residual, torch.where(valid, quantizer.quantize(residual).indices, -1))
+            residual = residual - quantizer.lookup(quantizer.quantize(residual).indices)
 
     def _by_stage(self, indices: Tensor) -> Iterator[Tensor]:
         return iter(indices.unflatten(-1, (self.groups, self.stages)).unbind(-1))
@@ -159,13 +160,8 @@ class RSQ(RVQ):
         )
 
     def _stage(self, stage: int) -> VQ:
-        return _SphericalStage(self.dim, self.groups, self.codebook_size, self.commitment_weight, self._radius(stage))
-
-    def _radius(self, stage: int) -> float:
-        """1 in the first stage; later the mean projection of the residual on its nearest direction."""
-        error = random_code_error(self.dim // self.groups, self.codebook_size)
-        cosine = max(0.0, 1 - error / 2)
-        return 1.0 if stage == 0 else cosine * math.sqrt(error * (1 - cosine**2) ** (stage - 1))
+        radius, _ = residual_stages(self.dim // self.groups, self.codebook_size, stage + 1)[-1]
+        return _SphericalStage(self.dim, self.groups, self.codebook_size, self.commitment_weight, radius)
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""

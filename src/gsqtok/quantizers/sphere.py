@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor
 
-STEPS = 20_001  # of the integrals over the angle: relative error below 1e-6
+STEPS = 60_001  # of the integrals over the angle: relative error below 1e-6
 
 
 def random_code_error(d: int, codewords: int) -> float:
@@ -25,7 +25,7 @@ def random_code_error(d: int, codewords: int) -> float:
         codewords: V, at least 1.
     """
     angle, share = _cap_shares(d)
-    tail = (codewords * torch.log1p(-share)).exp()  # stays exact where F is far below 1 / V
+    tail = (float(codewords) * torch.log1p(-share)).exp()  # stays exact where F is far below 1 / V
     return torch.trapezoid(2 * angle.sin() * tail, angle).item()
 
 
@@ -43,8 +43,29 @@ def sphere_bound(d: int, codewords: int) -> float:
     """
     angle, share = _cap_shares(d)
     # Given that the nearest codeword is within the cap: the integral of 2 sin(t) (1 - V F(t)) where that is positive.
-    tail = (1 - codewords * share).clamp_min(0)
+    tail = (1 - float(codewords) * share).clamp_min(0)
     return torch.trapezoid(2 * angle.sin() * tail, angle).item()
+
+
+def residual_stages(d: int, codewords: int, stages: int) -> list[tuple[float, float]]:
+    """Radius of the codewords, and expected squared error, of each stage of a random spherical residual code (RSQ).
+
+    The first stage has radius 1 and leaves the squared chord e. A later stage finds a direction of mean cosine c to
+    what is left, r, whose length its codewords do not know: their best radius is E|r| c, and takes radius^2 off the
+    error. (E|r|)^2 / E(r^2) is taken from the first stage for all, though lengths spread from stage to stage: at
+    V = 4,096 the errors are right within 1 % at d = 32, but at d = 8 too small by 5 % after three stages and 4 times too
+    small after six.
+    """
+    angle, share = _cap_shares(d)
+    tail = (float(codewords) * torch.log1p(-share)).exp()
+    error = random_code_error(d, codewords)
+    mean_chord = torch.trapezoid((angle / 2).cos() * tail, angle).item()
+    cosine, evenness = max(0.0, 1 - error / 2), mean_chord**2 / error
+    found = [(1.0, error)]
+    for _ in range(stages - 1):
+        radius = cosine * math.sqrt(evenness * found[-1][1])
+        found.append((radius, found[-1][1] - radius**2))
+    return found
 
 
 def bsq_error(d: int) -> float:
@@ -100,7 +121,7 @@ def _cap_shares(d: int) -> tuple[Tensor, Tensor]:
     """
     if d < 2:
         raise ValueError(f"a sphere needs at least 2 channels, got {d}")
-    half = torch.logspace(-9, 0, STEPS // 2, dtype=torch.float64) * (math.pi / 2)
+    half = torch.logspace(-30, 0, STEPS // 2, dtype=torch.float64) * (math.pi / 2)
     angle = torch.cat([torch.zeros(1, dtype=torch.float64), half, math.pi - half[:-1].flip(0)])
     weight = angle.sin().clamp_min(0) ** (d - 2)
     share = torch.cumulative_trapezoid(weight, angle)
