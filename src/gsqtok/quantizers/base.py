@@ -39,6 +39,9 @@ class QuantizerOutput:
     losses: dict[str, Tensor] = field(default_factory=dict)
 
 
+torch.export.register_dataclass(QuantizerOutput)
+
+
 class Quantizer(nn.Module, ABC):
     """Base of all quantizers.
 
@@ -76,7 +79,7 @@ class Quantizer(nn.Module, ABC):
 
         Raises:
             ValueError: the last dimension is not ``dim``, or, outside training, a latent is NaN or infinite. In
-                training such a position gets index -1 and a NaN value, so that the loss shows it and a guard can skip
+                training such a position gets index -1 and a NaN value, and the loss is NaN, so that a guard can skip
                 the update without a synchronisation at every step.
             TypeError: the latent is not floating point.
         """
@@ -85,10 +88,18 @@ class Quantizer(nn.Module, ABC):
         if not latent.is_floating_point():
             raise TypeError(f"the latent must be floating point, got {latent.dtype}")
         with torch.autocast(latent.device.type, enabled=False):
-            out = self.quantize(latent.float())
-        if not self.training and not torch.compiler.is_compiling() and (out.indices < 0).any():
-            bad = (out.indices < 0).any(-1).sum().item()
-            raise ValueError(f"{bad} of {out.indices[..., 0].numel()} latent vectors hold NaN or infinity")
+            finite = latent.isfinite().all(-1, keepdim=True)
+            latent = torch.where(finite, latent.float(), 0)
+            out = self.quantize(latent)
+            found = finite & (out.indices >= 0).all(-1, keepdim=True)
+            if not self.training and not torch.compiler.is_compiling() and not found.all():
+                bad = (~found).sum().item()
+                raise ValueError(f"{bad} of {found.numel()} latent vectors, or the codebook, hold NaN or infinity")
+            out.indices = torch.where(found, out.indices, -1)
+            out.quantized = torch.where(found, out.quantized, torch.nan)
+            out.loss = out.loss + torch.where(found.all(), 0.0, torch.nan)
+            if self.training:
+                self.observe(latent.detach(), out.indices)
         return out
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -113,11 +124,19 @@ class Quantizer(nn.Module, ABC):
 
     @abstractmethod
     def quantize(self, latent: Tensor) -> QuantizerOutput:
-        """The method itself: (..., dim) float32, checked, autocast off."""
+        """The method itself: (..., dim) float32, finite, autocast off. Changes no state."""
 
     @abstractmethod
     def lookup(self, indices: Tensor) -> Tensor:
         """The inverse: (..., tokens_per_position) int64, checked -> (..., dim) float32."""
+
+    def observe(self, latent: Tensor, indices: Tensor) -> None:
+        """Called in training after ``quantize``: for codebooks that follow the latents without a gradient.
+
+        Args:
+            latent: (..., dim) float32, detached; zero where it was not finite.
+            indices: (..., tokens_per_position) int64; -1 where the latent was not finite.
+        """
 
     def extra_repr(self) -> str:
         """The configuration and the bits, shown by ``print(quantizer)``."""
@@ -132,3 +151,24 @@ def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
     return what the decoder was trained on. Adding a difference that is exactly zero is not.
     """
     return quantized.detach() + (latent - latent.detach())
+
+
+def group_size(dim: int, groups: int) -> int:
+    """Channels of one group, dim / groups; ValueError if that is not a positive whole number."""
+    if groups < 1 or dim < 1 or dim % groups:
+        raise ValueError(f"dim must be a positive multiple of groups, got dim = {dim}, groups = {groups}")
+    return dim // groups
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """``value``, if it is allowed; a ValueError that lists what is, if not."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got '{value}'")
+    return value
+
+
+def not_below(name: str, value: float, least: float) -> float:
+    """``value``, if it is at least ``least``; a ValueError if not."""
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least:g}, got {value}")
+    return value

@@ -7,15 +7,17 @@ uniformly on that sphere. No entropy loss is needed.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, straight_through
+from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_below, one_of, straight_through
+from gsqtok.quantizers.codebook import codebook_and_commitment, nearest_codewords, take_codewords
 from gsqtok.quantizers.registry import register_quantizer
-from gsqtok.search import nearest
+from gsqtok.quantizers.soft_assignment import sample_codewords, softmax_entropies
 
 Norm = Literal["l2", "l1", "none", "clip"]
 
@@ -37,9 +39,15 @@ class GSQ(Quantizer):
         output: what a decoder gets: ``"raw"``, the codeword as it is stored (after training it has left the sphere; the
             official checkpoints need this), or ``"normalized"``, the codeword after ``norm``.
         commitment_weight: weight of the commitment loss beside the codebook loss (0.25 in the paper).
+        entropy_weight: weight of an entropy loss, E[H(q(z))] - H(E[q(z)]) with q the softmax over the codewords of
+            -|zn - cn|^2 / ``temperature``; the paper finds that it does not help. Training only.
+        coding_rate_weight: weight of a loss that spreads the codewords' directions; see ``coding_rate_gap``.
+        temperature: of that softmax.
+        sample: draw the index from that softmax in training, instead of taking the nearest codeword.
 
     Losses: ``codebook`` = mse(codeword, sg(zn)) with weight 1, ``commitment`` = mse(sg(codeword), zn), where zn is the
-    normalised latent. The straight-through gradient passes through zn.
+    normalised latent; with their weights ``sample_entropy``, ``batch_entropy`` (nats) and ``coding_rate``. The
+    straight-through gradient passes through zn.
 
     Raises:
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
@@ -54,34 +62,32 @@ class GSQ(Quantizer):
         init: Literal["sphere", "uniform"] = "sphere",
         output: Literal["raw", "normalized"] = "raw",
         commitment_weight: float = 0.25,
+        entropy_weight: float = 0.0,
+        coding_rate_weight: float = 0.0,
+        temperature: float = 0.01,
+        sample: bool = False,
     ) -> None:
         super().__init__()
-        if groups < 1 or dim < 1 or dim % groups:
-            raise ValueError(f"dim must be a positive multiple of groups, got dim = {dim}, groups = {groups}")
-        if codebook_size < 2:
-            raise ValueError(f"codebook_size must be at least 2, got {codebook_size}")
-        d = dim // groups
-        norm = norm or ("l2" if d > 1 else "clip")
-        if norm not in ("l2", "l1", "none", "clip"):
-            raise ValueError(f"norm must be l2, l1, none or clip, got '{norm}'")
+        d = group_size(dim, groups)
+        norm = one_of("norm", norm or ("l2" if d > 1 else "clip"), ("l2", "l1", "none", "clip"))
         if d == 1 and norm in ("l2", "l1"):
             raise ValueError(f"norm '{norm}' leaves only the sign of groups of one channel; use clip or none")
         if d > 1 and norm == "clip":
             raise ValueError(f"norm 'clip' is for groups of one channel, these have {d}; use l2, l1 or none")
-        if init not in ("sphere", "uniform"):
-            raise ValueError(f"init must be sphere or uniform, got '{init}'")
-        if output not in ("raw", "normalized"):
-            raise ValueError(f"output must be raw or normalized, got '{output}'")
-        if commitment_weight < 0:
-            raise ValueError(f"commitment_weight must not be negative, got {commitment_weight}")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
         self.dim = dim
         self.groups = groups
         self.tokens_per_position = groups
-        self.codebook_size = codebook_size
+        self.codebook_size = not_below("codebook_size", codebook_size, 2)
         self.norm = norm
-        self.init = init
-        self.output = output
-        self.commitment_weight = commitment_weight
+        self.init = one_of("init", init, ("sphere", "uniform"))
+        self.output = one_of("output", output, ("raw", "normalized"))
+        self.commitment_weight = not_below("commitment_weight", commitment_weight, 0)
+        self.entropy_weight = not_below("entropy_weight", entropy_weight, 0)
+        self.coding_rate_weight = not_below("coding_rate_weight", coding_rate_weight, 0)
+        self.temperature = temperature
+        self.sample = sample
         self.codebook = nn.Parameter(torch.empty(codebook_size, d))
         self.reset_parameters()
 
@@ -103,35 +109,32 @@ class GSQ(Quantizer):
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
         latent = self._normalize(latent.unflatten(-1, (self.groups, self.group_dim)))
-        indices = self._search(latent.detach())
+        codebook = self._normalize(self.codebook.float())
+        if self.sample and self.training:
+            rows = latent.reshape(-1, self.group_dim)
+            indices = sample_codewords(rows, codebook, self.temperature).view(latent.shape[:-1])
+        else:
+            indices = nearest_codewords(latent, codebook, "cosine" if self.norm == "l2" else "euclidean")
         codewords = self._codewords(indices)
-        codebook_loss = F.mse_loss(codewords, latent.detach())
-        commitment_loss = F.mse_loss(latent, codewords.detach())
-        return QuantizerOutput(
-            quantized=straight_through(latent, codewords).flatten(-2),
-            indices=indices,
-            loss=codebook_loss + self.commitment_weight * commitment_loss,
-            losses={"codebook": codebook_loss, "commitment": commitment_loss},
-        )
+        loss, losses = codebook_and_commitment(latent, codewords, self.commitment_weight)
+        if self.entropy_weight and self.training:
+            rows = latent.reshape(-1, self.group_dim)
+            sample, batch = softmax_entropies(rows, codebook, self.temperature)
+            losses |= {"sample_entropy": sample, "batch_entropy": batch}
+            loss = loss + self.entropy_weight * (sample - batch)
+        if self.coding_rate_weight:
+            losses["coding_rate"] = coding_rate_gap(self.codebook.float())
+            loss = loss + self.coding_rate_weight * losses["coding_rate"]
+        return QuantizerOutput(straight_through(latent, codewords).flatten(-2), indices, loss, losses)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """See ``Quantizer.decode``."""
         return self._codewords(indices).flatten(-2)
 
-    def _search(self, latent: Tensor) -> Tensor:
-        codebook = self._normalize(self.codebook.detach().float())
-        rows = latent.reshape(-1, self.group_dim)
-        finite = rows.isfinite().all(-1)
-        rows = torch.where(finite[:, None], rows, 0)
-        indices = nearest(rows, codebook, metric="cosine" if self.norm == "l2" else "euclidean")
-        return torch.where(finite, indices, -1).view(latent.shape[:-1])
-
     def _codewords(self, indices: Tensor) -> Tensor:
-        """(...,) -> (..., d); NaN where the index is -1."""
-        codewords = F.embedding(indices.clamp_min(0), self.codebook.float())
-        if self.output == "normalized":
-            codewords = self._normalize(codewords)
-        return torch.where(indices[..., None] < 0, torch.nan, codewords)
+        """(...,) -> (..., d)."""
+        codewords = take_codewords(self.codebook, indices)
+        return self._normalize(codewords) if self.output == "normalized" else codewords
 
     def _normalize(self, x: Tensor) -> Tensor:
         if self.norm == "l2":
@@ -141,3 +144,17 @@ class GSQ(Quantizer):
         if self.norm == "clip":
             return x.clamp(-1, 1)
         return x
+
+
+def coding_rate_gap(codebook: Tensor, distortion: float = 0.5) -> Tensor:
+    """How far the total coding rate of the codewords' directions stays below its maximum: (V, d) -> scalar, nats, >= 0.
+
+    R = 1/2 log det(I + d / (V e^2) C^T C) (Yu et al. 2020, arXiv 2006.08558, equation 2) of the l2-normalised codewords
+    C is largest, d/2 log(1 + 1 / e^2), where no direction is preferred. The loss is the difference, so that less is
+    better and 0 is best.
+    """
+    directions = F.normalize(codebook, dim=-1)
+    count, d = directions.shape
+    gram = directions.T @ directions * (d / (count * distortion**2))
+    rate = torch.linalg.slogdet(torch.eye(d, device=gram.device) + gram).logabsdet / 2
+    return d / 2 * math.log1p(1 / distortion**2) - rate
