@@ -78,13 +78,17 @@ def find_files(source: str | Path, split: str | None = None) -> tuple[Kind, list
     return kind, files
 
 
-def exists(source: str | Path) -> bool:
-    """Whether the source names a path or a pattern, rather than a data set of the hub."""
-    return os.path.exists(source) or any(mark in str(source) for mark in "*?[{")
+def may_be_on_hub(source: str | Path) -> bool:
+    """Whether this could be the name of a hub data set, ``owner/name``: no such path, nor a folder ``owner``."""
+    text = str(source)
+    is_name = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", text) and text[0] != "."
+    return bool(is_name) and not os.path.exists(text) and not os.path.exists(text.split("/")[0])
 
 
 def distinct_names(sources: Sequence[str | Path]) -> list[str]:
-    """The shortest trailing parts of the paths that tell them apart, in order.
+    """The shortest trailing parts of the paths, of one length, that tell them apart, in order.
+
+    One length, so that ``a/x`` inside a folder never gets the name of a file ``a/x`` listed beside it.
 
     Raises:
         ValueError: a source is listed twice.
@@ -107,7 +111,7 @@ def _expand(source: str) -> Iterator[tuple[str, str]]:
     if os.path.isfile(source):
         yield source, os.path.basename(source)
         return
-    if not exists(source):
+    if not any(mark in source for mark in "*?[{"):
         raise FileNotFoundError(f"no file or folder {source!r}")
     paths = []
     for pattern in _expand_braces(source):

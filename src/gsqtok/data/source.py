@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsqtok.data.files import IMAGE_SUFFIXES, Kind, SourceFile, distinct_names, exists, find_files
+from gsqtok.data.files import IMAGE_SUFFIXES, Kind, SourceFile, distinct_names, find_files, may_be_on_hub
 
 if TYPE_CHECKING:
     import datasets
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     AnyDataset = datasets.Dataset | datasets.IterableDataset
 
 _logger = logging.getLogger("gsqtok.data")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 _READ_ROWS = 64  # rows of a parquet file or a hub data set read at once when streaming
 _STREAM_SHARDS = 64  # pieces that a streamed listing of image files is cut into
 
@@ -35,8 +34,8 @@ def open_source(
 
     The rows hold ``image``, undecoded (``{"bytes": ..., "path": ...}``, for ``decode_image``), ``key``, a unique and
     stable name, and the other columns that all files share (label, caption, ...). Keys are the relative path for
-    images, ``<file>-<row>`` for parquet files, ``<shard>/<member>`` for tar shards and ``<split>-<row>`` (streaming:
-    ``<split>-<shard>-<row>``) for hub data sets; of several sources, each starts its keys with its own name.
+    images, ``<file>-<row>`` for parquet files, ``<shard.tar>/<member>`` for tar shards and ``<split>-<row>`` for hub
+    data sets (streaming: ``<split>-<shard>-<row>``); of several sources, each starts its keys with its own name.
 
     Without streaming the rows can be addressed by number. Image files are read where they are; parquet files and tar
     shards are converted once to memory-mapped Arrow in the cache of ``datasets`` (HF_HOME), which takes about their
@@ -62,7 +61,7 @@ def open_source(
     pending: list[SourceFile] = []  # files of one kind that follow each other: one part, also if 10,000 were named
     pending_kind: Kind | None = None
     for one, prefix in zip(sources, prefixes, strict=True):
-        if not exists(one) and _HUB_NAME.fullmatch(str(one)):
+        if may_be_on_hub(one):
             kind, files = None, []
         else:
             kind, files = find_files(one, split)
@@ -205,7 +204,6 @@ def _tar_rows(files: list[SourceFile]) -> Iterator[dict[str, Any]]:
     reported like a broken picture, each time.
     """
     for file in files:
-        shard = re.sub(r"\.(tar|tgz|tar\.gz)$", "", file.name, flags=re.IGNORECASE)
         last, prefix, sample = "the start", None, {}
         try:
             with tarfile.open(file.path, "r:*") as archive:
@@ -216,7 +214,7 @@ def _tar_rows(files: list[SourceFile]) -> Iterator[dict[str, Any]]:
                     if not member.isfile() or not stem:  # hidden files have no stem
                         continue
                     if (folder, stem) != prefix:
-                        yield from _sample_rows(shard, sample)
+                        yield from _sample_rows(file.name, sample)
                         prefix, sample = (folder, stem), {}
                     sample[f"{folder}/{name}" if folder else name] = archive.extractfile(member).read()
                     last = member.name
@@ -224,9 +222,9 @@ def _tar_rows(files: list[SourceFile]) -> Iterator[dict[str, Any]]:
             error = None
         except (tarfile.TarError, OSError, EOFError, zlib.error) as failure:
             error = _one_line(failure)
-        yield from _sample_rows(shard, sample)
+        yield from _sample_rows(file.name, sample)
         if error is not None:
-            key = f"{shard}/(unreadable after {last}: {error})"
+            key = f"{file.name}/(unreadable after {last}: {error})"
             yield {"image": {"bytes": b"", "path": None}, "key": key, "label": None, "caption": None}
 
 
@@ -343,4 +341,4 @@ def _concatenate(parts: list[AnyDataset]) -> AnyDataset:
     if len(parts) == 1:
         return parts[0]
     names = list(_features(_common([_extras(part.features, "image") for part in parts])))
-    return datasets.concatenate_datasets([part.select_columns(names) for part in parts])
+    return datasets.concatenate_datasets([part.select_columns(names) for part in parts]).select_columns(names)

@@ -21,7 +21,8 @@ class ImageTransform:
     """Resize, crop and flip.
 
     The short side becomes ``size`` (smaller pictures are enlarged) with Pillow's antialiased filter, then a
-    ``size`` x ``size`` window is cut out; pixel for pixel what torchvision's Resize and CenterCrop do. With ``size=None`` pictures keep their own size.
+    ``size`` x ``size`` window is cut out; pixel for pixel what torchvision's Resize and CenterCrop do. With
+    ``size=None`` pictures keep their own size.
 
     Attributes:
         size: length of the short side in pixels; None: native size, which goes with ``crop="none"``.
