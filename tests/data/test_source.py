@@ -121,6 +121,20 @@ def test_parquet_without_or_with_two_image_columns(tmp_path, write_parquet, enco
         open_source(none)
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_parquet_files_without_rows(tmp_path, write_parquet, encoded, streaming):
+    write_parquet(tmp_path / "a.parquet", [])
+    with pytest.raises(ValueError, match=r"hold no rows: .*a\.parquet"):
+        open_source(tmp_path, streaming=streaming)
+    write_parquet(tmp_path / "b.parquet", [encoded(0)])
+    assert [row["key"] for row in open_source(tmp_path, streaming=streaming)] == ["b-000000"]
+
+
+def test_tar_without_images(tmp_path, write_tar):
+    with pytest.raises(ValueError, match="no image in the tar shards"):
+        open_source(write_tar(tmp_path / "a.tar", {"a.txt": b"x"}))
+
+
 def test_broken_parquet_file(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1 but not really")
     with pytest.raises(ValueError, match="not a readable parquet file") as error:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("gsqtok.data")
 _READ_ROWS = 64  # rows of a parquet file or a hub data set read at once when streaming
+_CONVERT_ROWS = 1000  # rows of a parquet file held in memory while it is converted
 _STREAM_SHARDS = 64  # pieces that a streamed listing of image files is cut into
 
 
@@ -134,7 +135,10 @@ def _open_parquet(files: list[SourceFile], streaming: bool) -> AnyDataset:
             raise ValueError(f"{file.path!r} is not a readable parquet file: {_one_line(error)}") from None
         features = datasets.Features.from_arrow_schema(metadata.schema.to_arrow_schema())
         image = _image_column(features, file.path)
-        layouts.setdefault(image, []).append((file, features, metadata.num_rows))
+        if metadata.num_rows:
+            layouts.setdefault(image, []).append((file, features, metadata.num_rows))
+    if not layouts:
+        raise ValueError(f"the parquet files hold no rows: {', '.join(file.path for file in files[:3])}")
     parts = []
     for image, members in layouts.items():
         extras = _common([_extras(features, image) for _, features, _ in members])
@@ -152,6 +156,7 @@ def _open_parquet(files: list[SourceFile], streaming: bool) -> AnyDataset:
                 split="train",
                 columns=list(wanted),
                 features=wanted,
+                batch_size=_CONVERT_ROWS,  # the default is the size of the first row group, and that may be 0
             )
             part = part if image == "image" else part.rename_column(image, "image")
             part = part.add_column("key", [_row_key(file, row) for file, _, count in members for row in range(count)])
@@ -194,7 +199,10 @@ def _open_tars(files: list[SourceFile], streaming: bool) -> AnyDataset:
     arguments = {"files": files}
     if streaming:
         return datasets.IterableDataset.from_generator(_tar_rows, features=features, gen_kwargs=arguments)
-    return datasets.Dataset.from_generator(_tar_rows, features=features, gen_kwargs=arguments)
+    try:
+        return datasets.Dataset.from_generator(_tar_rows, features=features, gen_kwargs=arguments)
+    except ValueError:  # what datasets says of no rows at all; failures of the generator are DatasetGenerationErrors
+        raise ValueError(f"no image in the tar shards {', '.join(file.path for file in files[:3])}") from None
 
 
 def _tar_rows(files: list[SourceFile]) -> Iterator[dict[str, Any]]:
