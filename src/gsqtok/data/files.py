@@ -94,9 +94,11 @@ def distinct_names(sources: Sequence[str | Path]) -> list[str]:
         ValueError: a source is listed twice.
     """
     parts = [Path(os.path.abspath(source)).parts for source in sources]
-    twice = next((source for i, source in enumerate(sources) if parts[i] in set(parts[:i])), None)
-    if twice is not None:
-        raise ValueError(f"the source {str(twice)!r} is listed twice")
+    seen = set()
+    for source, part in zip(sources, parts, strict=True):
+        if part in seen:
+            raise ValueError(f"the source {str(source)!r} is listed twice")
+        seen.add(part)
     length = 1
     while len({part[-length:] for part in parts}) < len(parts):
         length += 1

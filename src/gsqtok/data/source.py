@@ -70,7 +70,8 @@ def open_source(
         if pending and kind != pending_kind:
             parts.append(_open_files(pending_kind, pending, streaming))
             pending = []
-        pending_kind, pending = kind, pending + files
+        pending_kind = kind
+        pending += files
         if kind is None:
             parts.append(_open_hub(str(one), split, streaming, prefix))
     if pending:
@@ -233,7 +234,7 @@ def _tar_rows(files: list[SourceFile]) -> Iterator[dict[str, Any]]:
         yield from _sample_rows(file.name, sample)
         if error is not None:
             key = f"{file.name}/(unreadable after {last}: {error})"
-            yield {"image": {"bytes": b"", "path": None}, "key": key, "label": None, "caption": None}
+            yield {"image": {"bytes": b"", "path": key}, "key": key, "label": None, "caption": None}
 
 
 def _check_end(archive: tarfile.TarFile) -> None:
