@@ -28,6 +28,8 @@ class ImageTransform:
         size: length of the short side in pixels; None: native size, which goes with ``crop="none"``.
         crop: "center", "random", or "none" (keeps the aspect ratio).
         flip: mirror left to right with probability 1/2.
+        max_resize: with a random crop, the short side becomes a random length from ``size`` to ``max_resize`` (at most
+            its own, if that is larger than ``size``): pictures are seen at several scales.
         resample: "bicubic" or "lanczos".
     """
 
@@ -35,6 +37,7 @@ class ImageTransform:
     crop: Literal["center", "random", "none"] = "center"
     flip: bool = False
     resample: Literal["bicubic", "lanczos"] = "bicubic"
+    max_resize: int | None = None
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
@@ -45,6 +48,8 @@ class ImageTransform:
             raise ValueError(f"resample must be one of {', '.join(_FILTERS)}, got {self.resample!r}")
         if self.size is None and self.crop != "none":
             raise ValueError(f"crop {self.crop!r} needs a size; with size=None use crop='none'")
+        if self.max_resize is not None and (self.crop != "random" or self.max_resize < self.size):
+            raise ValueError(f"max_resize goes with crop='random' and is at least size, got {self.max_resize}")
 
     @property
     def random(self) -> bool:
@@ -71,8 +76,10 @@ class ImageTransform:
 
     def _resize(self, image: Image.Image, size: int, generator: np.random.Generator | None) -> Image.Image:
         width, height = image.size
-        short = min(width, height)
-        full_width, full_height = int(size * width / short), int(size * height / short)
+        short, target = min(width, height), size
+        if self.max_resize is not None:
+            target = int(generator.integers(size, max(size, min(self.max_resize, short)) + 1))
+        full_width, full_height = int(target * width / short), int(target * height / short)
         if full_width * full_height > _MAX_RESIZED_PIXELS:
             raise BrokenImageError(f"{width} x {height} would be {full_width} x {full_height} after resizing")
         if image.size != (full_width, full_height):

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from gsqtok.data import ImageTransform, RejectLog, eval_loader
+from gsqtok.data import ImageTransform, eval_loader
 from gsqtok.evaluation.metrics import CodebookUsage, ReconstructionMetrics
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -45,33 +45,35 @@ def evaluate(
     Raises:
         ValueError: no picture could be read.
     """
-    metrics = ReconstructionMetrics().to(tokenizer.device)
     quantizer = tokenizer.quantizer
-    usage = CodebookUsage(quantizer.codebook_size, quantizer.tokens_per_position).to(tokenizer.device)
-    rejects = RejectLog()
+    metrics = ReconstructionMetrics()
+    usage = CodebookUsage(quantizer.codebook_size, quantizer.tokens_per_position)
+    if tokenizer.device.type == "cuda":  # elsewhere the metrics stay on the CPU, which has float64
+        metrics, usage = metrics.to(tokenizer.device), usage.to(tokenizer.device)
     count, seconds = 0, 0.0
-    for batch in eval_loader(dataset, transform or ImageTransform(None, crop="none"), batch_size, workers, rank, world_size):
-        rejects.add(batch["rejected"])
+    transform = transform or ImageTransform(None, crop="none")
+    loader = eval_loader(
+        dataset, transform, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size
+    )
+    for batch in loader:
         images = batch["image"].to(tokenizer.device)
-        if len(images):
-            start = time.perf_counter()
-            tokens = tokenizer.encode(images)
-            reconstruction = tokenizer.decode(tokens, tuple(images.shape[2:]))
-            if images.is_cuda:
-                torch.cuda.synchronize(images.device)
-            seconds += time.perf_counter() - start
-            metrics.update(reconstruction, images)
-            usage.update(tokens)
-            count += len(images)
+        start = time.perf_counter()
+        tokens = tokenizer.encode(images)
+        reconstruction = tokenizer.decode(tokens, tuple(images.shape[2:]))
+        if images.is_cuda:
+            torch.cuda.synchronize(images.device)
+        seconds += time.perf_counter() - start
+        metrics.update(reconstruction, images)
+        usage.update(tokens)
+        count += len(images)
         if on_progress is not None:
             on_progress(len(images) + len(batch["rejected"]))
-    rejects.log_summary()
     if not count and world_size == 1:
-        raise ValueError(f"no picture could be read: {rejects.summary()}")
+        raise ValueError(f"no picture could be read: {loader.rejects.summary()}")
     return {
         **metrics.compute(),
         **usage.compute(),
-        "rejected": len(rejects),
+        "rejected": len(loader.rejects),
         "bits_per_position": quantizer.bits,
         "bits_per_pixel": tokenizer.bits_per_pixel,
         "images_per_second": count / seconds if seconds else 0.0,

@@ -22,7 +22,6 @@ class DataConfig:
             own; null resizes it to size.
         flip: mirror half of the pictures.
         streaming: read while training instead of preparing the whole source first.
-        cache: keep decoded training pictures in memory; worth it for small sets.
         workers: processes that decode pictures, for each rank.
     """
 
@@ -34,7 +33,6 @@ class DataConfig:
     max_resize: int | None = None
     flip: bool = True
     streaming: bool = False
-    cache: bool = False
     workers: int = 4
 
 
@@ -146,6 +144,5 @@ RESUMABLE = {
     "keep_checkpoints",
     "data.validation",
     "data.validation_split",
-    "data.cache",
     "data.workers",
 }

@@ -93,10 +93,11 @@ class RunLog:
         """Save pictures (N, 3, H, W) above their reconstructions, to samples/ and to the curves."""
         if not self.main:
             return
-        pairs = make_grid([*images, *reconstructions], nrow=len(images), value_range=(-1, 1), padding=2, pad_value=1.0)
+        pairs = make_grid([*images, *reconstructions], nrow=len(images), padding=2, pad_value=1.0)
         picture: Image.Image = to_pil(pairs)
         picture.save(self.run.samples / f"step-{step:08d}.png")
-        self.accelerator.log_images({"reconstructions": ((pairs.clamp(-1, 1) + 1) / 2)[None].numpy()}, step=step)
+        for tracker in self.accelerator.trackers:
+            tracker.log_images({"reconstructions": ((pairs.clamp(-1, 1) + 1) / 2)[None].numpy()}, step=step)
 
 
 def _short(value: float) -> str:

@@ -25,11 +25,13 @@ from gsqtok.training.ema import averaged
 from gsqtok.training.guards import FiniteGuard
 from gsqtok.training.logs import RunLog
 from gsqtok.training.objective import Objective
-from gsqtok.training.pictures import fixed_pictures, training_set, validation_set
+from gsqtok.training.pictures import fixed_pictures, training_pictures, validation_pictures
 from gsqtok.training.run_folder import RunFolder, step_of
 
 log = logging.getLogger("gsqtok.training")
-EXTRA = "extra.pt"  # in a checkpoint: what accelerate's own files do not hold
+# In a checkpoint, what accelerate's own files do not hold:
+EXTRA = "extra.pt"
+USAGE = "usage-{}.pt"  # of each rank
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -73,9 +75,9 @@ class Trainer:
                 f"{config.gradient_accumulation} times {ranks} ranks"
             )
         self.objective = Objective(config.loss).to(device)
-        self.pictures = training_set(config.data, config.seed)
-        self.validation = validation_set(config.data)
-        self.fixed = fixed_pictures(config.data, self.validation)
+        self.pictures, self.transform = training_pictures(config.data)
+        self.validation = validation_pictures(config.data)
+        self.fixed = fixed_pictures(config.data, self.pictures if self.validation is None else self.validation)
 
         self.ema = averaged(tokenizer.to(device), config.ema_decay)
         if config.compile:  # in place, so that the weights keep their names; after the copy, which stays eager
@@ -94,6 +96,7 @@ class Trainer:
             ),
         )
         self.usage = CodebookUsage(tokenizer.quantizer.codebook_size, tokenizer.quantizer.tokens_per_position)
+        self.usage.persistent(True)  # part of a checkpoint: figures over an epoch outlive a restart
         self.usage.to(device)
         self.guard, self.rejects = FiniteGuard(), RejectLog()
         self.start = 0
@@ -106,7 +109,7 @@ class Trainer:
     def run(self) -> Path:
         """Train from the start, or from the checkpoint, to the last step."""
         config, accelerator = self.config, self.accelerator
-        steps_per_epoch = self.steps_per_epoch()
+        usage_every = self.steps_of_usage()
         sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
         summed = 0
         with RunLog(self.folder, accelerator, self.start, config.steps) as run_log:
@@ -127,11 +130,11 @@ class Trainer:
                     sums.clear()
                     summed = 0
                 paused = run_log.pause()
-                if step % steps_per_epoch == 0 or last:  # over an epoch: a batch's perplexity says little
-                    figures = self.usage.compute()
-                    run_log.measured(
-                        step, {f"codebook/{name}": float(figures[name]) for name in ("usage", "perplexity")}
-                    )
+                if step % usage_every == 0 or last:
+                    if int(self.usage.positions):
+                        figures = self.usage.compute()
+                        shown = ("usage", "perplexity")
+                        run_log.measured(step, {f"codebook/{name}": float(figures[name]) for name in shown})
                     self.usage.reset()
                 if step % config.validate_every == 0 or last:
                     self.validate(step, run_log)
@@ -146,6 +149,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         parts = config.gradient_accumulation
         means: dict[str, Tensor] = {}
+        tokens: list[Tensor] = []
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, config.steps)
         for part, batch in enumerate(islice(batches, parts), 1):
@@ -156,13 +160,15 @@ class Trainer:
                     out = self.model(images)
                     loss, terms = self.objective(out, images)
                 accelerator.backward(loss / parts)
-            self.usage.update(out.tokens)
+            tokens.append(out.tokens)
             for name, term in terms.items():
                 means[name] = means.get(name, 0) + term / parts
         norm = accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip)
         if self.guard.allows(step, norm, means):
             self.optimizer.step()
             self.ema.update_parameters(self.tokenizer)
+            for part_tokens in tokens:
+                self.usage.update(part_tokens)
         self.optimizer.zero_grad(set_to_none=True)
         return means | {"gradient_norm": norm}
 
@@ -172,6 +178,7 @@ class Trainer:
         return iter(
             train_loader(
                 self.pictures,
+                self.transform,
                 batch_size=self.config.batch_size // parts,
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,
@@ -201,13 +208,13 @@ class Trainer:
 
     def save(self, step: int) -> None:
         """Write a checkpoint and the averaged tokenizer."""
-        counts = self.usage.total_counts()
+        rank = self.accelerator.process_index
 
         def write(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
+            torch.save(self.usage.state_dict(), folder / USAGE.format(rank))
             if self.accelerator.is_main_process:
-                extra = {"ema": self.ema.state_dict(), "skipped": self.guard.skipped, "counts": counts.cpu()}
-                torch.save(extra, folder / EXTRA)
+                torch.save({"ema": self.ema.state_dict(), "skipped": self.guard.skipped}, folder / EXTRA)
 
         main = self.accelerator.is_main_process
         self.folder.save(step, write, self.accelerator.wait_for_everyone, main, self.config.keep_checkpoints)
@@ -220,16 +227,21 @@ class Trainer:
         extra = torch.load(checkpoint / EXTRA, map_location=self.accelerator.device, weights_only=True)
         self.ema.load_state_dict(extra["ema"])
         self.guard.skipped = extra["skipped"]
-        if self.accelerator.is_main_process:  # they are summed over ranks
-            self.usage.load_counts(extra["counts"])
+        usage = checkpoint / USAGE.format(self.accelerator.process_index)
+        if usage.exists():  # not for a rank that an earlier start with fewer ranks did not have
+            self.usage.load_state_dict(torch.load(usage, map_location=self.accelerator.device, weights_only=True))
         self.start = step_of(checkpoint)
 
-    def steps_per_epoch(self) -> int:
-        """Steps until every picture was seen once; a streaming source has no length, so there it is 1,000."""
+    def steps_of_usage(self) -> int:
+        """Steps over which codebook usage is counted: an epoch or more, since a batch's perplexity says little.
+
+        A streaming source has no length; there it is 1,000 steps.
+        """
         try:
-            return max(1, math.ceil(len(self.pictures) / self.config.batch_size))
+            epoch = math.ceil(len(self.pictures) / self.config.batch_size)
         except TypeError:
-            return 1000
+            epoch = 1000
+        return math.ceil(epoch / self.config.log_every) * self.config.log_every
 
     def mean_over_ranks(self, values: dict[str, Tensor]) -> dict[str, float]:
         """Mean of scalars over all ranks."""
