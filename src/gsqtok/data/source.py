@@ -134,7 +134,12 @@ def _open_parquet(files: list[SourceFile], streaming: bool) -> AnyDataset:
             metadata = pq.read_metadata(file.path)
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file.path!r} is not a readable parquet file: {_one_line(error)}") from None
-        features = datasets.Features.from_arrow_schema(metadata.schema.to_arrow_schema())
+        schema = metadata.schema.to_arrow_schema()
+        try:
+            features = datasets.Features.from_arrow_schema(schema)
+        except ValueError as error:  # such as ImageNet's class names, of which two are "crane"
+            _logger.info("%s: left out what the file says of its columns (%s)", file.path, error)
+            features = datasets.Features.from_arrow_schema(schema.remove_metadata())
         image = _image_column(features, file.path)
         if metadata.num_rows:
             layouts.setdefault(image, []).append((file, features, metadata.num_rows))

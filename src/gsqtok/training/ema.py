@@ -14,8 +14,9 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     within a short run too.
     """
 
-    def update(averages: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
-        n = int(count)
-        torch._foreach_lerp_(averages, current, 1 - min(decay, (1 + n) / (10 + n)))
+    def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+        n = count.float()  # stays on its device: a number would make the host wait for it
+        rate = 1 - torch.clamp((1 + n) / (10 + n), max=decay)
+        torch._foreach_lerp_(averages, current, rate)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
