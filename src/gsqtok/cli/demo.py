@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gsqtok.cli.options import add_model, console, load_model, parser, progress
 
-PICTURES = Path(__file__).parent.parent / "demo_pictures"
+PICTURES = Path(__file__).parent.parent / "demo_pictures" / "*.png"
 
 
 def main(argv: list[str]) -> None:

@@ -80,14 +80,9 @@ class Trainer:
         self.fixed = fixed_pictures(config.data, self.pictures if self.validation is None else self.validation)
 
         self.ema = averaged(tokenizer.to(device), config.ema_decay)
-        self.memory_format = torch.contiguous_format
         if config.compile:  # in place, so that the weights keep their names; after the copy, which stays eager
-            # Compiled, GroupNorm is as fast channels last, and convolutions are faster; eager, GroupNorm is slower.
-            self.memory_format = torch.channels_last
-            tokenizer.to(memory_format=self.memory_format)
-            for network in (tokenizer.encoder, tokenizer.decoder, self.objective.perceptual):
-                if network is not None:
-                    network.compile()
+            tokenizer.encoder.compile()
+            tokenizer.decoder.compile()
         self.tokenizer = tokenizer
         self.model, self.optimizer = self.accelerator.prepare(
             tokenizer,
@@ -159,7 +154,7 @@ class Trainer:
             group["lr"] = learning_rate(config.optimizer, step, config.steps)
         for part, batch in enumerate(islice(batches, parts), 1):
             self.rejects.add(batch["rejected"])
-            images = batch["image"].to(accelerator.device, non_blocking=True).to(memory_format=self.memory_format)
+            images = batch["image"].to(accelerator.device, non_blocking=True)
             with accelerator.no_sync(self.model) if part < parts else nullcontext():
                 with accelerator.autocast():
                     out = self.model(images)
