@@ -53,8 +53,8 @@ def residual_stages(d: int, codewords: int, stages: int) -> list[tuple[float, fl
     The first stage has radius 1 and leaves the squared chord e. A later stage finds a direction of mean cosine c to
     what is left, r, whose length its codewords do not know: their best radius is E|r| c, and takes radius^2 off the
     error. (E|r|)^2 / E(r^2) is taken from the first stage for all, though lengths spread from stage to stage: at
-    V = 4,096 the errors are right within 1 % at d = 32, but at d = 8 too small by 5 % after three stages and 4 times too
-    small after six.
+    V = 4,096 the errors are right within 1 % at d = 32, but at d = 8 too small by 5 % after three stages and 4 times
+    too small after six.
     """
     angle, share = _cap_shares(d)
     tail = (float(codewords) * torch.log1p(-share)).exp()

@@ -48,8 +48,6 @@ def nearest(
         TypeError: a dtype that is not floating-point.
     """
     check(latents, codebook, metric)
-    if use_triton:
-        raise ValueError("use_triton=True, but the Triton kernel needs CUDA tensors; leave use_triton at None")
     return torch.ops.gsqtok.nearest(latents.detach(), codebook.detach(), metric, use_triton)
 
 
@@ -58,26 +56,49 @@ torch.library.define("gsqtok::nearest", "(Tensor latents, Tensor codebook, str m
 
 @torch.library.impl("gsqtok::nearest", "CompositeExplicitAutograd")
 def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | None) -> Tensor:
+    device = latents.device
     if len(latents) == 0:
-        return torch.empty(0, dtype=torch.int64, device=latents.device)
-    if latents.device.type == "mps":  # has no float64
-        return _nearest(latents.cpu(), codebook.cpu(), metric, use_triton).to(latents.device)
-    on_cpu = latents.device.type == "cpu"
-    if on_cpu:
+        return torch.empty(0, dtype=torch.int64, device=device)
+    if device.type == "mps":  # has no float64
+        return _nearest(latents.cpu(), codebook.cpu(), metric, use_triton).to(device)
+    if device.type == "cpu":
         require_finite("latents", latents)
         require_finite("codebook", codebook)
-    else:
+
+    by_sorting = latents.shape[1] == 1 or (latents.shape[1] == 2 and metric == "cosine")
+    if use_triton or (use_triton is None and latents.is_cuda):
+        obstacle = _obstacle_to_triton(latents, codebook)
+        if obstacle is None:
+            from gsqtok.search import sorted_triton, triton
+
+            with torch.cuda.device_of(latents):
+                if by_sorting:
+                    return sorted_triton.nearest(latents, codebook)
+                return triton.nearest(latents, codebook, metric)
+        if use_triton:
+            raise ValueError(f"use_triton=True, but {obstacle}; leave use_triton at None")
+
+    valid = None
+    if device.type != "cpu":
         valid = finite(latents) & finite(codebook).all()
         latents, codebook = latents.nan_to_num(0, 0, 0), codebook.nan_to_num(0, 0, 0)
     # Autocast would round products to half precision, also inside an operator.
-    with torch.autocast(latents.device.type, enabled=False):
-        if latents.shape[1] == 1:
-            found = sorted.nearest_on_line(latents, codebook)
-        elif latents.shape[1] == 2 and metric == "cosine":
-            found = sorted.nearest_on_circle(latents, codebook)
-        else:
+    with torch.autocast(device.type, enabled=False):
+        if not by_sorting:
             found = chunked.nearest(latents, codebook, metric)
-    return found if on_cpu else torch.where(valid, found, -1)
+        elif latents.shape[1] == 1:
+            found = sorted.nearest_on_line(latents, codebook)
+        else:
+            found = sorted.nearest_on_circle(latents, codebook)
+    return found if valid is None else torch.where(valid, found, -1)
+
+
+def _obstacle_to_triton(latents: Tensor, codebook: Tensor) -> str | None:
+    try:
+        from gsqtok.search import triton
+    except ImportError:
+        return "Triton is not installed"
+    return triton.obstacle(latents, codebook)
 
 
 @torch.library.register_fake("gsqtok::nearest")

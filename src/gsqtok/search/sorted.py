@@ -29,20 +29,19 @@ def nearest_on_circle(latents: Tensor, codebook: Tensor) -> Tensor:
     A zero row has similarity 0 to everything, as at a right angle.
     """
     z, c = _scaled(latents), _scaled(codebook)
-    zero = ~c.any(dim=1)
     # A zero codeword has no angle: infinity puts it behind all others, out of the range that is searched.
-    turns, order = torch.sort(_turn(c).masked_fill(zero, math.inf), stable=True)
-    last = (len(c) - 1 - zero.sum()).clamp_min(0)
+    turns, order = torch.sort(_turn(c[:, 0], c[:, 1]).nan_to_num(nan=math.inf), stable=True)
+    count = torch.searchsorted(turns, torch.full_like(turns[:1], math.inf))
+    last = (count - 1).clamp_min(0)
 
-    after = torch.searchsorted(turns, _turn(z))  # the first codeword that is not before z
+    after = torch.searchsorted(turns, _turn(z[:, 0], z[:, 1]))  # the first codeword that is not before z
     before = torch.where(after == 0, last, after - 1)
     before = torch.searchsorted(turns, turns[before])  # first of the equals: the lowest index
     after = torch.where(after > last, 0, after)  # the seam: behind the last comes the first
     before, after = order[before], order[after]
-    to_before, to_after = _arc(z, c[before]), _arc(z, c[after])
-    found = _nearer(to_before, to_after, before, after)
+    found = _nearer(_arc(z, c[before]), _arc(z, c[after]), before, after)
 
-    first_zero = torch.where(zero, torch.arange(len(c), device=c.device), len(c)).amin()
+    first_zero = torch.where(count < len(c), order[count.clamp_max(len(c) - 1)], len(c))
     similarity = (z * c[found]).sum(dim=1)
     found = torch.where((similarity < 0) & (first_zero < len(c)), first_zero, found)
     found = torch.where(similarity == 0, torch.minimum(found, first_zero), found)
@@ -60,18 +59,18 @@ def _scaled(rows: Tensor) -> Tensor:
     return rows / rows.abs().amax(dim=1, keepdim=True).clamp_min(TINY)
 
 
-def _turn(rows: Tensor) -> Tensor:
-    """A number in (-2, 2] that grows with the angle of each row from -pi to pi.
+def _turn(x: Tensor, y: Tensor) -> Tensor:
+    """A number in (-2, 2] that grows with the angle of (x, y) from -pi to pi; NaN for (0, 0).
 
-    Made of exactly rounded operations alone, so equal rows get equal numbers; atan2 differs in its last digit between
+    Made of exactly rounded operations alone, so equal points get equal numbers; atan2 differs in its last digit between
     the vector part of a loop and the rest.
     """
-    x, y = rows[:, 0], rows[:, 1]
     slope = y / (x.abs() + y.abs())
     turn = torch.where(x >= 0, slope, torch.where(y >= 0, 2 - slope, -2 - slope))
     return torch.where(turn <= -2, 2.0, turn)
 
 
 def _arc(a: Tensor, b: Tensor) -> Tensor:
-    """Angle between rows of a and rows of b, in [0, pi]."""
-    return torch.atan2((a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).abs(), (a * b).sum(dim=1))
+    """A number in [0, 2] that grows with the angle between rows of a and rows of b; NaN if one is zero."""
+    cross = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).abs()
+    return _turn((a * b).sum(dim=1), cross)

@@ -1,0 +1,141 @@
+"""The search on a line or a circle on a GPU: the steps of sorted.py in one kernel each side of the sort.
+
+What they return is defined in sorted.py; here latents with NaN or infinity get -1, and all do if the codebook has any.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 512
+
+
+def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the codeword of nearest value (d = 1) or angle (d = 2), int64 (N,), for (N, d) and (V, d)."""
+    (n, d), v = latents.shape, len(codebook)
+    keys = codebook.new_empty(v, dtype=torch.float64)
+    _keys[(triton.cdiv(v, BLOCK),)](codebook, *codebook.stride(), keys, v, D=d, BM=BLOCK)
+    keys, order = torch.sort(keys, stable=True)
+    found = latents.new_empty(n, dtype=torch.int64)
+    _look_up[(triton.cdiv(n, BLOCK),)](
+        latents,
+        *latents.stride(),
+        codebook,
+        *codebook.stride(),
+        keys,
+        order,
+        found,
+        n,
+        v,
+        v.bit_length(),
+        D=d,
+        BM=BLOCK,
+    )
+    return found
+
+
+@triton.jit
+def _point(rows, stride_n, stride_d, index, inside, D: tl.constexpr):
+    """Rows as float64 (x, y), scaled to a largest entry of 1 (a line: x as it is); and which are not finite."""
+    place = rows + index.to(tl.int64) * stride_n
+    x = tl.load(place, mask=inside, other=1.0).to(tl.float64)
+    bad = x - x != 0.0
+    y = x * 0.0
+    if D == 2:
+        y = tl.load(place + stride_d, mask=inside, other=1.0).to(tl.float64)
+        bad |= y - y != 0.0
+        largest = tl.maximum(tl.abs(x), tl.abs(y))
+        largest = tl.where(largest > 0, largest, 1.0)
+        x = x / largest
+        y = y / largest
+    return x, y, bad
+
+
+@triton.jit
+def _turn(x, y):
+    """A number in (-2, 2] that grows with the angle of (x, y) from -pi to pi; infinity for (0, 0)."""
+    sum = tl.abs(x) + tl.abs(y)
+    slope = y / tl.where(sum > 0, sum, 1.0)
+    turn = tl.where(x >= 0, slope, tl.where(y >= 0, 2 - slope, -2 - slope))
+    turn = tl.where(turn <= -2, 2.0, turn)
+    return tl.where(sum > 0, turn, float("inf"))
+
+
+@triton.jit(do_not_specialize=["V"])
+def _keys(codebook, stride_v, stride_d, keys, V, D: tl.constexpr, BM: tl.constexpr):
+    """What the codewords are sorted by: NaN, which sorts behind everything, for those with NaN or infinity."""
+    v = tl.program_id(0) * BM + tl.arange(0, BM)
+    x, y, bad = _point(codebook, stride_v, stride_d, v, v < V, D)
+    key = x * 0.5 if D == 1 else _turn(x, y)
+    tl.store(keys + v, tl.where(bad, float("nan"), key), mask=v < V)
+
+
+@triton.jit
+def _first_not_below(keys, target, V, steps):
+    """Position of the first key that is not less than the target, V if none."""
+    low = tl.zeros_like(target).to(tl.int32)
+    high = low + V
+    for _ in range(steps):
+        middle = (low + high) // 2
+        open = low < high
+        below = open & (tl.load(keys + middle, mask=open, other=0.0) < target)
+        high = tl.where(below, high, middle)
+        low = tl.where(below, middle + 1, low)
+    return low
+
+
+@triton.jit
+def _arc(x, y, codebook, stride_v, stride_d, index, D: tl.constexpr):
+    """A number that grows with the angle between (x, y) and a codeword, and their inner product."""
+    cx, cy, _ = _point(codebook, stride_v, stride_d, index, index >= 0, D)
+    product = x * cx + y * cy
+    return _turn(product, tl.abs(x * cy - y * cx)), product
+
+
+@triton.jit(do_not_specialize=["N", "V", "steps"])
+def _look_up(
+    latents, stride_n, latent_stride_d, codebook, stride_v, stride_d, keys, order, found, N, V, steps,
+    D: tl.constexpr, BM: tl.constexpr,
+):  # fmt: skip
+    """Each latent's neighbours among the sorted keys, and the nearer of them."""
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = row < N
+    x, y, invalid = _point(latents, stride_n, latent_stride_d, row, inside, D)
+    last_key = tl.load(keys + (V - 1) + row * 0)
+    invalid |= last_key != last_key
+
+    target = x * 0.5 if D == 1 else _turn(x, y)
+    after = _first_not_below(keys, target, V, steps)
+    before = after - 1
+    if D == 1:
+        before = tl.maximum(before, 0)
+        after = tl.minimum(after, V - 1)
+    else:
+        # Zero codewords have the key infinity; the first of them, if any, is where the others end.
+        count = _first_not_below(keys, tl.full((1,), float("inf"), tl.float64), V, steps)
+        first_zero = tl.where(count < V, tl.load(order + tl.minimum(count, V - 1)), V)
+        last = tl.maximum(count - 1, 0)
+        before = tl.where(after == 0, last, before)
+        after = tl.where(after > last, 0, after)  # the seam: behind the last comes the first
+    key_before = tl.load(keys + before)
+    repeated = (before > 0) & (tl.load(keys + tl.maximum(before - 1, 0)) == key_before)
+    if tl.max(repeated.to(tl.int32), axis=0) > 0:  # first of the equals: the lowest index
+        before = tl.where(repeated, _first_not_below(keys, key_before, V, steps), before)
+
+    first = tl.load(order + before)
+    second = tl.load(order + after)
+    if D == 1:
+        to_first = tl.abs(target - key_before)
+        to_second = tl.abs(target - tl.load(keys + after))
+    else:
+        to_first, first_product = _arc(x, y, codebook, stride_v, stride_d, first, D)
+        to_second, second_product = _arc(x, y, codebook, stride_v, stride_d, second, D)
+    nearest = tl.where(to_first < to_second, first, second)
+    nearest = tl.where(to_first == to_second, tl.minimum(first, second), nearest)
+    if D == 2:  # the similarity to a zero codeword is 0, and that of a zero latent to every codeword
+        product = tl.where(nearest == first, first_product, second_product)
+        nearest = tl.where((product < 0) & (first_zero < V), first_zero, nearest)
+        nearest = tl.where(product == 0, tl.minimum(nearest, first_zero), nearest)
+        nearest = tl.where((x == 0) & (y == 0), 0, nearest)
+    tl.store(found + row, tl.where(invalid, -1, nearest), mask=inside)

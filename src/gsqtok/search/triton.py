@@ -1,0 +1,403 @@
+"""The nearest codeword on a GPU by a fused kernel: scores live in registers and are never written out.
+
+1. `_prepare` lays the codebook out twice: float16 rows for the tensor cores, and float32 groups for exact scores.
+2. `_search` multiplies latents and codewords in float16 (a product of unit rows is then off by at most 2^-10, by
+   Cauchy-Schwarz; less where low parts fit beside the high parts in the inner dimension). Of every group of codewords
+   only the largest score is kept, in one integer with the group's number, and of all groups the best SLOTS.
+3. `_settle` scores the groups within the margin of a latent's best, almost always one, exactly. Where even the last
+   slot is within the margin, another group may have been dropped: that latent is compared with every codeword.
+
+A tensor core leaves each thread with pairs of adjacent columns: of a row one thread holds columns {0, 1, 8, 9, ...},
+the next {2, 3, 10, 11, ...}, and so on, four in all. A group is what one thread holds of a tile, so neither its maximum
+nor the slots need any exchange between threads. `_prepare` permutes rows such that a group is a run of codewords.
+"""
+
+import math
+import os
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+LARGEST_D = 256
+SLOTS = 4
+LOWEST = tl.constexpr(-(2**31))
+INVALID = tl.constexpr(-1)
+AMBIGUOUS = tl.constexpr(-2)
+
+
+def obstacle(latents: Tensor, codebook: Tensor) -> str | None:
+    """Why the kernels cannot search these, or None if they can."""
+    if not (latents.is_cuda or INTERPRETED):
+        return "the kernels need CUDA tensors"
+    if latents.is_cuda and torch.cuda.get_device_capability(latents.device) < (8, 0):
+        return "the kernels need a GPU of compute capability 8.0 or above"
+    if latents.dtype not in DTYPES or codebook.dtype not in DTYPES:
+        return "the kernels take float32, float16 and bfloat16"
+    if latents.shape[1] > LARGEST_D:
+        return f"the kernels take d up to {LARGEST_D}"
+    return None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Shapes of one search: they change its speed, never its result."""
+
+    rows: int  # latents a block
+    codewords: int  # codewords a tile, four groups
+    terms: int  # 1: high parts alone; 2: also the latent's low part; 3: also the codeword's
+    splits: int  # parts of the codebook searched side by side
+    warps: int
+    stages: int
+
+    @classmethod
+    def choose(cls, n: int, v: int, d: int, metric: str) -> "Plan":
+        """The fastest known plan for n latents and v codewords of dimension d."""
+        extra = 3 if metric == "euclidean" else 0
+        inner = max(16, triton.next_power_of_2(d + extra))
+        terms = max(1, min(3, (inner - extra) // d))
+        rows, codewords, warps = (128, 128, 8) if inner <= 64 else (64, 64, 4)
+        blocks, tiles = triton.cdiv(n, rows), triton.cdiv(v, codewords)
+        splits = min(max(1, 512 // blocks), max(1, tiles // 8))
+        splits = max(splits, triton.cdiv(tiles, 2048))  # a group's number takes 11 bits at most, its score keeps 12
+        return cls(rows, codewords, terms, splits, warps, stages=3)
+
+
+def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = None) -> Tensor:
+    """Index of the nearest codeword, int64 (N,), of latents (N, d) in a codebook (V, d); -1 where that is undefined.
+
+    The chosen similarity is within 1.2e-7 of the best one, as lengths are rounded to float32 and all else is float64;
+    Euclidean distances are float64 throughout. Nothing waits for the device.
+    """
+    (n, d), v = latents.shape, len(codebook)
+    plan = plan or Plan.choose(n, v, d, metric)
+    euclidean = metric == "euclidean"
+    inner = max(16, triton.next_power_of_2(plan.terms * d + 3 * euclidean))
+    tiles = triton.cdiv(v, plan.codewords)
+    tiles_a_split = triton.cdiv(tiles, plan.splits)
+    splits = triton.cdiv(tiles, tiles_a_split)
+    id_bits = (tiles_a_split - 1).bit_length()
+    depth = d if d < 8 else triton.cdiv(d, 8) * 8
+    # What the measured rounding of the high parts leaves out: the tensor cores' own rounding and that of the lengths,
+    # neglected products of low parts, and the bits that a group's number takes from its score.
+    slack = 2.0 ** (id_bits - 22) + (inner // 16 + 4) * 2.0**-20
+
+    half = latents.new_empty((tiles * plan.codewords, inner), dtype=torch.float16)
+    exact = latents.new_empty((tiles * plan.codewords, depth), dtype=torch.float32)
+    inverse = latents.new_empty(tiles * plan.codewords, dtype=torch.float32)
+    error = latents.new_empty(tiles, dtype=torch.float32)
+    # Euclidean scores are those of codewords shrunk to a length of at most 1.
+    scale = codebook.abs().amax().float() * math.sqrt(d) if euclidean else error
+    margin = latents.new_empty(n, dtype=torch.float32)
+    slots = latents.new_empty((splits, SLOTS, n, 4), dtype=torch.int32)
+    found = latents.new_empty(n, dtype=torch.int64)
+
+    shape = {"D": d, "DEPTH": depth, "EUCLIDEAN": euclidean, "BN": plan.codewords}
+    _prepare[(tiles,)](
+        codebook, *codebook.stride(), scale, half, exact, inverse, error, v,
+        **shape, DP=triton.next_power_of_2(depth), K=inner, TERMS=plan.terms,
+    )  # fmt: skip
+    _search[(triton.cdiv(n, plan.rows), splits)](
+        latents, *latents.stride(), scale, half, error, margin, slots, n, tiles, tiles_a_split, slack,
+        D=d, EUCLIDEAN=euclidean, BN=plan.codewords, DP=triton.next_power_of_2(d), K=inner, TERMS=plan.terms,
+        BM=plan.rows, ID_BITS=id_bits, num_warps=plan.warps, num_stages=plan.stages,
+    )  # fmt: skip
+    columns = triton.next_power_of_2(splits) * SLOTS * 4
+    rows = max(4, min(32, 2048 // columns))
+    _settle[(triton.cdiv(n, rows),)](
+        latents, *latents.stride(), exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits,
+        **shape, BM=rows, FEW=min(rows, 8), COLUMNS=columns, ID_BITS=id_bits, num_stages=1,
+    )  # fmt: skip
+    return found
+
+
+@triton.jit
+def _power_of_two(x):
+    """The largest power of two that is at most x, float64, of a float64 x > 0; 1 for 0."""
+    power = (x.to(tl.int64, bitcast=True) & 0x7FF0000000000000).to(tl.float64, bitcast=True)
+    return tl.where(x > 0, power, 1.0)
+
+
+@triton.jit
+def _rank(x):
+    """An integer that grows with x, float32, of either sign; its own inverse on the bits."""
+    bits = x.to(tl.int32, bitcast=True)
+    return bits ^ ((bits >> 31) & 0x7FFFFFFF)
+
+
+@triton.jit
+def _scale(largest):
+    """A power of two above the given length, at which no codeword is longer than 1."""
+    return 2.0 * _power_of_two(tl.maximum(tl.load(largest).to(tl.float64), 1e-37))
+
+
+@triton.jit(do_not_specialize=["V"])
+def _prepare(
+    codebook, stride_v, stride_d, scale_ptr, half, exact, inverse, error, V,
+    D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr, DP: tl.constexpr,
+    K: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """One tile: half (V', K) permuted, exact (V' / GROUP, DEPTH, GROUP), inverse lengths (V',), error (tiles,).
+
+    Rows beyond V repeat the last codeword, with its index, so they need no mask anywhere.
+    """
+    GROUP: tl.constexpr = BN // 4
+    tile = tl.program_id(0)
+    within = tl.arange(0, BN)
+    v = tile * BN + within
+    source = codebook + tl.minimum(v, V - 1).to(tl.int64)[:, None] * stride_v
+
+    dims = tl.arange(0, DP)[None, :]
+    c = tl.load(source + dims * stride_d, mask=dims < D, other=0.0).to(tl.float32)
+    invalid = c - c != 0.0
+    c = tl.where(invalid, 0.0, c)
+    if EUCLIDEAN:
+        unit = tl.full((BN,), 1.0, tl.float64)
+        shrink = 1.0 / _scale(scale_ptr)
+        factor = tl.zeros((BN,), tl.float64) + shrink
+        stored = c
+    else:
+        unit = _power_of_two(tl.max(tl.abs(c), axis=1).to(tl.float64))
+        stored = (c.to(tl.float64) / unit[:, None]).to(tl.float32)  # exact, and its length is near 1
+        length = tl.sqrt(tl.sum(stored.to(tl.float64) * stored.to(tl.float64), axis=1))
+        factor = tl.where(length > 0, 1.0 / tl.where(length > 0, length, 1.0), 0.0)
+        tl.store(inverse + v, factor.to(tl.float32))
+    group = (tile * 4 + within // GROUP).to(tl.int64)
+    lane = within % GROUP
+    tl.store(exact + (group * DEPTH * GROUP + lane)[:, None] + dims * GROUP, stored, mask=dims < DEPTH)
+
+    point = (stored.to(tl.float64) * factor[:, None]).to(tl.float32)
+    miss = point - point.to(tl.float16).to(tl.float32)
+    worst = tl.max(tl.sqrt(tl.sum(miss * miss, axis=1)), axis=0)
+    if TERMS == 3:
+        worst = 0.0
+    any_invalid = tl.max(tl.max(invalid.to(tl.int32), axis=1), axis=0) > 0
+    tl.store(error + tile, tl.where(any_invalid, float("inf"), worst))
+
+    # The same rows once more, laid out as the products need them: high, high, low parts side by side.
+    columns = tl.arange(0, K)[None, :]
+    term = columns // D
+    c = tl.load(source + (columns % D) * stride_d, mask=term < TERMS, other=0.0).to(tl.float32)
+    c = tl.where(c - c != 0.0, 0.0, c)
+    point = (c.to(tl.float64) / unit[:, None] * factor[:, None]).to(tl.float32)
+    high = point.to(tl.float16)
+    low = (point - high.to(tl.float32)).to(tl.float16)
+    part = tl.where(term == 2, low, high)
+    if EUCLIDEAN:  # -|c|^2 / 2 in two parts, for the latent's factor in two parts
+        offset = -0.5 * tl.sum(stored.to(tl.float64) * shrink * stored.to(tl.float64) * shrink, axis=1).to(tl.float32)
+        offset_high = offset.to(tl.float16)
+        offset_low = (offset - offset_high.to(tl.float32)).to(tl.float16)
+        which = columns - TERMS * D
+        part = tl.where((which == 0) | (which == 1), offset_high[:, None], part)
+        part = tl.where(which == 2, offset_low[:, None], part)
+    position = (tile * BN + (lane // 2) * 8 + (within // GROUP) * 2 + lane % 2).to(tl.int64)
+    tl.store(half + position[:, None] * K + columns, part)
+
+
+@triton.jit
+def _group_maxima(s, BM: tl.constexpr, BN: tl.constexpr):
+    """Largest of each group: (BM, BN) -> (BM, 4), all of a group being in one thread."""
+    lanes = tl.permute(tl.reshape(s, (BM, BN // 8, 4, 2)), (0, 2, 1, 3))
+    return tl.max(tl.reshape(lanes, (BM, 4, BN // 4)), axis=2)
+
+
+@triton.jit(do_not_specialize=["N", "tiles", "tiles_a_split"])
+def _search(
+    latents, stride_n, stride_d, scale_ptr, half, error, margins, slots, N, tiles, tiles_a_split, slack,
+    D: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr, DP: tl.constexpr, K: tl.constexpr, TERMS: tl.constexpr,
+    BM: tl.constexpr, ID_BITS: tl.constexpr,
+):  # fmt: skip
+    """A block of latents against a split of the codebook: slots (splits, SLOTS, N, 4); margins (N,), inf if invalid.
+
+    A slot holds a group's largest score in its high bits, the group's tile within the split in its low ID_BITS.
+    """
+    ID: tl.constexpr = (1 << ID_BITS) - 1
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = row < N
+    source = latents + row.to(tl.int64) * stride_n
+
+    # The factor that shrinks each latent, if Euclidean together with the codebook's scale, to a length of at most 1.
+    dims = tl.arange(0, DP)[None, :]
+    z = tl.load(source[:, None] + dims * stride_d, mask=inside[:, None] & (dims < D), other=0.0).to(tl.float32)
+    bad = z - z != 0.0
+    invalid = tl.max(bad.to(tl.int32), axis=1) > 0
+    z = tl.where(bad, 0.0, z)
+    largest = tl.max(tl.abs(z), axis=1).to(tl.float64)
+    largest = tl.where(largest > 0, largest, 1.0)
+    ratio = (z.to(tl.float64) / largest[:, None]).to(tl.float32)
+    length = largest * tl.sqrt(tl.sum(ratio * ratio, axis=1)).to(tl.float64)
+    if EUCLIDEAN:
+        scale = _scale(scale_ptr)
+        length = tl.maximum(length, scale)
+        offset = (scale / length).to(tl.float32)
+        offset_high = offset.to(tl.float16)
+        offset_low = (offset - offset_high.to(tl.float32)).to(tl.float16)
+    factor = 1.0 / tl.where(length > 0, length, 1.0)
+
+    columns = tl.arange(0, K)[None, :]
+    term = columns // D
+    wanted = inside[:, None] & (term < TERMS)
+    z = tl.load(source[:, None] + (columns % D) * stride_d, mask=wanted, other=0.0).to(tl.float32)
+    point = (tl.where(z - z != 0.0, 0.0, z).to(tl.float64) * factor[:, None]).to(tl.float32)
+    high = point.to(tl.float16)
+    miss = point - high.to(tl.float32)
+    a = tl.where(term == 1, miss.to(tl.float16), high)
+    if EUCLIDEAN:
+        which = columns - TERMS * D
+        a = tl.where((which == 0) | (which == 2), offset_high[:, None], a)
+        a = tl.where(which == 1, offset_low[:, None], a)
+
+    worst = tl.zeros((256,), tl.float32)
+    for start in range(0, tiles, 256):
+        index = start + tl.arange(0, 256)
+        worst = tl.maximum(worst, tl.load(error + index, mask=index < tiles, other=0.0))
+    margin = tl.where(invalid, float("inf"), slack + 2.002 * tl.max(worst, axis=0))
+    if TERMS == 1:
+        margin += 2.0 * tl.sqrt(tl.sum(miss * miss, axis=1))
+    tl.store(margins + row, margin, mask=inside & (tl.program_id(1) == 0))
+
+    # Of positive scores the bits as an integer have the same order, and Hopper takes the largest of three at once.
+    first = tl.full((BM, 4), LOWEST, tl.int32)
+    second = first
+    third = first
+    fourth = first
+    inner = tl.arange(0, K)[:, None]
+    first_tile = tl.program_id(1) * tiles_a_split
+    for tile in range(first_tile, tl.minimum(first_tile + tiles_a_split, tiles)):
+        b = tl.load(half + (tile * BN + tl.arange(0, BN)).to(tl.int64)[None, :] * K + inner)
+        s = tl.dot(a, b)
+        if EUCLIDEAN:
+            best = _rank(_group_maxima(s, BM, BN))
+        else:
+            best = _group_maxima(s.to(tl.int32, bitcast=True), BM, BN)
+        packed = (best & ~ID) | (tile - first_tile)
+        fourth = tl.maximum(fourth, tl.minimum(third, packed))
+        third = tl.maximum(third, tl.minimum(second, packed))
+        second = tl.maximum(second, tl.minimum(first, packed))
+        first = tl.maximum(first, packed)
+
+    place = slots + (tl.program_id(1) * 4 * N.to(tl.int64) + row)[:, None] * 4 + tl.arange(0, 4)[None, :]
+    step = N.to(tl.int64) * 4
+    tl.store(place, first, mask=inside[:, None])
+    tl.store(place + step, second, mask=inside[:, None])
+    tl.store(place + 2 * step, third, mask=inside[:, None])
+    tl.store(place + 3 * step, fourth, mask=inside[:, None])
+
+
+@triton.jit
+def _scores(
+    source, stride_d, active, exact, inverse, group, lane,
+    D: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, EUCLIDEAN: tl.constexpr,
+):  # fmt: skip
+    """Exact scores of active rows, float64: similarity times the latent's length, or minus the squared distance."""
+    UNROLL: tl.constexpr = DEPTH if DEPTH < 8 else 8
+    codeword = group * (DEPTH * GROUP) + lane
+    mask = active[:, None] & (codeword >= 0)
+    total = mask.to(tl.float64) * 0.0
+    for start in range(0, DEPTH, UNROLL):
+        for step in tl.static_range(UNROLL):
+            k = start + step
+            c = tl.load(exact + codeword + k * GROUP, mask=mask, other=0.0).to(tl.float64)
+            z = tl.load(source + k * stride_d, mask=active & (k < D), other=0.0).to(tl.float64)[:, None]
+            if EUCLIDEAN:
+                total -= (z - c) * (z - c)
+            else:
+                total += z * c
+    if not EUCLIDEAN:
+        total *= tl.load(inverse + group * GROUP + lane, mask=mask, other=0.0).to(tl.float64)
+    return total
+
+
+@triton.jit
+def _best(s, index, V):
+    """Largest score of each row and the lowest index that has it; rows beyond V stand for the last codeword."""
+    top = tl.max(s, axis=1)
+    return top, tl.min(tl.where(s == top[:, None], tl.minimum(index, V - 1), 0x7FFFFFFF), axis=1)
+
+
+@triton.jit(do_not_specialize=["N", "V", "tiles", "tiles_a_split", "splits"])
+def _settle(
+    latents, stride_n, stride_d, exact, inverse, margins, slots, found, N, V, tiles, tiles_a_split, splits,
+    D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr,
+    BM: tl.constexpr, FEW: tl.constexpr, COLUMNS: tl.constexpr, ID_BITS: tl.constexpr,
+):  # fmt: skip
+    """The index of each latent of a block, from exact scores of the candidates in its slots or of all codewords."""
+    GROUP: tl.constexpr = BN // 4
+    ID: tl.constexpr = (1 << ID_BITS) - 1
+    row = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = row < N
+    source = latents + row.to(tl.int64) * stride_n
+    margin = tl.load(margins + row, mask=inside, other=0.0)
+    invalid = margin == float("inf")
+
+    column = tl.arange(0, COLUMNS)[None, :]  # split, slot, quarter
+    place = slots + (column // 4) * N.to(tl.int64) * 4 + row.to(tl.int64)[:, None] * 4 + column % 4
+    held = tl.load(place, mask=inside[:, None] & (column < splits * 16), other=LOWEST)
+    candidate = tl.max(held, axis=1)
+    if EUCLIDEAN:
+        bits = candidate & ~ID
+        bound = _rank((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True) - margin)
+        ambiguous = candidate == LOWEST
+    else:
+        threshold = (candidate & ~ID).to(tl.float32, bitcast=True) - margin
+        bound = threshold.to(tl.int32, bitcast=True)
+        ambiguous = (candidate < 0) | (threshold <= 0)  # the order of integers holds for positive scores alone
+    last_slots = tl.where((column // 4) % 4 == 3, held, LOWEST)
+    ambiguous |= tl.max(last_slots, axis=1) >= bound
+    ambiguous = ambiguous & inside & (invalid == 0)
+
+    lane = tl.arange(0, GROUP)[None, :]
+    best_score = tl.full((BM,), float("-inf"), tl.float64)
+    best_index = tl.zeros((BM,), tl.int32)
+    active = inside & (invalid == 0) & (ambiguous == 0)
+    while tl.max(active.to(tl.int32), axis=0) > 0:
+        at = tl.min(tl.where(held == candidate[:, None], column, COLUMNS), axis=1)
+        group = (at // 16 * tiles_a_split + (candidate & ID)) * 4 + at % 4
+        group = tl.where(active, group, 0)[:, None]
+        s = _scores(source, stride_d, active, exact, inverse, group.to(tl.int64), lane, D, DEPTH, GROUP, EUCLIDEAN)
+        top, index = _best(s, group * GROUP + lane, V)
+        better = active & ((top > best_score) | ((top == best_score) & (index < best_index)))
+        best_score = tl.where(better, top, best_score)
+        best_index = tl.where(better, index, best_index)
+        held = tl.where(column == at[:, None], LOWEST, held)
+        candidate = tl.max(held, axis=1)
+        active &= (candidate >= bound) & (candidate > LOWEST)
+
+    index = tl.where(invalid, INVALID, tl.where(ambiguous, AMBIGUOUS, best_index))
+    tl.store(found + row, index.to(tl.int64), mask=inside)
+
+    if tl.max(ambiguous.to(tl.int32), axis=0) > 0:
+        tl.debug_barrier()  # what was stored is read by other threads here
+        for start in range(0, BM, FEW):
+            _compare_all(
+                latents, stride_n, stride_d, exact, inverse, found, N, V, tiles, tl.program_id(0) * BM + start,
+                D, DEPTH, EUCLIDEAN, BN, FEW,
+            )  # fmt: skip
+
+
+@triton.jit
+def _compare_all(
+    latents, stride_n, stride_d, exact, inverse, found, N, V, tiles, start,
+    D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr, FEW: tl.constexpr,
+):  # fmt: skip
+    """The index of the AMBIGUOUS ones of a few latents, from exact scores of all codewords."""
+    row = start + tl.arange(0, FEW)
+    ambiguous = tl.load(found + row, mask=row < N, other=INVALID) == AMBIGUOUS
+    if tl.max(ambiguous.to(tl.int32), axis=0) > 0:
+        source = latents + row.to(tl.int64) * stride_n
+        within = tl.arange(0, BN)[None, :]
+        lane = within % (BN // 4)
+        best_score = tl.full((FEW,), float("-inf"), tl.float64)
+        best_index = tl.zeros((FEW,), tl.int32)
+        for tile in range(tiles):
+            group = (tile * 4 + within // (BN // 4)).to(tl.int64)
+            s = _scores(source, stride_d, ambiguous, exact, inverse, group, lane, D, DEPTH, BN // 4, EUCLIDEAN)
+            top, index = _best(s, tile * BN + within, V)
+            better = top > best_score
+            best_score = tl.where(better, top, best_score)
+            best_index = tl.where(better, index, best_index)
+        tl.store(found + row, best_index.to(tl.int64), mask=ambiguous)

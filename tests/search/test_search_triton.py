@@ -1,0 +1,256 @@
+"""The Triton kernels: on the GPU where there is one, elsewhere their logic in Triton's interpreter, in a process apart
+since the interpreter has to be chosen before Triton is imported."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gsqtok.search import chunked, nearest, reference
+from gsqtok.search import sorted as sorted_search
+
+triton = pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="kernels need a GPU or the interpreter")
+GAP = 2e-7
+SLOW = pytest.mark.slow
+KINDS = ["uniform", "clustered", "duplicated", "close", "bisector", "behind"]
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
+@pytest.mark.parametrize("speed", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_in_the_interpreter(speed):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", speed, __file__]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="asks what happens without the interpreter")
+def test_kernels_refuse_cpu_tensors():
+    with pytest.raises(ValueError, match="use_triton=True, but the kernels need CUDA"):
+        nearest(torch.randn(3, 8), torch.randn(4, 8), use_triton=True)
+
+
+def test_falls_back_where_triton_is_absent(monkeypatch):
+    latents, codebook = torch.randn(30, 8), torch.randn(40, 8)
+    expected = nearest(latents, codebook)
+    monkeypatch.delitem(sys.modules, "gsqtok.search.triton", raising=False)
+    monkeypatch.delattr("gsqtok.search.triton", raising=False)
+    monkeypatch.setitem(sys.modules, "triton", None)
+    assert torch.equal(nearest(latents.to(DEVICE), codebook.to(DEVICE)).cpu(), expected)
+    with pytest.raises(ValueError, match="use_triton=True, but Triton is not installed"):
+        nearest(latents, codebook, use_triton=True)
+
+
+def search(latents, codebook, metric="cosine", **plan):
+    """The kernel with a plan of the test's choice, by default the one that nearest would take."""
+    from gsqtok.search import triton as kernel
+
+    n, d = latents.shape
+    chosen = kernel.Plan.choose(n, len(codebook), d, metric)
+    plan = kernel.Plan(**{**vars(chosen), **plan})
+    return kernel.nearest(latents.to(DEVICE), codebook.to(DEVICE), metric, plan).cpu()
+
+
+def assert_nearest(found, latents, codebook, metric):
+    z, c = latents.double(), codebook.double()
+    if metric == "cosine":
+        z, c = F.normalize(z, dim=1, eps=1e-300), F.normalize(c, dim=1, eps=1e-300)
+        score = z @ c.T
+        slack = GAP
+    else:
+        score = -torch.cdist(z, c, compute_mode="donot_use_mm_for_euclid_dist")
+        slack = 1e-12 * z.abs().max()
+    assert found.dtype == torch.int64
+    chosen = score.gather(1, found[:, None])[:, 0]
+    assert (score.amax(dim=1) - chosen).max() <= slack
+    first = (codebook[:, None] == codebook[None]).all(dim=2).byte().argmax(dim=1)
+    assert torch.equal(first[found], found)
+
+
+def make(kind, n, v, d, seed):
+    g = torch.Generator().manual_seed(seed)
+    latents, codebook = torch.randn(n, d, generator=g), torch.randn(v, d, generator=g)
+    if kind == "clustered":
+        centres = torch.randn(3, d, generator=g)
+        codebook = centres[torch.randint(3, (v,), generator=g)] + 1e-2 * codebook
+        latents = centres[torch.randint(3, (n,), generator=g)] + 1e-2 * latents
+    elif kind == "duplicated":
+        codebook = codebook[torch.randint(max(1, v // 4), (v,), generator=g)]
+    elif kind == "close":
+        codebook = torch.randn(1, d, generator=g) + 1e-3 * F.normalize(codebook, dim=1)
+    elif kind == "bisector":
+        latents = F.normalize(codebook, dim=1)[torch.randint(v, (n, 2), generator=g)].mean(dim=1)
+    elif kind == "behind":  # every codeword on the far side: all similarities are negative
+        latents, codebook = latents.abs(), -codebook.abs()
+    return latents, codebook
+
+
+@runs_kernels
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@given(n=st.integers(1, 90), v=st.integers(1, 400), d=st.sampled_from([3, 4, 5, 8, 16, 24, 32, 64]), data=st.data())
+@settings(max_examples=8, deadline=None)
+def test_kernel_is_exact(kind, metric, n, v, d, data):
+    plan = data.draw(
+        st.fixed_dictionaries(
+            {
+                "rows": st.sampled_from([64, 128]),
+                "codewords": st.sampled_from([32, 64, 128, 256]),
+                "terms": st.sampled_from([1, 2, 3]),
+                "splits": st.sampled_from([1, 2, 3, 7]),
+            }
+        )
+    )
+    latents, codebook = make(kind, n, v, d, data.draw(st.integers(0, 2**31)))
+    assert_nearest(search(latents, codebook, metric, **plan), latents, codebook, metric)
+
+
+@runs_kernels
+@pytest.mark.parametrize("d", [3, 4, 6, 8, 16, 24, 64, pytest.param(100, marks=SLOW), pytest.param(256, marks=SLOW)])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_every_dimension_with_its_own_plan(d, metric):
+    latents, codebook = make("uniform", 70, 400, d, seed=d)
+    found = nearest(latents.to(DEVICE), codebook.to(DEVICE), metric=metric, use_triton=True).cpu()
+    assert torch.equal(found, reference.nearest(latents, codebook, metric))
+
+
+@runs_kernels
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_kernel_on_kinds_of_data(kind, metric):
+    latents, codebook = make(kind, 40, 200, 8, seed=5)
+    assert_nearest(search(latents, codebook, metric, splits=2, codewords=64), latents, codebook, metric)
+
+
+@pytest.mark.skipif(not INTERPRETED, reason="watches a function of the kernel, which only the interpreter calls")
+def test_slots_settle_uniform_data_and_not_codewords_too_close_to_tell_apart(monkeypatch):
+    from gsqtok.search import triton as kernel
+
+    compared = []
+
+    def watch(*arguments):
+        rows, found = arguments[9] + kernel.tl.arange(0, 8), arguments[5]
+        compared.append((kernel.tl.load(found + rows, mask=rows < 256, other=0) == -2).handle.data.sum())
+
+    monkeypatch.setattr(kernel, "_compare_all", watch)
+    search(*make("uniform", 256, 2048, 8, seed=0))
+    assert sum(compared) <= 1
+    compared.clear()
+    search(*make("close", 256, 2048, 8, seed=0))
+    assert sum(compared) == 256
+
+
+@runs_kernels
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_lattice_ties_go_to_the_lowest_index(metric):
+    g = torch.Generator().manual_seed(0)
+    codebook = torch.randint(-1, 2, (300, 3), generator=g).float()
+    latents = torch.randint(-2, 3, (200, 3), generator=g).float()
+    found = search(latents, codebook, metric, splits=3)
+    assert_nearest(found, latents, codebook, metric)
+    if metric == "euclidean":
+        squares = (latents[:, None] - codebook[None]).square().sum(dim=2).numpy()
+        assert (found.numpy() == squares.argmin(axis=1)).all()
+
+
+@runs_kernels
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_zero_rows_and_extreme_magnitudes(metric):
+    latents, codebook = make("uniform", 60, 200, 8, seed=1)
+    latents[::5] = 0
+    codebook[::7] = 0
+    plain = search(latents, codebook, metric)
+    assert torch.equal(plain, chunked.nearest(latents, codebook, metric))
+    if metric == "cosine":
+        assert (plain[::5] == 0).all()
+    for scale in (2.0**-100, 2.0**100):
+        assert torch.equal(search(latents * scale, codebook * scale, metric), plain)
+    if metric == "cosine":
+        assert torch.equal(search(latents * 2.0**-120, codebook * 2.0**120, metric), plain)
+    assert search(latents, torch.zeros(5, 8), metric).tolist() == [0] * 60
+
+
+@runs_kernels
+@pytest.mark.parametrize("d", [3, 16])
+def test_half_bfloat16_and_strided_input(d):
+    latents, codebook = make("uniform", 50, 150, d, seed=2)
+    for dtype in (torch.float16, torch.bfloat16):
+        low, low_codebook = latents.to(dtype), codebook.to(dtype)
+        assert torch.equal(search(low, low_codebook), search(low.float(), low_codebook.float()))
+        assert torch.equal(search(low, codebook), search(low.float(), codebook))
+    latents, codebook = latents.to(DEVICE), codebook.to(DEVICE)
+    plain = search(latents, codebook)
+    assert torch.equal(search(torch.stack([latents, -latents], dim=2)[:, :, 0], codebook.T.contiguous().T), plain)
+    assert torch.equal(search(latents[:1].expand(70, d), codebook), plain[:1].expand(70))
+
+
+@runs_kernels
+@pytest.mark.parametrize("d", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
+def test_nan_and_infinity_give_minus_one(d, metric, bad):
+    from gsqtok.search import sorted_triton
+    from gsqtok.search import triton as kernel
+
+    def look_up(z, c):
+        z, c = z.to(DEVICE), c.to(DEVICE)
+        by_sorting = d == 1 or (d == 2 and metric == "cosine")
+        return (sorted_triton.nearest(z, c) if by_sorting else kernel.nearest(z, c, metric)).cpu()
+
+    latents, codebook = make("uniform", 70, 200, d, seed=3)
+    plain = look_up(latents, codebook)
+    assert plain.min() >= 0
+    latents[[4, 69], -1] = bad
+    found = look_up(latents, codebook)
+    invalid = torch.zeros(70, dtype=torch.bool).index_fill_(0, torch.tensor([4, 69]), True)
+    assert torch.equal(found, plain.masked_fill(invalid, -1))
+    codebook[150, 0] = bad
+    assert look_up(latents, codebook).tolist() == [-1] * 70
+
+
+@runs_kernels
+@given(
+    n=st.integers(1, 300),
+    v=st.integers(1, 600),
+    d=st.sampled_from([1, 2]),
+    duplicated=st.booleans(),
+    zeros=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=40, deadline=None)
+def test_sorting_kernels_do_what_sorting_does(n, v, d, duplicated, zeros, seed):
+    latents, codebook = make("duplicated" if duplicated else "uniform", n, v, d, seed)
+    if zeros:
+        latents[::3], codebook[::4] = 0, 0
+        codebook = -codebook.abs()
+    found = nearest(latents.to(DEVICE), codebook.to(DEVICE), use_triton=True).cpu()
+    plain = sorted_search.nearest_on_line if d == 1 else sorted_search.nearest_on_circle
+    assert torch.equal(found, plain(latents, codebook))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+@pytest.mark.parametrize(("n", "v", "d"), [(5000, 8192, 8), (700, 262_144, 16), (3000, 8192, 4), (9000, 65_536, 2)])
+def test_on_a_gpu_all_paths_agree(n, v, d):
+    latents, codebook = (x.cuda() for x in make("uniform", n, v, d, seed=4))
+    found = nearest(latents, codebook)
+    assert torch.equal(found, nearest(latents, codebook, use_triton=False))
+    assert torch.equal(found.cpu(), reference.nearest(latents, codebook, "cosine").cpu())
+    assert torch.equal(torch.compile(nearest, fullgraph=True)(latents, codebook), found)
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert torch.equal(nearest(latents, codebook), found)
+        assert torch.equal(nearest(latents, codebook, use_triton=False), found)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):  # capturing fails if anything waits for the device
+        replayed = nearest(latents, codebook)
+    graph.replay()
+    assert torch.equal(replayed, found)
