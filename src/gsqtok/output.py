@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from PIL import Image
 
@@ -21,13 +21,15 @@ def picture_paths(folder: str | Path, names: Iterable[str]) -> dict[str, Path]:
     names = list(names)
     for name in names:
         parts = PurePosixPath(name.replace("\\", "/"))
-        if parts.is_absolute() or ".." in parts.parts or not parts.name or ":" in parts.parts[0] or "\0" in name:
+        if parts.is_absolute() or ".." in parts.parts or not parts.name or PureWindowsPath(name).drive or "\0" in name:
             raise ValueError(f"refused: the picture's name '{name}' points outside the output folder")
-    short = {name: str(PurePosixPath(name).with_suffix(".png")) for name in names}
-    taken = Counter(path.casefold() for path in short.values())
-    return {
-        name: Path(folder, path if taken[path.casefold()] == 1 else f"{name}.png") for name, path in short.items()
-    }
+    paths = {name: str(PurePosixPath(name).with_suffix(".png")) for name in names}
+    while True:  # a whole name may take the path of a third picture, which then keeps its whole name, too
+        taken = Counter(path.casefold() for path in paths.values())
+        whole = {n: f"{n}.png" for n, path in paths.items() if taken[path.casefold()] > 1 and path != f"{n}.png"}
+        if not whole:
+            return {name: Path(folder, path) for name, path in paths.items()}
+        paths |= whole
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

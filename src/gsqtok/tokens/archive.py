@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
@@ -21,6 +22,18 @@ from torch import Tensor
 from gsqtok.tokenizer import ImageTokenizer
 
 META = "__gsqtok__"
+# What numpy and zipfile raise for files that are damaged or of another kind.
+UNREADABLE = (
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    OSError,
+    EOFError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class TokenArchiveError(ValueError):
@@ -81,7 +94,7 @@ class TokenArchive:
             self.meta = json.loads(str(self._arrays[META]))
             self.sizes = {name: (int(h), int(w)) for name, (h, w) in self.meta["sizes"].items()}
             self.fingerprint, self.codebook_size = str(self.meta["tokenizer"]), int(self.meta["codebook_size"])
-        except (ValueError, KeyError, TypeError, AttributeError, OSError, EOFError, zipfile.BadZipFile) as error:
+        except UNREADABLE as error:
             raise TokenArchiveError(f"{self.path} is not an archive written by gsqtok encode ({error})") from error
 
     def __len__(self) -> int:
@@ -90,8 +103,8 @@ class TokenArchive:
     def __iter__(self) -> Iterator[tuple[str, Tensor, tuple[int, int]]]:
         for name, size in self.sizes.items():
             try:
-                array = self._arrays[name]
-            except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
+                array = self._arrays[f"{name}.npy"]  # the whole name: numpy takes "a.npy" alone for the entry "a"
+            except UNREADABLE as error:
                 raise TokenArchiveError(f"{self.path}: the tokens of '{name}' cannot be read ({error})") from error
             if array.ndim != 3 or array.dtype.kind != "u":
                 shape = f"{array.dtype} {array.shape}"
