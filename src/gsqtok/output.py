@@ -25,9 +25,7 @@ def picture_paths(folder: str | Path, names: Iterable[str]) -> dict[str, Path]:
             raise ValueError(f"refused: the picture's name '{name}' points outside the output folder")
     short = {name: str(PurePosixPath(name).with_suffix(".png")) for name in names}
     taken = Counter(path.casefold() for path in short.values())
-    return {
-        name: Path(folder, path if taken[path.casefold()] == 1 else f"{name}.png") for name, path in short.items()
-    }
+    return {name: Path(folder, path if taken[path.casefold()] == 1 else f"{name}.png") for name, path in short.items()}
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:

@@ -52,9 +52,7 @@ def evaluate(
         metrics, usage = metrics.to(tokenizer.device), usage.to(tokenizer.device)
     count, seconds = 0, 0.0
     transform = transform or ImageTransform(None, crop="none")
-    loader = eval_loader(
-        dataset, transform, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size
-    )
+    loader = eval_loader(dataset, transform, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size)
     for batch in loader:
         images = batch["image"].to(tokenizer.device)
         start = time.perf_counter()

@@ -12,8 +12,8 @@ from torch.optim.swa_utils import AveragedModel
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a model's weights and buffers, on torch's ``AveragedModel``.
 
-    Buffers that count (integers) are copied. The decay rises as (1 + n) / (10 + n) until it reaches ``decay``, so that the random first weights are forgotten
-    within a short run too.
+    Buffers that count (integers) are copied. The decay rises as (1 + n) / (10 + n) until it reaches ``decay``, so that
+    the random first weights are forgotten within a short run too.
     """
 
     def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:
