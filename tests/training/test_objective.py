@@ -25,8 +25,8 @@ def test_terms_add_up(out, kind, error):
     total, terms = Objective(config)(out, images)
     expected = error(out.reconstruction.detach().double() - images).mean()
     assert float(terms["reconstruction"]) == pytest.approx(float(expected), rel=1e-6)
-    assert float(total) == pytest.approx(3 * float(expected) + 0.25 * 0.7, rel=1e-6)
-    assert float(terms["total"]) == float(total)
+    assert total.item() == pytest.approx(3 * float(expected) + 0.25 * 0.7, rel=1e-6)
+    assert float(terms["total"]) == total.item()
     assert set(terms) == {"total", "reconstruction", "commitment", "entropy"}
     assert not any(term.requires_grad for term in terms.values())
     total.backward()
@@ -46,7 +46,7 @@ def test_perceptual_term(out, monkeypatch):
     assert asked == [("timm:x", "f")]
     largest = float(out.reconstruction.detach().abs().max())
     assert float(terms["perceptual"]) == pytest.approx(largest)
-    assert float(total) == pytest.approx(float(terms["reconstruction"]) + 0.5 * largest + 0.7, rel=1e-6)
+    assert total.item() == pytest.approx(float(terms["reconstruction"]) + 0.5 * largest + 0.7, rel=1e-6)
 
 
 def test_no_perceptual_network_at_weight_0(monkeypatch):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor
 from torch.optim import AdamW
@@ -62,6 +63,7 @@ class Trainer:
         self.config = config = dataclasses.replace(config, model=tokenizer.config)  # every option resolved
         self.folder = RunFolder(config.output)
         self.folder.check(config, resume)
+        AcceleratorState._reset_state()  # else a process could train in one precision only
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             log_with="tensorboard",
@@ -231,7 +233,9 @@ class Trainer:
         self.ema.load_state_dict(extra["ema"])
         self.guard.skipped = extra["skipped"]
         usage = checkpoint / USAGE.format(self.accelerator.process_index)
-        if self.usage is not None and usage.exists():  # not for a rank that an earlier start with fewer ranks did not have
+        if (
+            self.usage is not None and usage.exists()
+        ):  # not for a rank that an earlier start with fewer ranks did not have
             self.usage.load_state_dict(torch.load(usage, map_location=self.accelerator.device, weights_only=True))
         self.start = step_of(checkpoint)
 
