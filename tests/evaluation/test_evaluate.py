@@ -84,7 +84,7 @@ def test_only_broken_pictures(tokenizer, tmp_path, streaming):
     folder.mkdir()
     for i in range(3):
         (folder / f"{i}.png").write_bytes(b"no picture")
-    with pytest.raises(ValueError, match="no picture could be read.*3") as error:
+    with pytest.raises(ValueError, match=r"no picture could be read.*3") as error:
         evaluate(tokenizer, open_source(str(folder), streaming=streaming))
     assert "\n" not in str(error.value)
 

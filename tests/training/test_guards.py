@@ -36,7 +36,7 @@ def test_stops_after_the_limit_in_a_row():
     assert guard.allows(3, 1.0, FINE)  # the count in a row starts again
     for step in (4, 5):
         assert not guard.allows(step, math.nan, BROKEN)
-    with pytest.raises(TrainingDivergedError, match="3 steps in a row up to step 6.*commitment"):
+    with pytest.raises(TrainingDivergedError, match=r"3 steps in a row up to step 6.*commitment"):
         guard.allows(6, math.nan, BROKEN)
     assert guard.skipped == 5
 

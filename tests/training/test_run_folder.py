@@ -43,7 +43,7 @@ def test_refuses_other_files(tmp_path, tiny, resume):
 def test_refuses_another_run(run):
     folder, config = run
     checkpoint(folder, 7)
-    with pytest.raises(RunFolderError, match="already holds a run.*step 7.*--resume"):
+    with pytest.raises(RunFolderError, match=r"already holds a run.*step 7.*--resume"):
         folder.check(config, resume=False)
     folder.check(config, resume=True)
 
@@ -60,7 +60,7 @@ def test_resume_refuses_what_changes_the_result(run):
     with pytest.raises(RunFolderError, match="seed = 0, now 3"):
         folder.check(dataclasses.replace(config, seed=3), resume=True)
     optimizer = dataclasses.replace(config.optimizer, learning_rate=0.25)
-    with pytest.raises(RunFolderError, match="optimizer.learning_rate = 0.002, now 0.25"):
+    with pytest.raises(RunFolderError, match=r"optimizer\.learning_rate = 0\.002, now 0\.25"):
         folder.check(dataclasses.replace(config, optimizer=optimizer), resume=True)
 
 

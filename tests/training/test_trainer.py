@@ -106,7 +106,7 @@ def test_no_readable_picture(tiny, tmp_path):
 
 
 def test_no_source(tiny):
-    with pytest.raises(ValueError, match="--data.train"):
+    with pytest.raises(ValueError, match=r"--data\.train"):
         Trainer(tiny(train=""))
 
 
