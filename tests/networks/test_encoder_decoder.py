@@ -39,7 +39,14 @@ def test_decoder_multiplies_by_the_factor(factor, adaptive_norm, depth_to_space)
 
 @pytest.mark.parametrize(
     ("middle_blocks", "middle_attention", "attention_factors", "expected"),
-    [(2, False, (), 0), (2, True, (), 1), (3, True, (), 2), (1, True, (), 0), (2, False, (4,), 2), (2, True, (2, 4), 4)],
+    [
+        (2, False, (), 0),
+        (2, True, (), 1),
+        (3, True, (), 2),
+        (1, True, (), 0),
+        (2, False, (4,), 2),
+        (2, True, (2, 4), 4),
+    ],
 )
 def test_attention_where_asked_for(middle_blocks, middle_attention, attention_factors, expected):
     arguments = (8, 32, (1, 1, 2), (1, 1, 2), middle_blocks, middle_attention, attention_factors)
@@ -57,7 +64,12 @@ def test_no_level_blocks_and_no_middle():
 
 def test_one_level_keeps_the_size():
     with torch.no_grad():
-        assert Decoder(8, 32, (1,), (1,), 1)(Encoder(8, 32, (1,), (1,), 1)(torch.zeros(1, 3, 5, 7))).shape == (1, 3, 5, 7)
+        assert Decoder(8, 32, (1,), (1,), 1)(Encoder(8, 32, (1,), (1,), 1)(torch.zeros(1, 3, 5, 7))).shape == (
+            1,
+            3,
+            5,
+            7,
+        )
 
 
 def test_levels_and_blocks_must_agree():
