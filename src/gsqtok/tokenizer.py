@@ -310,7 +310,10 @@ class ImageTokenizer(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         dtype = getattr(self, "_save_dtype", None)
-        state = {k: v.detach().to("cpu", dtype).contiguous() for k, v in self.state_dict().items()}
+        state = {  # whole numbers, such as counts, would not survive a float type
+            name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+            for name, value in self.state_dict().items()
+        }
         save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt", "library": "gsqtok"})
         (save_directory / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
 

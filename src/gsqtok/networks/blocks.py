@@ -110,9 +110,10 @@ class AdaptiveGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, quantized: Tensor) -> Tensor:
         """(B, C, H, W) and the quantized latent (B, D, h, w) -> (B, C, H, W)."""
-        latent = quantized.flatten(2).float()
+        weight = self.gamma.weight
+        latent = quantized.flatten(2).to(torch.promote_types(weight.dtype, torch.float32))
         # The unbiased variance of one value is 0 / 0: a 1x1 latent has no spread.
         variance = latent.var(2, correction=min(1, latent.shape[2] - 1))
-        scale = self.gamma((variance + self.norm.eps).sqrt())
-        bias = self.beta(latent.mean(2))
+        scale = self.gamma((variance + self.norm.eps).sqrt().to(weight.dtype))
+        bias = self.beta(latent.mean(2).to(weight.dtype))
         return torch.addcmul(bias[:, :, None, None], scale[:, :, None, None], self.norm(x))
