@@ -62,7 +62,7 @@ def parse(argv: list[str]) -> tuple[TrainConfig, bool]:
         argv = ["--config", str(find(recipe)), *argv[1:]]
     namespace = p.parse_args(argv)
     try:
-        instance = p.instantiate_classes(namespace)
+        instance = p.instantiate(namespace)
         values = {k: v for k, v in vars(instance).items() if k not in ("config", "resume")}
         return TrainConfig(**values), namespace.resume
     except ValueError as error:  # values that the configurations themselves refuse
