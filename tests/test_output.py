@@ -22,7 +22,10 @@ def test_names_that_would_collide_stay_whole():
 
 def test_case_counts_as_a_collision():
     """Some disks know no difference between A and a."""
-    assert picture_paths("out", ["A.jpg", "a.webp"]) == {"A.jpg": Path("out/A.jpg.png"), "a.webp": Path("out/a.webp.png")}
+    assert picture_paths("out", ["A.jpg", "a.webp"]) == {
+        "A.jpg": Path("out/A.jpg.png"),
+        "a.webp": Path("out/a.webp.png"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -37,7 +40,19 @@ def test_every_picture_has_a_path_of_its_own(names):
 
 @pytest.mark.parametrize(
     "name",
-    ["../x.png", "a/../../x.png", "/etc/x.png", "..", "", ".", "a\0b.png", "..\\x.png", "\\\\host\\x", "C:\\x.png", "C:x"],
+    [
+        "../x.png",
+        "a/../../x.png",
+        "/etc/x.png",
+        "..",
+        "",
+        ".",
+        "a\0b.png",
+        "..\\x.png",
+        "\\\\host\\x",
+        "C:\\x.png",
+        "C:x",
+    ],
 )
 def test_names_that_leave_the_folder_are_refused(name):
     with pytest.raises(ValueError, match="points outside the output folder"):
