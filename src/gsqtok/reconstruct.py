@@ -61,10 +61,14 @@ def side_by_side(results: list[Reconstruction], caption: str = "", height: int |
     """
     rows = []
     for result in results:
-        pair = to_pil(torch.cat([result.original, torch.ones(3, result.original.shape[1], GAP), result.reconstruction], 2))
+        pair = to_pil(
+            torch.cat([result.original, torch.ones(3, result.original.shape[1], GAP), result.reconstruction], 2)
+        )
         if height is not None:
             pair = pair.resize((round(pair.width * height / pair.height), height), Image.Resampling.LANCZOS)
-        rows.append((pair, f"{result.name}: original, reconstruction   PSNR {result.psnr:.2f} dB   SSIM {result.ssim:.3f}"))
+        rows.append(
+            (pair, f"{result.name}: original, reconstruction   PSNR {result.psnr:.2f} dB   SSIM {result.ssim:.3f}")
+        )
     top = CAPTION if caption else 0
     width = max([pair.width for pair, _ in rows] + [600])
     sheet = Image.new("RGB", (width, top + sum(pair.height + CAPTION for pair, _ in rows)), "white")

@@ -49,4 +49,6 @@ def main(argv: list[str]) -> None:
     save_picture(side_by_side(results, caption), folder / "side_by_side.png")
     figures = [(r.name, tuple(r.original.shape[1:]), r.psnr, r.ssim) for r in results]
     console.print(figures_table(figures, tokenizer.bits_per_pixel))
-    console.print(f"encoded and decoded in {seconds:.1f} s on {tokenizer.device}; look at {folder / 'side_by_side.png'}")
+    console.print(
+        f"encoded and decoded in {seconds:.1f} s on {tokenizer.device}; look at {folder / 'side_by_side.png'}"
+    )

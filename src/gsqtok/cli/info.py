@@ -20,6 +20,8 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
     rows = _archive(args.model) if args.model and Path(args.model).suffix == ".npz" else _tokenizer(args.model)
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column()
+    table.add_column(overflow="fold")
     for name, value in rows:
         table.add_row(name, value)
     console.print(table)
@@ -36,7 +38,7 @@ def _tokenizer(source: str | None) -> list[tuple[str, str]]:
     return [
         ("tokenizer", source or "the one inside the package"),
         ("down-sampling factor", f"{tokenizer.factor}"),
-        ("quantizer", str(quantizer).split("(", 1)[0].strip() + f" ({quantizer.name})"),
+        ("quantizer", quantizer.name),
         ("latent channels", f"{quantizer.dim}"),
         ("tokens per position", f"{quantizer.tokens_per_position}, each of {quantizer.codebook_size:,} codewords"),
         ("bits per position", f"{quantizer.bits:g}"),

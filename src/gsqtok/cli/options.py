@@ -17,13 +17,17 @@ if TYPE_CHECKING:
 console = Console(highlight=False)
 messages = Console(stderr=True, highlight=False)
 
-SOURCE = "a folder of pictures (with its subfolders), a picture, parquet files, tar shards, a quoted glob, or a hub name"
+SOURCE = (
+    "a folder of pictures (with its subfolders), a picture, parquet files, tar shards, a quoted glob, or a hub name"
+)
 MODEL = "a tokenizer's folder, a training run's folder or a hub name (default: the tokenizer inside the package)"
 
 
 def parser(verb: str, summary: str, example: str) -> argparse.ArgumentParser:
     """A parser whose help ends with an example; warnings of the library go to the terminal."""
-    logging.basicConfig(level="WARNING", format="%(message)s", handlers=[RichHandler(console=messages, show_path=False)])
+    logging.basicConfig(
+        level="WARNING", format="%(message)s", handlers=[RichHandler(console=messages, show_path=False)]
+    )
     return argparse.ArgumentParser(
         prog=f"gsqtok {verb}",
         description=summary,
@@ -44,7 +48,9 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--split", help="split of the source, where it has several")
     parser.add_argument("--size", type=int, help="resize the short side to so many pixels (default: as they are)")
     parser.add_argument("--crop", action="store_true", help="with --size: cut out the central square")
-    parser.add_argument("--batch-size", type=int, default=8, help="pictures of equal size that go together (default: 8)")
+    parser.add_argument(
+        "--batch-size", type=int, default=8, help="pictures of equal size that go together (default: 8)"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
 
 

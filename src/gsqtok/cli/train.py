@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
+from typing import TYPE_CHECKING
 
 from gsqtok.cli.recipes import find
+
+if TYPE_CHECKING:
+    from gsqtok.training.config import TrainConfig
 
 EXAMPLE = """examples:
   gsqtok train small --data.train pictures/ --output runs/mine
@@ -28,7 +32,7 @@ def main(argv: list[str]) -> None:
     train(config, resume)
 
 
-def parse(argv: list[str]):
+def parse(argv: list[str]) -> tuple[TrainConfig, bool]:
     """The configuration and whether to resume, from recipe and options; a wrong one ends with a line that names it."""
     import argparse
 
@@ -36,9 +40,11 @@ def parse(argv: list[str]):
 
     from gsqtok.training.config import TrainConfig
 
+    recipe = argv[0] if argv and not argv[0].startswith("-") else ""
+
     class Parser(ArgumentParser):
         def error(self, message: str, ex: Exception | None = None) -> None:
-            line = " ".join(str(message).split())
+            line = " ".join(str(message).split()).replace("<unicode string>", recipe)
             print(f"gsqtok train: error: {line}; see gsqtok train --help", file=sys.stderr)
             sys.exit(2)
 
@@ -52,9 +58,12 @@ def parse(argv: list[str]):
     p.add_argument("--config", action=ActionConfigFile, help="a recipe; the same as naming it first")
     p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
     p.add_class_arguments(TrainConfig, None)
-    if argv and not argv[0].startswith("-"):
-        argv = ["--config", str(find(argv[0])), *argv[1:]]
+    if recipe:
+        argv = ["--config", str(find(recipe)), *argv[1:]]
     namespace = p.parse_args(argv)
-    instance = p.instantiate_classes(namespace)
-    values = {k: v for k, v in vars(instance).items() if k not in ("config", "resume")}
-    return TrainConfig(**values), namespace.resume
+    try:
+        instance = p.instantiate(namespace)
+        values = {k: v for k, v in vars(instance).items() if k not in ("config", "resume")}
+        return TrainConfig(**values), namespace.resume
+    except ValueError as error:  # values that the configurations themselves refuse
+        p.error(str(error))

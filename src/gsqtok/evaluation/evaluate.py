@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gsqtok.data import ImageTransform, eval_loader
-from gsqtok.evaluation.metrics import CodebookUsage, ReconstructionMetrics
+from gsqtok.evaluation.metrics import ReconstructionMetrics, usage_of
 from gsqtok.tokenizer import ImageTokenizer
 
 
@@ -39,22 +39,20 @@ def evaluate(
 
     Returns:
         psnr (dB, mean over pictures), psnr_pooled, ssim, images, rejected, and of the codebook usage, perplexity,
-        entropy_bits (pooled over groups, and per group), bits_per_position, bits_per_pixel (nominal),
-        images_per_second (of the tokenizer, decoding of files left out).
+        entropy_bits (pooled over groups, and per group; left out for a codebook beyond ``MAX_COUNTED``),
+        bits_per_position, bits_per_pixel (nominal), images_per_second (of the tokenizer, decoding of files left out).
 
     Raises:
         ValueError: no picture could be read.
     """
     quantizer = tokenizer.quantizer
     metrics = ReconstructionMetrics()
-    usage = CodebookUsage(quantizer.codebook_size, quantizer.tokens_per_position)
+    usage = usage_of(quantizer)
     if tokenizer.device.type == "cuda":  # elsewhere the metrics stay on the CPU, which has float64
-        metrics, usage = metrics.to(tokenizer.device), usage.to(tokenizer.device)
+        metrics, usage = metrics.to(tokenizer.device), usage and usage.to(tokenizer.device)
     count, seconds = 0, 0.0
     transform = transform or ImageTransform(None, crop="none")
-    loader = eval_loader(
-        dataset, transform, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size
-    )
+    loader = eval_loader(dataset, transform, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size)
     for batch in loader:
         images = batch["image"].to(tokenizer.device)
         start = time.perf_counter()
@@ -64,7 +62,8 @@ def evaluate(
             torch.cuda.synchronize(images.device)
         seconds += time.perf_counter() - start
         metrics.update(reconstruction, images)
-        usage.update(tokens)
+        if usage is not None:
+            usage.update(tokens)
         count += len(images)
         if on_progress is not None:
             on_progress(len(images) + len(batch["rejected"]))
@@ -72,7 +71,7 @@ def evaluate(
         raise ValueError(f"no picture could be read: {loader.rejects.summary()}")
     return {
         **metrics.compute(),
-        **usage.compute(),
+        **(usage.compute() if usage is not None else {}),
         "rejected": len(loader.rejects),
         "bits_per_position": quantizer.bits,
         "bits_per_pixel": tokenizer.bits_per_pixel,

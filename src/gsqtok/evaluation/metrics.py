@@ -7,15 +7,24 @@ what they are fed there.
 
 from __future__ import annotations
 
+import logging
 import math
+from functools import cache
 
 import torch
 from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.functional.image import structural_similarity_index_measure
 
+from gsqtok.quantizers import Quantizer
+
+log = logging.getLogger("gsqtok.evaluation")
+
 PSNR_CAP = 100.0
 """dB. Identical pictures have an infinite PSNR; one 8-bit step in one value of a 256 px picture gives 101 dB."""
+
+MAX_COUNTED = 2**24
+"""The largest codebook whose usage ``usage_of`` counts: 64 MiB a group."""
 
 _PEAK = 255
 _SSIM_WINDOW = 11
@@ -196,6 +205,22 @@ class CodebookUsage(Metric):
             "usage_per_group": usage,
             "perplexity_per_group": perplexity,
         }
+
+
+def usage_of(quantizer: Quantizer) -> CodebookUsage | None:
+    """A counter for a quantizer's tokens; None, which is logged once, for a codebook beyond ``MAX_COUNTED``."""
+    if quantizer.codebook_size <= MAX_COUNTED:
+        return CodebookUsage(quantizer.codebook_size, quantizer.tokens_per_position)
+    _say_not_counted(quantizer.name, quantizer.codebook_size)
+    return None
+
+
+@cache
+def _say_not_counted(name: str, codebook_size: int) -> None:
+    log.warning(
+        "codebook usage and perplexity are left out: the %d codewords of %s are more than the %d that are counted",
+        *(codebook_size, name, MAX_COUNTED),
+    )
 
 
 def _entropy_bits(counts: Tensor) -> float:

@@ -17,7 +17,11 @@ class Objective(nn.Module):
         self.config = config
         self.perceptual = None
         if config.perceptual_weight:
-            self.perceptual = build_perceptual(config.perceptual, config.perceptual_file)
+            try:
+                self.perceptual = build_perceptual(config.perceptual, config.perceptual_file)
+            except FileNotFoundError as error:
+                hint = "--loss.perceptual_file names the file, --loss.perceptual_weight 0 does without"
+                raise FileNotFoundError(f"{error} ({hint})") from error
 
     def forward(self, out: TokenizerOutput, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The total, and each term before its weight (detached), for the log."""

@@ -13,12 +13,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import ProjectConfiguration, set_seed
 from torch import Tensor
 from torch.optim import AdamW
 
 from gsqtok.data import ImageTransform, RejectLog, train_loader
-from gsqtok.evaluation import CodebookUsage, evaluate
+from gsqtok.evaluation import evaluate
+from gsqtok.evaluation.metrics import usage_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.config import OptimizerConfig, TrainConfig
 from gsqtok.training.ema import averaged
@@ -61,6 +63,7 @@ class Trainer:
         self.config = config = dataclasses.replace(config, model=tokenizer.config)  # every option resolved
         self.folder = RunFolder(config.output)
         self.folder.check(config, resume)
+        AcceleratorState._reset_state()  # else a process could train in one precision only
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             log_with="tensorboard",
@@ -95,9 +98,10 @@ class Trainer:
                 fused=device.type == "cuda",
             ),
         )
-        self.usage = CodebookUsage(tokenizer.quantizer.codebook_size, tokenizer.quantizer.tokens_per_position)
-        self.usage.persistent(True)  # part of a checkpoint: figures over an epoch outlive a restart
-        self.usage.to(device)
+        self.usage = usage_of(tokenizer.quantizer)
+        if self.usage is not None:
+            self.usage.persistent(True)  # part of a checkpoint: figures over an epoch outlive a restart
+            self.usage.to(device)
         self.guard, self.rejects = FiniteGuard(), RejectLog()
         self.start = 0
         if resume and (checkpoint := self.folder.latest()):
@@ -130,7 +134,7 @@ class Trainer:
                     sums.clear()
                     summed = 0
                 paused = run_log.pause()
-                if step % usage_every == 0 or last:
+                if self.usage is not None and (step % usage_every == 0 or last):
                     if int(self.usage.positions):
                         figures = self.usage.compute()
                         shown = ("usage", "perplexity")
@@ -167,8 +171,8 @@ class Trainer:
         if self.guard.allows(step, norm, means):
             self.optimizer.step()
             self.ema.update_parameters(self.tokenizer)
-            for part_tokens in tokens:
-                self.usage.update(part_tokens)
+            if self.usage is not None:
+                self.usage.update(torch.cat(tokens))
         self.optimizer.zero_grad(set_to_none=True)
         return means | {"gradient_norm": norm}
 
@@ -201,7 +205,7 @@ class Trainer:
                 world_size=self.accelerator.num_processes,
             )
             shown = ("psnr", "ssim", "usage", "perplexity", "bits_per_pixel")
-            run_log.measured(step, {f"validation/{name}": float(figures[name]) for name in shown})
+            run_log.measured(step, {f"validation/{name}": float(figures[name]) for name in shown if name in figures})
         if self.accelerator.is_main_process:
             images = self.fixed.to(self.accelerator.device)
             run_log.grid(step, images.cpu(), model.decode(model.encode(images), tuple(images.shape[2:])).cpu())
@@ -212,7 +216,8 @@ class Trainer:
 
         def write(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
-            torch.save(self.usage.state_dict(), folder / USAGE.format(rank))
+            if self.usage is not None:
+                torch.save(self.usage.state_dict(), folder / USAGE.format(rank))
             if self.accelerator.is_main_process:
                 torch.save({"ema": self.ema.state_dict(), "skipped": self.guard.skipped}, folder / EXTRA)
 
@@ -228,7 +233,9 @@ class Trainer:
         self.ema.load_state_dict(extra["ema"])
         self.guard.skipped = extra["skipped"]
         usage = checkpoint / USAGE.format(self.accelerator.process_index)
-        if usage.exists():  # not for a rank that an earlier start with fewer ranks did not have
+        if (
+            self.usage is not None and usage.exists()
+        ):  # not for a rank that an earlier start with fewer ranks did not have
             self.usage.load_state_dict(torch.load(usage, map_location=self.accelerator.device, weights_only=True))
         self.start = step_of(checkpoint)
 
