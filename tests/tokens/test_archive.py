@@ -74,7 +74,7 @@ def test_the_smallest_type_that_holds_every_index(tmp_path, size, dtype):
 
 def test_an_error_inside_leaves_no_file(tiny_tokenizer, tmp_path):
     writer = TokenArchiveWriter(tmp_path / "t.npz", tiny_tokenizer)
-    with pytest.raises(ValueError, match="two pictures"), writer:
+    with pytest.raises(ValueError, match="two pictures"), writer:  # noqa: PT012
         for _ in range(2):
             writer.add("a", grid(0), (12, 8))
     assert os.listdir(tmp_path) == []
@@ -82,7 +82,7 @@ def test_an_error_inside_leaves_no_file(tiny_tokenizer, tmp_path):
 
 def test_an_error_inside_leaves_the_old_file(archive, tiny_tokenizer):
     before = archive.read_bytes()
-    with pytest.raises(KeyboardInterrupt), TokenArchiveWriter(archive, tiny_tokenizer) as writer:
+    with pytest.raises(KeyboardInterrupt), TokenArchiveWriter(archive, tiny_tokenizer) as writer:  # noqa: PT012
         writer.add("a", grid(0), (12, 8))
         raise KeyboardInterrupt
     assert archive.read_bytes() == before
