@@ -355,14 +355,13 @@ def test_hub_name_from_the_cache(cache, tiny_tokenizer, monkeypatch):
     assert by_commit.fingerprint() == tiny_tokenizer.fingerprint()
 
 
-@pytest.mark.parametrize("name", ["owner/other", "nowhere"])
-def test_hub_name_that_is_not_there(cache, name):
-    with pytest.raises(FileNotFoundError, match=f"no folder '{name}' here, and not loaded from the hub") as caught:
-        ImageTokenizer.from_pretrained(name, cache_dir=cache, local_files_only=True)
+def test_hub_name_that_is_not_there(cache):
+    with pytest.raises(FileNotFoundError, match="no folder 'owner/other' here, and not loaded from the hub") as caught:
+        ImageTokenizer.from_pretrained("owner/other", cache_dir=cache, local_files_only=True)
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("name", ["no/such/folder", "/no/such/folder", "../nowhere"])
+@pytest.mark.parametrize("name", ["no/such/folder", "/no/such/folder", "../nowhere", "nowhere"])
 def test_a_path_that_is_not_there(name):
     with pytest.raises(FileNotFoundError, match=f"no such folder: {name}"):
         ImageTokenizer.from_pretrained(name, local_files_only=True)

@@ -314,7 +314,7 @@ class ImageTokenizer(
             name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
             for name, value in self.state_dict().items()
         }
-        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt", "library": "gsqtok"})
+        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
         (save_directory / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
 
     @classmethod
@@ -349,6 +349,8 @@ class ImageTokenizer(
             for file in (config_file, weights_file):
                 if not file.is_file():
                     raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
+        elif "/" not in str(source):
+            raise FileNotFoundError(f"no such folder: {source} (a hub repository is named owner/name)")
         else:
             download = {
                 "revision": revision,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 
@@ -50,6 +51,8 @@ def main(argv: list[str]) -> None:
         target = Path(args.output)
         target.parent.mkdir(parents=True, exist_ok=True)
         aside = target.with_name(f".{target.name}.tmp")
+        # JSON has no NaN (the SSIM of pictures under 11 pixels)
+        figures = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in figures.items()}
         record = {"model": args.model, "fingerprint": tokenizer.fingerprint(), "source": args.source, "size": args.size}
         aside.write_text(json.dumps(record | {"crop": args.crop, "figures": figures}, indent=2) + "\n")
         os.replace(aside, target)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.table import Table
-
 from gsqtok.cli.options import MODEL, console, parser
 
 
@@ -19,12 +17,9 @@ def main(argv: list[str]) -> None:
     p.add_argument("model", nargs="?", metavar="MODEL", help=f"{MODEL}; or a file written by gsqtok encode")
     args = p.parse_args(argv)
     rows = _archive(args.model) if args.model and Path(args.model).suffix == ".npz" else _tokenizer(args.model)
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column()
-    table.add_column(overflow="fold")
+    width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        table.add_row(name, value)
-    console.print(table)
+        console.print(f"{name:<{width}}  {value}")
 
 
 def _tokenizer(source: str | None) -> list[tuple[str, str]]:

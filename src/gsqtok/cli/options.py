@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from gsqtok.data import ImageTransform
     from gsqtok.tokenizer import ImageTokenizer
 
-console = Console(highlight=False)
-messages = Console(stderr=True, highlight=False)
+# File names may look like rich's markup; and a line that another program reads must not be wrapped.
+console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+messages = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 SOURCE = (
     "a folder of pictures (with its subfolders), a picture, parquet files, tar shards, a quoted glob, or a hub name"
