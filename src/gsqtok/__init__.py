@@ -1,3 +1,46 @@
-"""gsqtok: image tokenizers with Grouped Spherical Quantization (arXiv 2412.02632)."""
+"""gsqtok: image tokenizers with Grouped Spherical Quantization (arXiv 2412.02632).
+
+Names are loaded on first use, so that importing the package costs nothing until a tokenizer is needed.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gsqtok.quantizers import (
+        GSQ,
+        Quantizer,
+        QuantizerOutput,
+        build_quantizer,
+        list_quantizers,
+        register_quantizer,
+    )
+    from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "GSQ",
+    "CheckpointError",
+    "ImageTokenizer",
+    "Quantizer",
+    "QuantizerOutput",
+    "TokenizerConfig",
+    "__version__",
+    "build_quantizer",
+    "list_quantizers",
+    "register_quantizer",
+]
+_IN_TOKENIZER = {"CheckpointError", "ImageTokenizer", "TokenizerConfig"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        return getattr(import_module("gsqtok.tokenizer" if name in _IN_TOKENIZER else "gsqtok.quantizers"), name)
+    if name in {"search", "quantizers", "networks", "losses", "data", "training", "evaluation", "tokenizer"}:
+        return import_module(f"gsqtok.{name}")
+    raise AttributeError(f"module 'gsqtok' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,199 @@
+"""Time and memory of all quantizers at equal bits, beside vector-quantize-pytorch's versions, in one run.
+
+    python benchmarks/quantizers.py                      # this CPU
+    python benchmarks/quantizers.py --device cuda --positions 32768
+
+Each case runs in a process of its own, so that its peak memory is its own, counted beyond what building the quantizer
+took. Times are medians of a training step's forward (the quantizer alone) and backward (from its loss and the sum of
+its values). The peer is vector-quantize-pytorch, which must be installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import platform
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gsqtok.quantizers import build_quantizer
+
+# bits a position: method: options. Leech and FSQ come as near as they can.
+SETTINGS: dict[int, dict[str, dict[str, Any]]] = {
+    18: {
+        "gsq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
+        "vq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
+        "ema_vq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
+        "random_sphere": {"dim": 8, "groups": 1, "codebook_size": 2**18},
+        "rvq": {"dim": 8, "stages": 2, "codebook_size": 2**9},
+        "rsq": {"dim": 8, "stages": 2, "codebook_size": 2**9},
+        "fsq": {"dim": 6, "levels": [8] * 6},
+        "lfq": {"dim": 18},
+        "bsq": {"dim": 18},
+        "leech": {"dim": 24},
+    },
+    36: {
+        "gsq": {"dim": 16, "groups": 2, "codebook_size": 2**18},
+        "vq": {"dim": 16, "groups": 2, "codebook_size": 2**18},
+        "ema_vq": {"dim": 16, "groups": 2, "codebook_size": 2**18},
+        "random_sphere": {"dim": 16, "groups": 2, "codebook_size": 2**18},
+        "rvq": {"dim": 8, "stages": 4, "codebook_size": 2**9},
+        "rsq": {"dim": 8, "stages": 4, "codebook_size": 2**9},
+        "fsq": {"dim": 12, "groups": 2, "levels": [8] * 6},
+        "lfq": {"dim": 36, "groups": 2},
+        "bsq": {"dim": 36, "groups": 2},
+        "leech": {"dim": 48, "groups": 2},
+    },
+    64: {
+        "gsq": {"dim": 32, "groups": 4, "codebook_size": 2**16},
+        "vq": {"dim": 32, "groups": 4, "codebook_size": 2**16},
+        "ema_vq": {"dim": 32, "groups": 4, "codebook_size": 2**16},
+        "random_sphere": {"dim": 32, "groups": 4, "codebook_size": 2**16},
+        "rvq": {"dim": 8, "stages": 8, "codebook_size": 2**8},
+        "rsq": {"dim": 8, "stages": 8, "codebook_size": 2**8},
+        "fsq": {"dim": 24, "groups": 4, "target_bits": 16},
+        "lfq": {"dim": 64, "groups": 4},
+        "bsq": {"dim": 64, "groups": 4},
+        "leech": {"dim": 96, "groups": 4},
+    },
+}
+PEERS = ("gsq", "vq", "ema_vq", "rvq", "fsq", "lfq", "bsq")  # that vector-quantize-pytorch has too
+
+Step = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # latent (N, dim) -> values, loss
+
+
+def ours(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, Step]:
+    quantizer = build_quantizer(method, **options).to(device).train()
+
+    def step(latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        out = quantizer(latent)
+        return out.quantized, out.loss
+
+    return quantizer, step
+
+
+def peer(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, Step]:
+    """The nearest thing in vector-quantize-pytorch; groups that share a codebook become more rows."""
+    from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, VectorQuantize
+
+    groups = options.get("groups", 1)
+    d = options["dim"] // groups
+    if method in ("gsq", "vq", "ema_vq"):
+        learnt = {"learnable_codebook": True, "ema_update": False} if method == "vq" else {}
+        cosine = method == "gsq"  # its cosine codebook is a moving average: it cannot be trained by gradient
+        model = VectorQuantize(dim=d, codebook_size=options["codebook_size"], use_cosine_sim=cosine, **learnt)
+    elif method == "rvq":
+        model = ResidualVQ(dim=d, num_quantizers=options["stages"], codebook_size=options["codebook_size"])
+    elif method == "fsq":
+        model = FSQ(levels=build_quantizer(method, **options).level_counts.tolist())
+    else:
+        model = LFQ(dim=d, codebook_size=2**d, spherical=method == "bsq")
+    model = model.to(device).train()
+
+    def step(latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        values, *rest = model(latent.view(1, -1, d))
+        loss = rest[-1].sum() if len(rest) > 1 else values.new_zeros(())
+        return values, loss
+
+    return model, step
+
+
+def measure(
+    build: Callable[..., tuple[nn.Module, Step]],
+    method: str,
+    options: dict[str, Any],
+    positions: int,
+    device: str,
+    repeats: int,
+) -> dict[str, float]:
+    torch.manual_seed(0)
+    model, step = build(method, options, device)
+    cuda = torch.device(device).type == "cuda"
+    latent = torch.randn(positions, options["dim"], device=device, requires_grad=True)
+    before = torch.cuda.memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+
+    def now() -> float:
+        if cuda:
+            torch.cuda.synchronize()
+        return time.perf_counter()
+
+    forward, backward = [], []
+    for _ in range(repeats + 1):
+        start = now()
+        values, loss = step(latent)
+        middle = now()
+        (values.sum() + loss).backward()
+        end = now()
+        forward.append(middle - start)
+        backward.append(end - middle)
+        latent.grad = None
+        model.zero_grad()
+    peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {
+        "forward": 1e3 * statistics.median(forward[1:]),
+        "backward": 1e3 * statistics.median(backward[1:]),
+        "memory": (peak - before) / 2**20,
+    }
+
+
+def _run(connection: Any, *arguments: Any) -> None:
+    try:
+        connection.send(measure(*arguments))
+    except (RuntimeError, MemoryError, AssertionError) as error:  # out of memory, or a codebook that cannot exist
+        connection.send(str(error).splitlines()[0][:90] if str(error) else type(error).__name__)
+
+
+def measure_apart(*arguments: Any) -> dict[str, float] | str:
+    """``measure`` in a process of its own; a line that says why not, where it fails."""
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_run, args=(sender, *arguments))
+    process.start()
+    sender.close()
+    try:
+        return receiver.recv()
+    except EOFError:
+        return "killed (out of memory)"
+    finally:
+        process.join()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--positions", type=int, default=256, help="latents at once, as h * w * batch")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--bits", type=int, nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
+    parser.add_argument("--methods", nargs="+", default=None)
+    arguments = parser.parse_args()
+    cuda = torch.device(arguments.device).type == "cuda"
+    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    print(f"{machine}, torch {torch.__version__}, {arguments.positions} positions, float32\n")
+    print("| bits | method | forward ms | backward ms | memory MiB | the peer's forward | backward | MiB |")
+    print("|---|---|---|---|---|---|---|---|")
+    for bits in arguments.bits:
+        for method, options in SETTINGS[bits].items():
+            if arguments.methods and method not in arguments.methods:
+                continue
+            rest = (method, options, arguments.positions, arguments.device, arguments.repeats)
+            cells = [f"{build_quantizer(method, **options).bits:.1f}", method, _cells(measure_apart(ours, *rest))]
+            cells.append(_cells(measure_apart(peer, *rest)) if method in PEERS else "none | |")
+            print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def _cells(result: dict[str, float] | str) -> str:
+    if isinstance(result, str):
+        return f"{result} | |"
+    return f"{result['forward']:.2f} | {result['backward']:.2f} | {result['memory']:.0f}"
+
+
+if __name__ == "__main__":
+    main()

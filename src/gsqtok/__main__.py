@@ -1,0 +1,7 @@
+"""``python -m gsqtok``."""
+
+import sys
+
+from gsqtok.cli import main
+
+sys.exit(main())

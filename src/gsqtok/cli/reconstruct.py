@@ -1,0 +1,61 @@
+"""gsqtok reconstruct."""
+
+from __future__ import annotations
+
+from gsqtok.cli.options import add_model, add_source, console, count, load_model, parser, progress, transform
+
+
+def main(argv: list[str]) -> None:
+    """Reconstruct pictures, and say how well."""
+    p = parser(
+        "reconstruct",
+        "Pictures through the tokenizer and back (PNG), with PSNR and SSIM of each.",
+        "  gsqtok reconstruct pictures/ -o reconstructions/\n"
+        "  gsqtok reconstruct runs/mine pictures/ -o reconstructions/ --side-by-side",
+    )
+    add_model(p)
+    add_source(p)
+    p.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where the reconstructions go")
+    p.add_argument("--side-by-side", action="store_true", help="write each beside its original, figures below")
+    args = p.parse_args(argv)
+
+    from gsqtok.data import eval_loader, open_source, to_pil
+    from gsqtok.output import picture_paths, save_picture
+    from gsqtok.reconstruct import reconstruct, side_by_side
+
+    source = open_source(args.source, split=args.split)
+    tokenizer = load_model(args)
+    paths = picture_paths(args.output, source["key"])
+    loader = eval_loader(source, transform(args), batch_size=args.batch_size, workers=args.workers)
+    figures = []
+    with progress("reconstructing") as bar:
+        for result in bar.track(reconstruct(tokenizer, loader), total=count(source)):
+            picture = side_by_side([result]) if args.side_by_side else to_pil(result.reconstruction)
+            save_picture(picture, paths[result.name])
+            figures.append((result.name, tuple(result.original.shape[1:]), result.psnr, result.ssim))
+    if not figures:
+        raise ValueError(f"none of the pictures in {args.source} can be read: {loader.rejects.summary()}")
+    console.print(figures_table(figures, tokenizer.bits_per_pixel))
+    console.print(f"{len(figures)} pictures -> {args.output}")
+    if loader.rejects.reasons:
+        console.print(loader.rejects.summary())
+
+
+SHOWN = 20
+
+
+def figures_table(figures: list[tuple[str, tuple[int, int], float, float]], bits_per_pixel: float):
+    """A table of PSNR, SSIM and bits/px: the first pictures, and the mean of all."""
+    from rich.table import Table
+
+    table = Table("picture", "size", "PSNR, dB", "SSIM", "bits/px")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for name, (height, width), psnr, ssim in figures[:SHOWN]:
+        table.add_row(name, f"{width}x{height}", f"{psnr:.2f}", f"{ssim:.3f}", f"{bits_per_pixel:.3g}")
+    if len(figures) > SHOWN:
+        table.add_row(f"... and {len(figures) - SHOWN} more")
+    table.add_section()
+    psnr, ssim = (sum(f[i] for f in figures) / len(figures) for i in (2, 3))
+    table.add_row(f"mean of {len(figures)}", "", f"{psnr:.2f}", f"{ssim:.3f}", f"{bits_per_pixel:.3g}")
+    return table

@@ -1,0 +1,149 @@
+"""Bytes or a file to an upright RGB picture, or one line that says why not."""
+
+from __future__ import annotations
+
+import functools
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageFile
+
+# Raster formats only: EPS would start Ghostscript, and the rest are stubs without a decoder.
+_FORMATS = (
+    "JPEG",
+    "PNG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "JPEG2000",
+    "AVIF",
+    "DIB",
+    "ICO",
+    "MPO",
+    "PCX",
+    "QOI",
+    "TGA",
+)
+
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {  # EXIF orientation -> the transposition that undoes it (EXIF 2.32, section 4.6.4)
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class BrokenImageError(ValueError):
+    """A picture that cannot be read; the message is the reason, in one line."""
+
+
+def decode_image(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pixels: int | None = None) -> Image.Image:
+    """Decode one picture to upright 8-bit RGB.
+
+    The EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled (value / 257) rather
+    than clipped, float grey in [0, 1] is stretched to [0, 255], and of several frames the first is taken.
+
+    Args:
+        data: the encoded bytes, a path, or a row of a data set: ``{"bytes": ..., "path": ...}``.
+        max_pixels: refuse pictures with more pixels than this before decoding them; default: Pillow's
+            ``Image.MAX_IMAGE_PIXELS``, above which it warns of a decompression bomb.
+
+    Raises:
+        BrokenImageError: missing, empty, not an image, truncated, corrupt, or too large.
+    """
+    encoded = _read(data)
+    limit = Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_known_formats()) as image:
+            if limit is not None and image.width * image.height > limit:
+                raise BrokenImageError(f"{image.width} x {image.height} pixels, more than the limit of {limit}")
+            if ImageFile.LOAD_TRUNCATED_IMAGES and _looks_truncated(encoded, image.format):
+                raise BrokenImageError("truncated")
+            image.load()
+            return _rgb(_upright(image))
+    except (BrokenImageError, MemoryError):
+        raise
+    except Image.UnidentifiedImageError:
+        raise BrokenImageError("not an image of a known format") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BrokenImageError(f"too many pixels: {_one_line(error)}") from None
+    except Exception as error:  # on corrupt input Pillow's readers raise nearly anything
+        raise BrokenImageError(_one_line(error)) from error
+
+
+def _read(data: bytes | str | Path | Mapping[str, Any] | None) -> bytes:
+    if isinstance(data, Mapping):
+        data = data.get("bytes") if data.get("bytes") is not None else data.get("path")
+    if data is None:
+        raise BrokenImageError("neither bytes nor a path")
+    if isinstance(data, (str, os.PathLike)):
+        try:
+            data = Path(data).read_bytes()
+        except (OSError, ValueError) as error:  # ValueError: a null character in the path
+            raise BrokenImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if not data:
+        raise BrokenImageError("zero bytes")
+    return data
+
+
+@functools.cache
+def _known_formats() -> tuple[str, ...]:
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def _looks_truncated(encoded: bytes, image_format: str | None) -> bool:
+    """Whether the end is missing. Needed only where another library told Pillow to pad truncated pictures with grey."""
+    if image_format in ("JPEG", "MPO"):  # inside a scan FF is always stuffed, so FFD9 after the last FFDA is the end
+        return encoded.rfind(b"\xff\xd9") < encoded.rfind(b"\xff\xda")
+    return image_format == "PNG" and b"IEND" not in encoded[-64:] and b"IEND" not in encoded
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(_ORIENTATION_TAG)
+    except Exception:  # corrupt metadata around intact pixels: the picture is fine, its orientation unknown
+        return image
+    method = _UPRIGHT.get(orientation)
+    return image if method is None else image.transpose(method)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        return Image.fromarray(_deep_grey_to_8_bit(image)).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    if image.mode == "LAB":  # Image.convert knows no LAB
+        from PIL import ImageCms
+
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+    return image.convert("RGB")  # for RGB a copy that no longer hangs on the file
+
+
+def _deep_grey_to_8_bit(image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits, (H, W), to uint8: full scale is 65535 for integers, or 1 (else 255) for floats."""
+    grey = np.nan_to_num(np.asarray(image).astype(np.float64))
+    if image.mode == "F":
+        grey = grey * 255 if grey.min() >= 0 and grey.max() <= 1 else grey
+    elif grey.max() > 65535:  # 32-bit TIFF
+        grey = grey * (255 / (2**31 - 1))
+    else:
+        grey = grey / 257
+    return np.clip(np.rint(grey), 0, 255).astype(np.uint8)

@@ -1,0 +1,114 @@
+"""A picture to the tensor that a network takes, and back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gsqtok.data.decode import BrokenImageError
+
+_FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
+_MAX_RESIZED_PIXELS = 2**26  # a strip of 1 x 60000 with its short side at 256 would be 4 thousand million pixels
+
+
+@dataclass(frozen=True)
+class ImageTransform:
+    """Resize, crop and flip.
+
+    The short side becomes ``size`` (smaller pictures are enlarged) with Pillow's antialiased filter, then a
+    ``size`` x ``size`` window is cut out; pixel for pixel what torchvision's Resize and CenterCrop do. With
+    ``size=None`` pictures keep their own size.
+
+    Attributes:
+        size: length of the short side in pixels; None: native size, which goes with ``crop="none"``.
+        crop: "center", "random", or "none" (keeps the aspect ratio).
+        flip: mirror left to right with probability 1/2.
+        max_resize: with a random crop, the short side becomes a random length from ``size`` to ``max_resize`` (at most
+            its own, if that is larger than ``size``): pictures are seen at several scales.
+        resample: "bicubic" or "lanczos".
+    """
+
+    size: int | None = 256
+    crop: Literal["center", "random", "none"] = "center"
+    flip: bool = False
+    resample: Literal["bicubic", "lanczos"] = "bicubic"
+    max_resize: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ValueError(f"size must be at least 1 pixel, got {self.size}")
+        if self.crop not in ("center", "random", "none"):
+            raise ValueError(f"crop must be 'center', 'random' or 'none', got {self.crop!r}")
+        if self.resample not in _FILTERS:
+            raise ValueError(f"resample must be one of {', '.join(_FILTERS)}, got {self.resample!r}")
+        if self.size is None and self.crop != "none":
+            raise ValueError(f"crop {self.crop!r} needs a size; with size=None use crop='none'")
+        if self.max_resize is not None and (self.crop != "random" or self.max_resize < self.size):
+            raise ValueError(f"max_resize goes with crop='random' and is at least size, got {self.max_resize}")
+
+    @property
+    def random(self) -> bool:
+        """Whether the result depends on a generator."""
+        return self.flip or self.crop == "random"
+
+    def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> Tensor:
+        """RGB picture -> float32 (3, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: random crop or flip without a generator.
+            BrokenImageError: a strip so thin that the resized picture would not fit in memory.
+        """
+        return to_tensor(self.pixels(image, generator))
+
+    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
+        """The same before the change of type: uint8 (H, W, 3). A batch is turned into floats at once."""
+        if self.random and generator is None:
+            raise ValueError("a random crop or flip needs a numpy Generator")
+        if self.size is not None:
+            image = self._resize(image, self.size, generator)
+        pixels = np.asarray(image)
+        return pixels[:, ::-1] if self.flip and generator.random() < 0.5 else pixels
+
+    def _resize(self, image: Image.Image, size: int, generator: np.random.Generator | None) -> Image.Image:
+        width, height = image.size
+        short, target = min(width, height), size
+        if self.max_resize is not None:
+            target = int(generator.integers(size, max(size, min(self.max_resize, short)) + 1))
+        full_width, full_height = int(target * width / short), int(target * height / short)
+        if full_width * full_height > _MAX_RESIZED_PIXELS:
+            raise BrokenImageError(f"{width} x {height} would be {full_width} x {full_height} after resizing")
+        if image.size != (full_width, full_height):
+            image = image.resize((full_width, full_height), _FILTERS[self.resample])
+        if self.crop == "none":
+            return image
+        if self.crop == "center":
+            left, top = round((full_width - size) / 2), round((full_height - size) / 2)
+        else:
+            left = int(generator.integers(full_width - size + 1))
+            top = int(generator.integers(full_height - size + 1))
+        return image.crop((left, top, left + size, top + size))
+
+
+def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
+    """RGB picture or uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [-1, 1]."""
+    if isinstance(image, Image.Image):
+        image = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
+    pixels = torch.from_numpy(np.array(image)).movedim(-1, -3)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).div_(127.5).sub_(1)
+
+
+def to_pil(tensor: Tensor) -> Image.Image:
+    """(3, H, W) in [-1, 1] -> RGB picture; values are rounded and clamped.
+
+    Raises:
+        ValueError: another shape.
+    """
+    if tensor.ndim != 3 or tensor.shape[0] != 3:
+        raise ValueError(f"expected a tensor of shape (3, H, W), got {tuple(tensor.shape)}")
+    pixels = tensor.detach().float().clamp(-1, 1).add(1).mul(127.5).round().to(torch.uint8)
+    return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())

@@ -1,0 +1,229 @@
+"""Figures of a tokenizer: how close its reconstructions come, and how much of its codebook it uses.
+
+Both classes are torchmetrics' metrics: feed them batch by batch, on as many processes as you like, and `compute` gives
+the same figures as one process that saw everything. They keep their states where ``.to(device)`` puts them and bring
+what they are fed there.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from gsqtok.quantizers import Quantizer
+
+log = logging.getLogger("gsqtok.evaluation")
+
+PSNR_CAP = 100.0
+"""dB. Identical pictures have an infinite PSNR; one 8-bit step in one value of a 256 px picture gives 101 dB."""
+
+MAX_COUNTED = 2**24
+"""The largest codebook whose usage ``usage_of`` counts: 64 MiB a group."""
+
+_PEAK = 255
+_SSIM_WINDOW = 11
+
+
+class ReconstructionMetrics(Metric):
+    """PSNR, SSIM and mean squared error of reconstructions, as 8-bit pictures.
+
+    Both sides are clamped to [-1, 1] and rounded to the 256 values of a stored picture first, so the figures are those
+    of the files that a decoder would write. Squared errors are summed as integers, everything else in float64.
+
+    `compute` gives a dict of
+
+    - ``psnr``: mean over pictures of 10 log10(255^2 / mse) in dB, each picture's capped at ``PSNR_CAP``;
+    - ``psnr_pooled``: the same from the squared error of all values together (never above ``psnr``, capped likewise);
+    - ``ssim``: mean over pictures of the structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004: Gaussian window
+      of 11 x 11 with sigma 1.5, k1 0.01, k2 0.03), over the positions whose window lies inside the picture and over
+      the three channels. nan as soon as one picture has a side of fewer than 11 pixels: no window fits;
+    - ``mse``: mean squared error in units of 8-bit steps, in [0, 65025];
+    - ``images``: how many pictures.
+    """
+
+    is_differentiable = False
+    higher_is_better = None
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in ("psnr_sum", "ssim_sum"):
+            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        for name in ("squared_error", "values", "images"):
+            self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, reconstruction: Tensor, images: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            reconstruction: (B, 3, H, W) in [-1, 1]; values outside are clamped.
+            images: (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: shapes that differ or are not pictures, or values that are not finite.
+        """
+        if reconstruction.shape != images.shape or images.ndim != 4:
+            raise ValueError(
+                f"reconstruction {tuple(reconstruction.shape)} and images {tuple(images.shape)} differ or are not 4-D"
+            )
+        if len(images) == 0:
+            return
+        ours, theirs = self._to_8_bits(reconstruction), self._to_8_bits(images)
+        squared_error = (ours - theirs).square().flatten(1).sum(dim=1)  # int64
+        values = images[0].numel()
+        psnr = 10 * torch.log10(_PEAK**2 * values / squared_error.double())
+        self.psnr_sum += psnr.clamp(max=PSNR_CAP).sum()
+        self.squared_error += squared_error.sum()
+        self.values += images.numel()
+        self.images += len(images)
+        if min(images.shape[-2:]) < _SSIM_WINDOW:
+            self.ssim_sum += math.nan
+            return
+        # float64 keeps the window's variances from cancelling, and convolutions in it escape autocast and TF32.
+        # torchmetrics pads the border by reflection; whether its mean counts that border depends on its version, so
+        # the mean is taken here.
+        _, ssim = structural_similarity_index_measure(
+            ours.double(), theirs.double(), sigma=1.5, data_range=float(_PEAK), return_full_image=True
+        )
+        border = _SSIM_WINDOW // 2
+        inside = ssim[..., border : ssim.shape[-2] - border, border : ssim.shape[-1] - border]
+        self.ssim_sum += inside.flatten(1).mean(dim=1).sum()
+
+    def _to_8_bits(self, images: Tensor) -> Tensor:
+        images = images.detach().to(self.device).float()
+        if not torch.isfinite(images).all():
+            raise ValueError("pictures hold values that are not finite")
+        return ((images.clamp(-1, 1) + 1) * (_PEAK / 2)).round().long()
+
+    def compute(self) -> dict[str, float | int]:
+        """The figures listed above. Raises ValueError where no picture was seen."""
+        images = int(self.images)
+        if images == 0:
+            raise ValueError("no pictures to report on: call update(reconstruction, images) first")
+        mse = int(self.squared_error) / int(self.values)
+        pooled = 10 * math.log10(_PEAK**2 / mse) if mse > 0 else math.inf
+        return {
+            "psnr": self.psnr_sum.item() / images,
+            "psnr_pooled": min(pooled, PSNR_CAP),
+            "ssim": self.ssim_sum.item() / images,
+            "mse": mse,
+            "images": images,
+        }
+
+
+class CodebookUsage(Metric):
+    """Which codewords are used, and how evenly.
+
+    Counts are kept as int32, (groups, codebook_size): 256 MB for 16 groups of 4 million codewords. That leaves room for
+    2^31 - 1 positions, over all processes (8 million pictures of 256 positions); `compute` refuses more.
+
+    `compute` gives a dict of, over all groups pooled (they share the codebook in Grouped Spherical Quantization),
+
+    - ``usage``: codewords used at least once / codebook_size, in [0, 1];
+    - ``dead_codes``: codewords never used;
+    - ``entropy_bits``: entropy of the codewords' frequencies, in [0, log2(codebook_size)];
+    - ``perplexity``: 2 ** entropy_bits, in [1, codebook_size];
+    - ``positions``: positions seen;
+
+    and by group the lists ``usage_per_group`` and ``perplexity_per_group``. Usage can be no more than positions x
+    groups / codebook_size, and an entropy counted from few positions is too low: compare at equal ``positions``.
+
+    Args:
+        codebook_size: codewords V that an index can name.
+        groups: indices G per position.
+    """
+
+    is_differentiable = False
+    higher_is_better = True
+    full_state_update = False
+
+    def __init__(self, codebook_size: int, groups: int = 1) -> None:
+        super().__init__()
+        if codebook_size < 1 or groups < 1:
+            raise ValueError(f"codebook_size and groups must be at least 1, got {codebook_size} and {groups}")
+        self.codebook_size = codebook_size
+        self.groups = groups
+        self.add_state("counts", torch.zeros(groups, codebook_size, dtype=torch.int32), dist_reduce_fx="sum")
+        self.add_state("positions", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, indices: Tensor) -> None:
+        """Add integer indices (..., G), each in [0, codebook_size).
+
+        Raises:
+            TypeError: indices that are not integers.
+            ValueError: another number of groups, or an index outside the codebook.
+        """
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise TypeError(f"indices must be integers, got {indices.dtype}")
+        if indices.ndim < 1 or indices.shape[-1] != self.groups:
+            raise ValueError(f"indices must be (..., {self.groups}), got {tuple(indices.shape)}")
+        if indices.numel() == 0:
+            return
+        indices = indices.detach().to(self.device).long().reshape(-1, self.groups)
+        low, high = (int(bound) for bound in indices.aminmax())
+        if low < 0 or high >= self.codebook_size:
+            raise ValueError(f"indices must lie in [0, {self.codebook_size}), got {low} to {high}")
+        # scatter_add rather than bincount: integers add up the same in any order, and nothing of the codebook's size
+        # is allocated for each batch
+        ones = torch.ones((), dtype=self.counts.dtype, device=self.device).expand(self.groups, len(indices))
+        self.counts.scatter_add_(1, indices.T, ones)
+        self.positions += len(indices)
+
+    def compute(self) -> dict[str, float | int | list[float]]:
+        """The figures listed above.
+
+        Raises:
+            ValueError: no index was seen.
+            OverflowError: more positions than the counts can hold.
+        """
+        positions = int(self.positions)
+        if positions == 0:
+            raise ValueError("no indices to report on: call update(indices) first")
+        if positions > torch.iinfo(self.counts.dtype).max:
+            raise OverflowError(f"{positions} positions are more than the counts can hold; measure fewer pictures")
+        pooled = torch.zeros(self.codebook_size, dtype=torch.int64)
+        usage, perplexity = [], []
+        for counts in self.counts:  # one group at a time: float64 counts of all would take much memory
+            counts = counts.cpu()  # not every device has float64
+            pooled += counts
+            usage.append(int((counts > 0).sum()) / self.codebook_size)
+            perplexity.append(2 ** _entropy_bits(counts))
+        used = int((pooled > 0).sum())
+        entropy_bits = _entropy_bits(pooled)
+        return {
+            "usage": used / self.codebook_size,
+            "dead_codes": self.codebook_size - used,
+            "entropy_bits": entropy_bits,
+            "perplexity": 2**entropy_bits,
+            "positions": positions,
+            "usage_per_group": usage,
+            "perplexity_per_group": perplexity,
+        }
+
+
+def usage_of(quantizer: Quantizer) -> CodebookUsage | None:
+    """A counter for a quantizer's tokens; None, which is logged once, for a codebook beyond ``MAX_COUNTED``."""
+    if quantizer.codebook_size <= MAX_COUNTED:
+        return CodebookUsage(quantizer.codebook_size, quantizer.tokens_per_position)
+    _say_not_counted(quantizer.name, quantizer.codebook_size)
+    return None
+
+
+@cache
+def _say_not_counted(name: str, codebook_size: int) -> None:
+    log.warning(
+        "codebook usage and perplexity are left out: the %d codewords of %s are more than the %d that are counted",
+        *(codebook_size, name, MAX_COUNTED),
+    )
+
+
+def _entropy_bits(counts: Tensor) -> float:
+    counts = counts[counts > 0].double()
+    frequencies = counts / counts.sum()
+    return max(0.0, -(frequencies * frequencies.log2()).sum().item())  # -0.0 for a single codeword

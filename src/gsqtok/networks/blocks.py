@@ -1,0 +1,119 @@
+"""The parts that the encoder and the decoder are made of.
+
+All take and return (B, C, H, W). The layout of weights is that of the paper's official checkpoints, up to names.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+NORM_GROUPS = 32
+
+
+def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
+    """GroupNorm with the 32 groups that the paper uses throughout."""
+    return nn.GroupNorm(NORM_GROUPS, channels, eps=eps)
+
+
+class ResidualBlock(nn.Module):
+    """GroupNorm, SiLU, conv, GroupNorm, SiLU, conv, plus the input (through a 1x1 conv where channels change)."""
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.norm2 = group_norm(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv2(F.silu(self.norm2(h)))
+        return self.skip(x) + h
+
+
+class Attention(nn.Module):
+    """Single-head self-attention over all positions, residual."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, eps=1e-6)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.proj = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        q, k, v = self.qkv(self.norm(x)).flatten(2).transpose(1, 2).unsqueeze(1).chunk(3, dim=-1)
+        h = F.scaled_dot_product_attention(q, k, v)
+        return x + self.proj(h.squeeze(1).transpose(1, 2).unflatten(2, x.shape[2:]))
+
+
+class Downsample(nn.Module):
+    """Halves height and width with a strided 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, H/2, W/2)."""
+        return self.conv(x)
+
+
+class NearestUpsample(nn.Module):
+    """Doubles height and width by repetition, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+
+class DepthToSpaceUpsample(nn.Module):
+    """A 3x3 convolution to 4C channels, whose quarters become the pixels of each 2x2 block (DCR order).
+
+    Channel (row * 2 + column) * C + c goes to pixel (row, column) of channel c. ``torch.pixel_shuffle`` orders channels
+    the other way (CRD), so this is a reshape of its own, as in the official checkpoints.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 4 * channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        b, c, h, w = x.shape
+        blocks = self.conv(x).view(b, 2, 2, c, h, w)
+        return blocks.permute(0, 3, 4, 1, 5, 2).reshape(b, c, 2 * h, 2 * w)
+
+
+class AdaptiveGroupNorm(nn.Module):
+    """GroupNorm whose scale and bias come from the spatial statistics of the quantized latent (paper, section 4.1).
+
+    scale = gamma(std of the latent), bias = beta(mean of the latent). It starts as a plain GroupNorm.
+    """
+
+    def __init__(self, channels: int, latent_dim: int) -> None:
+        super().__init__()
+        self.norm = nn.GroupNorm(NORM_GROUPS, channels, eps=1e-6, affine=False)
+        self.gamma = nn.Linear(latent_dim, channels)
+        self.beta = nn.Linear(latent_dim, channels)
+        for parameter in (self.gamma.weight, self.beta.weight, self.beta.bias):
+            nn.init.zeros_(parameter)
+        nn.init.ones_(self.gamma.bias)
+
+    def forward(self, x: Tensor, quantized: Tensor) -> Tensor:
+        """(B, C, H, W) and the quantized latent (B, D, h, w) -> (B, C, H, W)."""
+        weight = self.gamma.weight
+        latent = quantized.flatten(2).to(torch.promote_types(weight.dtype, torch.float32))
+        # The unbiased variance of one value is 0 / 0: a 1x1 latent has no spread.
+        variance = latent.var(2, correction=min(1, latent.shape[2] - 1))
+        scale = self.gamma((variance + self.norm.eps).sqrt().to(weight.dtype))
+        bias = self.beta(latent.mean(2).to(weight.dtype))
+        return torch.addcmul(bias[:, :, None, None], scale[:, :, None, None], self.norm(x))

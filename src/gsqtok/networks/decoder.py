@@ -1,0 +1,80 @@
+"""The decoder: quantized latent to image."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsqtok.networks.blocks import (
+    AdaptiveGroupNorm,
+    Attention,
+    DepthToSpaceUpsample,
+    NearestUpsample,
+    ResidualBlock,
+    group_norm,
+)
+from gsqtok.networks.encoder import middle
+
+
+class Decoder(nn.Module):
+    """Convolutional decoder of the paper (section 4.1), the encoder's mirror; up-samples by f = 2^(levels - 1).
+
+    Args:
+        latent_dim: channels D of the latent.
+        channels: channels at full resolution per unit of multiplier, a multiple of 32.
+        multipliers: as for the encoder, first level first: the decoder walks them from the last to the first.
+        blocks: residual blocks of each level, in the same order as ``multipliers``.
+        middle_blocks: residual blocks before the first up-sampling.
+        middle_attention: attention between the middle blocks.
+        attention_factors: down-sampling factors at which each residual block is followed by attention.
+        adaptive_norm: normalise with statistics of the quantized latent after the middle and after each up-sampling.
+        depth_to_space: up-sample by a convolution to 4C channels instead of repetition.
+    """
+
+    def __init__(
+        self,
+        latent_dim: int,
+        channels: int,
+        multipliers: Sequence[int],
+        blocks: Sequence[int],
+        middle_blocks: int,
+        middle_attention: bool = False,
+        attention_factors: Sequence[int] = (),
+        adaptive_norm: bool = False,
+        depth_to_space: bool = False,
+    ) -> None:
+        super().__init__()
+        width = channels * multipliers[-1]
+        upsample = DepthToSpaceUpsample if depth_to_space else NearestUpsample
+        self.conv_in = nn.Conv2d(latent_dim, width, 3, padding=1)
+        self.blocks = nn.ModuleList(middle(width, middle_blocks, middle_attention))
+        if adaptive_norm:
+            self.blocks.append(AdaptiveGroupNorm(width, latent_dim))
+        for level, (multiplier, count) in reversed(list(enumerate(zip(multipliers, blocks, strict=True)))):
+            if width != channels * multiplier:
+                self.blocks.append(ResidualBlock(width, channels * multiplier))
+                width = channels * multiplier
+            for _ in range(count):
+                self.blocks.append(ResidualBlock(width, width))
+                if 2**level in attention_factors:
+                    self.blocks.append(Attention(width))
+            if level > 0:
+                self.blocks.append(upsample(width))
+                if adaptive_norm:
+                    self.blocks.append(AdaptiveGroupNorm(width, latent_dim))
+        self.norm_out = group_norm(width)
+        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+
+    @property
+    def last_layer(self) -> nn.Parameter:
+        """The weights whose gradient the adaptive adversarial weight compares."""
+        return self.conv_out.weight
+
+    def forward(self, quantized: Tensor) -> Tensor:
+        """(B, D, h, w) -> (B, 3, h*f, w*f), about [-1, 1], not clamped."""
+        x = self.conv_in(quantized)
+        for block in self.blocks:
+            x = block(x, quantized) if isinstance(block, AdaptiveGroupNorm) else block(x)
+        return self.conv_out(F.silu(self.norm_out(x)))

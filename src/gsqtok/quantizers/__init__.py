@@ -1,0 +1,33 @@
+"""Quantizers: one method, one file, one contract (``base.py``), one registry."""
+
+from gsqtok.quantizers.base import Quantizer, QuantizerOutput
+from gsqtok.quantizers.bsq import BSQ
+from gsqtok.quantizers.ema_vq import EMAVQ
+from gsqtok.quantizers.fixed_sphere import FibonacciSphere, Leech, RandomSphere
+from gsqtok.quantizers.fsq import FSQ
+from gsqtok.quantizers.gsq import GSQ
+from gsqtok.quantizers.identity import Identity
+from gsqtok.quantizers.lfq import LFQ
+from gsqtok.quantizers.registry import build_quantizer, list_quantizers, register_quantizer
+from gsqtok.quantizers.rvq import RSQ, RVQ
+from gsqtok.quantizers.vq import VQ
+
+__all__ = [
+    "BSQ",
+    "EMAVQ",
+    "FSQ",
+    "GSQ",
+    "LFQ",
+    "RSQ",
+    "RVQ",
+    "VQ",
+    "FibonacciSphere",
+    "Identity",
+    "Leech",
+    "Quantizer",
+    "QuantizerOutput",
+    "RandomSphere",
+    "build_quantizer",
+    "list_quantizers",
+    "register_quantizer",
+]

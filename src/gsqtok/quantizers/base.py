@@ -1,0 +1,174 @@
+"""The contract that every quantizer keeps.
+
+A quantizer maps latents to the nearest of finitely many values and says which one it took:
+
+    out = quantizer(latent)            # latent (..., dim)
+    out.quantized                      # (..., dim), what a decoder gets; its gradient reaches the latent
+    out.indices                        # (..., tokens_per_position) int64
+    quantizer.decode(out.indices)      # (..., dim), equal to out.quantized
+
+Arithmetic is float32 whatever autocast says, since half precision picks wrong codewords.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class QuantizerOutput:
+    """What a quantizer returns.
+
+    Attributes:
+        quantized: (..., dim) float32, the codewords; the gradient goes straight through to the latent.
+        indices: (..., tokens_per_position) int64; -1 where the latent was not finite (training only).
+        loss: scalar float32, the weighted sum of ``losses``; 0 for a quantizer without a loss.
+        losses: each term by name, before its weight.
+    """
+
+    quantized: Tensor
+    indices: Tensor
+    loss: Tensor
+    losses: dict[str, Tensor] = field(default_factory=dict)
+
+
+torch.export.register_dataclass(QuantizerOutput)
+
+
+class Quantizer(nn.Module, ABC):
+    """Base of all quantizers.
+
+    A subclass stores every parameter of its constructor in an attribute of the same name: that is what ``config``
+    reads, so that a saved quantizer is rebuilt by ``build_quantizer(**config)``.
+
+    Attributes:
+        name: the name in the registry.
+        dim: channels D of the latent.
+        codebook_size: number of values V that one index can take.
+        tokens_per_position: indices per latent vector (groups, or groups times stages).
+    """
+
+    name: str
+    dim: int
+    codebook_size: int
+    tokens_per_position: int
+
+    @property
+    def bits(self) -> float:
+        """Bits per position: what the indices of one latent vector can carry."""
+        return self.tokens_per_position * math.log2(self.codebook_size)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The registry name, and every constructor parameter: JSON values only."""
+        parameters = list(inspect.signature(type(self).__init__).parameters)[1:]
+        return {"name": self.name} | {p: getattr(self, p) for p in parameters}
+
+    def forward(self, latent: Tensor) -> QuantizerOutput:
+        """Quantize latents.
+
+        Args:
+            latent: (..., dim), any float type; quantized in float32.
+
+        Raises:
+            ValueError: the last dimension is not ``dim``, or, outside training, a latent is NaN or infinite. In
+                training such a position gets index -1 and a NaN value, and the loss is NaN, so that a guard can skip
+                the update without a synchronisation at every step.
+            TypeError: the latent is not floating point.
+        """
+        if latent.shape[-1:] != (self.dim,):
+            raise ValueError(f"the latent's last dimension must be dim = {self.dim}, got shape {tuple(latent.shape)}")
+        if not latent.is_floating_point():
+            raise TypeError(f"the latent must be floating point, got {latent.dtype}")
+        with torch.autocast(latent.device.type, enabled=False):
+            finite = latent.isfinite().all(-1, keepdim=True)
+            latent = torch.where(finite, latent.float(), 0)
+            out = self.quantize(latent)
+            found = finite & (out.indices >= 0).all(-1, keepdim=True)
+            if not self.training and not torch.compiler.is_compiling() and not found.all():
+                bad = (~found).sum().item()
+                raise ValueError(f"{bad} of {found.numel()} latent vectors, or the codebook, hold NaN or infinity")
+            out.indices = torch.where(found, out.indices, -1)
+            out.quantized = torch.where(found, out.quantized, torch.nan)
+            out.loss = out.loss + torch.where(found.all(), 0.0, torch.nan)
+            if self.training:
+                self.observe(latent.detach(), out.indices)
+        return out
+
+    def decode(self, indices: Tensor) -> Tensor:
+        """Values of indices: (..., tokens_per_position) integers -> (..., dim) float32.
+
+        Raises:
+            ValueError: wrong last dimension, or (outside compiled code) an index out of range.
+            TypeError: the indices are not integers.
+        """
+        if indices.shape[-1:] != (self.tokens_per_position,):
+            expected = self.tokens_per_position
+            raise ValueError(f"the last dimension of the indices must be {expected}, got shape {tuple(indices.shape)}")
+        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+            raise TypeError(f"indices must be integers, got {indices.dtype}")
+        if indices.numel() and not torch.compiler.is_compiling():
+            low, high = (int(x) for x in torch.aminmax(indices))
+            if low < 0 or high >= self.codebook_size:
+                wrong = low if low < 0 else high
+                raise ValueError(f"index {wrong} is out of range: the codebook has {self.codebook_size} codewords")
+        with torch.autocast(indices.device.type, enabled=False):
+            return self.lookup(indices.long())
+
+    @abstractmethod
+    def quantize(self, latent: Tensor) -> QuantizerOutput:
+        """The method itself: (..., dim) float32, finite, autocast off. Changes no state."""
+
+    @abstractmethod
+    def lookup(self, indices: Tensor) -> Tensor:
+        """The inverse: (..., tokens_per_position) int64, checked -> (..., dim) float32."""
+
+    def observe(self, latent: Tensor, indices: Tensor) -> None:
+        """Called in training after ``quantize``: for codebooks that follow the latents without a gradient.
+
+        Args:
+            latent: (..., dim) float32, detached; zero where it was not finite.
+            indices: (..., tokens_per_position) int64; -1 where the latent was not finite.
+        """
+
+    def extra_repr(self) -> str:
+        """The configuration and the bits, shown by ``print(quantizer)``."""
+        options = ", ".join(f"{k}={v}" for k, v in self.config.items() if k != "name")
+        return f"{options}, bits={self.bits:g}"
+
+
+def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
+    """``quantized`` to the last bit, with the gradient of ``latent`` (Bengio et al. 2013).
+
+    The usual ``latent + (quantized - latent).detach()`` is off by a rounding error, and ``decode`` would then not
+    return what the decoder was trained on. Adding a difference that is exactly zero is not.
+    """
+    return quantized.detach() + (latent - latent.detach())
+
+
+def group_size(dim: int, groups: int) -> int:
+    """Channels of one group, dim / groups; ValueError if that is not a positive whole number."""
+    if groups < 1 or dim < 1 or dim % groups:
+        raise ValueError(f"dim must be a positive multiple of groups, got dim = {dim}, groups = {groups}")
+    return dim // groups
+
+
+def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    """``value``, if it is allowed; a ValueError that lists what is, if not."""
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got '{value}'")
+    return value
+
+
+def not_below(name: str, value: float, least: float) -> float:
+    """``value``, if it is at least ``least``; a ValueError if not."""
+    if not value >= least:
+        raise ValueError(f"{name} must be at least {least:g}, got {value}")
+    return value

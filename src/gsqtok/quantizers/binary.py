@@ -1,0 +1,119 @@
+"""Codes of one bit a channel: packing into indices, and the entropy of soft assignments without a codebook."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_below, straight_through
+from gsqtok.quantizers.codebook import mean_square
+from gsqtok.quantizers.statistics import mean_over_ranks
+
+MAX_BITS = 62  # of an int64 index, its sign aside
+
+
+class BinaryQuantizer(Quantizer):
+    """Signs of the channels as bits: what LFQ and BSQ share.
+
+    Token bit i is 1 where channel i of the group is above 0. A subclass says where a latent lies (``project``), how far
+    from 0 its codes are (``magnitude``), and how surely a bit is 1 (``bit_logits``).
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        groups: int,
+        entropy_weight: float,
+        diversity: float,
+        temperature: float,
+        entropy_bits: int,
+        commitment_weight: float,
+    ) -> None:
+        super().__init__()
+        d = group_size(dim, groups)
+        if d > MAX_BITS:
+            raise ValueError(f"a group of {d} channels gives {d} bits, an index has {MAX_BITS}; use more groups")
+        if not temperature > 0:
+            raise ValueError(f"temperature must be above 0, got {temperature}")
+        if not 1 <= entropy_bits <= 24:
+            raise ValueError(f"entropy_bits must be from 1 to 24, got {entropy_bits}")
+        self.dim = dim
+        self.groups = self.tokens_per_position = groups
+        self.codebook_size = 2**d
+        self.entropy_weight = not_below("entropy_weight", entropy_weight, 0)
+        self.diversity = not_below("diversity", diversity, 0)
+        self.temperature = temperature
+        self.entropy_bits = entropy_bits
+        self.commitment_weight = not_below("commitment_weight", commitment_weight, 0)
+
+    @property
+    @abstractmethod
+    def magnitude(self) -> float:
+        """Absolute value of every channel of a code."""
+
+    @abstractmethod
+    def project(self, latent: Tensor) -> Tensor:
+        """Latents (..., d) to where they are compared."""
+
+    @abstractmethod
+    def bit_logits(self, projected: Tensor) -> Tensor:
+        """log(p / (1 - p)) of each bit being 1 under the soft assignment: (..., d) -> (..., d)."""
+
+    def quantize(self, latent: Tensor) -> QuantizerOutput:
+        """See ``Quantizer.forward``."""
+        projected = self.project(latent.unflatten(-1, (self.groups, -1)))
+        shifts = torch.arange(projected.shape[-1], device=latent.device)
+        indices = ((projected > 0).long() << shifts).sum(-1)
+        codes = self.lookup(indices).view_as(projected)
+        loss, losses = latent.new_zeros(()), {}
+        if self.entropy_weight:
+            sample, batch = binary_entropies(self.bit_logits(projected).flatten(0, -2), self.entropy_bits)
+            losses |= {"sample_entropy": sample, "batch_entropy": batch}
+            loss = loss + self.entropy_weight * (sample - self.diversity * batch)
+        if self.commitment_weight:
+            losses["commitment"] = mean_square(projected - codes)
+            loss = loss + self.commitment_weight * losses["commitment"]
+        return QuantizerOutput(straight_through(projected, codes).flatten(-2), indices, loss, losses)
+
+    def lookup(self, indices: Tensor) -> Tensor:
+        """See ``Quantizer.decode``."""
+        shifts = torch.arange(self.dim // self.groups, device=indices.device)
+        bits = (indices[..., None] >> shifts) & 1
+        return ((2 * bits - 1) * self.magnitude).float().flatten(-2)
+
+
+def binary_entropies(logits: Tensor, entropy_bits: int) -> tuple[Tensor, Tensor]:
+    """Mean entropy of each sample's code, and entropy of the mean code, where bits are independent given a sample.
+
+    The first is exact: the entropies of the bits add. The second is not a sum over bits, since the mean over samples
+    correlates them. It is exact for up to ``entropy_bits`` bits; more are cut into chunks whose joint entropies are
+    added, which is an upper bound (subadditivity), met where chunks are independent. The joint distribution of a chunk
+    of k bits is one product of two (N, 2^(k/2)) matrices, so memory stays far below N x 2^k.
+
+    Args:
+        logits: (N, bits) float32, log-odds of each bit.
+        entropy_bits: bits of a chunk.
+
+    Returns:
+        Both in nats; 0 for an empty batch. The mean code is over all ranks.
+    """
+    samples = max(logits.shape[0], 1)
+    per_bit = F.softplus(logits) - logits * logits.sigmoid()  # -p log p - (1 - p) log(1 - p)
+    batch = logits.new_zeros(())
+    for chunk in logits.split(entropy_bits, dim=1):
+        half = chunk.shape[1] // 2
+        joint = _joint(chunk[:, :half]).T @ _joint(chunk[:, half:]) / samples
+        joint = mean_over_ranks(joint)
+        batch = batch - torch.xlogy(joint, joint.clamp_min(1e-30)).sum()
+    return per_bit.sum() / samples, batch
+
+
+def _joint(logits: Tensor) -> Tensor:
+    """Probabilities of all 2^k patterns of k independent bits: (N, k) -> (N, 2^k)."""
+    k = logits.shape[1]
+    patterns = (torch.arange(2**k, device=logits.device)[:, None] >> torch.arange(k, device=logits.device)) & 1
+    patterns = patterns.to(logits.dtype)
+    return (F.logsigmoid(logits) @ patterns.T + F.logsigmoid(-logits) @ (1 - patterns).T).exp()

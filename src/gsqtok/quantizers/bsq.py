@@ -1,0 +1,58 @@
+"""Binary Spherical Quantization: Zhao et al. 2024, https://arxiv.org/abs/2406.07548, section 3."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from gsqtok.quantizers.binary import BinaryQuantizer
+from gsqtok.quantizers.registry import register_quantizer
+
+
+@register_quantizer("bsq")
+class BSQ(BinaryQuantizer):
+    """Binary Spherical Quantization: latents on the unit sphere, codes at the corners {-1, +1}^d / sqrt(d) of a cube.
+
+    The largest error is bounded: |u - code|^2 < 2 - 2 / sqrt(d) (section 3).
+
+    Args:
+        dim: channels D of the latent, a multiple of ``groups``; D bits per position.
+        groups: number of groups G of at most 62 channels, each on a sphere of its own; each position gets G tokens.
+        entropy_weight: weight of the entropy loss E[H(q(u))] - ``diversity`` H(E[q(u)]).
+        diversity: weight of the entropy over the batch within it.
+        temperature: of the soft assignment q(c | u) ~ exp(-|u - c|^2 / temperature), by which the entropies are taken;
+            a bit is then 1 with log-odds 4 u / (temperature sqrt(d)), in closed form.
+        entropy_bits: bits of which the entropy over the batch is joint; see ``binary_entropies``. With 1, the paper's
+            approximation by independent bits.
+        commitment_weight: weight of the commitment loss, mse(u, sg(code)); the paper needs none.
+
+    Losses: ``sample_entropy``, ``batch_entropy`` (nats per token), ``commitment`` if weighted.
+
+    Raises:
+        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        groups: int = 1,
+        entropy_weight: float = 0.1,
+        diversity: float = 1.0,
+        temperature: float = 1.0,
+        entropy_bits: int = 9,
+        commitment_weight: float = 0.0,
+    ) -> None:
+        super().__init__(dim, groups, entropy_weight, diversity, temperature, entropy_bits, commitment_weight)
+
+    @property
+    def magnitude(self) -> float:
+        """See ``BinaryQuantizer.magnitude``."""
+        return (self.dim // self.groups) ** -0.5
+
+    def project(self, latent: Tensor) -> Tensor:
+        """See ``BinaryQuantizer.project``."""
+        return F.normalize(latent, dim=-1)
+
+    def bit_logits(self, projected: Tensor) -> Tensor:
+        """See ``BinaryQuantizer.bit_logits``."""
+        return 4 * self.magnitude / self.temperature * projected

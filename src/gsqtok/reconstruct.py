@@ -1,0 +1,81 @@
+"""Pictures through a tokenizer and back, one by one, with figures and something to look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from gsqtok.data import to_pil
+from gsqtok.evaluation import ReconstructionMetrics
+from gsqtok.tokenizer import ImageTokenizer
+
+GAP = 4  # pixels between pictures
+CAPTION = 18  # pixels below them
+
+
+@dataclass
+class Reconstruction:
+    """One picture and what the tokenizer made of it.
+
+    Attributes:
+        name: its name in the source.
+        original: (3, H, W) in [-1, 1].
+        reconstruction: the same shape, in [-1, 1].
+        tokens: (h, w, G) int64.
+        psnr: in dB, of the 8-bit pictures.
+        ssim: of the 8-bit pictures; NaN for sides under 11 pixels.
+    """
+
+    name: str
+    original: Tensor
+    reconstruction: Tensor
+    tokens: Tensor
+    psnr: float
+    ssim: float
+
+
+def reconstruct(tokenizer: ImageTokenizer, batches: Iterable[dict[str, Any]]) -> Iterator[Reconstruction]:
+    """Reconstruct the pictures of an ``eval_loader``."""
+    for batch in batches:
+        tokens = tokenizer.encode(batch["image"].to(tokenizer.device))
+        reconstructions = tokenizer.decode(tokens, tuple(batch["image"].shape[2:])).cpu()
+        for name, original, new, grid in zip(batch["keys"], batch["image"], reconstructions, tokens.cpu(), strict=True):
+            metrics = ReconstructionMetrics()
+            metrics.update(new[None], original[None])
+            figures = metrics.compute()
+            yield Reconstruction(name, original, new, grid, figures["psnr"], figures["ssim"])
+
+
+def side_by_side(results: list[Reconstruction], caption: str = "", height: int | None = None) -> Image.Image:
+    """One picture a row, the original on the left, its reconstruction on the right, figures below.
+
+    Args:
+        results: what to show.
+        caption: a line for the top.
+        height: scale rows to this many pixels; None keeps pictures as they are.
+    """
+    rows = []
+    for result in results:
+        pair = to_pil(
+            torch.cat([result.original, torch.ones(3, result.original.shape[1], GAP), result.reconstruction], 2)
+        )
+        if height is not None:
+            pair = pair.resize((round(pair.width * height / pair.height), height), Image.Resampling.LANCZOS)
+        rows.append(
+            (pair, f"{result.name}: original, reconstruction   PSNR {result.psnr:.2f} dB   SSIM {result.ssim:.3f}")
+        )
+    top = CAPTION if caption else 0
+    width = max([pair.width for pair, _ in rows] + [600])
+    sheet = Image.new("RGB", (width, top + sum(pair.height + CAPTION for pair, _ in rows)), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.text((2, 3), caption, fill="black")
+    for pair, text in rows:
+        sheet.paste(pair, (0, top))
+        draw.text((2, top + pair.height + 3), text, fill="black")
+        top += pair.height + CAPTION
+    return sheet

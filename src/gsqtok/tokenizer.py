@@ -1,0 +1,400 @@
+"""The image tokenizer: encoder, quantizer and decoder behind three calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import ModelHubMixin, hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsqtok.networks import Decoder, Encoder
+from gsqtok.networks.blocks import NORM_GROUPS
+from gsqtok.quantizers import build_quantizer
+
+EMBEDDED = Path(__file__).parent / "embedded"
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+RUN_TOKENIZER = "tokenizer"  # where a training run keeps its newest weights
+Blocks = int | tuple[int, ...]
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read, or is not one of ours; the message says which file and why."""
+
+
+@dataclass(frozen=True)
+class TokenizerConfig:
+    """What a tokenizer is made of; the defaults are the paper's f8 model with 8 groups.
+
+    Args:
+        latent_dim: channels D of the latent.
+        channels: channels at full resolution, a multiple of 32 (128 in the paper).
+        multipliers: channel multiplier of each level; n levels down-sample by f = 2^(n - 1). The paper's are
+            f8 [1, 2, 2, 4], f16 [1, 1, 2, 2, 4], f32 [1, 1, 2, 2, 4, 4].
+        encoder_blocks: residual blocks a level in the encoder: one number, or one for each level.
+        decoder_blocks: the same in the decoder, first level first.
+        encoder_middle_blocks: residual blocks at the lowest resolution of the encoder.
+        decoder_middle_blocks: the same in the decoder.
+        middle_attention: attention between the middle blocks.
+        attention_factors: down-sampling factors (1, 2, 4, ...) at which residual blocks are followed by attention.
+        adaptive_norm: the decoder normalises with statistics of the quantized latent.
+        depth_to_space: the decoder up-samples by depth-to-space instead of repetition.
+        quantizer: the quantizer's registry name and options, such as {"name": "gsq", "groups": 8}.
+    """
+
+    latent_dim: int = 16
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    encoder_blocks: Blocks = 2
+    decoder_blocks: Blocks = 2
+    encoder_middle_blocks: int = 2
+    decoder_middle_blocks: int = 2
+    middle_attention: bool = False
+    attention_factors: tuple[int, ...] = ()
+    adaptive_norm: bool = False
+    depth_to_space: bool = False
+    quantizer: dict[str, Any] = field(default_factory=lambda: {"name": "gsq", "groups": 8, "codebook_size": 8192})
+
+    def __post_init__(self) -> None:
+        # JSON and YAML know lists only; a configuration is hashable and comparable with tuples.
+        for name in ("multipliers", "attention_factors", "encoder_blocks", "decoder_blocks"):
+            if isinstance(value := getattr(self, name), list):
+                object.__setattr__(self, name, tuple(value))
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"multipliers must be one positive number for each level, got {list(self.multipliers)}")
+        if self.channels < 1 or self.channels % NORM_GROUPS:
+            raise ValueError(f"channels must be a positive multiple of {NORM_GROUPS}, got {self.channels}")
+        if self.latent_dim < 1:
+            raise ValueError(f"latent_dim must be positive, got {self.latent_dim}")
+        for name in ("encoder_blocks", "decoder_blocks"):
+            if min(self.blocks_per_level(name)) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
+        if min(self.encoder_middle_blocks, self.decoder_middle_blocks) < 0:
+            raise ValueError("encoder_middle_blocks and decoder_middle_blocks must not be negative")
+        levels = [2**i for i in range(len(self.multipliers))]
+        if wrong := sorted(set(self.attention_factors) - set(levels)):
+            raise ValueError(f"attention_factors must be among {levels}, got {wrong}")
+        if "name" not in self.quantizer:
+            raise ValueError('quantizer must name its method, such as {"name": "gsq"}')
+
+    @property
+    def factor(self) -> int:
+        """The down-sampling factor f."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    def blocks_per_level(self, name: str) -> tuple[int, ...]:
+        """``encoder_blocks`` or ``decoder_blocks`` as one number for each level."""
+        blocks = getattr(self, name)
+        blocks = (blocks,) * len(self.multipliers) if isinstance(blocks, int) else tuple(blocks)
+        if len(blocks) != len(self.multipliers):
+            raise ValueError(f"{name} names {len(blocks)} levels, multipliers {len(self.multipliers)}")
+        return blocks
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TokenizerConfig:
+        """From parsed JSON; an unknown key raises ValueError."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := sorted(set(values) - known):
+            raise ValueError(f"unknown configuration key '{unknown[0]}'")
+        return cls(**values)
+
+
+@dataclass
+class TokenizerOutput:
+    """What ``ImageTokenizer.forward`` returns.
+
+    Attributes:
+        reconstruction: (B, 3, H, W), about [-1, 1], not clamped, so that a loss sees how far it overshoots.
+        tokens: (B, h, w, G) int64.
+        latent: (B, D, h, w), before quantization.
+        quantized: (B, D, h, w) float32, what the decoder got.
+        quantizer_loss: scalar, the quantizer's weighted loss.
+        quantizer_losses: its terms by name, before their weights.
+    """
+
+    reconstruction: Tensor
+    tokens: Tensor
+    latent: Tensor
+    quantized: Tensor
+    quantizer_loss: Tensor
+    quantizer_losses: dict[str, Tensor]
+
+
+class ImageTokenizer(
+    nn.Module,
+    ModelHubMixin,
+    library_name="gsqtok",
+    tags=["image-tokenizer", "vector-quantization"],
+    license="apache-2.0",
+    paper_url="https://arxiv.org/abs/2412.02632",
+):
+    """Images to grids of discrete tokens and back.
+
+    Example:
+        >>> tokenizer = ImageTokenizer.from_pretrained()      # the embedded default
+        >>> tokens = tokenizer.encode(images)                 # (B, 3, H, W) in [-1, 1] -> (B, h, w, G) int64
+        >>> images = tokenizer.decode(tokens)                 # -> (B, 3, H, W) in [-1, 1]
+
+    Any height and width: what is no multiple of the factor f is padded (edges repeated) on the way in, so
+    h = ceil(H / f), w = ceil(W / f); ``decode(tokens, size=(H, W))`` crops on the way out.
+    """
+
+    def __init__(self, config: TokenizerConfig | None = None) -> None:
+        super().__init__()
+        config = config or TokenizerConfig()
+        shared = {
+            "latent_dim": config.latent_dim,
+            "channels": config.channels,
+            "multipliers": config.multipliers,
+            "middle_attention": config.middle_attention,
+            "attention_factors": config.attention_factors,
+        }
+        self.encoder = Encoder(
+            **shared, blocks=config.blocks_per_level("encoder_blocks"), middle_blocks=config.encoder_middle_blocks
+        )
+        self.quantizer = build_quantizer(**{"dim": config.latent_dim} | config.quantizer)
+        self.decoder = Decoder(
+            **shared,
+            blocks=config.blocks_per_level("decoder_blocks"),
+            middle_blocks=config.decoder_middle_blocks,
+            adaptive_norm=config.adaptive_norm,
+            depth_to_space=config.depth_to_space,
+        )
+        # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
+        options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
+        self.config = dataclasses.replace(config, quantizer=options)
+
+    @property
+    def factor(self) -> int:
+        """The down-sampling factor f."""
+        return self.config.factor
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Bits per pixel: bits per position over f^2."""
+        return self.quantizer.bits / self.factor**2
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    @torch.no_grad()
+    def encode(self, images: Tensor) -> Tensor:
+        """Images to tokens.
+
+        Args:
+            images: (B, 3, H, W) floating point in [-1, 1].
+
+        Returns:
+            (B, ceil(H / f), ceil(W / f), G) int64, each in [0, V).
+
+        Raises:
+            ValueError: wrong rank or channels, an empty image, values outside [-1, 1] or not finite.
+            TypeError: not floating point.
+        """
+        _check_images(images)
+        if images.numel():
+            low, high = (float(x) for x in torch.aminmax(images))
+            if not (low >= -1.001 and high <= 1.001):  # also refuses NaN
+                raise ValueError(
+                    f"images must lie in [-1, 1], got [{low:g}, {high:g}]; 8-bit pictures become so by "
+                    "images.float() / 127.5 - 1"
+                )
+        latent = self._channels_last(self.encoder(self._pad(images)))
+        indices = self.quantizer(latent).indices
+        if (indices < 0).any():
+            raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
+        return indices
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Tokens to images.
+
+        Args:
+            tokens: (B, h, w, G) integers in [0, V).
+            size: height and width in pixels to crop to; None keeps h * f and w * f.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: wrong rank or G, a token out of range, or a size that the grid does not have.
+            TypeError: tokens that are not integers.
+        """
+        if tokens.ndim != 4:
+            raise ValueError(f"tokens must have shape (B, h, w, G), got {tuple(tokens.shape)}")
+        height, width = (n * self.factor for n in tokens.shape[1:3])
+        if size is not None and not (
+            height - self.factor < size[0] <= height and width - self.factor < size[1] <= width
+        ):
+            raise ValueError(f"a grid of {tuple(tokens.shape[1:3])} tokens makes {height}x{width} pixels, not {size}")
+        quantized = self.quantizer.decode(tokens).movedim(-1, 1)
+        images = self.decode_latent(quantized).clamp(-1, 1)
+        return images if size is None else images[:, :, : size[0], : size[1]]
+
+    def decode_latent(self, quantized: Tensor) -> Tensor:
+        """Quantized latents (B, D, h, w) to images (B, 3, h * f, w * f), not clamped, with gradient."""
+        return self.decoder(quantized.to(self.decoder.conv_in.weight.dtype))
+
+    def forward(self, images: Tensor) -> TokenizerOutput:
+        """Reconstruct images, with everything that training needs: (B, 3, H, W) in [-1, 1]."""
+        _check_images(images)
+        latent = self.encoder(self._pad(images))
+        out = self.quantizer(self._channels_last(latent))
+        quantized = out.quantized.movedim(-1, 1)
+        reconstruction = self.decode_latent(quantized)[:, :, : images.shape[2], : images.shape[3]]
+        return TokenizerOutput(reconstruction, out.indices, latent, quantized, out.loss, out.losses)
+
+    def _pad(self, images: Tensor) -> Tensor:
+        height, width = images.shape[2:]
+        bottom, right = -height % self.factor, -width % self.factor
+        if bottom or right:
+            images = F.pad(images, (0, right, 0, bottom), mode="replicate")
+        return images.to(self.encoder.conv_in.weight.dtype)
+
+    @staticmethod
+    def _channels_last(latent: Tensor) -> Tensor:
+        return latent.movedim(1, -1)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""
+        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+    def save_pretrained(
+        self, save_directory: str | Path, *, dtype: torch.dtype | None = None, **kwargs: Any
+    ) -> str | None:
+        """Write a folder with config.json, model.safetensors and a model card.
+
+        Files are written aside and renamed, so that a full disk or a crash leaves what was there before.
+
+        Args:
+            save_directory: the folder; made if absent.
+            dtype: the type in which weights are stored, such as torch.float16 for half the size; None keeps theirs.
+            kwargs: passed to huggingface_hub (``repo_id``, ``push_to_hub=True``, ...).
+        """
+        target = Path(save_directory)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if target.exists() and not target.is_dir():
+            raise NotADirectoryError(f"{target} is a file; a tokenizer is saved as a folder")
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            self._save_dtype = dtype
+            if (target / "README.md").exists():  # a card that somebody wrote is kept
+                shutil.copy(target / "README.md", aside)
+            url = super().save_pretrained(aside, repo_id=kwargs.pop("repo_id", target.name), **kwargs)
+            target.mkdir(exist_ok=True)
+            for file in aside.iterdir():
+                os.replace(file, target / file.name)
+        finally:
+            self._save_dtype = None
+            shutil.rmtree(aside, ignore_errors=True)
+        return url
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        dtype = getattr(self, "_save_dtype", None)
+        state = {  # whole numbers, such as counts, would not survive a float type
+            name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
+            for name, value in self.state_dict().items()
+        }
+        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
+        (save_directory / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: str | Path | None = None,
+        *,
+        revision: str | None = None,
+        cache_dir: str | Path | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        token: str | bool | None = None,
+    ) -> ImageTokenizer:
+        """Load a tokenizer, in evaluation mode, in float32, on the CPU.
+
+        Args:
+            source: a folder written by ``save_pretrained`` or by a training run, or a hub repository
+                (``owner/name``); None loads the small default tokenizer inside the package.
+            revision: branch, tag or commit of a hub repository; the rest are huggingface_hub's own.
+
+        Raises:
+            FileNotFoundError: no such folder or repository.
+            CheckpointError: unreadable files, or files of another kind; the message names the file.
+        """
+        path = EMBEDDED if source is None else Path(source).expanduser()
+        if not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir():
+            path = path / RUN_TOKENIZER
+        if path.is_file():
+            raise CheckpointError(f"{path} is a file; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
+        if path.is_dir():
+            config_file, weights_file = path / CONFIG_FILE, path / WEIGHTS_FILE
+            for file in (config_file, weights_file):
+                if not file.is_file():
+                    raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
+        elif "/" not in str(source):
+            raise FileNotFoundError(f"no such folder: {source} (a hub repository is named owner/name)")
+        else:
+            download = {
+                "revision": revision,
+                "cache_dir": cache_dir,
+                "local_files_only": local_files_only,
+                "force_download": force_download,
+                "token": token,
+            }
+            try:
+                config_file, weights_file = (
+                    Path(hf_hub_download(str(source), name, **download)) for name in (CONFIG_FILE, WEIGHTS_FILE)
+                )
+            except HFValidationError:
+                raise FileNotFoundError(f"no such folder: {source}") from None
+            except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+                reason = str(error).strip().splitlines()[0]
+                raise FileNotFoundError(f"no folder '{source}' here, and not loaded from the hub: {reason}") from error
+        return cls._from_files(config_file, weights_file)
+
+    @classmethod
+    def _from_files(cls, config_file: Path, weights_file: Path) -> ImageTokenizer:
+        try:
+            tokenizer = cls(TokenizerConfig.from_dict(json.loads(config_file.read_text())))
+        except (ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {error}") from error
+        try:
+            state = load_file(weights_file)
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(f"{weights_file} cannot be read: {error}") from error
+        try:
+            tokenizer.load_state_dict(state)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"{weights_file} does not fit {config_file.name}: {reason[:300]}") from error
+        return tokenizer.eval()
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images must be floating point in [-1, 1], got {images.dtype}; 8-bit pictures become so by "
+            "images.float() / 127.5 - 1"
+        )
+    if 0 in images.shape[2:]:
+        raise ValueError(f"images must hold at least one pixel, got {tuple(images.shape)}")

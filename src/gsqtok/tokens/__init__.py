@@ -1,0 +1,5 @@
+"""Tokens on disk."""
+
+from gsqtok.tokens.archive import TokenArchive, TokenArchiveWriter
+
+__all__ = ["TokenArchive", "TokenArchiveWriter"]

@@ -1,0 +1,6 @@
+"""Training: the typed configuration, the loop, and what makes a run restartable."""
+
+from gsqtok.training.config import DataConfig, LossConfig, OptimizerConfig, TrainConfig
+from gsqtok.training.trainer import Trainer, train
+
+__all__ = ["DataConfig", "LossConfig", "OptimizerConfig", "TrainConfig", "Trainer", "train"]

@@ -1,0 +1,111 @@
+"""What a run tells: a progress bar and log lines for a person, TensorBoard curves, metrics.jsonl for a machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from accelerate import Accelerator
+from PIL import Image
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from gsqtok.data import to_pil
+from gsqtok.training.run_folder import RunFolder
+
+
+class RunLog:
+    """Log lines, curves and sample grids of one run; silent on ranks other than the first."""
+
+    def __init__(self, run: RunFolder, accelerator: Accelerator, start: int, steps: int) -> None:
+        self.main = accelerator.is_main_process
+        self.accelerator = accelerator
+        self.run = run
+        self.console = Console(highlight=False, stderr=True)
+        self.progress = Progress(
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.main,
+        )
+        self.task = self.progress.add_task("", total=steps, completed=start, rate="")
+        self.images = 0
+        self.since = time.perf_counter()
+        if self.main:
+            _keep_until(run.metrics_file, start)
+        accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": start + 1}})
+
+    def __enter__(self) -> RunLog:
+        self.progress.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.progress.stop()
+        self.accelerator.end_training()
+
+    def advance(self, step: int, images: int) -> None:
+        """One step is done, with so many pictures over all ranks."""
+        self.images += images
+        self.progress.update(self.task, completed=step)
+
+    def line(self, message: str) -> None:
+        """Something that a person should read."""
+        if self.main:
+            self.console.print(message, markup=False, soft_wrap=True)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """Figures of the training steps since the last call; adds pictures a second."""
+        elapsed = time.perf_counter() - self.since
+        values = values | {"images_per_second": self.images / elapsed}
+        self.progress.update(self.task, rate=f"{values['images_per_second']:,.0f} images/s")
+        self.images, self.since = 0, time.perf_counter()
+        self.measured(step, values)
+
+    def measured(self, step: int, values: dict[str, Any]) -> None:
+        """Any other figures: to the console, the curves and metrics.jsonl."""
+        if not self.main:
+            return
+        shown = "  ".join(f"{name.removeprefix('loss/')} {_short(value)}" for name, value in values.items())
+        self.line(f"step {step}  {shown}")
+        self.accelerator.log(values, step=step)
+        with self.run.metrics_file.open("a") as file:
+            file.write(json.dumps({"step": step} | values) + "\n")
+
+    def pause(self) -> float:
+        """The clock, to be handed to ``go_on`` after work that is not training."""
+        return time.perf_counter()
+
+    def go_on(self, paused_at: float) -> None:
+        """Leave the time since ``pause`` out of pictures a second."""
+        self.since += time.perf_counter() - paused_at
+
+    def grid(self, step: int, images: Tensor, reconstructions: Tensor) -> None:
+        """Save pictures (N, 3, H, W) above their reconstructions, to samples/ and to the curves."""
+        if not self.main:
+            return
+        pairs = make_grid([*images, *reconstructions], nrow=len(images), padding=2, pad_value=1.0)
+        picture: Image.Image = to_pil(pairs)
+        picture.save(self.run.samples / f"step-{step:08d}.png")
+        for tracker in self.accelerator.trackers:
+            tracker.log_images({"reconstructions": ((pairs.clamp(-1, 1) + 1) / 2)[None].numpy()}, step=step)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _keep_until(metrics_file: Path, step: int) -> None:
+    """Drop lines beyond the step that a resumed run goes on from: they will be written again."""
+    if metrics_file.exists():
+        lines = [line for line in metrics_file.read_text().splitlines() if line.endswith("}")]
+        metrics_file.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))

@@ -1,0 +1,38 @@
+"""The pictures of a run: for training, for measuring, and the few that its grids show."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gsqtok.data import ImageTransform, eval_loader, open_source
+from gsqtok.training.config import DataConfig
+
+GRID_PICTURES = 8
+
+
+def training_pictures(config: DataConfig) -> tuple[Any, ImageTransform]:
+    """The training source, opened, and the random transform of its pictures; for ``train_loader``."""
+    if not config.train:
+        raise ValueError("no training pictures: name a folder, parquet files or tar shards with --data.train")
+    source = open_source(config.train, split=config.train_split, streaming=config.streaming)
+    return source, ImageTransform(config.size, crop="random", flip=config.flip, max_resize=config.max_resize)
+
+
+def validation_pictures(config: DataConfig) -> Any | None:
+    """The validation source, opened; None where there is none."""
+    return open_source(config.validation, split=config.validation_split) if config.validation else None
+
+
+def fixed_pictures(config: DataConfig, source: Any) -> Tensor:
+    """The first readable pictures of a source, which every sample grid shows: (at most 8, 3, size, size)."""
+    pictures: list[Tensor] = []
+    for batch in eval_loader(source, ImageTransform(config.size), batch_size=GRID_PICTURES):
+        pictures.extend(batch["image"])
+        if len(pictures) >= GRID_PICTURES:
+            break
+    if not pictures:
+        raise ValueError("none of the pictures can be read")
+    return torch.stack(pictures[:GRID_PICTURES])

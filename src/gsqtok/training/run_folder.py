@@ -1,0 +1,143 @@
+"""The folder of a training run: who owns it, what it holds, and checkpoints that a crash cannot spoil.
+
+runs/mine/
+    config.yaml      the resolved configuration
+    checkpoints/     step-00001000/ ...: everything needed to go on
+    tokenizer/       the averaged weights, newest: what ImageTokenizer.from_pretrained("runs/mine") loads
+    samples/         step-00001000.png: pictures above their reconstructions
+    metrics.jsonl    one JSON object a log line
+    tensorboard/     the same, as curves
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from gsqtok.training.config import RESUMABLE, TrainConfig
+
+
+class RunFolderError(ValueError):
+    """The folder cannot be used for this run; the message says why and what to do."""
+
+
+class RunFolder:
+    """Paths of a run, and the writing of its checkpoints."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.config_file = self.path / "config.yaml"
+        self.checkpoints = self.path / "checkpoints"
+        self.tokenizer = self.path / "tokenizer"
+        self.samples = self.path / "samples"
+        self.metrics_file = self.path / "metrics.jsonl"
+        self.tensorboard = self.path / "tensorboard"
+
+    def check(self, config: TrainConfig, resume: bool) -> None:
+        """Refuse a folder that holds something else, or a run that this configuration would not continue.
+
+        Raises:
+            RunFolderError: the folder holds a run and ``resume`` is off, holds other files, or its run was started
+                with options that change the result; the first such option is named with both values.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; --output names a folder")
+        if not self.path.exists() or not any(self.path.iterdir()):
+            return
+        if not self.config_file.exists():
+            raise RunFolderError(f"{self.path} holds other files; choose an empty folder for --output")
+        if not resume:
+            latest = self.latest()
+            reached = f" (at step {step_of(latest)})" if latest else ""
+            raise RunFolderError(
+                f"{self.path} already holds a run{reached}; go on with --resume, or choose another --output"
+            )
+        before, now = flatten(yaml.safe_load(self.config_file.read_text())), flatten(as_plain(config))
+        for key in sorted(before.keys() | now.keys()):
+            if key not in RESUMABLE and before.get(key) != now.get(key):
+                raise RunFolderError(
+                    f"cannot resume {self.path}: it was started with {key} = {before.get(key)}, now {now.get(key)}"
+                )
+
+    def write_config(self, config: TrainConfig) -> None:
+        """Make the folder and write the resolved configuration."""
+        for folder in (self.checkpoints, self.samples):
+            folder.mkdir(parents=True, exist_ok=True)
+        aside = self.config_file.with_suffix(".tmp")
+        aside.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
+        os.replace(aside, self.config_file)
+
+    def latest(self) -> Path | None:
+        """The newest complete checkpoint."""
+        complete = sorted(self.checkpoints.glob("step-*"), key=step_of)
+        return complete[-1] if complete else None
+
+    def save(self, step: int, write: Callable[[Path], Any], barrier: Callable[[], Any], main: bool, keep: int) -> None:
+        """Write a checkpoint aside, then rename it; every rank calls this.
+
+        Args:
+            step: the optimiser steps done.
+            write: writes into the folder it is given; called on every rank.
+            barrier: waits for all ranks.
+            main: whether this rank renames and deletes.
+            keep: how many of the newest checkpoints stay.
+
+        Raises:
+            RunFolderError: the checkpoint could not be written; earlier ones are untouched.
+        """
+        target = self.checkpoints / f"step-{step:08d}"
+        aside = self.checkpoints / f".writing-{step:08d}"
+        try:
+            if main:
+                for leftover in self.checkpoints.glob(".writing-*"):
+                    shutil.rmtree(leftover)
+                aside.mkdir()
+            barrier()
+            write(aside)
+            barrier()
+            if main:
+                shutil.rmtree(target, ignore_errors=True)
+                os.replace(aside, target)
+                for old in sorted(self.checkpoints.glob("step-*"), key=step_of)[:-keep]:
+                    shutil.rmtree(old)
+        except Exception as error:  # torch, safetensors and the system each have a type of their own for a full disk
+            shutil.rmtree(aside, ignore_errors=True)
+            last = self.latest()
+            kept = f"the last good one is {last}" if last else "there is none before it"
+            raise RunFolderError(f"checkpoint at step {step} could not be written ({error}); {kept}") from error
+        barrier()
+
+
+def step_of(checkpoint: Path) -> int:
+    """The step in a checkpoint's name."""
+    return int(checkpoint.name.removeprefix("step-"))
+
+
+def as_plain(config: Any) -> dict[str, Any]:
+    """A configuration as dictionaries, lists and plain values, as YAML holds it."""
+    return _plain(dataclasses.asdict(config))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested dictionaries to dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = value
+    return flat

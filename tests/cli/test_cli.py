@@ -1,0 +1,153 @@
+"""The verbs, run in this process on small pictures with a tiny tokenizer."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsqtok.cli import VERBS, main
+from gsqtok.tokenizer import ImageTokenizer
+
+SIZES = {"a.png": (33, 40), "sub/ünï [x].png": (16, 17), "sub/b.jpg": (8, 64)}  # width, height
+
+
+@pytest.fixture
+def model(tmp_path, tiny_tokenizer):
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    generator = np.random.default_rng(0)
+    for name, (width, height) in SIZES.items():
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
+    return tmp_path / "pictures"
+
+
+def test_encode_then_decode_keeps_names_and_sizes(model, pictures, tmp_path, capsys):
+    tokens = tmp_path / "tokens.npz"
+    assert main(["encode", model, str(pictures), "-o", str(tokens)]) == 0
+    assert "3 pictures" in capsys.readouterr().out
+    assert main(["decode", model, str(tokens), "-o", str(tmp_path / "out")]) == 0
+    written = {str(p.relative_to(tmp_path / "out")): Image.open(p).size for p in (tmp_path / "out").rglob("*.png")}
+    assert written == {"a.png": (33, 40), "sub/ünï [x].png": (16, 17), "sub/b.png": (8, 64)}
+    tokenizer = ImageTokenizer.from_pretrained(model)
+    factor = tokenizer.factor
+    assert np.load(tokens)["a.png"].shape == (-(-40 // factor), -(-33 // factor), 2)
+
+
+def test_a_broken_picture_is_counted_and_named(model, pictures, tmp_path, capsys):
+    whole = (pictures / "a.png").read_bytes()
+    (pictures / "broken.png").write_bytes(whole[: len(whole) // 2])
+    assert main(["encode", model, str(pictures), "-o", str(tmp_path / "t.npz")]) == 0
+    out = capsys.readouterr().out
+    assert "3 pictures" in out
+    assert "1 image could not be read" in out
+    assert "broken.png" in out
+
+
+def test_reconstruct_prints_a_row_for_each_picture(model, pictures, tmp_path, capsys):
+    assert main(["reconstruct", model, str(pictures), "-o", str(tmp_path / "r"), "--side-by-side"]) == 0
+    out = capsys.readouterr().out
+    assert "a.png" in out
+    assert "ünï [x].png" in out  # not taken for markup
+    assert "mean of 3" in out
+    assert len(list((tmp_path / "r").rglob("*.png"))) == 3
+
+
+def test_evaluate_writes_its_figures(model, pictures, tmp_path, capsys):
+    target = tmp_path / "figures.json"
+    assert main(["evaluate", model, str(pictures), "--size", "16", "--crop", "-o", str(target)]) == 0
+    assert "psnr" in capsys.readouterr().out
+    record = json.loads(target.read_text())
+    assert record["figures"]["images"] == 3
+    assert record["fingerprint"] == ImageTokenizer.from_pretrained(model).fingerprint()
+
+
+def test_info_of_a_tokenizer_and_of_tokens(model, pictures, tmp_path, capsys):
+    assert main(["info", model]) == 0
+    assert ImageTokenizer.from_pretrained(model).fingerprint() in capsys.readouterr().out
+    main(["encode", model, str(pictures), "-o", str(tmp_path / "t.npz")])
+    capsys.readouterr()
+    assert main(["info", str(tmp_path / "t.npz")]) == 0
+    assert "pictures" in capsys.readouterr().out
+
+
+def test_demo_writes_everything_it_says(model, tmp_path, capsys):
+    assert main(["demo", model, "-o", str(tmp_path / "demo")]) == 0
+    out = capsys.readouterr().out
+    assert all(word in out for word in ("astronaut.png", "PSNR", "SSIM", "bits/px"))
+    assert len(list((tmp_path / "demo" / "reconstructions").glob("*.png"))) == 5
+    assert (tmp_path / "demo" / "tokens.npz").is_file()
+    assert Image.open(tmp_path / "demo" / "side_by_side.png").height > 1000
+
+
+def test_recipes_are_listed_shown_and_copied(tmp_path, capsys):
+    assert main(["recipes", "ls"]) == 0
+    assert "small" in capsys.readouterr().out
+    assert main(["recipes", "copy", "smoke", str(tmp_path / "my.yaml")]) == 0
+    capsys.readouterr()
+    assert main(["recipes", "show", "smoke"]) == 0
+    assert capsys.readouterr().out == (tmp_path / "my.yaml").read_text()
+    assert main(["recipes", "copy", "smoke", str(tmp_path / "my.yaml")]) == 1  # never over another file
+
+
+def error_of(capsys, *argv):
+    assert main([str(a) for a in argv]) == 1
+    lines = capsys.readouterr().err.strip().splitlines()
+    last = [line for line in lines if line.startswith("gsqtok ")]
+    assert len(last) == 1
+    return last[0]
+
+
+def test_one_line_says_what_is_wrong(model, pictures, tmp_path, capsys):
+    out = tmp_path / "t.npz"
+    assert "nowhere" in error_of(capsys, "encode", model, tmp_path / "nowhere", "-o", out)
+    (tmp_path / "empty").mkdir()
+    assert "empty" in error_of(capsys, "encode", model, tmp_path / "empty", "-o", out)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "note.txt").write_text("hello")
+    assert "no image" in error_of(capsys, "encode", model, tmp_path / "texts", "-o", out)
+    assert "not a saved tokenizer" in error_of(capsys, "encode", tmp_path / "texts", pictures, "-o", out)
+    assert "no such folder" in error_of(capsys, "info", "nosuch")
+    assert ".npz" in error_of(capsys, "encode", model, pictures, "-o", tmp_path / "t.bin")
+    assert "--size" in error_of(capsys, "encode", model, pictures, "-o", out, "--crop")
+    assert "device" in error_of(capsys, "encode", model, pictures, "-o", out, "--device", "nonsense")
+    assert not out.exists()
+
+
+def test_tokens_of_another_tokenizer_are_refused(model, pictures, tmp_path, tiny_config, capsys):
+    main(["encode", model, str(pictures), "-o", str(tmp_path / "t.npz")])
+    other = ImageTokenizer(tiny_config)
+    other.save_pretrained(tmp_path / "other")
+    capsys.readouterr()
+    message = error_of(capsys, "decode", tmp_path / "other", tmp_path / "t.npz", "-o", tmp_path / "out")
+    assert other.fingerprint()[:12] in message
+    assert ImageTokenizer.from_pretrained(model).fingerprint()[:12] in message
+
+
+def test_an_unknown_verb_suggests_one(capsys):
+    assert main(["encod"]) == 2
+    assert "encode" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_an_example(verb, capsys):
+    with pytest.raises(SystemExit) as exit_:
+        main([verb, "--help"])
+    assert exit_.value.code == 0
+    out = capsys.readouterr().out
+    assert "example" in out
+    assert f"gsqtok {verb}" in out.split("example")[1]
+
+
+@pytest.mark.parametrize("code", ["import gsqtok", "from gsqtok.cli import main; main(['--help'])"])
+def test_torch_is_not_loaded_before_it_is_needed(code):
+    program = f"import sys; {code}; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

@@ -1,0 +1,389 @@
+"""The contract of ``gsqtok.quantizers.base``, held against every registered quantizer."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from safetensors.torch import load, save
+from torch import nn
+from torch._inductor import config as inductor
+
+from gsqtok.quantizers import Quantizer, build_quantizer, list_quantizers
+
+
+@dataclass(frozen=True)
+class Case:
+    """A quantizer and the bits it must declare.
+
+    ``huge``: the same method with indices beyond 2^24, where it can have them. ``projects``: what it hands on is a
+    fixed point of it; not so for residual codes, which are greedy, nor where the latent is squashed before it is
+    rounded. ``random``: training draws at random, so that two processes agree with each other, not with one.
+    """
+
+    name: str
+    options: dict[str, Any]
+    bits: float
+    huge: dict[str, Any] | None = None
+    projects: bool = True
+    random: bool = False
+
+    def build(self) -> Quantizer:
+        torch.manual_seed(0)
+        return build_quantizer(self.name, **self.options)
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{k}={v}' for k, v in self.options.items())})"
+
+
+CASES = [
+    Case("gsq", {"dim": 8, "groups": 2, "codebook_size": 64}, bits=12),
+    Case("gsq", {"dim": 3, "groups": 3, "codebook_size": 32}, bits=15),
+    Case("gsq", {"dim": 4, "groups": 2, "codebook_size": 50, "norm": "none"}, bits=2 * math.log2(50)),
+    Case("gsq", {"dim": 6, "groups": 2, "codebook_size": 32, "norm": "l1", "output": "normalized"}, bits=10),
+    Case("gsq", {"dim": 6, "codebook_size": 32, "entropy_weight": 0.1, "coding_rate_weight": 0.1}, bits=5),
+    Case("gsq", {"dim": 6, "groups": 2, "codebook_size": 32, "sample": True}, bits=10, random=True),
+    Case("vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
+    Case("vq", {"dim": 6, "codebook_size": 32, "metric": "cosine", "gradient": "rotation"}, bits=5),
+    Case("vq", {"dim": 6, "codebook_size": 32, "init": "kmeans"}, bits=5, random=True),
+    Case("ema_vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
+    Case("ema_vq", {"dim": 6, "codebook_size": 64, "revive_after": 1}, bits=6, random=True),
+    Case(
+        "fsq",
+        {"dim": 8, "groups": 2, "levels": [7, 5, 4, 2]},
+        bits=2 * math.log2(280),
+        huge={"dim": 12, "levels": [8] * 12},
+        projects=False,
+    ),
+    Case("fsq", {"dim": 3, "target_bits": 9}, bits=9, projects=False),
+    Case("lfq", {"dim": 12, "groups": 2}, bits=12, huge={"dim": 124, "groups": 2}),
+    Case("bsq", {"dim": 12, "groups": 2, "entropy_bits": 4}, bits=12, huge={"dim": 36}),
+    Case("rvq", {"dim": 6, "groups": 2, "stages": 3, "codebook_size": 32}, bits=30, projects=False),
+    Case(
+        "rvq",
+        {"dim": 6, "stages": 2, "codebook_size": 16, "init": "kmeans", "stage_dropout": 0.5},
+        bits=8,
+        projects=False,
+        random=True,
+    ),
+    Case("rsq", {"dim": 6, "groups": 2, "stages": 3, "codebook_size": 32}, bits=30, projects=False),
+    Case("leech", {"dim": 48, "groups": 2}, bits=2 * math.log2(196_560)),
+    Case("random_sphere", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
+    Case("fibonacci_sphere", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
+    Case("identity", {"dim": 3}, bits=96, huge={"dim": 3}),
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=str)
+
+
+def latents(dim: int, seed: int = 1) -> torch.Tensor:
+    return torch.randn(2, 3, 4, dim, generator=torch.Generator().manual_seed(seed))
+
+
+def test_every_registered_quantizer_has_a_case():
+    assert {case.name for case in CASES} == set(list_quantizers("*"))
+
+
+@each_case
+@pytest.mark.parametrize("training", [False, True])
+def test_shapes_dtypes_and_range(case, training):
+    quantizer = case.build().train(training)
+    x = latents(quantizer.dim)
+    out = quantizer(x)
+    assert out.quantized.shape == x.shape
+    assert out.quantized.dtype == torch.float32
+    assert out.indices.shape == (*x.shape[:-1], quantizer.tokens_per_position)
+    assert out.indices.dtype == torch.int64
+    assert out.indices.min() >= 0
+    assert out.indices.max() < quantizer.codebook_size
+    for loss in (out.loss, *out.losses.values()):
+        assert loss.shape == ()
+        assert loss.dtype == torch.float32
+        assert loss.isfinite()
+
+
+@each_case
+def test_decode_gives_quantized_bit_for_bit(case):
+    quantizer = case.build().eval()
+    out = quantizer(3 * latents(quantizer.dim))
+    decoded = quantizer.decode(out.indices)
+    assert decoded.dtype == torch.float32
+    assert torch.equal(decoded, out.quantized)
+    if quantizer.codebook_size <= 2**31:
+        assert torch.equal(quantizer.decode(out.indices.int()), out.quantized)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.projects], ids=str)
+def test_quantizing_a_value_again_keeps_it(case):
+    quantizer = case.build().eval()
+    out = quantizer(latents(quantizer.dim))
+    assert torch.equal(quantizer(out.quantized).quantized, out.quantized)
+
+
+@each_case
+def test_any_leading_shape(case):
+    quantizer = case.build().eval()
+    x = latents(quantizer.dim)
+    whole = quantizer(x)
+    flat = quantizer(x.reshape(-1, quantizer.dim))
+    assert torch.equal(flat.indices, whole.indices.flatten(0, -2))
+    assert torch.equal(quantizer(x[0, 0, 0]).indices, whole.indices[0, 0, 0])
+    channels_last = quantizer(x.movedim(-1, 1).contiguous().movedim(1, -1))
+    assert torch.equal(channels_last.indices, whole.indices)
+
+
+@each_case
+@pytest.mark.parametrize("training", [False, True])
+def test_empty_batch(case, training):
+    quantizer = case.build().train(training)
+    out = quantizer(torch.empty(0, 3, quantizer.dim, requires_grad=True))
+    assert out.quantized.shape == (0, 3, quantizer.dim)
+    assert out.indices.shape == (0, 3, quantizer.tokens_per_position)
+    assert all(loss == 0 for name, loss in out.losses.items() if name != "coding_rate")  # that one is the codebook's
+    assert out.loss.isfinite()
+    assert quantizer.decode(out.indices).shape == out.quantized.shape
+    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+
+
+@each_case
+def test_gradient_reaches_latent_and_codebook(case):
+    quantizer = case.build().train()
+    x = latents(quantizer.dim).requires_grad_()
+    out = quantizer(x)
+    target = latents(quantizer.dim, seed=2)
+    (through,) = torch.autograd.grad((out.quantized - target).square().mean(), x, retain_graph=True)
+    assert through.isfinite().all()
+    assert (through != 0).any(-1).all(), "the gradient of the decoder reaches every latent"
+    if out.loss.requires_grad:
+        out.loss.backward()
+    for name, parameter in quantizer.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@each_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_float32_inside_whatever_comes(case, dtype):
+    quantizer = case.build().eval()
+    x = latents(quantizer.dim).to(dtype)
+    expected = quantizer(x.float())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = quantizer(x)
+        decoded = quantizer.decode(out.indices)
+    assert torch.equal(out.indices, expected.indices)
+    assert torch.equal(out.quantized, expected.quantized)
+    assert torch.equal(out.loss, expected.loss)
+    assert torch.equal(decoded, expected.quantized)
+
+
+@each_case
+def test_state_is_saved_and_loaded(case):
+    quantizer = case.build().train()
+    quantizer(latents(quantizer.dim))
+    torch.manual_seed(123)
+    other = build_quantizer(**quantizer.config)
+    other.load_state_dict(load(save(quantizer.state_dict())))
+    x = latents(quantizer.dim, seed=3)
+    assert torch.equal(other.eval()(x).indices, quantizer.eval()(x).indices)
+    assert torch.equal(other(x).quantized, quantizer(x).quantized)
+
+
+@each_case
+def test_config_rebuilds_through_json(case):
+    quantizer = case.build()
+    config = json.loads(json.dumps(quantizer.config))
+    rebuilt = build_quantizer(**config)
+    assert config["name"] == case.name
+    assert rebuilt.config == quantizer.config
+    assert type(rebuilt) is type(quantizer)
+    assert str(quantizer.dim) in repr(quantizer)
+
+
+@each_case
+def test_bits_as_declared(case):
+    quantizer = case.build()
+    assert quantizer.bits == pytest.approx(case.bits)
+    assert quantizer.bits == pytest.approx(quantizer.tokens_per_position * math.log2(quantizer.codebook_size))
+    if quantizer.codebook_size <= 1024:  # all values of a token are different values for the decoder
+        indices = torch.zeros(quantizer.codebook_size, quantizer.tokens_per_position, dtype=torch.int64)
+        indices[:, -1] = torch.arange(quantizer.codebook_size)
+        assert len(quantizer.decode(indices).unique(dim=0)) == quantizer.codebook_size
+
+
+@each_case
+def test_same_input_same_output(case):
+    quantizer = case.build().eval()
+    x = latents(quantizer.dim)
+    assert torch.equal(quantizer(x).indices, quantizer(x).indices)
+    state = {k: v.clone() for k, v in quantizer.state_dict().items()}
+    assert all(torch.equal(v, state[k]) for k, v in quantizer.state_dict().items()), "evaluation changes no state"
+
+
+@each_case
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_latents_that_are_not_finite(case, bad):
+    quantizer = case.build()
+    x = latents(quantizer.dim)
+    good = quantizer.eval()(x)
+    x[1, 2, 3, 0] = bad
+    with pytest.raises(ValueError, match="1 of 24 latent vectors"):
+        quantizer(x)
+    out = quantizer.train()(x)
+    assert (out.indices[1, 2, 3] == -1).all()
+    assert out.quantized[1, 2, 3].isnan().all()
+    assert out.loss.isnan()
+    assert torch.equal(out.indices.flatten(0, 2)[:-1], good.indices.flatten(0, 2)[:-1]), "the others are not touched"
+    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+
+
+@each_case
+def test_bad_input_is_refused(case):
+    quantizer = case.build().eval()
+    tokens = quantizer.tokens_per_position
+    with pytest.raises(ValueError, match=f"last dimension must be dim = {quantizer.dim}"):
+        quantizer(torch.zeros(2, quantizer.dim + 1))
+    with pytest.raises(ValueError, match="last dimension must be dim"):
+        quantizer(torch.zeros(()))
+    with pytest.raises(TypeError, match="floating point"):
+        quantizer(torch.zeros(2, quantizer.dim, dtype=torch.int64))
+    with pytest.raises(ValueError, match=f"last dimension of the indices must be {tokens}"):
+        quantizer.decode(torch.zeros(2, tokens + 1, dtype=torch.int64))
+    with pytest.raises(TypeError, match="indices must be integers"):
+        quantizer.decode(torch.zeros(2, tokens))
+    for wrong in (-1, quantizer.codebook_size):
+        with pytest.raises(ValueError, match=f"index {wrong} is out of range"):
+            quantizer.decode(torch.full((2, tokens), wrong))
+    with pytest.raises(ValueError):
+        build_quantizer(case.name, **(case.options | {"dim": 0}))
+
+
+@each_case
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_without_a_graph_break(case, training):
+    check_compiled(case, training, "aot_eager")
+
+
+@pytest.mark.slow
+@each_case
+@pytest.mark.parametrize("training", [False, True])
+def test_compiles_with_inductor(case, training):
+    with inductor.patch(fallback_random=True):  # the same draws as in eager mode
+        check_compiled(case, training, "inductor")
+
+
+def check_compiled(case: Case, training: bool, backend: str) -> None:
+    torch.compiler.reset()
+    eager, quantizer = case.build().train(training), case.build().train(training)
+    x = latents(quantizer.dim).requires_grad_()
+    y = x.detach().clone().requires_grad_()
+    compiled = torch.compile(quantizer, fullgraph=True, backend=backend)
+    torch.manual_seed(0)
+    out = compiled(y)
+    torch.manual_seed(0)
+    expected = eager(x)
+    assert torch.equal(out.indices, expected.indices)
+    torch.testing.assert_close(out.quantized, expected.quantized)
+    torch.testing.assert_close(out.loss, expected.loss)
+    (expected.loss + expected.quantized.square().mean()).backward()
+    (out.loss + out.quantized.square().mean()).backward()
+    torch.testing.assert_close(y.grad, x.grad)
+    for a, b in zip(quantizer.parameters(), eager.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+    torch.testing.assert_close(quantizer.state_dict(), eager.state_dict())
+
+
+@each_case
+def test_exports(case):
+    quantizer = case.build().eval()
+    x = latents(quantizer.dim)
+    batch = torch.export.Dim("batch", min=2, max=64)
+    program = torch.export.export(quantizer, (x,), dynamic_shapes={"latent": {0: batch}})
+    larger = torch.cat([x, latents(quantizer.dim, seed=5), x])
+    out, expected = program.module()(larger), quantizer(larger)
+    assert torch.equal(out.indices, expected.indices)
+    assert torch.equal(out.quantized, expected.quantized)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.huge], ids=str)
+def test_indices_above_float32_integers_are_exact(case):
+    quantizer = build_quantizer(case.name, **case.huge).eval()
+    assert quantizer.codebook_size > 2**24
+    shape = (64, quantizer.tokens_per_position)
+    generator = torch.Generator().manual_seed(0)
+    indices = torch.randint(2**24, quantizer.codebook_size, shape, generator=generator)
+    indices[0], indices[1] = 2**24 + 1, quantizer.codebook_size - 1  # neither is a float32
+    if case.name == "identity":
+        indices = indices % 0x7F800000  # above are negative numbers, infinity and NaN
+    values = quantizer.decode(indices)
+    latent = unsquashed(quantizer, values) if case.name == "fsq" else values
+    out = quantizer(latent)
+    assert torch.equal(out.indices, indices)
+    assert torch.equal(out.quantized, values)
+
+
+def unsquashed(quantizer: Quantizer, values: torch.Tensor) -> torch.Tensor:
+    """A latent that FSQ takes to these values, for 8 levels: tanh undone, a little inside the outer levels."""
+    half = 3.5 * (1 - 1e-3)
+    return torch.atanh((values * 4 + 0.5) * 0.998 / half) - math.tan(0.5 / half)
+
+
+class Encoder(nn.Module):
+    """A trained layer before a quantizer, to see the gradients that DDP averages."""
+
+    def __init__(self, case: Case) -> None:
+        super().__init__()
+        self.quantizer = case.build()
+        self.linear = nn.Linear(self.quantizer.dim, self.quantizer.dim)
+
+    def forward(self, x: torch.Tensor):
+        return self.quantizer(self.linear(x))
+
+
+def train_two_steps(case: Case, rank: int, world: int) -> dict[str, torch.Tensor]:
+    """Two SGD steps on this rank's share of the batch; the state after them and the indices on the whole batch."""
+    module = Encoder(case).train()
+    model = nn.parallel.DistributedDataParallel(module, broadcast_buffers=False) if world > 1 else module
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    torch.manual_seed(rank)
+    for step in range(2):
+        x = latents(module.quantizer.dim, seed=10 + step).flatten(0, 2).chunk(world)[rank]
+        target = latents(module.quantizer.dim, seed=20 + step).flatten(0, 2).chunk(world)[rank]
+        out = model(x)
+        optimizer.zero_grad()
+        (out.loss + (out.quantized - target).square().mean()).backward()
+        optimizer.step()
+    whole = module.eval()(latents(module.quantizer.dim, seed=30))
+    state = dict(module.state_dict()) | {"quantized": whole.quantized}
+    if module.quantizer.codebook_size < 2**32:  # the last bits of a float32 depend on how a sum was split
+        state["indices"] = whole.indices
+    return state
+
+
+def run_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    torch.save([train_two_steps(case, rank, 2) for case in CASES], f"{folder}/rank{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def two_processes(tmp_path_factory) -> list[list[dict[str, torch.Tensor]]]:
+    folder = tmp_path_factory.mktemp("two_processes")
+    mp.spawn(run_rank, args=(str(folder),), nprocs=2)
+    return [torch.load(folder / f"rank{rank}.pt") for rank in range(2)]
+
+
+@pytest.mark.parametrize("number", range(len(CASES)), ids=[str(case) for case in CASES])
+def test_two_processes_equal_one(number, two_processes):
+    one = train_two_steps(CASES[number], 0, 1)
+    for rank in range(2):
+        two = two_processes[rank][number]
+        if not CASES[number].random:
+            torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    for key, value in two_processes[0][number].items():
+        assert torch.equal(value, two_processes[1][number][key]), f"{key} differs between the ranks"

@@ -1,0 +1,229 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFile, ImageOps
+
+from gsqtok.data import BrokenImageError, decode_image
+
+
+def encode(image, image_format="PNG", **options):
+    buffer = io.BytesIO()
+    image.save(buffer, image_format, **options)
+    return buffer.getvalue()
+
+
+def pixels(data):
+    image = decode_image(data)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+
+
+def test_bytes_path_and_row_agree(tmp_path, encoded, noise):
+    data = encoded(1)
+    path = tmp_path / "bild ä 图.png"
+    path.write_bytes(data)
+    for form in (data, path, str(path), {"bytes": data, "path": "x"}, {"bytes": None, "path": str(path)}):
+        np.testing.assert_array_equal(pixels(form), np.asarray(noise(1)))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("image_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_exif_orientation(orientation, image_format):
+    corners = Image.new("RGB", (48, 32))
+    for colour, box in (("red", (0, 0, 16, 16)), ("lime", (32, 0, 48, 16)), ("blue", (0, 16, 16, 32))):
+        corners.paste(colour, box)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"lossless": True} if image_format == "WEBP" else {}
+    data = encode(corners, image_format, exif=exif, **options)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    np.testing.assert_array_equal(pixels(data), np.asarray(expected.convert("RGB")))
+    swapped = orientation >= 5
+    assert decode_image(data).size == ((32, 48) if swapped else (48, 32))
+
+
+def test_orientation_six_turns_clockwise():
+    """A camera held upright: the stored left edge is the top (EXIF 2.32, section 4.6.4)."""
+    stored = Image.fromarray(np.array([[[1, 1, 1], [2, 2, 2]], [[3, 3, 3], [4, 4, 4]]], dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    assert pixels(encode(stored, exif=exif))[..., 0].tolist() == [[3, 1], [4, 2]]
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_corrupt_exif_does_not_matter(encoded):
+    data = encoded(3, image_format="JPEG", exif=b"Exif\x00\x00II*\x00\xff\xff\xff\xff garbage")
+    assert pixels(data).shape == (8, 8, 3)
+
+
+def test_grey():
+    np.testing.assert_array_equal(pixels(encode(Image.fromarray(RAMP))), np.stack([RAMP] * 3, -1))
+
+
+def test_one_bit():
+    checker = (np.indices((8, 8)).sum(0) % 2).astype(bool)
+    expected = np.stack([checker * np.uint8(255)] * 3, -1)
+    np.testing.assert_array_equal(pixels(encode(Image.fromarray(checker))), expected)
+
+
+def test_alpha_is_composited_on_white():
+    rgba = np.zeros((1, 3, 4), np.uint8)
+    rgba[0, :, 0] = 200
+    rgba[0, :, 3] = (255, 0, 51)
+    expected = [[200, 0, 0], [255, 255, 255], [244, 204, 204]]  # 51/255 = 0.2 of the colour, 0.8 of white
+    np.testing.assert_allclose(pixels(encode(Image.fromarray(rgba)))[0].astype(int), expected, atol=1)
+
+
+def test_grey_with_alpha_is_composited_on_white():
+    la = np.array([[[100, 255], [100, 0]]], np.uint8)
+    assert pixels(encode(Image.fromarray(la, "LA")))[0].tolist() == [[100] * 3, [255] * 3]
+
+
+@pytest.mark.parametrize("transparency", [1, bytes([255, 0, 255])])
+def test_palette_with_transparency(transparency):
+    image = Image.fromarray(np.array([[0, 1, 2]], np.uint8), "P")
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90])
+    plain = [[10, 20, 30], [40, 50, 60], [70, 80, 90]]
+    assert pixels(encode(image))[0].tolist() == plain
+    assert pixels(encode(image, transparency=transparency))[0].tolist() == [plain[0], [255] * 3, plain[2]]
+
+
+def test_colour_key_transparency():
+    image = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
+    assert pixels(encode(image, transparency=(4, 5, 6)))[0].tolist() == [[1, 2, 3], [255, 255, 255]]
+
+
+def test_cmyk():
+    cmyk = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    np.testing.assert_allclose(pixels(encode(cmyk, "JPEG", quality=100))[0, 0].astype(int), [255, 0, 0], atol=3)
+    np.testing.assert_array_equal(pixels(encode(cmyk, "TIFF"))[0, 0], [255, 0, 0])
+
+
+def test_ycbcr_and_lab():
+    red = Image.new("RGB", (4, 4), (200, 30, 40))
+    np.testing.assert_allclose(
+        pixels(encode(red.convert("YCbCr"), "TIFF", compression="tiff_lzw"))[0, 0].astype(int), [200, 30, 40], atol=2
+    )
+    from PIL import ImageCms
+
+    lab = ImageCms.profileToProfile(
+        red, ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB"), outputMode="LAB"
+    )
+    np.testing.assert_allclose(pixels(encode(lab, "TIFF"))[0, 0].astype(int), [200, 30, 40], atol=4)
+
+
+@pytest.mark.parametrize("image_format", ["PNG", "TIFF"])
+def test_sixteen_bit_grey_is_scaled(image_format):
+    deep = RAMP.astype(np.uint16) * 257
+    np.testing.assert_array_equal(pixels(encode(Image.fromarray(deep), image_format))[..., 1], RAMP)
+
+
+def test_sixteen_bit_grey_rounds():
+    assert pixels(encode(Image.fromarray(np.array([[128, 129, 65535]], np.uint16))))[0, :, 0].tolist() == [0, 1, 255]
+
+
+def test_big_endian_sixteen_bit_tiff():
+    image = Image.frombytes("I;16B", (2, 1), np.array([257, 65535], ">u2").tobytes())
+    assert pixels(encode(image, "TIFF"))[0, :, 0].tolist() == [1, 255]
+
+
+def test_thirty_two_bit_grey():
+    sixteen = np.array([[0, 25700, 65535]], np.int32)
+    full = np.array([[-5, 2**30, 2**31 - 1]], np.int32)
+    assert pixels(encode(Image.fromarray(sixteen), "TIFF"))[0, :, 2].tolist() == [0, 100, 255]
+    assert pixels(encode(Image.fromarray(full), "TIFF"))[0, :, 2].tolist() == [0, 128, 255]
+
+
+def test_float_grey():
+    unit = np.array([[0, 0.5, 1]], np.float32)
+    byte = np.array([[-3, 100.4, np.nan]], np.float32)
+    assert pixels(encode(Image.fromarray(unit), "TIFF"))[0, :, 0].tolist() == [0, 128, 255]
+    assert pixels(encode(Image.fromarray(byte), "TIFF"))[0, :, 0].tolist() == [0, 100, 0]
+
+
+def test_first_frame(noise):
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    data = encode(frames[0], "GIF", save_all=True, append_images=frames[1:])
+    assert pixels(data)[0, 0].tolist() == [255, 0, 0]
+
+
+@pytest.fixture(params=[False, True], ids=["strict", "another library set LOAD_TRUNCATED_IMAGES"])
+def pillow_flag(request, monkeypatch):
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", request.param)
+    return request.param
+
+
+@pytest.mark.parametrize("options", [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {})], ids=str)
+@pytest.mark.parametrize("kept", [0.3, 0.6, 0.95])
+def test_truncated(encoded, pillow_flag, options, kept):
+    data = encoded(1, (64, 64), options[0], **options[1])
+    assert pixels(data).shape == (64, 64, 3)
+    with pytest.raises(BrokenImageError) as error:
+        decode_image(data[: int(len(data) * kept)])
+    assert "\n" not in str(error.value)
+    assert pillow_flag == ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.parametrize("image_format", ["WEBP", "GIF", "BMP", "TIFF"])
+def test_other_formats_truncated(encoded, image_format):
+    data = encoded(1, (64, 64), image_format)
+    assert pixels(data).shape == (64, 64, 3)
+    with pytest.raises(BrokenImageError):
+        decode_image(data[: len(data) // 2])
+
+
+def test_corrupt_png(encoded):
+    data = bytearray(encoded(1, (64, 64)))
+    data[len(data) // 2] ^= 0xFF
+    with pytest.raises(BrokenImageError):
+        decode_image(bytes(data))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"", "zero bytes"),
+        (b"hello, I am a text file", "not an image"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "not an image"),
+        (None, "neither bytes nor a path"),
+        ({"bytes": None, "path": None}, "neither bytes nor a path"),
+        ({"bytes": b"", "path": "x.png"}, "zero bytes"),
+        ("no/such/file.png", "No such file"),
+        ("null\0.png", "cannot be read"),
+    ],
+)
+def test_not_an_image(data, reason):
+    with pytest.raises(BrokenImageError, match=reason):
+        decode_image(data)
+
+
+def test_too_many_pixels(encoded, monkeypatch):
+    data = encoded(1, (40, 30))
+    assert decode_image(data, max_pixels=1200).size == (40, 30)
+    with pytest.raises(BrokenImageError, match="40 x 30 pixels, more than the limit of 1199"):
+        decode_image(data, max_pixels=1199)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow itself refuses twice its limit
+    with pytest.raises(BrokenImageError, match="too many pixels"):
+        decode_image(data)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
+def test_random_bytes_after_a_header_never_escape(encoded):
+    """Whatever the damage: a picture or a BrokenImageError, nothing else."""
+    rng = np.random.default_rng(0)
+    outcomes = {"picture": 0, "broken": 0}
+    for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "ICO", "PCX"):
+        data = encoded(1, (16, 16), image_format)
+        for _ in range(40):
+            damaged = np.frombuffer(data, np.uint8).copy()
+            damaged[rng.integers(0, len(damaged), 5)] = rng.integers(0, 256, 5)
+            try:
+                decode_image(damaged.tobytes(), max_pixels=10**6)
+                outcomes["picture"] += 1
+            except BrokenImageError:
+                outcomes["broken"] += 1
+    assert min(outcomes.values()) > 20

@@ -1,0 +1,308 @@
+import logging
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from gsqtok.data import ImageDataset, ImageTransform, eval_loader, open_source, to_tensor, train_loader
+
+RANDOM = ImageTransform(6, "random", flip=True)
+WHOLE = ImageTransform(None, "none")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+def take(count, source, transform=RANDOM, **options):
+    return list(islice(train_loader(source, transform, **options), count))
+
+
+def same(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a["keys"] == b["keys"]
+        assert a["rejected"] == b["rejected"]
+        torch.testing.assert_close(a["image"], b["image"], rtol=0, atol=0)
+
+
+def joined(batches):
+    """The batches of several ranks put together."""
+    return {
+        "image": torch.cat([batch["image"] for batch in batches]),
+        "keys": [item for batch in batches for item in batch["keys"]],
+        "rejected": [item for batch in batches for item in batch["rejected"]],
+    }
+
+
+@pytest.fixture
+def broken_folder(folder):
+    """02.png, 03.png and the last picture, 09.png, cannot be read."""
+    (folder / "02.png").write_bytes(b"")
+    (folder / "03.png").write_text("no picture")
+    data = (folder / "09.png").read_bytes()
+    (folder / "09.png").write_bytes(data[: len(data) // 2])
+    return folder
+
+
+@pytest.fixture
+def shards(tmp_path, write_tar, encoded):
+    """Four shards of five pictures each."""
+    root = tmp_path / "shards"
+    root.mkdir()
+    for shard in range(4):
+        write_tar(root / f"{shard}.tar", {f"{i}.png": encoded(10 * shard + i) for i in range(5)})
+    return root
+
+
+def keys_of(shards):
+    return [f"{shard}.tar/{i}.png" for shard in range(4) for i in range(5)]
+
+
+# Training, by number
+
+
+def test_batch_of_training(folder, noise):
+    (batch,) = take(1, open_source(folder), ImageTransform(8), batch_size=10, seed=3)
+    assert batch["image"].shape == (10, 3, 8, 8)
+    assert batch["image"].dtype == torch.float32
+    assert batch["image"].is_contiguous()
+    assert sorted(batch["keys"]) == [f"{i:02d}.png" for i in range(10)]
+    assert batch["keys"] != sorted(batch["keys"])
+    assert batch["rejected"] == []
+    for key, image in zip(batch["keys"], batch["image"], strict=True):
+        torch.testing.assert_close(image, to_tensor(noise(int(key[:2]))))
+
+
+def test_workers_make_no_difference(broken_folder):
+    source = open_source(broken_folder)
+    same(take(7, source, batch_size=4, seed=1), take(7, source, batch_size=4, seed=1, workers=2))
+
+
+def test_ranks_make_no_difference(broken_folder):
+    source = open_source(broken_folder)
+    whole = take(6, source, batch_size=6, seed=1)
+    ranks = [take(6, source, batch_size=6, seed=1, rank=rank, world_size=3) for rank in range(3)]
+    same([joined(parts) for parts in zip(*ranks, strict=True)], whole)
+
+
+def test_resuming(broken_folder):
+    source = open_source(broken_folder)
+    same(take(4, source, batch_size=4, seed=1, start_step=5), take(9, source, batch_size=4, seed=1)[5:])
+
+
+def test_batch_larger_than_the_data_set(folder):
+    (batch,) = take(1, open_source(folder), batch_size=25)
+    assert sorted(batch["keys"][:20]) == sorted(2 * [f"{i:02d}.png" for i in range(10)])
+
+
+def test_augmentation_changes_with_epoch_and_seed(folder, encoded):
+    (folder / "04.png").write_bytes(encoded(4, (8, 12)))
+    source = open_source(folder)
+    first, second, again = (ImageDataset(source, RANDOM, seed) for seed in (0, 1, 0))
+    pictures = {first[epoch, 4].pixels.tobytes() for epoch in range(30)}
+    assert 4 < len(pictures) <= 8  # 6 x 9 after resizing: 4 offsets, mirrored or not
+    assert any((first[e, 4].pixels != second[e, 4].pixels).any() for e in range(5))
+    assert all((first[e, 4].pixels == again[e, 4].pixels).all() for e in range(5))
+
+
+def test_broken_pictures_are_replaced_by_the_next(broken_folder):
+    dataset = ImageDataset(open_source(broken_folder), ImageTransform(8))
+    expected = {1: "01.png", 2: "04.png", 3: "04.png", 4: "04.png", 9: "00.png"}
+    assert {i: dataset[0, i].key for i in expected} == expected
+    assert [key for key, _ in dataset[0, 2].rejected] == ["02.png", "03.png"]
+    assert dataset[0, 2].rejected[0] == ("02.png", "zero bytes")
+    assert [key for key, _ in dataset[7, 9].rejected] == ["09.png"]
+    (batch,) = take(1, open_source(broken_folder), batch_size=10)
+    assert {key for key, _ in batch["rejected"]} == {"02.png", "03.png", "09.png"}
+    assert len(batch["keys"]) == 10
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_no_picture_can_be_read(folder, streaming):
+    for path in folder.iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"none of \d+ images can be read; the first: .*png \(zero bytes\)"):
+        take(1, open_source(folder, streaming=streaming), batch_size=2)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_pictures_of_different_sizes_cannot_be_batched(folder, encoded, streaming):
+    (folder / "big.png").write_bytes(encoded(1, (9, 7)))
+    with pytest.raises(ValueError, match="differ in size"):
+        take(1, open_source(folder, streaming=streaming), WHOLE, batch_size=11)
+
+
+def test_empty_data_set(folder, tmp_path, write_tar):
+    empty = open_source(folder).select([])
+    with pytest.raises(ValueError, match="no image"):
+        take(1, empty, batch_size=2)
+    assert list(eval_loader(empty, WHOLE, batch_size=2)) == []
+    streamed = open_source(write_tar(tmp_path / "s.tar", {"a.txt": b"x"}), streaming=True)
+    with pytest.raises(ValueError, match="no image for reader 0 of 1"):
+        take(1, streamed, batch_size=2)
+    assert list(eval_loader(streamed, WHOLE, batch_size=2)) == []
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_bad_arguments(folder, streaming):
+    source = open_source(folder, streaming=streaming)
+    for options in ({"batch_size": 3, "world_size": 2}, {"batch_size": 2, "rank": 1}, {"batch_size": 2, "seed": -1}):
+        with pytest.raises(ValueError):
+            train_loader(source, RANDOM, **options)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_global_generator_is_left_alone(folder, workers):
+    state = torch.get_rng_state()
+    take(2, open_source(folder), batch_size=4, workers=workers)
+    list(eval_loader(open_source(folder), WHOLE, batch_size=4, workers=workers))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+# Training, streaming
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize("start", [1, 2, 3, 8])
+@pytest.mark.parametrize("workers", [0, 1, 2, 3])
+def test_streaming_resumes(shards, workers, start):
+    (shards / "2.tar").write_bytes((shards / "2.tar").read_bytes()[:3000])  # some rows are broken
+    source = open_source(shards, streaming=True)
+    options = {"batch_size": 3, "seed": 5, "workers": workers, "shuffle_buffer": 4}
+    whole = take(start + 3, source, **options)
+    assert any(batch["rejected"] for batch in take(12, source, **options))
+    same(take(3, source, start_step=start, **options), whole[start:])
+
+
+@pytest.mark.filterwarnings("ignore:This DataLoader will create")
+@pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (1, 3), (3, 1), (3, 2)])
+def test_streaming_readers_share_out_every_epoch(shards, world_size, workers):
+    """Shards where they divide evenly, else rows: the first epoch of all readers together has each picture once."""
+    readers = world_size * max(1, workers)
+    source = open_source(shards, streaming=True)
+    seen = []
+    for rank in range(world_size):
+        loader = train_loader(
+            source, RANDOM, batch_size=world_size, rank=rank, world_size=world_size, workers=workers, shuffle_buffer=3
+        )
+        keys = [batch["keys"][0] for batch in islice(loader, 20)]
+        for worker in range(max(1, workers)):
+            own = keys[worker :: max(1, workers)]
+            number = rank * max(1, workers) + worker
+            epoch_length = 20 // readers if 4 % readers == 0 else len(range(number, 20, readers))
+            seen += own[:epoch_length]
+    assert sorted(seen) == keys_of(shards)
+    assert seen != keys_of(shards)
+
+
+def test_streaming_shuffles_every_epoch_anew(shards):
+    source = open_source(shards, streaming=True)
+    epochs = [batch["keys"] for batch in take(3, source, batch_size=20, seed=1)]
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    assert all(sorted(epoch) == keys_of(shards) for epoch in epochs)
+    assert epochs != [batch["keys"] for batch in take(3, source, batch_size=20, seed=2)]
+
+
+def test_streaming_pictures_are_the_same_as_by_number(shards):
+    (streamed,) = take(1, open_source(shards, streaming=True), ImageTransform(8), batch_size=20)
+    (numbered,) = take(1, open_source(shards), ImageTransform(8), batch_size=20)
+    for batch in (streamed, numbered):
+        order = np.argsort(batch["keys"])
+        batch["image"], batch["keys"] = batch["image"][order], sorted(batch["keys"])
+    same([streamed], [numbered])
+
+
+def test_streaming_replaces_broken_pictures_by_the_next(broken_folder):
+    source = open_source(broken_folder, streaming=True)
+    (batch,) = take(1, source, batch_size=10, shuffle_buffer=1)
+    assert {key for key, _ in batch["rejected"]} == {"02.png", "03.png", "09.png"}
+    assert len(batch["keys"]) == 10
+    assert set(batch["keys"]) == {f"{i:02d}.png" for i in (0, 1, 4, 5, 6, 7, 8)}
+
+
+def test_more_readers_than_pictures(tmp_path, write_tar, encoded):
+    write_tar(tmp_path / "s.tar", {"0.png": encoded(0)})
+    source = open_source(tmp_path, streaming=True)
+    assert take(2, source, batch_size=2)[1]["keys"] == 2 * ["s.tar/0.png"]
+    with pytest.raises(ValueError, match="no image for reader 1 of 2"):
+        take(1, source, batch_size=2, rank=1, world_size=2)
+
+
+# Evaluation
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("batch_size", [1, 3, 100])
+def test_every_picture_once_in_order(broken_folder, noise, caplog, streaming, workers, batch_size):
+    loader = eval_loader(open_source(broken_folder, streaming=streaming), WHOLE, batch_size=batch_size, workers=workers)
+    with caplog.at_level(logging.WARNING, "gsqtok.data"):
+        batches = list(loader)
+    readable = [0, 1, 4, 5, 6, 7, 8]
+    assert [item for batch in batches for item in batch["keys"]] == [f"{i:02d}.png" for i in readable]
+    torch.testing.assert_close(
+        torch.cat([batch["image"] for batch in batches]), torch.stack([to_tensor(noise(i)) for i in readable])
+    )
+    assert all(1 <= len(batch["keys"]) == len(batch["image"]) <= batch_size for batch in batches)
+    assert list(loader.rejects.reasons) == ["02.png", "03.png", "09.png"]
+    assert caplog.text.count("skipped image") == 3
+    reported = [key for batch in batches for key, _ in batch["rejected"]]
+    assert reported == list(loader.rejects.reasons)[: len(reported)]  # 09.png may follow the last batch
+    assert len(reported) >= 2
+    assert len(list(loader)) == len(batches)  # a second pass
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_native_sizes(tmp_path, encoded, streaming):
+    sizes = [(8, 8), (8, 8), (8, 6), (8, 8), (5, 7), (5, 7), (5, 7), (5, 7)]
+    for i, size in enumerate(sizes):
+        (tmp_path / f"{i}.png").write_bytes(encoded(i, size))
+    batches = list(eval_loader(open_source(tmp_path, streaming=streaming), WHOLE, batch_size=4))
+    assert [tuple(batch["image"].shape) for batch in batches] == [
+        (2, 3, 8, 8),
+        (1, 3, 6, 8),
+        (1, 3, 8, 8),
+        (4, 3, 7, 5),
+    ]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("world_size", [2, 3, 7])
+def test_ranks_share_out_the_pictures(shards, streaming, world_size):
+    source = open_source(shards, streaming=streaming)
+    ranks = [
+        [
+            key
+            for batch in eval_loader(source, WHOLE, batch_size=4, rank=rank, world_size=world_size)
+            for key in batch["keys"]
+        ]
+        for rank in range(world_size)
+    ]
+    keys = keys_of(shards)
+    assert sorted([key for rank in ranks for key in rank]) == keys
+    assert all(rank == sorted(rank) for rank in ranks)
+    if not streaming:
+        assert [key for rank in ranks for key in rank] == keys
+    assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_carried_columns(tmp_path, write_parquet, encoded, streaming):
+    images = [encoded(i, (8, 8 + i % 2)) for i in range(4)]
+    images[2] = b""
+    path = write_parquet(tmp_path / "a.parquet", images, label=[5, 6, 7, 8])
+    loader = eval_loader(open_source(path, streaming=streaming), WHOLE, batch_size=4, carry=["label"])
+    assert [batch["label"] for batch in loader] == [[5], [6, 8]]
+
+
+def test_evaluation_refuses_randomness_and_bad_ranks(folder):
+    source = open_source(folder)
+    with pytest.raises(ValueError, match="random"):
+        eval_loader(source, RANDOM, batch_size=2)
+    with pytest.raises(ValueError, match="rank"):
+        eval_loader(source, WHOLE, batch_size=2, rank=2, world_size=2)
+    with pytest.raises(ValueError, match="batch_size"):
+        eval_loader(source, WHOLE, batch_size=0)

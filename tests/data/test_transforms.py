@@ -1,0 +1,108 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from gsqtok.data import BrokenImageError, ImageTransform, to_pil, to_tensor
+
+
+def test_range_and_round_trip():
+    ramp = Image.fromarray(np.arange(768, dtype=np.uint16).astype(np.uint8).reshape(16, 16, 3))
+    tensor = to_tensor(ramp)
+    assert tensor.shape == (3, 16, 16)
+    assert tensor.dtype == torch.float32
+    assert (tensor.min().item(), tensor.max().item()) == (-1, 1)
+    np.testing.assert_array_equal(np.asarray(to_pil(tensor)), np.asarray(ramp))
+
+
+def test_to_tensor_matches_torchvision(noise):
+    functional = pytest.importorskip("torchvision.transforms.functional")
+    expected = functional.to_tensor(noise(1)) * 2 - 1
+    torch.testing.assert_close(to_tensor(noise(1)), expected, atol=1e-6, rtol=0)
+
+
+def test_to_tensor_of_a_batch(noise):
+    batch = np.stack([np.asarray(noise(i)) for i in range(3)])
+    tensor = to_tensor(batch)
+    assert tensor.is_contiguous()
+    torch.testing.assert_close(tensor, torch.stack([to_tensor(noise(i)) for i in range(3)]))
+
+
+def test_to_pil_rounds_and_clamps():
+    values = torch.tensor([-7.0, -1 + 0.6 / 127.5, 9.0])
+    assert np.asarray(to_pil(values.view(3, 1, 1)))[0, 0].tolist() == [0, 1, 255]
+    with pytest.raises(ValueError, match=r"\(3, H, W\)"):
+        to_pil(torch.zeros(1, 3, 4, 4))
+
+
+def test_input_is_not_changed(noise):
+    image = noise(1)
+    before = np.asarray(image).copy()
+    ImageTransform(None, "none")(image).zero_()
+    np.testing.assert_array_equal(np.asarray(image), before)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.sampled_from(["bicubic", "lanczos"]))
+def test_center_crop_equals_torchvision(noise, width, height, size, resample):
+    tv = pytest.importorskip("torchvision.transforms.v2")
+    resize = tv.Resize(size, interpolation=tv.InterpolationMode(resample))
+    whole = resize(noise(1, (width, height)))
+    transform = ImageTransform(size, "none", resample=resample)
+    np.testing.assert_array_equal(transform.pixels(noise(1, (width, height))), np.asarray(whole))
+    transform = ImageTransform(size, "center", resample=resample)
+    np.testing.assert_array_equal(transform.pixels(noise(1, (width, height))), np.asarray(tv.CenterCrop(size)(whole)))
+
+
+def test_crop_none_keeps_the_aspect(noise):
+    assert ImageTransform(32, "none")(noise(1, (100, 50))).shape == (3, 32, 64)
+    assert ImageTransform(32, "none")(noise(1, (10, 25))).shape == (3, 80, 32)
+    assert ImageTransform(None, "none")(noise(1, (11, 25))).shape == (3, 25, 11)
+
+
+def test_same_size_is_untouched(noise):
+    np.testing.assert_array_equal(ImageTransform(8, "center").pixels(noise(1)), np.asarray(noise(1)))
+
+
+def test_random_crop_reaches_every_offset(noise):
+    image = noise(1, (11, 8))
+    rng = np.random.default_rng(0)
+    transform = ImageTransform(8, "random")
+    crops = {transform.pixels(image, rng).tobytes() for _ in range(100)}
+    assert crops == {np.asarray(image)[:, x : x + 8].tobytes() for x in range(4)}
+
+
+def test_flip_is_fair(noise):
+    image, rng = noise(1), np.random.default_rng(0)
+    straight, mirrored = np.asarray(image).tobytes(), np.asarray(image)[:, ::-1].tobytes()
+    transform = ImageTransform(8, "center", flip=True)
+    results = [transform.pixels(image, rng).tobytes() for _ in range(400)]
+    assert set(results) == {straight, mirrored}
+    assert 150 < results.count(mirrored) < 250
+
+
+@pytest.mark.parametrize("options", [{"crop": "random"}, {"flip": True}])
+def test_randomness_needs_a_generator(noise, options):
+    assert ImageTransform(4, **options).random
+    with pytest.raises(ValueError, match="Generator"):
+        ImageTransform(4, **options)(noise(1))
+    assert not ImageTransform(4).random
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 500), (500, 1)])
+def test_tiny_and_thin(noise, size):
+    assert ImageTransform(16)(noise(1, size)).shape == (3, 16, 16)
+
+
+@pytest.mark.parametrize("crop", ["none", "center"])
+def test_a_strip_is_refused_before_it_fills_the_memory(crop):
+    with pytest.raises(BrokenImageError, match="1 x 60000 would be 256 x 15360000 after resizing"):
+        ImageTransform(256, crop)(Image.new("RGB", (1, 60_000)))
+
+
+@pytest.mark.parametrize("options", [{"size": 0}, {"size": None}, {"crop": "middle"}, {"resample": "nearest"}])
+def test_bad_options(options):
+    with pytest.raises(ValueError):
+        ImageTransform(**options)

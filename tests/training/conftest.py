@@ -1,0 +1,88 @@
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import gsqtok
+from gsqtok.tokenizer import TokenizerConfig
+from gsqtok.training import DataConfig, LossConfig, OptimizerConfig, TrainConfig
+
+PACKAGE = Path(gsqtok.__file__).parent
+DEMO = PACKAGE / "demo_pictures"
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    """A run of a few steps, like the smoke recipe but smaller; dotted keys replace what they name."""
+
+    def make(**changes):
+        model = TokenizerConfig(
+            latent_dim=8,
+            channels=32,
+            multipliers=(1, 1),
+            encoder_blocks=1,
+            decoder_blocks=1,
+            encoder_middle_blocks=0,
+            decoder_middle_blocks=0,
+            quantizer=changes.pop("quantizer", {"name": "gsq", "groups": 2, "codebook_size": 64}),
+        )
+        data = DataConfig(train=changes.pop("train", str(DEMO)), size=16, max_resize=24, workers=0)
+        data = dataclasses.replace(data, **changes.pop("data", {}))
+        optimizer = OptimizerConfig(**{"learning_rate": 2e-3} | changes.pop("optimizer", {}))
+        defaults = {"output": str(tmp_path / "run"), "steps": 6, "batch_size": 4, "precision": "fp32"}
+        every = {"log_every": 1, "validate_every": 1000, "save_every": 1000}
+        loss = LossConfig(perceptual_weight=0)
+        return TrainConfig(model=model, data=data, optimizer=optimizer, loss=loss, **defaults | every | changes)
+
+    return make
+
+
+@pytest.fixture
+def metrics():
+    """The lines of metrics.jsonl that hold losses, in order."""
+
+    def read(run):
+        lines = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+        return [line for line in lines if "loss/total" in line]
+
+    return read
+
+
+@pytest.fixture
+def command_line():
+    """Arguments and environment that run ``gsqtok`` in a process of its own, from this tree, on one thread."""
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(PACKAGE.parent),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+    }
+    return [sys.executable, "-m", "gsqtok"], environment
+
+
+@pytest.fixture
+def gsqtok_command(command_line):
+    def run(*arguments):
+        command, environment = command_line
+        return subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
+
+    return run
+
+
+@pytest.fixture
+def demo_copy(tmp_path):
+    return Path(shutil.copytree(DEMO, tmp_path / "pictures"))

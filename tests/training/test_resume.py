@@ -1,0 +1,86 @@
+"""Killed at any moment and resumed, a run ends with the bits of one that nobody disturbed."""
+
+import json
+import random
+import subprocess
+import time
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+@pytest.fixture
+def arguments(demo_copy):
+    return lambda output: [
+        *("train", "smoke", "--data.train", str(demo_copy), "--output", str(output)),
+        *("--save_every", "4", "--log_every", "1", "--model.multipliers", "[1, 1]", "--data.size", "16"),
+    ]
+
+
+def assert_same(one, other, where=""):
+    """Whatever a checkpoint holds, bit by bit."""
+    assert type(one) is type(other), where
+    if isinstance(one, dict):
+        assert one.keys() == other.keys(), where
+        for key in one:
+            assert_same(one[key], other[key], f"{where}.{key}")
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other), where
+        for i, (a, b) in enumerate(zip(one, other, strict=True)):
+            assert_same(a, b, f"{where}[{i}]")
+    elif isinstance(one, torch.Tensor):
+        assert torch.equal(one, other), where
+    else:
+        assert one == other, where
+
+
+@pytest.mark.slow
+def test_killed_runs_end_with_the_same_bits(tmp_path, arguments, command_line, gsqtok_command, metrics):
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    result = gsqtok_command(*arguments(whole))
+    assert result.returncode == 0, result.stderr
+
+    command, environment = command_line
+    chance = random.Random(0)
+    kills = 0
+    for least in (6, 17, 31, 40):  # steps to reach before the blow falls
+        process = subprocess.Popen(
+            [*command, *arguments(killed), "--resume"],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        deadline = time.monotonic() + 60
+        while process.poll() is None and _steps(killed) < least and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(chance.uniform(0, 0.15))
+        kills += process.poll() is None
+        process.kill()
+        process.wait()
+    assert kills >= 3
+
+    result = gsqtok_command(*arguments(killed), "--resume")
+    assert result.returncode == 0, result.stderr
+    for name in ("tokenizer/model.safetensors", "checkpoints/step-00000050/model.safetensors"):
+        assert_same(load_file(killed / name), load_file(whole / name), name)
+    for name in ("extra.pt", "optimizer.bin", "usage-0.pt"):
+        one, other = (
+            torch.load(run / "checkpoints/step-00000050" / name, weights_only=True) for run in (killed, whole)
+        )
+        assert_same(one, other, name)
+    assert [line["step"] for line in metrics(killed)] == list(range(1, 51))
+    for one, other in zip(metrics(killed), metrics(whole), strict=True):
+        assert one["loss/total"] == other["loss/total"], one["step"]
+    assert not list((killed / "checkpoints").glob(".*"))
+    assert sorted(p.name for p in killed.iterdir()) == sorted(p.name for p in whole.iterdir())
+
+
+def _steps(run):
+    """The last step that metrics.jsonl speaks of; a run that resumes may still shorten the file."""
+    try:
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    whole = [line for line in lines if line.endswith("}")]
+    return json.loads(whole[-1])["step"] if whole else 0

@@ -1,0 +1,146 @@
+"""Whose folder it is, and checkpoints that a failed write cannot spoil."""
+
+import dataclasses
+import errno
+import shutil
+
+import pytest
+import torch
+
+from gsqtok.training import Trainer, train
+from gsqtok.training.run_folder import RunFolder, RunFolderError, as_plain, flatten
+
+
+@pytest.fixture
+def run(tmp_path, tiny):
+    config = tiny(output=str(tmp_path / "mine"))
+    folder = RunFolder(config.output)
+    folder.write_config(config)
+    return folder, config
+
+
+def checkpoint(folder, step, keep=2, write=lambda path: (path / "weights").write_text("good")):
+    folder.save(step, write, lambda: None, True, keep)
+
+
+def names(folder):
+    return sorted(file.name for file in folder.checkpoints.iterdir())
+
+
+def test_refuses_a_file(tmp_path, tiny):
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(RunFolderError, match="taken is a file"):
+        RunFolder(tmp_path / "taken").check(tiny(), resume=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_refuses_other_files(tmp_path, tiny, resume):
+    (tmp_path / "thesis.tex").write_text("")
+    with pytest.raises(RunFolderError, match="other files"):
+        RunFolder(tmp_path).check(tiny(), resume)
+
+
+def test_refuses_another_run(run):
+    folder, config = run
+    checkpoint(folder, 7)
+    with pytest.raises(RunFolderError, match=r"already holds a run.*step 7.*--resume"):
+        folder.check(config, resume=False)
+    folder.check(config, resume=True)
+
+
+@pytest.mark.parametrize("make", [True, False])
+def test_takes_an_empty_folder_also_to_resume(tmp_path, tiny, make):
+    if make:
+        (tmp_path / "new").mkdir()
+    RunFolder(tmp_path / "new").check(tiny(), resume=True)
+
+
+def test_resume_refuses_what_changes_the_result(run):
+    folder, config = run
+    with pytest.raises(RunFolderError, match="seed = 0, now 3"):
+        folder.check(dataclasses.replace(config, seed=3), resume=True)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=0.25)
+    with pytest.raises(RunFolderError, match=r"optimizer\.learning_rate = 0\.002, now 0\.25"):
+        folder.check(dataclasses.replace(config, optimizer=optimizer), resume=True)
+
+
+def test_resume_takes_more_steps(run):
+    folder, config = run
+    data = dataclasses.replace(config.data, workers=3, validation="elsewhere")
+    folder.check(dataclasses.replace(config, steps=99, save_every=5, data=data), resume=True)
+
+
+def test_resume_of_a_trainer_goes_on_to_more_steps(tiny, metrics):
+    config = tiny(steps=2)
+    train(config)
+    train(dataclasses.replace(config, steps=4), resume=True)
+    assert [line["step"] for line in metrics(config.output)] == [1, 2, 3, 4]
+    with pytest.raises(RunFolderError, match="seed"):
+        Trainer(dataclasses.replace(config, seed=1), resume=True)
+
+
+def test_keeps_the_newest(run):
+    folder, _ = run
+    for step in (8, 9, 10, 100):
+        checkpoint(folder, step, keep=3)
+    assert names(folder) == ["step-00000009", "step-00000010", "step-00000100"]
+    assert folder.latest().name == "step-00000100"
+
+
+def test_order_is_that_of_numbers(run):
+    folder, _ = run
+    for step in (99_999_999, 100_000_000):
+        checkpoint(folder, step)
+    assert folder.latest().name == "step-100000000"
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(run):
+    folder, _ = run
+    checkpoint(folder, 1)
+
+    def full(path):
+        (path / "weights").write_text("ha")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(RunFolderError, match=r"step 2 .*No space left on device.*step-00000001") as error:
+        checkpoint(folder, 2, write=full)
+    assert "\n" not in str(error.value)
+    assert names(folder) == ["step-00000001"]
+    assert (folder.latest() / "weights").read_text() == "good"
+
+
+def test_a_full_disk_while_the_trainer_saves(tiny, monkeypatch):
+    config = tiny(steps=4, save_every=2)
+    trainer = Trainer(config)
+    real, saved = torch.save, []
+
+    def save(value, target, *arguments, **options):
+        if "00000004" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        saved.append(target)
+        return real(value, target, *arguments, **options)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(RunFolderError, match=r"step 4 .*No space left on device.*step-00000002"):
+        trainer.run()
+    assert saved
+    assert names(trainer.folder) == ["step-00000002"]
+    monkeypatch.undo()
+    train(config, resume=True)
+    assert names(trainer.folder) == ["step-00000002", "step-00000004"]
+
+
+def test_a_crash_leaves_nothing_that_counts(run):
+    folder, _ = run
+    checkpoint(folder, 1)
+    shutil.copytree(folder.latest(), folder.checkpoints / ".writing-00000002")  # killed before the renaming
+    assert folder.latest().name == "step-00000001"
+    checkpoint(folder, 2)
+    assert names(folder) == ["step-00000001", "step-00000002"]
+
+
+def test_plain_and_flat(tiny):
+    flat = flatten(as_plain(tiny()))
+    assert flat["model.multipliers"] == [1, 1]
+    assert flat["model.quantizer.codebook_size"] == 64
+    assert flat["optimizer.betas"] == [0.9, 0.99]

@@ -1,0 +1,171 @@
+"""The training loop: it learns, writes what it promises, and the same batch gives the same step however it is cut."""
+
+import dataclasses
+import json
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from gsqtok.cli.train import parse
+from gsqtok.data import ImageTransform, open_source
+from gsqtok.evaluation import evaluate
+from gsqtok.evaluation.metrics import _say_not_counted
+from gsqtok.tokenizer import ImageTokenizer
+from gsqtok.training import OptimizerConfig, Trainer, train
+from gsqtok.training.trainer import learning_rate
+
+
+def test_learns(tiny, metrics):
+    run = train(tiny(steps=30, batch_size=8))
+    losses = [line["loss/reconstruction"] for line in metrics(run)]
+    assert len(losses) == 30
+    assert np.mean(losses[-5:]) < 0.6 * np.mean(losses[:3])
+
+
+def test_the_run_folder(tiny, metrics):
+    config = tiny(steps=6, save_every=2, validate_every=3, data={"validation": tiny().data.train})
+    run = train(config)
+    assert {file.name for file in run.iterdir()} == {
+        *("config.yaml", "checkpoints", "tokenizer", "samples", "metrics.jsonl", "tensorboard")
+    }
+    assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+
+    again, _ = parse([str(run / "config.yaml")])
+    assert again == dataclasses.replace(config, model=ImageTokenizer(config.model).config)
+
+    assert sorted(file.name for file in (run / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
+    grid = Image.open(run / "samples" / "step-00000006.png")
+    assert grid.size == (5 * (16 + 2) + 2, 2 * (16 + 2) + 2)  # five demo pictures above their reconstructions
+
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    losses = metrics(run)
+    assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6]
+    assert all(math.isfinite(line["loss/gradient_norm"]) and line["learning_rate"] == 2e-3 for line in losses)
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    curve = events.Scalars("loss/total")
+    assert [event.step for event in curve] == [1, 2, 3, 4, 5, 6]
+    assert [event.value for event in curve] == pytest.approx([line["loss/total"] for line in losses])
+    assert [event.step for event in events.Images("reconstructions")] == [3, 6]
+
+    tokenizer = ImageTokenizer.from_pretrained(run)
+    assert tokenizer.config == again.model
+    figures = evaluate(tokenizer, open_source(config.data.train), transform=ImageTransform(config.data.size))
+    last = [line for line in lines if "validation/psnr" in line][-1]
+    assert last["step"] == 6
+    for name in ("psnr", "ssim", "usage", "perplexity", "bits_per_pixel"):
+        assert last[f"validation/{name}"] == pytest.approx(figures[name], rel=1e-6)
+
+
+def test_codebook_usage_is_logged_once_an_epoch(tiny):
+    config = tiny(steps=4, log_every=2)
+    run = train(config)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    usage = [line for line in lines if "codebook/usage" in line]
+    assert [line["step"] for line in usage] == [2, 4]
+    assert all(0 < line["codebook/usage"] <= 1 and 1 <= line["codebook/perplexity"] <= 64 for line in usage)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_gradient_accumulation(tiny, tmp_path, parts):
+    weights, losses = [], []
+    for accumulation in (1, parts):
+        config = tiny(
+            output=str(tmp_path / f"{accumulation}"), gradient_accumulation=accumulation, optimizer={"eps": 1e-3}
+        )
+        trainer = Trainer(config)
+        batches = trainer.batches()
+        losses.append([float(trainer.step(step, batches)["total"]) for step in (1, 2, 3)])
+        weights.append(trainer.tokenizer.state_dict())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_a_broken_picture_is_logged_and_training_goes_on(tiny, demo_copy, caplog, metrics, capfd):
+    (demo_copy / "broken.png").write_bytes((demo_copy / "coffee.png").read_bytes()[:500])
+    with caplog.at_level(logging.WARNING, "gsqtok"):
+        run = train(tiny(train=str(demo_copy), steps=6))
+    assert len(metrics(run)) == 6
+    assert any("broken.png" in record.getMessage() for record in caplog.records)
+    assert "1 " in capfd.readouterr().err.split("done:")[1]
+
+
+def test_no_readable_picture(tiny, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match="can be read"):
+        Trainer(tiny(train=str(folder)))
+
+
+def test_no_source(tiny):
+    with pytest.raises(ValueError, match=r"--data\.train"):
+        Trainer(tiny(train=""))
+
+
+def test_bf16_on_a_cpu(tiny, metrics):
+    train(tiny(steps=1, output=f"{tiny().output}-fp32"))  # one process may train in both
+    run = train(tiny(steps=3, precision="bf16"))
+    assert all(math.isfinite(line["loss/total"]) for line in metrics(run))
+    assert {v.dtype for v in load_file(run / "tokenizer/model.safetensors").values() if v.is_floating_point()} == {
+        torch.float32
+    }
+
+
+@pytest.mark.parametrize(
+    "quantizer",
+    [
+        {"name": "fsq", "levels": [8, 8, 8, 5, 5, 5, 3, 3]},
+        {"name": "lfq", "groups": 2},
+        {"name": "ema_vq", "groups": 2, "codebook_size": 32},
+    ],
+    ids=lambda quantizer: quantizer["name"],
+)
+def test_other_quantizers(tiny, metrics, quantizer):
+    written = ", ".join(f"{key}: {value}" for key, value in quantizer.items())
+    config = tiny()
+    parsed, _ = parse(["smoke", "--model.quantizer", f"{{{written}}}"])
+    assert parsed.model.quantizer == quantizer
+    run = train(dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer), steps=3))
+    assert all(math.isfinite(line["loss/total"]) and line["skipped_steps"] == 0 for line in metrics(run))
+    assert ImageTokenizer.from_pretrained(run).quantizer.name == quantizer["name"]
+
+
+def test_a_codebook_too_large_to_count(tiny, caplog):
+    _say_not_counted.cache_clear()
+    with caplog.at_level(logging.WARNING, "gsqtok.evaluation"):
+        config = tiny(steps=4, quantizer={"name": "identity"}, validate_every=2, save_every=2)
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, validation=config.data.train))
+        run = train(config)
+        train(dataclasses.replace(config, steps=5), resume=True)
+    assert [record.getMessage() for record in caplog.records if "usage" in record.getMessage()] == [
+        "codebook usage and perplexity are left out: the 4294967296 codewords of identity are more than the 16777216 "
+        "that are counted"
+    ]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "validation/psnr" in line] == [2, 4, 5]
+    assert not any("usage" in name for line in lines for name in line)
+
+
+def test_learning_rate():
+    constant = OptimizerConfig(learning_rate=2.0, warmup_steps=4)
+    assert [learning_rate(constant, step, 10) for step in (1, 2, 4, 5, 10)] == [0.5, 1.0, 2.0, 2.0, 2.0]
+    cosine = OptimizerConfig(learning_rate=2.0, warmup_steps=4, schedule="cosine")
+    assert [learning_rate(cosine, step, 12) for step in (2, 4, 8, 12)] == pytest.approx([1.0, 2.0, 1.0, 0.0])
+    assert learning_rate(cosine, 6, 12) == pytest.approx(1 + math.cos(math.pi / 4))
+    assert learning_rate(OptimizerConfig(learning_rate=2.0), 1, 10) == 2.0
+
+
+def test_learning_rate_reaches_the_optimizer(tiny):
+    trainer = Trainer(tiny(optimizer={"warmup_steps": 4}))
+    batches = trainer.batches()
+    for step in (1, 2):
+        trainer.step(step, batches)
+        assert [group["lr"] for group in trainer.optimizer.param_groups] == [2e-3 * step / 4]

@@ -1,0 +1,111 @@
+"""What a configuration refuses, and how recipes and options become one."""
+
+import pytest
+import yaml
+
+from gsqtok.cli.recipes import FOLDER
+from gsqtok.cli.train import parse
+from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
+from gsqtok.training import TrainConfig
+
+RECIPES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+COUNTS = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate_every", "save_every")
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [({name: 0}, name) for name in (*COUNTS, "keep_checkpoints")]
+    + [({"batch_size": 6, "gradient_accumulation": 4}, "gradient_accumulation 4")]
+    + [({"ema_decay": value}, "ema_decay") for value in (1.0, -0.1, float("nan"))],
+)
+def test_names_what_is_wrong(values, named):
+    with pytest.raises(ValueError) as error:
+        TrainConfig(**values)
+    assert named in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_builds_its_tokenizer(recipe):
+    config, resume = parse([recipe, "--data.train", "pictures"])
+    assert not resume
+    written = yaml.safe_load((FOLDER / f"{recipe}.yaml").read_text())
+    assert config.steps == written["steps"]
+    assert config.model == TokenizerConfig.from_dict(written["model"])
+    assert config.optimizer.learning_rate == written["optimizer"]["learning_rate"]
+    tokenizer = ImageTokenizer(config.model)
+    assert tokenizer.quantizer.name == written["model"]["quantizer"]["name"]
+    assert tokenizer.factor == 2 ** (len(written["model"]["multipliers"]) - 1)
+
+
+def test_options_override_the_recipe(tmp_path):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text("steps: 70\nmodel: {channels: 64, quantizer: {name: gsq, groups: 4, codebook_size: 32}}\n")
+    options = ["--model.channels", "32", "--data.train", "a", "--optimizer.betas", "[0.5, 0.7]", "--resume"]
+    config, resume = parse([str(recipe), *options])
+    assert resume
+    assert (config.steps, config.model.channels, config.data.train) == (70, 32, "a")
+    assert config.optimizer.betas == (0.5, 0.7)
+    assert config.model.quantizer == {"name": "gsq", "groups": 4, "codebook_size": 32}
+    assert config.batch_size == TrainConfig().batch_size
+
+
+def test_quantizer_options(tmp_path):
+    config, _ = parse(["smoke", "--model.quantizer", "{name: fsq, levels: [8, 8]}"])
+    assert config.model.quantizer == {"name": "fsq", "levels": [8, 8]}
+    config, _ = parse(["smoke", "--model.quantizer.groups", "4"])
+    assert config.model.quantizer == {"name": "gsq", "groups": 4, "codebook_size": 256}
+
+
+def test_several_sources():
+    config, _ = parse(["smoke", "--data.train", "[a, b]"])
+    assert config.data.train == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["smoke", "--optimizer.learningrate", "1"], "learningrate"),
+        (["smoke", "--stepz", "1"], "stepz"),
+        (["smoke", "--steps", "many"], "steps"),
+        (["smoke", "--precision", "fp8"], "precision"),
+        (["smoke", "--model.channels", "1.5"], "channels"),
+        (["smoke", "--steps", "0"], "steps"),
+        (["smoke", "--model.channels", "33"], "channels"),
+    ],
+)
+def test_a_wrong_option_ends_with_a_line_that_names_it(arguments, named, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(arguments)
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert named in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("stepz: 3\n", "stepz"),
+        ("optimizer: {learningrate: 1}\n", "learningrate"),
+        ("steps: many\n", "steps"),
+        ("model: {quantiser: {name: gsq}}\n", "quantiser"),
+        ("steps: [unclosed\n", "mine.yaml"),
+    ],
+)
+def test_a_wrong_recipe_ends_with_a_line_that_names_it(tmp_path, text, named, capsys):
+    recipe = tmp_path / "mine.yaml"
+    recipe.write_text(text)
+    with pytest.raises(SystemExit) as end:
+        parse([str(recipe)])
+    assert end.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert named in lines[0]
+
+
+def test_an_unknown_recipe_is_named(gsqtok_command):
+    result = gsqtok_command("train", "nosuch")
+    assert result.returncode == 1
+    assert "no recipe 'nosuch'" in result.stderr
+    assert "smoke" in result.stderr
