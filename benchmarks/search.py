@@ -5,8 +5,11 @@
     python benchmarks/search.py --device cuda --tune   # times the kernel's plans for every row, prints the fastest
 
 Every contender gets the same raw float32 rows and returns indices; normalising is part of the time. Contenders:
+gsqtok    `gsqtok.search.nearest`, on CUDA with its Triton kernels
+blocks    the same without them (CUDA alone)
 official  the original implementation's formula: all N x V distances, a random draw among equals
 matrix    all N x V distances, then argmin
+product   all N x V inner products of the normalised rows, then argmax
 vqp       vector-quantize-pytorch, cosine codebook, evaluation mode (pip install vector-quantize-pytorch)
 flash     flash-kmeans, fused cosine assignment, TF32 (pip install flash-kmeans; CUDA alone)
 faiss     FAISS, flat inner-product index (pip install faiss-cpu; CPU alone)
@@ -70,6 +73,10 @@ def matrix(latents: Tensor, codebook: Tensor) -> Tensor:
     return (z.square().sum(dim=1, keepdim=True) + c.square().sum(dim=1) - 2 * z @ c.T).argmin(dim=1)
 
 
+def product(latents: Tensor, codebook: Tensor) -> Tensor:
+    return (F.normalize(latents, dim=1) @ F.normalize(codebook, dim=1).T).argmax(dim=1)
+
+
 def vqp(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     from vector_quantize_pytorch import VectorQuantize
 
@@ -99,10 +106,13 @@ def faiss(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 def contenders(latents: Tensor, codebook: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Name -> a call that returns indices, of those that are installed and can hold what they need."""
-    found: dict[str, Callable[[], Tensor]] = {"gsqtok": lambda: nearest(latents, codebook)}
     on_cpu = latents.device.type == "cpu"
+    found: dict[str, Callable[[], Tensor]] = {"gsqtok": lambda: nearest(latents, codebook, use_triton=not on_cpu)}
+    if not on_cpu:
+        found["blocks"] = lambda: nearest(latents, codebook, use_triton=False)
     fits = 4 * len(latents) * len(codebook) <= MATRIX_LIMIT[latents.device.type]
     if fits:
+        found["product"] = lambda: product(latents, codebook)
         found["matrix"] = lambda: matrix(latents, codebook)
         if len(codebook) <= 1 << 24:
             found["official"] = lambda: official(latents, codebook)

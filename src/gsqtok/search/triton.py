@@ -109,7 +109,7 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
         BM=plan.rows, ID_BITS=id_bits, num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
     columns = triton.next_power_of_2(splits) * SLOTS * 4
-    rows = max(4, min(32, 2048 // columns))
+    rows = max(4, min(32 if depth < 16 else 16, 2048 // columns))  # more would take registers from other blocks
     _settle[(triton.cdiv(n, rows),)](
         latents, *latents.stride(), exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits,
         **shape, BM=rows, FEW=min(rows, 8), COLUMNS=columns, ID_BITS=id_bits, num_stages=1,
