@@ -1,13 +1,30 @@
-"""Writing pictures: where each goes, whole or not at all."""
+"""Writing files whole or not at all, and where each picture goes."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from PIL import Image
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """A path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+
+    A crash or a full disk leaves what was there before. Missing folders are made.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield aside
+        os.replace(aside, path)
+    finally:
+        aside.unlink(missing_ok=True)
 
 
 def picture_paths(folder: str | Path, names: Iterable[str]) -> dict[str, Path]:
@@ -33,11 +50,6 @@ def picture_paths(folder: str | Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a PNG aside and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    """Write a PNG, whole or not at all."""
+    with written_aside(path) as aside:
         picture.save(aside, format="PNG")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)

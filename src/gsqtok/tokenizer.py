@@ -214,7 +214,7 @@ class ImageTokenizer(
                     f"images must lie in [-1, 1], got [{low:g}, {high:g}]; 8-bit pictures become so by "
                     "images.float() / 127.5 - 1"
                 )
-        latent = self._channels_last(self.encoder(self._pad(images)))
+        latent = self.encoder(self._pad(images)).movedim(1, -1)
         indices = self.quantizer(latent).indices
         if (indices < 0).any():
             raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
@@ -254,7 +254,7 @@ class ImageTokenizer(
         """Reconstruct images, with everything that training needs: (B, 3, H, W) in [-1, 1]."""
         _check_images(images)
         latent = self.encoder(self._pad(images))
-        out = self.quantizer(self._channels_last(latent))
+        out = self.quantizer(latent.movedim(1, -1))
         quantized = out.quantized.movedim(-1, 1)
         reconstruction = self.decode_latent(quantized)[:, :, : images.shape[2], : images.shape[3]]
         return TokenizerOutput(reconstruction, out.indices, latent, quantized, out.loss, out.losses)
@@ -265,10 +265,6 @@ class ImageTokenizer(
         if bottom or right:
             images = F.pad(images, (0, right, 0, bottom), mode="replicate")
         return images.to(self.encoder.conv_in.weight.dtype)
-
-    @staticmethod
-    def _channels_last(latent: Tensor) -> Tensor:
-        return latent.movedim(1, -1)
 
     def fingerprint(self) -> str:
         """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""

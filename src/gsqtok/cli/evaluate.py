@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-from pathlib import Path
 
 from gsqtok.cli.options import add_model, add_source, console, count, load_model, parser, progress, transform
 
@@ -27,6 +25,7 @@ def main(argv: list[str]) -> None:
 
     from gsqtok.data import open_source
     from gsqtok.evaluation import evaluate
+    from gsqtok.output import written_aside
 
     source = open_source(args.source, split=args.split)
     tokenizer = load_model(args)
@@ -48,11 +47,8 @@ def main(argv: list[str]) -> None:
             table.add_row(name, f"{value:,}" if isinstance(value, int) else f"{value:.6g}")
     console.print(table)
     if args.output:
-        target = Path(args.output)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        aside = target.with_name(f".{target.name}.tmp")
         # JSON has no NaN (the SSIM of pictures under 11 pixels)
         figures = {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in figures.items()}
         record = {"model": args.model, "fingerprint": tokenizer.fingerprint(), "source": args.source, "size": args.size}
-        aside.write_text(json.dumps(record | {"crop": args.crop, "figures": figures}, indent=2) + "\n")
-        os.replace(aside, target)
+        with written_aside(args.output) as aside:
+            aside.write_text(json.dumps(record | {"crop": args.crop, "figures": figures}, indent=2) + "\n")

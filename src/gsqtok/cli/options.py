@@ -24,11 +24,16 @@ SOURCE = (
 MODEL = "a tokenizer's folder, a training run's folder or a hub name (default: the tokenizer inside the package)"
 
 
-def parser(verb: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """A parser whose help ends with an example; warnings of the library go to the terminal."""
+def show_warnings() -> None:
+    """The library's warnings go to the terminal."""
     logging.basicConfig(
         level="WARNING", format="%(message)s", handlers=[RichHandler(console=messages, show_path=False)]
     )
+
+
+def parser(verb: str, summary: str, example: str) -> argparse.ArgumentParser:
+    """A parser whose help ends with an example; warnings of the library go to the terminal."""
+    show_warnings()
     return argparse.ArgumentParser(
         prog=f"gsqtok {verb}",
         description=summary,

@@ -24,11 +24,10 @@ metrics.jsonl, and the tokenizer: ImageTokenizer.from_pretrained("runs/mine").""
 def main(argv: list[str]) -> None:
     """Train a tokenizer."""
     config, resume = parse(argv)
-    from gsqtok.cli.options import parser
-
-    parser("train", "", "")  # routes the library's warnings to the terminal
+    from gsqtok.cli.options import show_warnings
     from gsqtok.training import train
 
+    show_warnings()
     train(config, resume)
 
 

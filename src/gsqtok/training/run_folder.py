@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from gsqtok.output import written_aside
 from gsqtok.training.config import RESUMABLE, TrainConfig
 
 
@@ -69,9 +70,8 @@ class RunFolder:
         """Make the folder and write the resolved configuration."""
         for folder in (self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
-        aside = self.config_file.with_suffix(".tmp")
-        aside.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
-        os.replace(aside, self.config_file)
+        with written_aside(self.config_file) as aside:
+            aside.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
