@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gsqtok.networks.blocks import (
     AdaptiveGroupNorm,
     Attention,
     DepthToSpaceUpsample,
+    GroupNorm,
     NearestUpsample,
     ResidualBlock,
-    group_norm,
 )
 from gsqtok.networks.encoder import middle
 
@@ -64,7 +63,7 @@ class Decoder(nn.Module):
                 self.blocks.append(upsample(width))
                 if adaptive_norm:
                     self.blocks.append(AdaptiveGroupNorm(width, latent_dim))
-        self.norm_out = group_norm(width)
+        self.norm_out = GroupNorm(width, silu=True)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     @property
@@ -77,4 +76,4 @@ class Decoder(nn.Module):
         x = self.conv_in(quantized)
         for block in self.blocks:
             x = block(x, quantized) if isinstance(block, AdaptiveGroupNorm) else block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x, dtype=self.conv_out.weight.dtype))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gsqtok.networks.blocks import Attention, Downsample, ResidualBlock, group_norm
+from gsqtok.networks.blocks import Attention, Downsample, GroupNorm, ResidualBlock
 
 
 class Encoder(nn.Module):
@@ -48,7 +47,7 @@ class Encoder(nn.Module):
             if level < len(multipliers) - 1:
                 self.blocks.append(Downsample(width))
         self.blocks.extend(middle(width, middle_blocks, middle_attention))
-        self.norm_out = group_norm(width)
+        self.norm_out = GroupNorm(width, silu=True)
         self.conv_out = nn.Conv2d(width, latent_dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -56,7 +55,7 @@ class Encoder(nn.Module):
         x = self.conv_in(images)
         for block in self.blocks:
             x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+        return self.conv_out(self.norm_out(x, dtype=self.conv_out.weight.dtype))
 
 
 def middle(width: int, blocks: int, attention: bool) -> list[nn.Module]:
