@@ -245,6 +245,26 @@ def test_networks_with_channels_innermost_equal_plain_ones(adaptive_norm, depth_
         assert_close(value, plain_results[name], 1e-4, scale=plain_results["x"].norm() / 10)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+def test_compiled_network_is_one_graph_with_equal_gradients():
+    from gsqtok.networks import Decoder
+
+    shape = (8, 32, (1, 2), (1, 0), 1, False, (), True, True)
+    decoder = Decoder(*shape).cuda().to(memory_format=torch.channels_last)
+    latent = innermost(2, 8, 6, 5)
+    compiled = torch.compile(decoder, fullgraph=True)
+    results = []
+    for network in (decoder, compiled):
+        decoder.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = network(latent)
+        out.float().square().mean().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in decoder.parameters())])
+    for found, expected in zip(*reversed(results), strict=True):
+        assert_close(found, expected, 3e-2, scale=1e-4)
+
+
 @contextmanager
 def watch_kernels():
     ran = []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from gsqtok.networks import fused
 
@@ -32,7 +33,7 @@ class GroupNorm(nn.GroupNorm):
             shift: (C,), added to x first: the bias of the convolution before.
             dtype: of the result, unless autocast chooses; None takes that of x.
         """
-        if torch.is_autocast_enabled(x.device.type):
+        if _autocasting(x):
             dtype = None
         elif dtype is None:
             dtype = x.dtype
@@ -44,6 +45,10 @@ class GroupNorm(nn.GroupNorm):
         if dtype is not None:
             x = x.to(dtype)
         return F.silu(x) if self.silu else x
+
+
+def _autocasting(x: Tensor) -> bool:
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 class ResidualBlock(nn.Module):
@@ -68,6 +73,14 @@ class ResidualBlock(nn.Module):
         h = self.conv1(self.norm1(x))
         h = self.conv2(self.norm2(h))
         return self.skip(x) + h
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """``block(x)``; a residual block keeps only x for the backward pass, and computes the rest again there."""
+    if isinstance(block, ResidualBlock) and torch.is_grad_enabled():
+        # no block draws random numbers
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+    return block(x)
 
 
 class Attention(nn.Module):
@@ -172,4 +185,5 @@ class AdaptiveGroupNorm(nn.Module):
         bias = self.beta(latent.mean(2).to(weight.dtype))
         if fused.fusible(x):
             return fused.group_norm(x, scale, bias, self.norm.num_groups, self.norm.eps)
-        return torch.addcmul(bias[:, :, None, None], scale[:, :, None, None], self.norm(x))
+        out = torch.addcmul(bias[:, :, None, None], scale[:, :, None, None], self.norm(x))
+        return out if _autocasting(x) else out.to(x.dtype)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gsqtok.networks.blocks import Attention, Downsample, GroupNorm, ResidualBlock
+from gsqtok.networks.blocks import Attention, Downsample, GroupNorm, ResidualBlock, recomputed
 
 
 class Encoder(nn.Module):
@@ -20,6 +20,10 @@ class Encoder(nn.Module):
         middle_blocks: residual blocks after the last level.
         middle_attention: attention between the middle blocks.
         attention_factors: down-sampling factors (1, 2, 4, ...) at which each residual block is followed by attention.
+
+    Attributes:
+        recompute_levels: in training, residual blocks of so many levels, largest pictures first, keep nothing but their
+            input and are computed again in the backward pass: less memory, more time. 0 recomputes none.
     """
 
     def __init__(
@@ -35,6 +39,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
         self.blocks = nn.ModuleList()
+        self.recompute_levels = 0
         width = channels
         for level, (multiplier, count) in enumerate(zip(multipliers, blocks, strict=True)):
             if width != channels * multiplier:
@@ -53,8 +58,10 @@ class Encoder(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of f -> (B, D, H/f, W/f)."""
         x = self.conv_in(images)
+        level = 0
         for block in self.blocks:
-            x = block(x)
+            x = recomputed(block, x) if level < self.recompute_levels else block(x)
+            level += isinstance(block, Downsample)
         return self.conv_out(self.norm_out(x, dtype=self.conv_out.weight.dtype))
 
 
