@@ -22,13 +22,13 @@ WARPS = 8
 
 
 class Shape:
-    """Sizes of one launch over (batch, rows, channels)."""
+    """Sizes of one launch over (batch, rows, channels); a tile is smaller the more tensors a thread holds of it."""
 
-    def __init__(self, x: Tensor) -> None:
+    def __init__(self, x: Tensor, inputs: int = 1) -> None:
         self.batch, self.channels, height, width = x.shape
         self.rows = height * width
         self.padded = triton.next_power_of_2(self.channels)
-        self.tile_rows = max(1, min(TILE // self.padded, triton.next_power_of_2(self.rows)))
+        self.tile_rows = max(1, min(TILE // inputs // self.padded, triton.next_power_of_2(self.rows)))
         self.tiles = triton.cdiv(self.rows, self.tile_rows)
         self.steps = max(1, min(8, self.tiles * self.batch // PROGRAMS))
         self.splits = triton.cdiv(self.tiles, self.steps)
@@ -78,7 +78,7 @@ def group_norm_backward(
     out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write the gradient of x into ``out``; return those of weight, bias and shift for each sample, (B, C) float32."""
-    s = Shape(x)
+    s = Shape(x, inputs=2)
     width = s.channels // groups
     shifted = shift is not None
     partial = x.new_empty((s.batch, s.splits, 3 if shifted else 2, s.channels), dtype=torch.float32)
