@@ -9,11 +9,22 @@ from typing import Any
 from gsqtok.discriminators.augment import DiffAugment
 from gsqtok.discriminators.base import Discriminator
 from gsqtok.discriminators.patch import PatchDiscriminator
+from gsqtok.discriminators.projected import ProjectedDiscriminator
+from gsqtok.discriminators.stylegan import StyleGANDiscriminator
 
-__all__ = ["DiffAugment", "Discriminator", "PatchDiscriminator", "build_discriminator"]
+__all__ = [
+    "DiffAugment",
+    "Discriminator",
+    "PatchDiscriminator",
+    "ProjectedDiscriminator",
+    "StyleGANDiscriminator",
+    "build_discriminator",
+]
 
 _REGISTRY: dict[str, type[Discriminator]] = {
     "patch": PatchDiscriminator,
+    "stylegan": StyleGANDiscriminator,
+    "projected": ProjectedDiscriminator,
 }
 
 
@@ -21,12 +32,14 @@ def build_discriminator(name: str, *, augment: Sequence[str] = (), **options: An
     """Build a discriminator by name.
 
     Args:
-        name: ``"patch"`` (PatchGAN).
+        name: ``"patch"`` (PatchGAN), ``"stylegan"`` (StyleGAN2's) or ``"projected"`` (heads on a frozen pretrained
+            network, DINOv2 unless told otherwise: the paper's choice).
         augment: random changes of every picture before it is judged, of ``DiffAugment.POLICIES``.
         options: the network's own; ``help(type(discriminator))`` explains them.
 
     Raises:
         ValueError: an unknown name or option (the message lists the known ones), or a value that is refused.
+        FileNotFoundError: the pretrained network's weights are not to be had; the message says from where.
     """
     if name not in _REGISTRY:
         raise ValueError(f"unknown discriminator {name!r}; known: {', '.join(_REGISTRY)}")

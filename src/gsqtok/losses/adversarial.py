@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 Kind = Literal["hinge", "vanilla", "non_saturating"]
 
@@ -138,7 +139,8 @@ def r1_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
         discriminator: pictures -> list of maps (B, ...).
         images: real pictures (B, 3, H, W) in [-1, 1].
     """
-    with torch.autocast(images.device.type, enabled=False), torch.enable_grad():
+    plain_attention = sdpa_kernel(SDPBackend.MATH)  # the fused kernels cannot be differentiated twice
+    with torch.autocast(images.device.type, enabled=False), torch.enable_grad(), plain_attention:
         images = images.detach().float().requires_grad_()
         maps = discriminator(images)
         verdict = sum(logits.flatten(1).mean(1).sum() for logits in maps) / len(maps)
