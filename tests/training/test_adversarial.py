@@ -47,7 +47,8 @@ def test_both_learn_from_a_step(gan):
     tokenizer, network = copy(trainer.tokenizer), copy(trainer.adversary.network)
     terms = trainer.step(1, trainer.batches())
     assert changed(trainer.tokenizer, tokenizer)
-    assert set(changed(trainer.adversary.network, network)) == set(network)
+    # at first every logit is within the hinge's margins, where the last bias gains nothing
+    assert set(changed(trainer.adversary.network, network)) >= {name for name in network if name.endswith("weight")}
     names = ("loss", "real_logits", "fake_logits", "accuracy", "gradient_norm")
     assert {"adversarial", *(f"discriminator/{name}" for name in names)} <= set(terms)
     assert 0 <= terms["discriminator/accuracy"] <= 1
@@ -82,9 +83,9 @@ def test_the_step_is_what_the_losses_say(gan, kinds):
         norm = math.sqrt(sum(float(g.square().sum()) for g in expected))
         for found, gradient in zip(gradients[name], expected, strict=True):
             torch.testing.assert_close(found, gradient * min(1, clip / norm), rtol=1e-4, atol=1e-6)
-    assert float(terms["adversarial"]) == pytest.approx(float(term), rel=1e-5)
-    assert float(terms["total"]) == pytest.approx(float(loss + 0.3 * term), rel=1e-5)
-    assert float(terms["discriminator/loss"]) == pytest.approx(float(theirs_loss), rel=1e-5)
+    assert float(terms["adversarial"]) == pytest.approx(term.item(), rel=1e-5)
+    assert float(terms["total"]) == pytest.approx((loss + 0.3 * term).item(), rel=1e-5)
+    assert float(terms["discriminator/loss"]) == pytest.approx(theirs_loss.item(), rel=1e-5)
 
 
 def test_neither_leaves_a_gradient_in_the_other(gan):
@@ -126,13 +127,7 @@ def test_before_the_start_step_nothing_is_changed(tiny, gan, tmp_path):
 
 def test_its_schedule_begins_when_it_joins(gan):
     optimizer = {"learning_rate": 4e-3, "warmup_steps": 4}
-    trainer = Trainer(gan(adversarial={"start_step": 2}, optimizer={}, steps=10))
-    trainer = Trainer(
-        dataclasses.replace(
-            trainer.config,
-            adversarial=dataclasses.replace(trainer.config.adversarial, optimizer=OptimizerConfig(**optimizer)),
-        )
-    )
+    trainer = Trainer(gan(adversarial={"start_step": 2}, optimizer=optimizer, steps=10))
     batches = trainer.batches()
     rates = []
     for step in range(1, 6):
@@ -150,7 +145,7 @@ def test_adaptive_weight(gan):
     expected = float(adaptive_weight(loss, term, trainer.tokenizer.decoder.last_layer))
     terms = trainer.step(1, iter([batch]))
     assert float(terms["adaptive_weight"]) == pytest.approx(expected, rel=1e-4)
-    assert float(terms["total"]) == pytest.approx(float(loss + 0.5 * expected * term), rel=1e-4)
+    assert float(terms["total"]) == pytest.approx((loss + 0.5 * expected * term).item(), rel=1e-4)
 
 
 def test_r1_is_taken_every_so_often_and_weighs_as_much_more():
@@ -160,7 +155,7 @@ def test_r1_is_taken_every_so_often_and_weighs_as_much_more():
     images, fakes = torch.rand(2, 3, 16, 16) * 2 - 1, torch.rand(2, 3, 16, 16) * 2 - 1
     without, _ = objective(images, fakes, False)
     total, terms = objective(images, fakes, True)
-    assert float(total - without) == pytest.approx(2.0 / 2 * 5 * float(terms["discriminator/r1"]), rel=1e-4)
+    assert (total - without).item() == pytest.approx(2.0 / 2 * 5 * float(terms["discriminator/r1"]), rel=1e-4)
     total.backward()
     assert all(p.grad is not None for p in objective.parameters())
 
@@ -228,9 +223,7 @@ def test_a_discriminator_that_wins_is_named(gan, caplog, metrics):
 
     trainer = Trainer(gan(steps=8))
     oracle = Oracle()
-    trainer.adversary.network = trainer.adversary.accelerator.unwrap_model(
-        trainer.adversary.objective
-    ).discriminator = oracle
+    trainer.adversary.network = trainer.adversary.objective.discriminator = oracle
     trainer.dominance.steps = 3
     with caplog.at_level(logging.WARNING, "gsqtok.training"):
         run = trainer.run()
