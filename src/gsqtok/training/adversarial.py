@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from gsqtok.backbones import Backbone
 from gsqtok.discriminators import build_discriminator
 from gsqtok.losses import LeCam, adaptive_weight, discriminator_loss, generator_loss, r1_penalty
 from gsqtok.training.config import AdversarialConfig
@@ -16,13 +17,20 @@ from gsqtok.training.optimizer import adamw, learning_rate
 
 
 class DiscriminatorObjective(nn.Module):
-    """A discriminator and its loss in one module, which data parallelism sees as one forward pass a step."""
+    """A discriminator and its loss in one module, which data parallelism sees as one forward pass a step.
 
-    def __init__(self, config: AdversarialConfig) -> None:
+    Args:
+        config: which discriminator, and the terms of its loss.
+        backbone: for projected: the frozen network, where it is loaded already.
+    """
+
+    def __init__(self, config: AdversarialConfig, backbone: Backbone | None = None) -> None:
         super().__init__()
         self.config = config
         options = dict(config.options)
-        if config.discriminator == "projected":
+        if backbone is not None:
+            options["backbone"] = backbone
+        elif config.discriminator == "projected":
             options |= {"backbone": config.backbone, "weights": config.backbone_file}
         try:
             self.discriminator = build_discriminator(config.discriminator, augment=config.augment, **options)
