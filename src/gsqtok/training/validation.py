@@ -6,10 +6,11 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gsqtok.backbones import random_backbone
 from gsqtok.losses import generator_loss
@@ -22,7 +23,6 @@ from gsqtok.training.objective import Objective
 from gsqtok.training.pictures import fixed_pictures, training_pictures, validation_pictures
 from gsqtok.training.run_folder import RunFolder
 
-MEASURED_SIZE = 64  # pixels of a side at which activations are counted
 GIB = 2**30
 _Made = TypeVar("_Made")
 
@@ -134,10 +134,11 @@ def _add_memory(
     objective: Objective | None,
     discriminator: DiscriminatorObjective | None,
 ) -> None:
-    """Weights and optimiser are exact; activations are those that autograd keeps, counted on the CPU at a small size.
+    """Weights and optimiser are exact; activations are the tensors that autograd keeps, whose sizes a step without
+    arithmetic tells (torch's fake tensors).
 
-    They grow with the pixels and the batch, which is exact for convolutions. Not counted: what a layer needs while it
-    runs, cuDNN's workspace, CUDA itself, and the second graph of an R1 penalty.
+    Not counted: what a layer needs while it runs, cuDNN's workspace, CUDA itself, the search for the nearest codewords,
+    and the second graph of an R1 penalty. A GPU's autocast keeps more in float32 (normalisations) than a CPU's.
     """
     constant = _state_bytes(tokenizer, average=True)
     if discriminator is not None:
@@ -146,14 +147,14 @@ def _add_memory(
         if (backbone := getattr(frozen, "backbone", None)) is not None:
             constant += sum(p.numel() * p.element_size() for p in backbone.network.parameters())
 
-    def kept(batch: int, size: int) -> int:
-        return _activation_bytes(config, batch, size, tokenizer, objective, discriminator)
+    def kept() -> list[int]:
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            return [_activation_bytes(config, batch, tokenizer, objective, discriminator) for batch in (8, 16)]
 
-    size = min(MEASURED_SIZE, config.data.size)
-    counted = report.attempt(lambda: [kept(batch, size) for batch in (2, 4)], "one step at a small size: ")
+    counted = report.attempt(kept, f"a step at {config.data.size} px: ")
     if counted is None:
         return
-    a_picture = (counted[1] - counted[0]) / 2 * (config.data.size / size) ** 2
+    a_picture = (counted[1] - counted[0]) / 8
     constant += max(0, 2 * counted[0] - counted[1])
     per_rank = config.batch_size // config.gradient_accumulation
     shares = {ranks: per_rank // ranks for ranks in (1, 4, 8) if per_rank % ranks == 0}
@@ -166,10 +167,7 @@ def _add_memory(
             else f"{(constant + share * a_picture) / GIB:.1f} GiB on one GPU"
             for n, share in shares.items()
         )
-        + " (estimated; leave 10% and 1 GiB more)"
-    )
-    report.facts["estimated by"] = (
-        f"weights exactly; activations: what autograd keeps of {size} px pictures on the CPU, times the pixels"
+        + "; estimated from what autograd keeps, without the layers' scratch memory"
     )
 
 
@@ -185,7 +183,6 @@ def _state_bytes(network: nn.Module, average: bool) -> int:
 def _activation_bytes(
     config: TrainConfig,
     batch: int,
-    size: int,
     tokenizer: ImageTokenizer,
     objective: Objective | None,
     discriminator: DiscriminatorObjective | None,
@@ -194,43 +191,37 @@ def _activation_bytes(
 
     The quantizer is left out: its part is small, and its search on a CPU is not that on a GPU.
     """
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(batch, 3, size, size, generator=generator) * 2 - 1
+    size = config.data.size
+    images = torch.zeros(batch, 3, size, size)
     precision = torch.autocast("cpu", torch.bfloat16) if config.precision == "bf16" else nullcontext()
     with precision:
-        with _kept_bytes(tokenizer, objective, discriminator) as first:
+        with _kept_bytes() as first:
             latent = tokenizer.encoder(images)
-            reconstruction = tokenizer.decoder(latent.float())[..., :size, :size].float()
+            reconstruction = tokenizer.decoder(latent.float()).float()[..., :size, :size]
             loss = reconstruction.sum()
             if objective is not None and objective.perceptual is not None:
                 loss = loss + objective.perceptual(reconstruction, images)
             if discriminator is not None:
                 judged = discriminator.discriminator(reconstruction)
                 loss = loss + generator_loss(judged, config.adversarial.generator_loss)
-        second: dict[Any, int] = {}
+        second: dict[int, int] = {}
         if discriminator is not None:
             fake = reconstruction.detach()
             del loss, judged, reconstruction, latent
-            with _kept_bytes(tokenizer, objective, discriminator) as second:
+            with _kept_bytes() as second:
                 discriminator(images, fake, False)
     return max(sum(first.values()), sum(second.values()))
 
 
 @contextmanager
-def _kept_bytes(*networks: nn.Module | None) -> Iterator[dict[Any, int]]:
-    """Bytes of each memory block that autograd keeps inside, without the networks' own weights."""
-    own = {
-        tensor.untyped_storage().data_ptr()
-        for network in networks
-        if network is not None
-        for tensor in (*network.parameters(), *network.buffers())
-    }
-    kept: dict[Any, int] = {}
+def _kept_bytes() -> Iterator[dict[int, int]]:
+    """Bytes of each memory block that autograd keeps inside, without weights."""
+    kept: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if not (tensor.is_leaf and tensor.requires_grad):
+            storage = tensor.untyped_storage()
+            kept[storage._cdata] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
