@@ -67,7 +67,7 @@ class Trainer:
         AcceleratorState._reset_state()  # else a process could train in one precision only
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
-            log_with=checked_trackers(config.trackers),
+            log_with=checked_trackers(config.trackers) or None,
             project_config=ProjectConfiguration(project_dir=str(self.folder.path)),
         )
         device, ranks = self.accelerator.device, self.accelerator.num_processes
