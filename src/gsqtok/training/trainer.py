@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, gather_object, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, set_seed, synchronize_rng_states
 from torch import Tensor
 
 from gsqtok.data import ImageTransform, RejectLog, train_loader
@@ -35,6 +35,8 @@ log = logging.getLogger("gsqtok.training")
 # In a checkpoint, what accelerate's own files do not hold:
 EXTRA = "extra.pt"
 USAGE = "usage-{}.pt"  # of each rank
+# The average of the weights, the adaptive weight and the frozen encoder all need whole tensors:
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -70,6 +72,11 @@ class Trainer:
             log_with=checked_trackers(config.trackers) or None,
             project_config=ProjectConfiguration(project_dir=str(self.folder.path)),
         )
+        if self.accelerator.distributed_type in SHARDED:
+            raise ValueError(
+                f"training in {self.accelerator.distributed_type.value} is not supported: every rank holds the whole "
+                "model (launch without --use_fsdp and --use_deepspeed); to save memory, raise gradient_accumulation"
+            )
         device, ranks = self.accelerator.device, self.accelerator.num_processes
         if config.batch_size % (config.gradient_accumulation * ranks):
             raise ValueError(
@@ -256,6 +263,8 @@ class Trainer:
     def load(self, checkpoint: Path) -> None:
         """Take everything from a checkpoint."""
         self.accelerator.load_state(str(checkpoint))
+        if len(list(checkpoint.glob("random_states_*.pkl"))) != self.accelerator.num_processes:
+            synchronize_rng_states(["torch", "cuda"] if torch.cuda.is_available() else ["torch"])  # new ranks have none
         extra = torch.load(checkpoint / EXTRA, map_location=self.accelerator.device, weights_only=True)
         self.ema.load_state_dict(extra["ema"])
         for name, guard in self.guards.items():
