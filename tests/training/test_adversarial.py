@@ -148,6 +148,11 @@ def test_adaptive_weight(gan):
     assert float(terms["total"]) == pytest.approx((loss + 0.5 * expected * term).item(), rel=1e-4)
 
 
+def test_r1_wants_pictures_that_are_not_mixed():
+    with pytest.raises(ValueError, match="norm: group"):
+        AdversarialConfig(**PATCH, r1=1.0)
+
+
 def test_r1_is_taken_every_so_often_and_weighs_as_much_more():
     torch.manual_seed(0)
     config = AdversarialConfig(**PATCH | {"options": PATCH["options"] | {"norm": "group"}}, r1=2.0, r1_every=5)
@@ -160,9 +165,11 @@ def test_r1_is_taken_every_so_often_and_weighs_as_much_more():
     assert all(p.grad is not None for p in objective.parameters())
 
 
-def test_r1_and_lecam_in_a_run(gan, metrics):
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_r1_and_lecam_in_a_run(gan, metrics, precision):
     adversarial = {"r1": 1.0, "r1_every": 2, "lecam": 0.1, "start_step": 1, "augment": ("color", "cutout")}
-    lines = metrics(train(gan(adversarial=adversarial, steps=5)))
+    adversarial["options"] = PATCH["options"] | {"norm": "group"}
+    lines = metrics(train(gan(adversarial=adversarial, steps=5, precision=precision)))
     assert ["discriminator/r1" in line for line in lines] == [False, True, False, True, False]
     assert all(math.isfinite(value) for line in lines for value in line.values())
     assert "discriminator/lecam" in lines[-1]

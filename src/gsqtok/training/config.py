@@ -126,6 +126,11 @@ class AdversarialConfig:
                 raise ValueError(f"adversarial.{name} must not be negative, got {getattr(self, name)}")
         if self.r1_every < 1:
             raise ValueError(f"adversarial.r1_every must be at least 1, got {self.r1_every}")
+        if self.r1 and self.discriminator == "patch" and self.options.get("norm", "batch") == "batch":
+            raise ValueError(
+                "adversarial.r1 needs options {norm: group}: batch norm mixes the pictures in each other's gradients, "
+                "and over several GPUs it cannot be differentiated twice"
+            )
 
 
 @dataclass(frozen=True)
