@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gsqtok.backbones import random_backbone
-from gsqtok.losses import generator_loss
+from gsqtok.losses import PerceptualDistance, generator_loss
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import DiscriminatorObjective
 from gsqtok.training.config import TrainConfig
@@ -61,10 +61,12 @@ def validate(config: TrainConfig, resume: bool = False) -> Report:
 
     tokenizer = report.attempt(lambda: initial_tokenizer(config))
     objective = report.attempt(lambda: Objective(config.loss))
+    # without their weights, pretrained networks are counted all the same
+    perceptual = _random_perceptual(config) if objective is None else objective.perceptual
     discriminator = None
     if config.adversarial.discriminator != "none":
         discriminator = report.attempt(lambda: DiscriminatorObjective(config.adversarial))
-        if discriminator is None:  # without its weights it is counted all the same
+        if discriminator is None:
             discriminator = _with_random_backbone(config)
     if tokenizer is None:
         return report
@@ -81,7 +83,7 @@ def validate(config: TrainConfig, resume: bool = False) -> Report:
     if discriminator is not None:
         facts["discriminator"] = f"{config.adversarial.discriminator}, {_millions(discriminator)} trained parameters"
     facts["batch"] = _batch(config, report)
-    _add_memory(config, report, tokenizer, objective, discriminator)
+    _add_memory(config, report, tokenizer, perceptual, discriminator)
     return report
 
 
@@ -113,6 +115,16 @@ def _batch(config: TrainConfig, report: Report) -> str:
     return f"{config.batch_size}{accumulated}; divides over {', '.join(map(str, fitting))} ranks"
 
 
+def _random_perceptual(config: TrainConfig) -> PerceptualDistance | None:
+    name = config.loss.perceptual.removeprefix("timm:")
+    try:
+        if name == "lpips":
+            return PerceptualDistance(random_backbone("vgg16", out_indices=(0, 1, 2, 3, 4)))
+        return PerceptualDistance(random_backbone(name))
+    except (ValueError, RuntimeError):
+        return None
+
+
 def _with_random_backbone(config: TrainConfig) -> nn.Module | None:
     if config.adversarial.discriminator != "projected":
         return None
@@ -131,7 +143,7 @@ def _add_memory(
     config: TrainConfig,
     report: Report,
     tokenizer: ImageTokenizer,
-    objective: Objective | None,
+    perceptual: PerceptualDistance | None,
     discriminator: DiscriminatorObjective | None,
 ) -> None:
     """Weights and optimiser are exact; activations are the tensors that autograd keeps, whose sizes a step without
@@ -143,13 +155,13 @@ def _add_memory(
     constant = _state_bytes(tokenizer, average=True)
     if discriminator is not None:
         constant += _state_bytes(discriminator, average=False)
-    for frozen in (objective and objective.perceptual, discriminator and discriminator.discriminator):
+    for frozen in (perceptual, discriminator and discriminator.discriminator):
         if (backbone := getattr(frozen, "backbone", None)) is not None:
             constant += sum(p.numel() * p.element_size() for p in backbone.network.parameters())
 
     def kept() -> list[int]:
         with FakeTensorMode(allow_non_fake_inputs=True):
-            return [_activation_bytes(config, batch, tokenizer, objective, discriminator) for batch in (8, 16)]
+            return [_activation_bytes(config, batch, tokenizer, perceptual, discriminator) for batch in (8, 16)]
 
     counted = report.attempt(kept, f"a step at {config.data.size} px: ")
     if counted is None:
@@ -184,7 +196,7 @@ def _activation_bytes(
     config: TrainConfig,
     batch: int,
     tokenizer: ImageTokenizer,
-    objective: Objective | None,
+    perceptual: PerceptualDistance | None,
     discriminator: DiscriminatorObjective | None,
 ) -> int:
     """Bytes that autograd keeps at once in a step: the larger of the tokenizer's graph and the discriminator's.
@@ -199,8 +211,8 @@ def _activation_bytes(
             latent = tokenizer.encoder(images)
             reconstruction = tokenizer.decoder(latent.float()).float()[..., :size, :size]
             loss = reconstruction.sum()
-            if objective is not None and objective.perceptual is not None:
-                loss = loss + objective.perceptual(reconstruction, images)
+            if perceptual is not None:
+                loss = loss + perceptual(reconstruction, images)
             if discriminator is not None:
                 judged = discriminator.discriminator(reconstruction)
                 loss = loss + generator_loss(judged, config.adversarial.generator_loss)
