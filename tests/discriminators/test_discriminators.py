@@ -11,8 +11,7 @@ from gsqtok.backbones import random_backbone
 from gsqtok.discriminators import Discriminator, ProjectedDiscriminator, build_discriminator
 from gsqtok.losses import discriminator_loss, generator_loss, r1_penalty
 
-DINO = "vit_small_patch14_reg4_dinov2"
-KINDS = ["patch", "patch-group", "stylegan", "projected-dino", "projected-resnet"]
+KINDS = ["patch", "patch-group", "stylegan", "projected-vit", "projected-resnet"]
 
 
 def build(kind, **options):
@@ -21,7 +20,7 @@ def build(kind, **options):
         return build_discriminator("patch", channels=16, norm="group" if "group" in kind else "batch", **options)
     if kind == "stylegan":
         return build_discriminator("stylegan", channels=8, **options)
-    network, indices = (DINO, (1,)) if "dino" in kind else ("resnet10t", (0, 2))
+    network, indices = ("test_vit", (1, 3)) if "vit" in kind else ("resnet10t", (0, 2))
     backbone = random_backbone(network, indices, embedding=True)
     return build_discriminator("projected", backbone=backbone, **options)
 
@@ -155,7 +154,7 @@ def test_learns_to_tell_noise_from_gradients(kind):
         optimizer.step()
         losses.append(loss.item())
     # spectral norm and separate statistics hold the projected ones, here on random networks, close to chance
-    assert sum(losses[-3:]) / 3 < 0.95 * math.log(2)
+    assert sum(losses[-3:]) / 3 < (0.98 if "projected" in kind else 0.7) * math.log(2)
     assert all(r.mean() > f.mean() for r, f in zip(real_logits, fake_logits, strict=True))
 
 
