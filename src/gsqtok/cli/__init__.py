@@ -16,6 +16,7 @@ VERBS = {
     "decode": "a file of tokens to pictures",
     "evaluate": "measure a tokenizer on a set of pictures",
     "train": "train a tokenizer on pictures",
+    "plan": "the quantizers' settings that spend the same bits a pixel",
     "recipes": "list and copy the training recipes",
 }
 

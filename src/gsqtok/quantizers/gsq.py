@@ -149,7 +149,7 @@ class GSQ(Quantizer):
 def coding_rate_gap(codebook: Tensor, distortion: float = 0.5) -> Tensor:
     """How far the total coding rate of the codewords' directions stays below its maximum: (V, d) -> scalar, nats, >= 0.
 
-    R = 1/2 log det(I + d / (V e^2) C^T C) (Yu et al. 2020, arXiv 2006.08558, equation 2) of the l2-normalised codewords
+    R = 1/2 log det(I + d / (V e^2) C^T C) (Yu et al. 2020, arXiv 2006.08558, section 2) of the l2-normalised codewords
     C is largest, d/2 log(1 + 1 / e^2), where no direction is preferred. The loss is the difference, so that less is
     better and 0 is best.
     """

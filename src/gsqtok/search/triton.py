@@ -62,11 +62,12 @@ class Plan:
         extra = 3 if metric == "euclidean" else 0
         inner = max(16, triton.next_power_of_2(d + extra))
         terms = max(1, min(3, (inner - extra) // d))
-        rows, codewords, warps = (128, 128, 8) if inner <= 64 else (64, 64, 4)
-        blocks, tiles = triton.cdiv(n, rows), triton.cdiv(v, codewords)
-        splits = min(max(1, 512 // blocks), max(1, tiles // 8))
+        large = inner <= 32 and v >= 1 << 16 and n > 4096
+        rows, codewords = (64, 64) if inner > 64 else (64, 256) if large else (64 if n <= 4096 else 128, 128)
+        tiles = triton.cdiv(v, codewords)
+        splits = min(max(1, (1 << 16) // n), max(1, tiles // 8))
         splits = max(splits, triton.cdiv(tiles, 2048))  # a group's number takes 11 bits at most, its score keeps 12
-        return cls(rows, codewords, terms, splits, warps, stages=5 if inner <= 32 else 3 if inner <= 64 else 2)
+        return cls(rows, codewords, terms, splits, warps=4, stages=3 if inner <= 64 else 2)
 
 
 def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = None) -> Tensor:
