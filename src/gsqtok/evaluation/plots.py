@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Plot = Callable[[Comparison], "Figure | None"]
 
-# Okabe and Ito's colours, which colour-blind readers tell apart; the grey stands in for their black, unseen in the dark.
+# Okabe and Ito's colours, which colour-blind readers tell apart; grey for their black, unseen in the dark.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c8c8c")
 MARKERS = "osD^vP*X"
 _PANELS_A_ROW = 3
