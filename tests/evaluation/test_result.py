@@ -94,14 +94,20 @@ def test_differences(result):
     other = copy.deepcopy(result)
     other.model["name"] = "another"
     other.environment["device"] = "an H100"
+    other.data["source"] = "a copy of the pictures"
     assert differences(result, other) == []
-    other.protocol["crop"] = "none"
     other.protocol["features"]["weights_sha256"] = "99"
     other.data |= {"fingerprint": "00" * 32, "source": "elsewhere"}
-    lines = differences(result, other)
-    assert lines[:2] == ["crop: center against none", "features weights sha256: ef against 99"]
-    assert "2 of pictures against 2 of elsewhere" in lines[2]
-    assert len(lines) == 3
+    assert differences(result, other) == [
+        "features weights sha256: ef against 99",
+        "pictures: 2 of pictures (fingerprint cdcdcdcdcdcd) against 2 of elsewhere (fingerprint 000000000000)",
+    ]
+    other.protocol["crop"] = "none"
+    other.data["source"] = "pictures"
+    lines = differences(result, other)  # another crop makes another fingerprint, even of the same pictures
+    assert lines == ["crop: center against none", "features weights sha256: ef against 99"]
+    other.data["images"] = 3
+    assert differences(result, other)[2].startswith("pictures: 2 of pictures")
     other.protocol |= {"features": None, "more": 1}
     lines = differences(result, other)
     assert "features: inception against none" in lines

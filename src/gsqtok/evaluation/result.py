@@ -42,6 +42,7 @@ _REQUIRED = {
     "data": ("source", "split", "images", "rejected", "fingerprint"),
     "protocol": ("name", "size", "crop", "resize_filter", "antialias", "rounding", "features", "reference"),
 }
+_PREPARATION = ("size", "crop", "resize_filter", "antialias")
 _RANKS = ("best", "median", "worst")
 
 
@@ -137,18 +138,18 @@ def differences(a: Result, b: Result) -> list[str]:
 
     Model, device and speed may differ: that is what one compares. Data and protocol may not.
     """
-    lines = []
-    for name, ours in a.protocol.items():
-        lines += _unlike(name, ours, b.protocol.get(name))
-    lines += [
-        line for name, theirs in b.protocol.items() if name not in a.protocol for line in _unlike(name, None, theirs)
-    ]
-    if a.data["fingerprint"] != b.data["fingerprint"]:
-        lines.append(
-            f"pictures: {a.data['images']} of {a.data['source']} against {b.data['images']} of {b.data['source']} "
-            f"(fingerprints {str(a.data['fingerprint'])[:12]} and {str(b.data['fingerprint'])[:12]})"
-        )
+    lines = differences_of(a.protocol, b.protocol)
+    # a data set's fingerprint is of its prepared pictures: under another preparation it says nothing
+    prepared_alike = all(a.protocol.get(name) == b.protocol.get(name) for name in _PREPARATION)
+    same = ("fingerprint",) if prepared_alike else ("source", "split", "images")
+    if any(a.data.get(name) != b.data.get(name) for name in same):
+        lines.append(f"pictures: {_shown_data(a.data)} against {_shown_data(b.data)}")
     return lines
+
+
+def differences_of(a: dict[str, Any], b: dict[str, Any]) -> list[str]:
+    """What two protocols do not share, one line each."""
+    return [line for name in {**a, **b} for line in _unlike(name, a.get(name), b.get(name))]
 
 
 def _unlike(name: str, ours: Any, theirs: Any) -> list[str]:
@@ -163,6 +164,11 @@ def _shown(value: Any) -> str:
     if isinstance(value, dict):
         return str(value.get("network", "others"))
     return "none" if value is None else str(value)
+
+
+def _shown_data(data: dict[str, Any]) -> str:
+    split = f" {data['split']}" if data["split"] else ""
+    return f"{data['images']} of {data['source']}{split} (fingerprint {str(data['fingerprint'])[:12]})"
 
 
 def _expect(parts: dict[str, Any], name: str, kind: type, default: Any = None) -> Any:
