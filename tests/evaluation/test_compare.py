@@ -53,7 +53,7 @@ def test_another_protocol_and_other_pictures_are_named(tmp_path):
 def test_bad_files(tmp_path):
     good = write_result(tmp_path, "ours", 1, [1, 2, 3])
     (tmp_path / "bad.json").write_text('{"format": "something else"}')
-    with pytest.raises(ResultError, match="bad.json"):
+    with pytest.raises(ResultError, match=r"bad\.json"):
         Comparison.load([good, tmp_path / "bad.json"])
     with pytest.raises(FileNotFoundError):
         Comparison.load([tmp_path / "none.json"])

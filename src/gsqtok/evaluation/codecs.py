@@ -92,6 +92,7 @@ class Codec:
 
     def encode(self, picture: Image.Image, quality: int) -> bytes:
         """An RGB picture as a file of the codec, at a quality from ``LOWEST`` to 100."""
+        picture = Image.fromarray(np.asarray(picture))  # Pillow would store the ICC profile of the picture's own file
         file = io.BytesIO()
         picture.save(file, self.name.upper(), quality=quality, **self.OPTIONS[self.name])
         return file.getvalue()
