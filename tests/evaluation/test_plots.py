@@ -43,17 +43,23 @@ def test_rate_distortion_joins_the_rates_of_one_codec(comparison):
 def test_usage_is_a_share_of_all_tokens(comparison):
     (axis,) = codebook_usage(comparison).axes
     assert axis.get_xscale() == axis.get_yscale() == "log"
-    np.testing.assert_allclose(axis.get_lines()[0].get_xydata(), [[1, 6 / 12], [2, 3 / 12], [3, 2 / 12], [4, 1 / 12]])
-    np.testing.assert_allclose(axis.get_lines()[1].get_ydata(), 1 / 8)
+    np.testing.assert_allclose(axis.get_lines()[0].get_xydata(), [[1, 50], [2, 25], [3, 100 / 6], [4, 100 / 12]])
+    np.testing.assert_allclose(axis.get_lines()[1].get_ydata(), 100 / 8)
 
 
-def test_scatter_pairs_pictures_by_their_key(comparison, tmp_path):
-    result = comparison.results[1]
-    result.per_image = {"key": [KEYS[2], "elsewhere.png", KEYS[0]], "psnr": [10.0, 11.0, 30.0]}
+def test_scatter_pairs_pictures_by_their_key(comparison):
+    comparison.results[1].per_image = {"key": [KEYS[2], "elsewhere.png", KEYS[0]], "psnr": [10.0, 11.0, 30.0]}
+    comparison.results[1].model["name"] = "other"
     first, second = per_image(comparison).axes
     assert first.collections[0].get_offsets().tolist() == [[20, 30], [22, 10]]
     assert "ahead on 1 of 2" in first.get_title()
     assert second.collections[0].get_offsets().tolist() == [[20, 19], [21, 20], [22, 24]]
+
+
+def test_scatter_takes_the_rate_nearest_in_bits(comparison):
+    comparison.results[2].figures["bits_per_pixel"] = 0.6
+    (axis,) = per_image(comparison).axes
+    assert axis.collections[0].get_offsets().tolist() == [[20, 19], [21, 20], [22, 24]]
 
 
 def test_nothing_to_plot(tmp_path):

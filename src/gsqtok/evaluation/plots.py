@@ -23,7 +23,6 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8
 MARKERS = "osD^vP*X"
 _PANELS_A_ROW = 3
 _PANEL = (4.4, 3.5)  # inches
-_SCATTERS = 6
 
 
 @contextmanager
@@ -119,12 +118,15 @@ def codebook_usage(comparison: Comparison) -> Figure | None:
         counts = np.asarray(book["counts_sorted"], dtype=float)
         size = int(book["codebook_size"])
         ranks = np.asarray(book.get("ranks") or 1 + np.linspace(0, size - 1, len(counts)).round())
-        share = counts / max(1, int(book["positions"]) * int(book["groups"]))
+        share = 100 * counts / max(1, int(book["positions"]) * int(book["groups"]))
         used = share > 0
         colour = COLOURS[number % len(COLOURS)]
         axis.plot(ranks[used], share[used], color=colour, linewidth=1.8, label=label)
-        axis.plot([1, size], [1 / size] * 2, color=colour, linewidth=0.9, linestyle="--")
-    axis.set(xscale="log", yscale="log", xlabel="codeword, by rank", ylabel="share of the tokens")
+        axis.plot([1, size], [100 / size] * 2, color=colour, linewidth=0.9, linestyle="--")
+    axis.set(xscale="log", yscale="log", xlabel="codeword, by rank", ylabel="share of the tokens, %")
+    for scale in (axis.xaxis, axis.yaxis):
+        scale.set_major_formatter(lambda value, _: f"{value:g}")
+        scale.set_minor_formatter(lambda value, _: "")
     axis.set_title("Use of the codebook (dashed: all equal)")
     if len(books) > 1:
         _legend(figure, [axis])
@@ -132,24 +134,25 @@ def codebook_usage(comparison: Comparison) -> Figure | None:
 
 
 def per_image(comparison: Comparison) -> Figure | None:
-    """PSNR of each picture: the first result against each other one (at most six) that measured the same pictures."""
+    """PSNR of each picture, the first result against every other model: of its rates, the one nearest in bits."""
     first, *others = comparison.results
-    ours = _psnr_by_key(first.per_image)
-    pairs = []
+    ours, our_bits = _psnr_by_key(first.per_image), bits_of(first) or 1
+    pairs: dict[str, tuple[float, str, list[float], list[float]]] = {}
     for label, other in zip(comparison.labels[1:], others, strict=True):
         theirs = _psnr_by_key(other.per_image)
         if keys := [key for key in ours if key in theirs]:
-            pairs.append((label, [ours[key] for key in keys], [theirs[key] for key in keys]))
+            name, apart = str(other.model["name"]), abs(math.log((bits_of(other) or 1) / our_bits))
+            if name not in pairs or apart < pairs[name][0]:
+                pairs[name] = (apart, label, [ours[key] for key in keys], [theirs[key] for key in keys])
     if not pairs:
         return None
-    pairs = pairs[:_SCATTERS]
     figure, axes = _panels(len(pairs), legend=False)
-    for axis, (label, x, y) in zip(axes, pairs, strict=True):
+    for axis, (_, label, x, y) in zip(axes, pairs.values(), strict=True):
         low, high = min(x + y), max(x + y)
         margin = 0.05 * (high - low) or 1
         span = [low - margin, high + margin]
         axis.plot(span, span, color=COLOURS[-1], linewidth=0.9)
-        axis.scatter(x, y, s=14, color=COLOURS[0], alpha=0.6, linewidths=0)
+        axis.scatter(x, y, s=22, color=COLOURS[0], alpha=0.75, linewidths=0)
         wins = sum(b > a for a, b in zip(x, y, strict=True))
         axis.set(xlim=span, ylim=span, aspect="equal", xlabel=f"{comparison.labels[0]}, dB", ylabel=f"{label}, dB")
         axis.set_title(f"PSNR: {label} ahead on {wins} of {len(x)}", fontsize=10)

@@ -37,7 +37,7 @@ function show(newPlace, newModel) {
   model = present.includes(newModel) ? newModel : present[0];
   $("place").textContent = `${place + 1} of ${pictures.length}`;
   $("key").textContent = picture.key;
-  $("ranks").textContent = picture.ranks.join(", ");
+  $("ranks").textContent = Object.entries(picture.ranks).map(([rank, of]) => `${rank} of ${of.join(", ")}`).join("; ");
   $("original").src = picture.original;
   $("reconstruction").src = picture.models[model].image;
   $("chosen").textContent = labels[model];

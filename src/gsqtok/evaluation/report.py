@@ -76,7 +76,7 @@ def page(comparison: Comparison, plots: dict[str, tuple[bytes, bytes]]) -> str:
     warnings = "".join(f"<li>{html.escape(line)}</li>" for line in comparison.warnings)
     parts = {
         "policy": f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'",
-        "title": html.escape(" against ".join(comparison.labels) if len(comparison.labels) < 4 else "Comparison"),
+        "title": html.escape(_title(comparison)),
         "summary": f"<p>{html.escape(summary)}</p>",
         "warnings": f'<ul class="warnings">{warnings}</ul>' if warnings else "",
         "table": _table(comparison),
@@ -86,6 +86,11 @@ def page(comparison: Comparison, plots: dict[str, tuple[bytes, bytes]]) -> str:
     }
     # one pass, so that nothing that was put in is taken for a place
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], _TEMPLATE.read_text("utf-8"))
+
+
+def _title(comparison: Comparison) -> str:
+    first, *others = dict.fromkeys(str(result.model["name"]) for result in comparison.results)
+    return f"{first} against {', '.join(others)}" if others else first
 
 
 def _table(comparison: Comparison) -> str:
@@ -126,12 +131,12 @@ def _pictures(comparison: Comparison) -> list[dict[str, Any]]:
         if identity not in pages:
             pages[identity] = {
                 "key": str(entry["key"]),
-                "ranks": [],
+                "ranks": {},
                 "width": original.width,
                 "original": _picture_uri(original),
                 "models": {},
             }
-        pages[identity]["ranks"].append(f"{entry['rank']} of {label}")
+        pages[identity]["ranks"].setdefault(entry["rank"], []).append(label)
         pages[identity]["models"][number] = {
             "image": _picture_uri(reconstruction),
             "tokens": tokens,
@@ -149,7 +154,7 @@ def _figures_of(comparison: Comparison, number: int, key: str) -> str:
     row = columns["key"].index(key)
     values = {BITS: result.model[BITS]} | {name: column[row] for name, column in columns.items() if name != "key"}
     known = [name for name in [BITS, *values] if isinstance(values[name], (int, float))]
-    return "   ".join(f"{figure_of(name).title} {shown(name, values[name])}" for name in dict.fromkeys(known))
+    return " · ".join(f"{figure_of(name).title} {shown(name, values[name])}" for name in dict.fromkeys(known))
 
 
 def _inside(folder: Path, name: Any) -> Path:
