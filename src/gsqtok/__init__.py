@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gsqtok.evaluation import evaluate
     from gsqtok.quantizers import (
         GSQ,
         Quantizer,
@@ -28,6 +29,7 @@ __all__ = [
     "TokenizerConfig",
     "__version__",
     "build_quantizer",
+    "evaluate",
     "list_quantizers",
     "register_quantizer",
 ]
@@ -35,6 +37,8 @@ _IN_TOKENIZER = {"CheckpointError", "ImageTokenizer", "TokenizerConfig"}
 
 
 def __getattr__(name: str) -> Any:
+    if name == "evaluate":
+        return import_module("gsqtok.evaluation").evaluate
     if name in __all__:
         return getattr(import_module("gsqtok.tokenizer" if name in _IN_TOKENIZER else "gsqtok.quantizers"), name)
     if name in {"search", "quantizers", "networks", "losses", "data", "training", "evaluation", "tokenizer"}:

@@ -66,8 +66,8 @@ def test_evaluate_writes_its_figures(model, pictures, tmp_path, capsys):
     assert main(["evaluate", model, str(pictures), "--size", "16", "--crop", "-o", str(target)]) == 0
     assert "psnr" in capsys.readouterr().out
     record = json.loads(target.read_text())
-    assert record["figures"]["images"] == 3
-    assert record["fingerprint"] == ImageTokenizer.from_pretrained(model).fingerprint()
+    assert record["data"]["images"] == 3
+    assert record["model"]["fingerprint"] == ImageTokenizer.from_pretrained(model).fingerprint()
 
 
 def test_info_of_a_tokenizer_and_of_tokens(model, pictures, tmp_path, capsys):

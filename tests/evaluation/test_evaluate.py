@@ -1,4 +1,4 @@
-"""The figures of a set of pictures against those of each picture by itself."""
+"""The figures of a set of pictures against those of each picture by itself, in one process and in two."""
 
 import numpy as np
 import pytest
@@ -39,33 +39,51 @@ def by_hand(tokenizer, images):
     return metrics.compute() | usage.compute()
 
 
+def check(result, expected):
+    """``expected`` is what `by_hand` gives; convolutions of another batch size round elsewhere."""
+    of_codebook = ("dead_codes", "positions", "usage_per_group", "perplexity_per_group")
+    for name, value in expected.items():
+        where = result.codebook if name in of_codebook else result.data if name == "images" else result
+        assert where[name] == pytest.approx(value, rel=1e-3), name
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_mixed_sizes(tokenizer, pictures, batch_size):
     done = []
-    figures = evaluate(tokenizer, open_source(str(pictures)), batch_size=batch_size, on_progress=done.append)
+    result = evaluate(tokenizer, open_source(str(pictures)), batch_size=batch_size, on_progress=done.append)
     images = [to_tensor(Image.open(file)) for file in sorted(pictures.iterdir())]
-    for name, value in by_hand(tokenizer, images).items():
-        assert figures[name] == pytest.approx(value, rel=1e-3), name
-    assert figures["images"] == sum(done) == 5
-    assert figures["positions"] == 3 * 12 * 8 + 9 * 16 + 6 * 6
-    assert figures["rejected"] == 0
-    assert figures["bits_per_position"] == 12
-    assert figures["bits_per_pixel"] == 3
-    assert figures["images_per_second"] > 0
+    check(result, by_hand(tokenizer, images))
+    assert result.data["images"] == sum(done) == 5
+    assert result.data["rejected"] == 0
+    assert result.codebook["positions"] == 3 * 12 * 8 + 9 * 16 + 6 * 6
+    assert result.model["bits_per_position"] == 12
+    assert result.model["bits_per_pixel"] == 3
+    pixels = 3 * 24 * 16 + 17 * 31 + 12 * 12
+    assert result["bits_per_pixel"] == pytest.approx(12 * result.codebook["positions"] / pixels, rel=1e-12)
+    spent = result["entropy_bits"] * 2 * result.codebook["positions"]
+    assert result["bits_per_pixel_entropy"] == pytest.approx(spent / pixels, rel=1e-12)
+    assert result["images_per_second"] > 0
 
 
 def test_transform(tokenizer, pictures):
     transform = ImageTransform(14)
-    figures = evaluate(tokenizer, open_source(str(pictures)), transform=transform)
-    images = [transform(Image.open(file)) for file in sorted(pictures.iterdir())]
-    for name, value in by_hand(tokenizer, images).items():
-        assert figures[name] == pytest.approx(value, rel=1e-3), name
+    result = evaluate(tokenizer, open_source(str(pictures)), transform=transform)
+    check(result, by_hand(tokenizer, [transform(Image.open(file)) for file in sorted(pictures.iterdir())]))
+    assert result.protocol["name"] == "custom"
+    assert result.protocol["size"] == 14
+
+
+def comparable(result):
+    """All that should not depend on when and with how many processes one measures."""
+    parts = result.to_dict()
+    parts["figures"].pop("images_per_second")
+    return {name: parts[name] for name in ("model", "data", "protocol", "figures", "per_image", "codebook")}
 
 
 def test_streaming_gives_the_same(tokenizer, pictures):
-    figures = evaluate(tokenizer, open_source(str(pictures)), batch_size=1)
+    result = evaluate(tokenizer, open_source(str(pictures)), batch_size=1)
     streamed = evaluate(tokenizer, open_source(str(pictures), streaming=True), batch_size=1)
-    assert {**streamed, "images_per_second": 0} == {**figures, "images_per_second": 0}
+    assert comparable(streamed) == comparable(result)
 
 
 def test_broken_pictures_are_left_out(tokenizer, pictures):
@@ -73,8 +91,12 @@ def test_broken_pictures_are_left_out(tokenizer, pictures):
     (pictures / "2a.png").write_bytes((pictures / "2.png").read_bytes()[:60])
     (pictures / "9.png").write_bytes(b"no picture")
     after = evaluate(tokenizer, open_source(str(pictures)))
-    assert after["rejected"] == 2
-    for name in ("images", "positions", "psnr", "ssim", "usage"):
+    assert after.data.pop("rejected") == 2
+    assert before.data.pop("rejected") == 0
+    assert after.data == before.data
+    assert after.codebook["positions"] == before.codebook["positions"]
+    assert after.per_image["key"] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    for name in ("psnr", "ssim", "usage"):
         assert after[name] == pytest.approx(before[name], rel=1e-3)
 
 
@@ -98,7 +120,8 @@ def test_small_pictures_have_no_ssim(tokenizer, tmp_path):
 
 def test_a_codebook_too_large_to_count(pictures):
     config = TokenizerConfig(channels=32, multipliers=(1, 1), latent_dim=8, quantizer={"name": "identity"})
-    figures = evaluate(ImageTokenizer(config).eval(), open_source(str(pictures)))
-    assert figures["bits_per_position"] == 8 * 32
-    assert "psnr" in figures
-    assert "usage" not in figures
+    result = evaluate(ImageTokenizer(config).eval(), open_source(str(pictures)))
+    assert result.model["bits_per_position"] == 8 * 32
+    assert "psnr" in result
+    assert "usage" not in result
+    assert result.codebook is None

@@ -120,6 +120,21 @@ def named(name: str, size: int | None = None) -> tuple[PictureTransform, dict[st
     return transform, _record(name, transform.size, f"center of {transform.resize_to}", "bilinear")
 
 
+def prepare(
+    protocol: str | None = None, size: int | None = None, transform: ImageTransform | None = None
+) -> tuple[PictureTransform, dict[str, Any]]:
+    """A named protocol, ``"native"`` by default, or a transform of one's own, and what goes on record about it.
+
+    Raises:
+        ValueError: both at once, and what `named` and `of_transform` raise.
+    """
+    if transform is None:
+        return named(protocol or "native", size)
+    if protocol is not None or size is not None:
+        raise ValueError("name a protocol (and its size) or give a transform, not both")
+    return transform, of_transform(transform)
+
+
 def of_transform(transform: ImageTransform) -> dict[str, Any]:
     """What goes on record about a transform of your own; the protocol's name is "custom".
 
