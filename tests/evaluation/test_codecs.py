@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, features
 from skimage.metrics import peak_signal_noise_ratio
 
 import gsqtok
-from gsqtok.evaluation.codecs import Codec
+from gsqtok.data import open_source, to_tensor
+from gsqtok.evaluation import Codec, evaluate_codec
 
 PICTURES = Path(gsqtok.__file__).parent / "demo_pictures"
 CODECS = [
@@ -60,6 +62,36 @@ def test_jpeg_is_what_pillow_writes():
     file = io.BytesIO()
     picture().save(file, "JPEG", quality=37, subsampling=2, optimize=True)
     assert Codec("jpeg", 1).encode(picture(), 37) == file.getvalue()
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_bits_of_a_batch_are_those_of_the_files(name):
+    originals = [picture("coffee"), picture("rocket")]
+    codec = Codec(name, 1)
+    out = codec(torch.stack([to_tensor(original) for original in originals]))
+    files = [codec.fit(original) for original in originals]
+    assert out.bits.tolist() == [8 * len(file) for file in files]
+    for restored, file in zip(out.images, files, strict=True):
+        assert torch.equal(restored, to_tensor(Image.open(io.BytesIO(file))))
+    assert out.tokens is None
+
+
+@pytest.mark.parametrize("name", CODECS)
+def test_measured_like_a_tokenizer(name, tmp_path):
+    originals = {f"{key}.png": picture(key) for key in ("chelsea", "rocket")}
+    for key, original in originals.items():
+        original.save(tmp_path / key)
+    codec = Codec(name, 2)
+    result = evaluate_codec(codec, open_source(tmp_path))
+    files = [codec.fit(original) for original in originals.values()]
+    assert result.per_image["key"] == list(originals)
+    truth = [psnr(file, original) for file, original in zip(files, originals.values(), strict=True)]
+    np.testing.assert_allclose(result.per_image["psnr"], truth, rtol=1e-6)
+    bits = [8 * len(file) / (96 * 88) for file in files]
+    np.testing.assert_allclose(result.per_image["bits_per_pixel"], bits)
+    assert result["bits_per_pixel"] == pytest.approx(np.mean(bits))
+    assert result.model["name"] == name
+    assert result.codebook is None
 
 
 @pytest.mark.parametrize("name", CODECS)

@@ -18,6 +18,15 @@ def test_every_row_has_its_bits_and_figures(tmp_path):
     assert comparison.warnings == []
 
 
+def test_order_of_columns(tmp_path):
+    path = write_result(tmp_path, "ours", 1.0, [20, 21, 22])
+    result = Result.load(path)
+    result.figures = dict.fromkeys(["images_per_second", "usage", "new", "rfid", "lpips_alex", "psnr", "mse"], 1.0)
+    result.save(path)
+    columns = ["bits_per_pixel", "psnr", "lpips_alex", "rfid", "new", "usage", "images_per_second"]
+    assert Comparison.load([path]).columns() == columns
+
+
 def test_bits_are_the_measured_ones_and_else_the_models(tmp_path):
     path = write_result(tmp_path, "jpeg", 0.5, [1, 2, 3])
     result = Result.load(path)
@@ -69,4 +78,6 @@ def test_how_figures_are_shown():
     assert figure_of("lpips_vgg").title == "LPIPS vgg"
     assert figure_of("lpips_vgg").better == figure_of("rfid").better == -1
     assert figure_of("ssim").better == 1
+    assert figure_of("psnr_pooled").title == "PSNR pooled, dB"
+    assert figure_of("frechet_distance_timm_x").title == "Fréchet distance timm x"
     assert figure_of("something_new") == ("something new", ".4g", 0)

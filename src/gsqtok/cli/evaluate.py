@@ -6,16 +6,29 @@ import argparse
 import logging
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from gsqtok.cli.options import add_model, add_source, console, count, load_model, messages, parser, progress, transform
+from gsqtok.cli.options import (
+    add_model,
+    add_source,
+    console,
+    count,
+    device,
+    load_model,
+    messages,
+    parser,
+    progress,
+    transform,
+)
 
 if TYPE_CHECKING:
+    import torch
     from rich.table import Table
 
-    from gsqtok.evaluation import FeatureNetwork, PictureDistance, Result
+    from gsqtok.evaluation import FeatureNetwork, PictureDistance, Reconstruction, Result
 
 PERCEPTUAL = ("lpips_vgg", "lpips_alex", "dists")
 PRECISIONS = ("float32", "bfloat16", "float16")
@@ -30,9 +43,10 @@ def main(argv: list[str]) -> None:
         "  gsqtok evaluate pictures/\n"
         "  gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm -o results.json\n"
         "  gsqtok evaluate runs/mine pictures/ --features timm:tf_efficientnet_lite0\n"
+        "  gsqtok evaluate codec:webp@1.0 pictures/ -o webp.json\n"
         "  torchrun --nproc-per-node 8 -m gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm",
     )
-    add_model(p)
+    add_model(p, ", or a codec at so many bits/px: codec:jpeg@1.0, codec:webp@1.0, codec:avif@1.0")
     add_source(p)
     _add_options(p)
     args = p.parse_args(argv)
@@ -70,14 +84,16 @@ def _add_options(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument("--streaming", action="store_true", help="read the source in place, without a cache")
     p.add_argument("-o", "--output", metavar="FILE", help="write the result as JSON, with pictures beside it")
+    p.add_argument(
+        "--pictures-as",
+        metavar="FILE",
+        help="with -o: show the pictures that this result shows (default: the best, median and worst)",
+    )
 
 
 def _measure(args: argparse.Namespace, argv: list[str], rank: int, world_size: int) -> None:
-    import torch
-
     from gsqtok.data import open_source
-    from gsqtok.evaluation import evaluate
-    from gsqtok.evaluation.evaluate import reconstructor
+    from gsqtok.evaluation import Result
     from gsqtok.evaluation.examples import save_examples
     from gsqtok.evaluation.protocol import prepare
 
@@ -86,18 +102,17 @@ def _measure(args: argparse.Namespace, argv: list[str], rank: int, world_size: i
     prepared: dict[str, Any] = {"protocol": args.protocol, "size": args.size}
     if not args.protocol:
         prepared = {"transform": transform(args)}
+    if args.pictures_as and not args.output:
+        raise ValueError("--pictures-as says which pictures -o writes: name its file, too")
+    like = Result.load(args.pictures_as) if args.pictures_as else None
     source = open_source(args.source, split=args.split, streaming=args.streaming)
-    tokenizer = load_model(args)
-    precision = None if args.precision == "float32" else getattr(torch, args.precision)
+    run, reconstruct, where = _codec(args) if _is_codec(args.model) else _tokenizer(args)
     metrics = {"features": _features(args), "perceptual": _perceptual(args)}
     with progress("measuring") as bar:
         bar.disable = rank > 0
         task = bar.add_task("", total=count(source))
-        result = evaluate(
-            tokenizer,
+        result = run(
             source,
-            name=args.model or "embedded",
-            precision=precision,
             **prepared,
             **metrics,
             neighbours=args.neighbours,
@@ -115,9 +130,36 @@ def _measure(args: argparse.Namespace, argv: list[str], rank: int, world_size: i
     console.print(_figures(result))
     console.print(_circumstances(result))
     if args.output:
-        reconstruct = reconstructor(tokenizer.eval(), precision)
-        save_examples(reconstruct, source, prepare(**prepared)[0], result, args.output, tokenizer.device)
+        save_examples(reconstruct, source, prepare(**prepared)[0], result, args.output, where, like)
         result.save(args.output)
+
+
+def _is_codec(model: str | None) -> bool:
+    return model is not None and model.startswith("codec:")
+
+
+def _tokenizer(args: argparse.Namespace) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
+    """What measures the tokenizer that is named, what reconstructs a picture with it, and where."""
+    import torch
+
+    from gsqtok.evaluation import evaluate
+    from gsqtok.evaluation.evaluate import reconstructor
+
+    tokenizer = load_model(args)
+    precision = None if args.precision == "float32" else getattr(torch, args.precision)
+    run = partial(evaluate, tokenizer, name=args.model or "embedded", precision=precision)
+    return run, reconstructor(tokenizer.eval(), precision), tokenizer.device
+
+
+def _codec(args: argparse.Namespace) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
+    """The same for a codec."""
+    from gsqtok.evaluation import Codec, evaluate_codec
+
+    if args.precision != "float32":
+        raise ValueError("--precision is a tokenizer's; a codec has none")
+    codec = Codec.parse(args.model)
+    where = device(args)
+    return partial(evaluate_codec, codec, device=where), codec, where
 
 
 @contextmanager
@@ -187,7 +229,12 @@ def _circumstances(result: Result) -> Table:
 
     model, data, protocol, where = result.model, result.data, result.protocol, result.environment
     table = Table("measured", "")
-    table.add_row("model", f"{model['name']} ({model['fingerprint'][:12]}, {model['precision']})")
+    identity = f"{model['fingerprint'][:12]}, {model['precision']}" if model["fingerprint"] else model["version"]
+    table.add_row("model", f"{model['name']} ({identity})")
+    if not model["fingerprint"]:
+        over = sum(bits > model["bits_per_pixel"] for bits in result.per_image["bits_per_pixel"])
+        more = f"; {over:,} files are larger at the lowest quality" if over else ""
+        table.add_row("files", f"at most {model['bits_per_pixel']:g} bits/px{more}")
     split = f" {data['split']}" if data["split"] else ""
     table.add_row("pictures", f"{data['images']:,} of {data['source']}{split} ({data['fingerprint'][:12]})")
     if data["rejected"]:

@@ -1,5 +1,6 @@
 """Measuring tokenizers: reconstruction, distribution and codebook metrics, with their protocol on record."""
 
+from gsqtok.evaluation.codecs import Codec, evaluate_codec
 from gsqtok.evaluation.distribution import DistributionMetrics
 from gsqtok.evaluation.evaluate import Reconstruction, evaluate, measure
 from gsqtok.evaluation.features import InceptionFeatures, TimmFeatures, build_features
@@ -13,6 +14,7 @@ from gsqtok.evaluation.result import Result, ResultError, differences
 __all__ = [
     "PROTOCOLS",
     "CodebookUsage",
+    "Codec",
     "DistributionMetrics",
     "FrechetDistance",
     "InceptionFeatures",
@@ -27,6 +29,7 @@ __all__ = [
     "build_features",
     "differences",
     "evaluate",
+    "evaluate_codec",
     "measure",
     "precision_recall_density_coverage",
 ]

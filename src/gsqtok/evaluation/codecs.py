@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,9 +22,8 @@ from PIL import Image, features
 from torch import Tensor
 
 from gsqtok.data import to_pil, to_tensor
-
-if TYPE_CHECKING:
-    from gsqtok.evaluation.evaluate import Reconstruction
+from gsqtok.evaluation.evaluate import Reconstruction, measure
+from gsqtok.evaluation.result import Result
 
 PREFIX = "codec:"
 """What a codec's name begins with where a tokenizer's would stand: ``codec:webp@0.5``."""
@@ -119,9 +118,27 @@ class Codec:
 
     def __call__(self, images: Tensor) -> Reconstruction:
         """Through the codec and back: (B, 3, H, W) in [-1, 1], with the bits of each file."""
-        from gsqtok.evaluation.evaluate import Reconstruction
-
         files = [self.fit(to_pil(image)) for image in images]
         restored = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
         bits = torch.tensor([8 * len(file) for file in files])
-        return Reconstruction(to_tensor(np.stack(restored)), bits=bits)
+        return Reconstruction(to_tensor(np.stack(restored)).to(images.device), bits=bits)
+
+
+def evaluate_codec(codec: Codec, dataset: Any, **options: Any) -> Result:
+    """Measure a codec as `evaluate` measures a tokenizer.
+
+    Args:
+        codec: which, and at what size.
+        dataset: what ``gsqtok.data.open_source`` takes or returns.
+        options: everything that `measure` takes by keyword.
+
+    Returns:
+        A `Result` whose ``per_image["bits_per_pixel"]`` and ``figures["bits_per_pixel"]`` are of the files.
+        images_per_second is left out: most of the time goes into the search for the quality.
+
+    Raises:
+        ValueError: what `measure` raises.
+    """
+    result = measure(codec, dataset, model=codec.model, **options)
+    del result.figures["images_per_second"]
+    return result

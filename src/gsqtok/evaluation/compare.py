@@ -27,37 +27,40 @@ FIGURES = {
     "psnr_pooled": Figure("PSNR pooled, dB", ".2f", 1),
     "ssim": Figure("SSIM", ".3f", 1),
     "ms_ssim": Figure("MS-SSIM", ".3f", 1),
+    "lpips": Figure("LPIPS", ".3f", -1),
+    "dists": Figure("DISTS", ".3f", -1),
     "rfid": Figure("rFID", ".2f", -1),
+    "sfid": Figure("sFID", ".2f", -1),
+    "frechet_distance": Figure("Fréchet distance", ".2f", -1),
+    "spatial_frechet_distance": Figure("spatial Fréchet distance", ".2f", -1),
+    "inception_score": Figure("Inception Score", ".2f", 1),
+    "precision": Figure("precision", ".3f", 1),
+    "recall": Figure("recall", ".3f", 1),
+    "density": Figure("density", ".3f", 1),
+    "coverage": Figure("coverage", ".3f", 1),
     "usage": Figure("usage", ".1%"),
     "perplexity": Figure("perplexity", ",.1f"),
     "entropy_bits": Figure("entropy, bits", ".2f"),
-    "images": Figure("pictures", ",.0f"),
     "images_per_second": Figure("pictures/s", ".3g"),
 }
-"""The figures whose titles are known, in the order of the table's columns."""
+"""The figures whose titles are known, in the order of the table's columns.
 
-# Beginnings of further names, such as lpips_vgg; they stand before "usage".
-_FAMILIES = {
-    "lpips": Figure("LPIPS", ".3f", -1),
-    "dists": Figure("DISTS", ".3f", -1),
-    "fid": Figure("FID", ".2f", -1),
-    "rfid": Figure("rFID", ".2f", -1),
-    "fd": Figure("FD", ".2f", -1),
-    "frechet": Figure("Fréchet distance", ".2f", -1),
-    "kid": Figure("KID", ".4f", -1),
-}
-_HIDDEN = {"mse", "dead_codes", "positions", "bits_per_position", "rejected"}
+A longer name, such as lpips_vgg, goes by the longest of these that it begins with."""
+
+_HIDDEN = {"mse", "inception_score_std"}
 
 
 def figure_of(name: str) -> Figure:
     """How to show a figure; one that is not known goes by its own name."""
-    if name in FIGURES:
-        return FIGURES[name]
-    family, _, rest = name.partition("_")
-    if family in _FAMILIES:
-        known = _FAMILIES[family]
-        return known._replace(title=f"{known.title} {rest.replace('_', ' ')}".strip())
-    return Figure(name.replace("_", " "), ".4g")
+    known = _known(name)
+    if known is None:
+        return Figure(name.replace("_", " "), ".4g")
+    rest = name[len(known) + 1 :].replace("_", " ")
+    return FIGURES[known]._replace(title=f"{FIGURES[known].title} {rest}".strip())
+
+
+def _known(name: str) -> str | None:
+    return max((base for base in FIGURES if f"{name}_".startswith(f"{base}_")), key=len, default=None)
 
 
 def shown(name: str, value: float | None) -> str:
@@ -107,12 +110,11 @@ class Comparison:
         return cls(results, labels, paths, warnings)
 
     def columns(self) -> list[str]:
-        """Names of the figures that any result has, bits per pixel first, quality before codebook and speed."""
+        """Names of the figures that any result has: bits per pixel, quality, what is not known, codebook, speed."""
+        order = {name: place for place, name in enumerate(FIGURES)}
+        unknown = order["usage"] - 0.5
         names = dict.fromkeys(name for result in self.results for name in result.figures if name not in _HIDDEN)
-        known = list(FIGURES)
-        place = {name: i for i, name in enumerate(known)}
-        before_usage = known.index("usage") - 0.5
-        return [BITS, *(n for n in sorted(names, key=lambda n: place.get(n, before_usage)) if n != BITS)]
+        return sorted({BITS: None} | names, key=lambda name: order.get(_known(name), unknown))
 
     def rows(self) -> list[list[str]]:
         """The table without its head: the label, then each of `columns`."""

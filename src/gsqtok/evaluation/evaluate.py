@@ -207,8 +207,11 @@ def measure(
         fingerprint.add(originals)
         if distribution is not None:
             distribution.update(to_8_bits(out.images), originals, batch["keys"])
-        pixels += images.shape[0] * images.shape[2] * images.shape[3]
-        bits += [] if out.bits is None else out.bits.tolist()
+        size = images.shape[2] * images.shape[3]
+        pixels += len(images) * size
+        if out.bits is not None:
+            bits += out.bits.tolist()
+            columns.setdefault("bits_per_pixel", []).extend((out.bits.double() / size).tolist())
         if on_progress is not None:
             on_progress(len(images) + len(batch["rejected"]))
 

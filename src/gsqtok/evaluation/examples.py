@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ def save_examples(
     result: Result,
     path: str | Path,
     device: torch.device | str = "cpu",
+    like: Result | None = None,
 ) -> None:
     """Reconstruct a few pictures of a result again, write them beside its file, and name them in ``result.pictures``.
 
@@ -39,10 +41,18 @@ def save_examples(
         result: ``pictures`` is set; `Result.save` comes after.
         path: where the result will be written.
         device: where images are handed to ``reconstruct``.
+        like: show the pictures that this result shows, so that a report has them beside each other; ``ranked_by``
+            then names whose best, median and worst they are.
+
+    Raises:
+        ValueError: none of the pictures that ``like`` shows were measured.
     """
     path = Path(path)
     folder = path.with_name(f"{path.stem}.pictures")
-    chosen = choose(result.per_image["key"], result.per_image["psnr"])
+    if like is None:
+        chosen, ranked_by = choose(result.per_image["key"], result.per_image["psnr"]), result.model["name"]
+    else:
+        chosen, ranked_by = shown_by(like, result.per_image["key"]), like.model["name"]
     if hasattr(dataset, "__len__"):
         dataset = dataset.select([row for row, key in enumerate(dataset["key"]) if key in chosen])
     else:
@@ -60,8 +70,21 @@ def save_examples(
             with written_aside(folder / names["tokens"]) as aside, aside.open("wb") as file:
                 np.savez_compressed(file, tokens=out.tokens[0].cpu().numpy())
         paths = {part: f"{folder.name}/{name}" for part, name in names.items()}
-        found[key] = {"key": key, "rank": rank, **paths}
+        found[key] = {"key": key, "rank": rank, "ranked_by": ranked_by, **paths}
     result.pictures = [found[key] for key in chosen if key in found]
+
+
+def shown_by(result: Result, keys: list[str]) -> dict[str, tuple[str, int]]:
+    """The pictures that a result shows, as `choose` gives them; raises ValueError if none is among ``keys``."""
+    measured, numbers = set(keys), Counter()
+    chosen: dict[str, tuple[str, int]] = {}
+    for picture in result.pictures:
+        numbers[picture["rank"]] += 1
+        if picture["key"] in measured:
+            chosen[picture["key"]] = (picture["rank"], numbers[picture["rank"]])
+    if not chosen:
+        raise ValueError(f"none of the {len(result.pictures)} pictures that the other result shows were measured")
+    return chosen
 
 
 def choose(keys: list[str], psnr: list[float]) -> dict[str, tuple[str, int]]:

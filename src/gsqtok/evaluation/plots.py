@@ -117,7 +117,7 @@ def codebook_usage(comparison: Comparison) -> Figure | None:
     for number, (label, book) in enumerate(books):
         counts = np.asarray(book["counts_sorted"], dtype=float)
         size = int(book["codebook_size"])
-        ranks = np.asarray(book.get("ranks") or 1 + np.linspace(0, size - 1, len(counts)).round())
+        ranks = 1 + np.linspace(0, size - 1, len(counts)).round()
         share = 100 * counts / max(1, int(book["positions"]) * int(book["groups"]))
         used = share > 0
         colour = COLOURS[number % len(COLOURS)]

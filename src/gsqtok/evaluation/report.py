@@ -136,7 +136,9 @@ def _pictures(comparison: Comparison) -> list[dict[str, Any]]:
                 "original": _picture_uri(original),
                 "models": {},
             }
-        pages[identity]["ranks"].setdefault(entry["rank"], []).append(label)
+        ranked_by = pages[identity]["ranks"].setdefault(entry["rank"], [])
+        if (name := str(entry.get("ranked_by", label))) not in ranked_by:
+            ranked_by.append(name)
         pages[identity]["models"][number] = {
             "image": _picture_uri(reconstruction),
             "tokens": tokens,
