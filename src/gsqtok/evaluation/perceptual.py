@@ -103,9 +103,12 @@ class PictureDistance(Metric):
 
 
 def _network(name: str, file: Path) -> nn.Module:
-    trunk = torchvision.models.alexnet() if name == "lpips_alex" else torchvision.models.vgg16()
+    with torch.device("meta"):  # nothing is drawn at random for the large layers that are not used
+        trunk = torchvision.models.alexnet() if name == "lpips_alex" else torchvision.models.vgg16()
     try:
-        trunk.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+        weights = torch.load(file, map_location="cpu", weights_only=True)
+        weights = {k.removeprefix("features."): v for k, v in weights.items() if k.startswith("features.")}
+        trunk.features.load_state_dict(weights, assign=True)
     except Exception as error:  # torch raises many kinds for a file that it will not read
         problem = " ".join(str(error).split())[:200]
         raise ValueError(f"{file} does not hold torchvision's trunk of {name}: {problem}") from error
