@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A tokenizer against JPEG, WebP and AVIF at 0.25 to 2 bits/px: the tables and docs/images/codecs.png of docs/results.md.
+# A tokenizer against JPEG, WebP and AVIF at 0.25 to 2 bits/px: the table and docs/images/codecs.png of docs/results.md.
 #
 #   docs/plots/codecs.sh FOLDER SOURCE [OPTION ...]
 #
-# writes FOLDER/*.json, FOLDER/report/ (rates near the tokenizer's) and FOLDER/all/ (every rate), and prints both tables.
+# writes FOLDER/*.json, FOLDER/report/ (1 bit/px) and FOLDER/all/ (every rate), and prints both tables.
 # OPTIONs go to every gsqtok evaluate, such as --split validation; MODEL=runs/mine names another tokenizer than the
 # embedded one. The codecs' results that FOLDER holds are kept, so another tokenizer is measured in a fraction of the
 # time (remove them where the report should show that tokenizer's own best and worst pictures).
@@ -15,7 +15,8 @@ gsqtok=${GSQTOK:-gsqtok}
 $gsqtok evaluate ${MODEL:-} "$source" "$@" --features none -o "$folder/tokenizer.json"
 for codec in jpeg webp avif; do
   for rate in 0.25 0.5 1.0 2.0; do
-    test -s "$folder/$codec-$rate.json" || $gsqtok evaluate "codec:$codec@$rate" "$source" "$@" --features none -o "$folder/$codec-$rate.json" \
+    result="$folder/$codec-$rate.json"
+    test -s "$result" || $gsqtok evaluate "codec:$codec@$rate" "$source" "$@" --features none -o "$result" \
       --pictures-as "$folder/tokenizer.json"
   done
 done
