@@ -1,5 +1,6 @@
 """The verbs, run in this process on small pictures with a tiny tokenizer."""
 
+import io
 import json
 import subprocess
 import sys
@@ -94,6 +95,25 @@ def test_a_codec_is_evaluated_and_compared(model, pictures, tmp_path, capsys):
     assert main(["compare", str(ours), str(jpeg)]) == 0
     assert "warning: jpeg and" in (err := capsys.readouterr().err)
     assert "size: none against 16" in err
+
+
+def test_a_wide_comparison_is_broken_into_tables():
+    from rich.console import Console
+
+    from gsqtok.cli.compare import tables
+
+    titles = ["model", "bits/px", *(f"figure {n}" for n in range(12))]
+    rows = [["ours", "1.000", *(f"{n}.5678" for n in range(12))], ["theirs", "0.500", *"abcdefghijkl"]]
+    console = Console(width=60, record=True, file=io.StringIO())
+    made = tables(titles, rows, 60)
+    for table in made:
+        console.print(table)
+    text = console.export_text()
+    assert len(made) == 4
+    assert text.count("0.500") == text.count("bits/px") == 4
+    assert all(text.count(word) == 1 for word in [*titles[4:], "7.5678"])
+    assert "…" not in text
+    assert len(tables(titles, rows, 1000)) == 1
 
 
 def test_info_of_a_tokenizer_and_of_tokens(model, pictures, tmp_path, capsys):

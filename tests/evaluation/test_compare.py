@@ -78,6 +78,6 @@ def test_how_figures_are_shown():
     assert figure_of("lpips_vgg").title == "LPIPS vgg"
     assert figure_of("lpips_vgg").better == figure_of("rfid").better == -1
     assert figure_of("ssim").better == 1
-    assert figure_of("psnr_pooled").title == "PSNR pooled, dB"
+    assert figure_of("lpips_vgg").format == figure_of("dists").format
     assert figure_of("frechet_distance_timm_x").title == "Fréchet distance timm x"
     assert figure_of("something_new") == ("something new", ".4g", 0)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from gsqtok.cli.options import console, messages, parser
+
+if TYPE_CHECKING:
+    from rich.table import Table
 
 
 def main(argv: list[str]) -> None:
@@ -28,7 +33,8 @@ def main(argv: list[str]) -> None:
         lines = [titles, ["---", *["--:"] * (len(titles) - 1)], *comparison.rows()]
         print("\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines))
     else:
-        console.print(_table(titles, comparison.rows()))
+        for table in tables(titles, comparison.rows(), console.width):
+            console.print(table)
     for line in comparison.warnings:
         messages.print(f"warning: {line}")
     if args.output:
@@ -38,12 +44,23 @@ def main(argv: list[str]) -> None:
             messages.print(f"wrote {path}")
 
 
-def _table(titles: list[str], rows: list[list[str]]):
+def tables(titles: list[str], rows: list[list[str]], width: int) -> list[Table]:
+    """As many tables as it takes to keep to a terminal's width, each with the model and its bits/px before figures."""
     from rich.table import Table
 
-    table = Table()
-    for number, title in enumerate(titles):
-        table.add_column(title, justify="right" if number else "left", no_wrap=number > 0)
-    for row in rows:
-        table.add_row(*row)
-    return table
+    widths = [max(map(len, column)) + 3 for column in zip(titles, *rows, strict=True)]  # with a border and padding
+    room = max(width - sum(widths[:2]) - 1, 1)
+    blocks: list[list[int]] = [[]]
+    for number in range(2, len(titles)):
+        if blocks[-1] and sum(widths[n] for n in [*blocks[-1], number]) > room:
+            blocks.append([])
+        blocks[-1].append(number)
+    made = []
+    for block in blocks:
+        table = Table()
+        for number in (0, 1, *block):
+            table.add_column(titles[number], justify="right" if number else "left", no_wrap=number > 0)
+        for row in rows:
+            table.add_row(*(row[number] for number in (0, 1, *block)))
+        made.append(table)
+    return made

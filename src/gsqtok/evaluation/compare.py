@@ -24,7 +24,6 @@ FIGURES = {
     BITS: Figure("bits/px", ".3f"),
     "bits_per_pixel_entropy": Figure("bits/px, entropy", ".3f"),
     "psnr": Figure("PSNR, dB", ".2f", 1),
-    "psnr_pooled": Figure("PSNR pooled, dB", ".2f", 1),
     "ssim": Figure("SSIM", ".3f", 1),
     "ms_ssim": Figure("MS-SSIM", ".3f", 1),
     "lpips": Figure("LPIPS", ".3f", -1),
@@ -40,14 +39,14 @@ FIGURES = {
     "coverage": Figure("coverage", ".3f", 1),
     "usage": Figure("usage", ".1%"),
     "perplexity": Figure("perplexity", ",.1f"),
-    "entropy_bits": Figure("entropy, bits", ".2f"),
     "images_per_second": Figure("pictures/s", ".3g"),
 }
 """The figures whose titles are known, in the order of the table's columns.
 
 A longer name, such as lpips_vgg, goes by the longest of these that it begins with."""
 
-_HIDDEN = {"mse", "inception_score_std"}
+# Each says nearly what another column says.
+_HIDDEN = {"mse", "psnr_pooled", "entropy_bits", "inception_score_std"}
 
 
 def figure_of(name: str) -> Figure:
