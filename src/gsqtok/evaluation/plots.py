@@ -21,6 +21,7 @@ Plot = Callable[[Comparison], "Figure | None"]
 # Okabe and Ito's colours, which colour-blind readers tell apart; grey for their black, unseen in the dark.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#8c8c8c")
 MARKERS = "osD^vP*X"
+DPI = 130
 _PANELS_A_ROW = 3
 _PANEL = (4.4, 3.5)  # inches
 
@@ -58,7 +59,7 @@ def style(dark: bool = False) -> Iterator[None]:
         yield
 
 
-def png(plot: Plot, comparison: Comparison, *, dark: bool = False, dpi: int = 130) -> bytes | None:
+def png(plot: Plot, comparison: Comparison, *, dark: bool = False) -> bytes | None:
     """A plot as a PNG file; None where the results hold nothing for it.
 
     Raises:
@@ -69,7 +70,7 @@ def png(plot: Plot, comparison: Comparison, *, dark: bool = False, dpi: int = 13
         if figure is None:
             return None
         file = io.BytesIO()
-        figure.savefig(file, format="png", dpi=dpi)
+        figure.savefig(file, format="png", dpi=DPI)
         return file.getvalue()
 
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from gsqtok import __version__
 from gsqtok.evaluation.compare import BITS, Comparison, figure_of, shown
-from gsqtok.evaluation.plots import PLOTS, png
+from gsqtok.evaluation.plots import DPI, PLOTS, png
 from gsqtok.output import written_aside
 from gsqtok.tokens.archive import UNREADABLE
 
@@ -100,10 +100,12 @@ def _table(comparison: Comparison) -> str:
 
 
 def _plot(name: str, light: bytes, dark: bytes) -> str:
+    with Image.open(io.BytesIO(light)) as image:
+        width = image.width * 100 // DPI  # so that all plots have letters of one size
     light, dark = (_uri(data, "png") for data in (light, dark))
     return (
         f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{html.escape(name.replace("_", " "))}"></picture>'
+        f'<img width="{width}" src="{light}" alt="{html.escape(name.replace("_", " "))}"></picture>'
     )
 
 
