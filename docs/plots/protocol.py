@@ -10,7 +10,6 @@ OTHERS are further pictures, for the row of another reference set.
 from __future__ import annotations
 
 import argparse
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -96,58 +95,66 @@ def main() -> None:
     network = TimmFeatures("tf_efficientnet_lite0")
     source = open_source(args.pictures, split=args.split)
 
-    def features(images: torch.Tensor, half: bool = False) -> torch.Tensor:
-        parts = []
-        for part in images.split(32):
-            if half:
-                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                    parts.append(network.network(part.float() / 127.5 - 1)[0].mean(dim=(2, 3)).float())
-            else:
-                parts.append(network(part).pooled)
-        return torch.cat(parts)
+    def features(name: str, make: Callable[[], torch.Tensor], half: bool = False) -> torch.Tensor:
+        def compute() -> torch.Tensor:
+            parts = make().split(32)
+            if not half:
+                return torch.cat([network(part).pooled for part in parts])
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                maps = [network.network(part.float() / 127.5 - 1)[0] for part in parts]
+            return torch.cat([m.float().mean(dim=(2, 3)) for m in maps])
 
-    real, fake, raw = {}, {}, {}
-    for name, transform in PREPARED.items():
-        images = originals(source, transform)
+        return cached(args.cache / f"features-{name}.pt", compute)
+
+    def reconstructed(name: str) -> torch.Tensor:
         file = args.cache / f"{tokenizer.fingerprint()[:12]}-{name}.pt"
-        raw[name] = cached(file, lambda images=images: reconstructions(tokenizer, images))
-        real[name], fake[name] = features(images), features(raw[name].round())
-        print(f"{name}: {len(images)} pictures, {time.perf_counter() - began:.0f} s", flush=True)
-    base = distance(real["adm"], fake["adm"])
-    rows = [("the protocol `adm` as it is", base)]
-    rows += [(f"prepared as `{name}`", distance(real[name], fake[name])) for name in PREPARED if name != "adm"]
-    rows += [
-        (f"reconstructions under `adm`, originals under `{name}`", distance(real[name], fake["adm"]))
-        for name in PREPARED
-        if name != "adm"
-    ]
-    whole = []
-    for batch in eval_loader(source, ImageTransform(None, crop="none"), batch_size=1):
-        whole.append(network(to_8_bits(batch["image"])).pooled)
-    rows.append(("originals not cropped and not resized", distance(torch.cat(whole), fake["adm"])))
-    if args.others:
-        others = originals(open_source(args.others, split=args.others_split), PREPARED["adm"])
-        chosen = torch.randperm(len(others), generator=torch.Generator().manual_seed(0))[: len(real["adm"])]
-        rows.append(("as many other pictures as originals", distance(features(others[chosen]), fake["adm"])))
+        return cached(file, lambda: reconstructions(tokenizer, originals(source, PREPARED[name])))
+
+    def real(name: str) -> torch.Tensor:
+        return features(f"real-{name}", lambda: originals(source, PREPARED[name]))
+
+    def fake(name: str) -> torch.Tensor:
+        return features(f"fake-{name}", lambda: reconstructed(name).round())
+
+    base = distance(real("adm"), fake("adm"))
+
+    def row(name: str, value: float, spread: str = "") -> None:
+        print(f"| {name} | {value:.2f}{spread} | {100 * (value / base - 1):+.1f}% |", flush=True)
+
+    print("| one choice changed | Fréchet distance | moves by |\n|---|---|---|")
+    row("nothing: `adm`", base)
+    unrounded = features("unrounded", lambda: reconstructed("adm"))
+    row("reconstructions not rounded to 8 bits", distance(real("adm"), unrounded))
+    cut = features("cut", lambda: reconstructed("adm").floor())
+    row("reconstructions cut off to 8 bits instead of rounded", distance(real("adm"), cut))
     generator = torch.Generator().manual_seed(0)
     for count in (50, 100, 200):
         values = []
         for _ in range(10):
-            part = torch.randperm(len(real["adm"]), generator=generator)[:count]
-            values.append(distance(real["adm"][part], fake["adm"][part]))
-        rows.append((f"{count} pictures (mean of 10 draws, ± {np.std(values):.1f})", float(np.mean(values))))
-    halved = features(originals(source, PREPARED["adm"]), True), features(raw["adm"].round(), True)
-    rows.append(("features in bfloat16", distance(*halved)))
-    rows.append(("features in bfloat16 on one side", distance(real["adm"], halved[1])))
-    rows.append(("reconstructions not rounded to 8 bits", distance(real["adm"], features(raw["adm"]))))
-    rows.append(("reconstructions cut off to 8 bits", distance(real["adm"], features(raw["adm"].floor()))))
-    print("| one choice changed | Fréchet distance | moves by |\n|---|---|---|")
-    for name, value in rows:
-        print(f"| {name} | {value:.2f} | {'' if value == base else f'{100 * (value / base - 1):+.1f}%'} |")
-    print(
-        f"\n{len(real['adm'])} pictures, {platform.processor() or platform.machine()}, torch {torch.__version__}, "
-        f"{time.perf_counter() - began:.0f} s"
-    )
+            part = torch.randperm(len(real("adm")), generator=generator)[:count]
+            values.append(distance(real("adm")[part], fake("adm")[part]))
+        row(f"{count} pictures (10 draws)", float(np.mean(values)), f" ± {np.std(values):.2f}")
+    if args.others:
+        rows = open_source(args.others, split=args.others_split).shuffle(seed=0).select(range(len(real("adm"))))
+        row(
+            "originals: as many other pictures of the same kind",
+            distance(features("others", lambda: originals(rows, PREPARED["adm"])), fake("adm")),
+        )
+
+    def uncropped() -> torch.Tensor:
+        whole = eval_loader(source, ImageTransform(None, crop="none"), batch_size=1)
+        return torch.cat([network(to_8_bits(batch["image"])).pooled for batch in whole])
+
+    whole = cached(args.cache / "features-uncropped.pt", uncropped)
+    row("originals: neither cropped nor resized", distance(whole, fake("adm")))
+    for name in ("flex_gen", "not antialiased", "bicubic"):
+        row(f"originals: prepared as `{name}`", distance(real(name), fake("adm")))
+        row(f"both sides: prepared as `{name}`", distance(real(name), fake(name)))
+    halved = features("real-half", lambda: originals(source, PREPARED["adm"]), half=True)
+    halved_fake = features("fake-half", lambda: reconstructed("adm").round(), half=True)
+    row("features in bfloat16", distance(halved, halved_fake))
+    row("features in bfloat16 on one side", distance(real("adm"), halved_fake))
+    print(f"\n{len(halved)} pictures, torch {torch.__version__}, {time.perf_counter() - began:.0f} s in this run")
 
 
 if __name__ == "__main__":
