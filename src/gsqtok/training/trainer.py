@@ -265,13 +265,14 @@ class Trainer:
         self.accelerator.load_state(str(checkpoint))
         if len(list(checkpoint.glob("random_states_*.pkl"))) != self.accelerator.num_processes:
             synchronize_rng_states(["torch", "cuda"] if torch.cuda.is_available() else ["torch"])  # new ranks have none
-        extra = torch.load(checkpoint / EXTRA, map_location=self.accelerator.device, weights_only=True)
+        extra = torch.load(checkpoint / EXTRA, map_location="cpu", weights_only=True)
         self.ema.load_state_dict(extra["ema"])
         for name, guard in self.guards.items():
             guard.load_state_dict(extra["guards"][name])
         usage = checkpoint / USAGE.format(self.accelerator.process_index)
         if self.usage is not None and usage.exists():  # not for a rank that an earlier start did not have
-            self.usage.load_state_dict(torch.load(usage, map_location=self.accelerator.device, weights_only=True))
+            self.usage.load_state_dict(torch.load(usage, map_location="cpu", weights_only=True))
+            self.usage.to(self.accelerator.device)
         self.start = step_of(checkpoint)
 
     def steps_of_usage(self) -> int:
