@@ -20,9 +20,11 @@ from torch import Tensor
 from gsqtok.data import ImageTransform, RejectLog, train_loader
 from gsqtok.evaluation import evaluate
 from gsqtok.evaluation.metrics import usage_of
+from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
 from gsqtok.training.config import TrainConfig
 from gsqtok.training.ema import averaged
+from gsqtok.training.graphs import record
 from gsqtok.training.guards import CollapseWatch, DominanceWatch, FiniteGuard
 from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.logs import RunLog, checked_trackers
@@ -83,15 +85,16 @@ class Trainer:
                 f"batch_size {config.batch_size} is no multiple of gradient_accumulation "
                 f"{config.gradient_accumulation} times {ranks} ranks"
             )
-        self.objective = Objective(config.loss).to(device)
+        # with channels innermost, what stands between convolutions runs fused on a GPU
+        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.objective = Objective(config.loss).to(device=device, memory_format=self.layout)
         self.pictures, self.transform = training_pictures(config.data)
         self.validation = validation_pictures(config.data)
         self.fixed = fixed_pictures(config.data, self.pictures if self.validation is None else self.validation)
 
-        self.ema = averaged(tokenizer.to(device), config.ema_decay)
-        if config.compile:  # in place, so that the weights keep their names; after the copy, which stays eager
-            tokenizer.encoder.compile()
-            tokenizer.decoder.compile()
+        self.ema = averaged(tokenizer.to(device=device, memory_format=self.layout), config.ema_decay)
+        if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
+            self.record_graphs(tokenizer)
         self.tokenizer = tokenizer
         self.model, self.optimizer = self.accelerator.prepare(tokenizer, adamw(tokenizer, config.optimizer, device))
         self.adversary = None
@@ -110,6 +113,24 @@ class Trainer:
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.write_config(config)
+
+    def record_graphs(self, tokenizer: ImageTokenizer) -> None:
+        """Record the passes of encoder, decoder and perceptual network on this rank's part of a batch."""
+        config = self.config
+        if config.freeze != "none" or config.data.size % tokenizer.factor:
+            return  # graphs need a gradient in both networks, and pictures that are not padded
+        pictures = config.batch_size // (config.gradient_accumulation * self.accelerator.num_processes)
+        images = torch.zeros(pictures, 3, config.data.size, config.data.size, device=self.accelerator.device)
+        perceptual = self.objective.perceptual
+        record(
+            tokenizer.train(),
+            images.to(memory_format=self.layout),
+            torch.bfloat16 if config.precision == "bf16" else None,
+            None if perceptual is None else perceptual.backbone,
+        )
+        if config.gradient_accumulation > 1:
+            for parameter in tokenizer.parameters():
+                parameter.grad = torch.zeros_like(parameter)
 
     def run(self) -> Path:
         """Train from the start, or from the checkpoint, to the last step."""
@@ -158,7 +179,7 @@ class Trainer:
         tokens: list[Tensor] = []
         for part, batch in enumerate(islice(batches, parts), 1):
             self.rejects.add(batch["rejected"])
-            images = batch["image"].to(accelerator.device, non_blocking=True)
+            images = batch["image"].to(accelerator.device, non_blocking=True, memory_format=self.layout)
             with accelerator.no_sync(self.model) if part < parts else nullcontext():
                 with accelerator.autocast():
                     out = self.model(images)
@@ -188,7 +209,8 @@ class Trainer:
                 adversary.optimizer.step()
             if self.usage is not None:
                 self.usage.update(torch.cat(tokens))
-        self.optimizer.zero_grad(set_to_none=True)
+        # a recorded graph hands over gradients in its own memory: to add up several, there must be some to add to
+        self.optimizer.zero_grad(set_to_none=parts == 1)
         if adversary is not None:
             adversary.optimizer.zero_grad(set_to_none=True)
         return means
