@@ -39,6 +39,13 @@ def test_plain_layout_and_cpu_are_not_fused():
     assert not fused.fusible(torch.zeros(2, 32, 4, 4, device=DEVICE))
 
 
+@pytest.fixture
+def _exact_float32(monkeypatch):
+    """No TF32 in float32 convolutions and products, which would hide errors of the stages between them."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
 def innermost(*shape, dtype=torch.float32):
     return torch.randn(*shape, device=DEVICE).to(dtype, memory_format=torch.channels_last).requires_grad_()
 
@@ -212,6 +219,7 @@ def test_operators_have_what_compilers_need():
 
 @runs_kernels
 @pytest.mark.slow
+@pytest.mark.usefixtures("_exact_float32")
 @pytest.mark.parametrize(("adaptive_norm", "depth_to_space"), [(False, False), (True, True)])
 def test_networks_with_channels_innermost_equal_plain_ones(adaptive_norm, depth_to_space):
     """Every block with its fused stages against the same weights in float64 without, values and gradients."""
