@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_LARGEST_CHANNELS = 8192  # a tile holds all channels of a row
+_LARGEST_CHANNELS = 4096  # a tile holds all channels of a row, several of them at a time on their way to the kernel
 
 
 def fusible(x: Tensor) -> bool:

@@ -1,10 +1,10 @@
 """Triton kernels for what stands between convolutions, on tensors whose channels are innermost in memory (NHWC).
 
 These stages only move data, so each is as few passes over it as can be: group normalisation with its activation reads
-twice and writes once, forward and backward; only its input, mean and 1 / deviation are kept for the backward pass.
+twice and writes once, forward and backward; of what is large only its input is kept for the backward pass.
 
-Statistics are those of tiles of rows (a row is one position, all channels), merged by Chan's formula in a fixed order:
-equal inputs give equal bits. All arithmetic is float32 whatever the type of the tensors.
+Statistics are those of stretches of rows (a row is one position, all channels), merged by Chan's formula in a fixed
+order: equal inputs give equal bits. All arithmetic is float32 whatever the type of the tensors.
 """
 
 from functools import lru_cache
@@ -16,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 TILE = 8192  # elements a tile: 32 for each of 256 threads, which is four loads of 16 bytes in half precision
-SUMS_TILE = 4096  # where sums stay in registers: two or three float32 for each of its elements
+SUMS_TILE = 4096  # where sums stay in registers: two or three float32 for each of 16 elements a thread
 PROGRAMS = 2048  # tiles are shared out among no more programs than keep the largest GPUs busy several times over
-STEPS = (4, 32)  # tiles that a program adds up before it does so over rows, at least and at most; even
+STEPS = (4, 32)  # tiles that a program adds up before it does so over rows, at least and at most
 WARPS = 8
 MERGE_WARPS = 4
 
@@ -200,13 +200,9 @@ def _statistics(x, partial, ROWS, STEPS, C: tl.constexpr, CP: tl.constexpr, BR: 
     first = _load(source, begin, 0, ROWS, C, CP, BR)[0].to(tl.float32)
     sums = tl.zeros((BR, CP), tl.float32)
     squares = tl.zeros((BR, CP), tl.float32)
-    for step in range(0, STEPS, 2):  # both loads before what needs them
+    for step in tl.range(0, STEPS, num_stages=4):  # the next three tiles are on their way to shared memory meanwhile
         v, mask = _load(source, begin, step, ROWS, C, CP, BR)
-        v_next, mask_next = _load(source, begin, step + 1, ROWS, C, CP, BR)
         distance = tl.where(mask, v.to(tl.float32) - first, 0.0)
-        sums += distance
-        squares += distance * distance
-        distance = tl.where(mask_next, v_next.to(tl.float32) - first, 0.0)
         sums += distance
         squares += distance * distance
     n = _tiles_with(begin + tl.arange(0, BR), ROWS, STEPS, BR).to(tl.float32)[:, None]
@@ -325,17 +321,11 @@ def _gradient_sums(
     w, b, r, centre = _parameters(weight, bias, shift, mean, inverse, sample, OWN, SHIFTED, C, CP, G)
     first = tl.zeros((BR, CP), tl.float32)
     second = tl.zeros((BR, CP), tl.float32)
-    for step in range(0, STEPS, 2):  # all loads before what needs them
-        g = _load(dy + base, begin, step, ROWS, C, CP, BR)[0]  # 0 outside, so that n there does not count
-        v = _load(x + base, begin, step, ROWS, C, CP, BR)[0]
-        g_next = _load(dy + base, begin, step + 1, ROWS, C, CP, BR)[0]
-        v_next = _load(x + base, begin, step + 1, ROWS, C, CP, BR)[0]
+    for step in tl.range(0, STEPS, num_stages=3):
+        g, _ = _load(dy + base, begin, step, ROWS, C, CP, BR)  # 0 outside, so that n there does not count
+        v, _ = _load(x + base, begin, step, ROWS, C, CP, BR)
         normal = v.to(tl.float32) * r[None, :] + centre[None, :]
         slope = _slope(g.to(tl.float32), normal, w, b, SILU)
-        first += slope
-        second += slope * normal
-        normal = v_next.to(tl.float32) * r[None, :] + centre[None, :]
-        slope = _slope(g_next.to(tl.float32), normal, w, b, SILU)
         first += slope
         second += slope * normal
     columns = tl.arange(0, CP)
