@@ -288,13 +288,13 @@ def stages(x: Tensor) -> dict[str, tuple[int, Callable[[], Any]]]:
     weight, bias = torch.randn(channels, device="cuda"), torch.randn(channels, device="cuda")
     four = torch.randn(batch, 4 * channels, side // 2, side // 2, device="cuda", dtype=x.dtype)
     four = four.contiguous(memory_format=torch.channels_last)
-    _, mean, inverse = ops.group_norm(x, weight, bias, None, 32, 1e-5, True, x.dtype)
-    backward = (grad, x, weight, bias, None, mean, inverse, 32, True)
+    _, *kept = ops.group_norm(x, weight, bias, None, 32, 1e-5, True, x.dtype)
+    backward = (grad, x, weight, bias, None, *kept, 32, True)
     return {
         "norm": (3, lambda: ops.group_norm(x, weight, bias, None, 32, 1e-5, True, x.dtype)),
         "gradient": (5, lambda: ops.group_norm_backward(*backward)),
         "add": (3, lambda: ops.add(x, y, bias)),
-        "interleave": (2, lambda: ops.interleave(four, bias, 0)),
+        "interleave": (2, lambda: ops.interleave(four, bias.repeat(4), 0)),
     }
 
 
@@ -302,11 +302,11 @@ def run_kernels() -> None:
     from gsqtok.networks import fused_triton
 
     rate = copy_rate("cuda")
-    print(f"copy: {rate / 1e12:.2f} TB/s\nshape, elements a tile, warps: share of the copy's bytes a second")
+    print(f"copy: {rate / 1e12:.2f} TB/s\nshape, elements a tile, of sums, warps: share of the copy's bytes a second")
     for shape in ((16, 128, 256, 256), (16, 256, 128, 128), (16, 512, 32, 32)):
         x = torch.randn(shape, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        for tile, warps in ((4096, 4), (8192, 8), (16384, 8)):
-            fused_triton.TILE, fused_triton.WARPS = tile, warps
+        for tile, sums, warps in ((8192, 4096, 8), (8192, 8192, 8), (4096, 2048, 4), (16384, 4096, 4)):
+            fused_triton.TILE, fused_triton.SUMS_TILE, fused_triton.WARPS = tile, sums, warps
             shares = []
             for name, (passes, run) in stages(x).items():
                 run()
@@ -315,7 +315,7 @@ def run_kernels() -> None:
                     run()
                 seconds = median_time(graph.replay, "cuda", 0.03)
                 shares.append(f"{name} {passes * x.nbytes / seconds / rate:5.2f}")
-            print(f"{shape!s:20} {tile:6} {warps:3}  " + "  ".join(shares), flush=True)
+            print(f"{shape!s:20} {tile:6} {sums:5} {warps:3}  " + "  ".join(shares), flush=True)
 
 
 def run_profile(args: argparse.Namespace, factor: int, size: int, batch: int) -> None:

@@ -1,4 +1,5 @@
 import copy
+import gc
 
 import pytest
 import torch
@@ -36,6 +37,13 @@ def test_graphs_need_a_gpu(tiny_tokenizer):
         record(tiny_tokenizer.train(), torch.zeros(1, 3, 8, 8), None)
 
 
+@pytest.fixture(autouse=True)
+def _nothing_left_of_other_tests():
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
 
@@ -61,6 +69,7 @@ def test_steps_from_graphs_equal_eager_ones(tiny_config, precision, layout, reco
     eager.encoder.recompute_levels = eager.decoder.recompute_levels = recompute
     graphed = copy.deepcopy(eager)
     batches = torch.rand(3, 4, 3, 16, 24, device="cuda") * 2 - 1
+    unchanged, version = batches.clone(), batches._version
     record(graphed, batches[0], precision, backbone)
 
     def train(tokenizer):
@@ -80,6 +89,8 @@ def test_steps_from_graphs_equal_eager_ones(tiny_config, precision, layout, reco
     tolerance = {"rtol": 1e-3, "atol": 1e-4} if precision is None else {"rtol": 2e-2, "atol": 2e-3}
     for found, expected in zip(train(graphed)[1], train(eager)[1], strict=True):
         torch.testing.assert_close(found, expected, **tolerance)
+    assert torch.equal(batches, unchanged)
+    assert batches._version == version
     assert graphed.eval().encode(batches[0]).shape == (4, 4, 6, 2)
 
 

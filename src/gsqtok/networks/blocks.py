@@ -121,7 +121,9 @@ class NearestUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
         if fused.fusible(x):
-            return fused.interleave(F.conv2d(x, self._weight_before_repetition(), padding=1), self.conv.bias, 1)
+            return fused.interleave(
+                F.conv2d(x, self._weight_before_repetition(), padding=1), self.conv.bias.repeat(4), 1
+            )
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
     def _weight_before_repetition(self) -> Tensor:
@@ -155,7 +157,7 @@ class DepthToSpaceUpsample(nn.Module):
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
         b, c, h, w = x.shape
         if fused.fusible(x):
-            return fused.interleave(self.conv(x))
+            return fused.interleave(fused.convolve(self.conv, x), self.conv.bias)
         blocks = self.conv(x).view(b, 2, 2, c, h, w)
         return blocks.permute(0, 3, 4, 1, 5, 2).reshape(b, c, 2 * h, 2 * w)
 

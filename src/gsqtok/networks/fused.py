@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-_LARGEST_CHANNELS = 8192  # a tile holds all channels of a row
+_LARGEST_CHANNELS = 4096  # a tile holds all channels of a row, several of them at a time on their way to the kernel
 
 
 def fusible(x: Tensor) -> bool:
@@ -77,7 +77,7 @@ def add(x: Tensor, y: Tensor, bias: Tensor) -> Tensor:
     return torch.ops.gsqtok.add(x, y, bias)
 
 
-def interleave(x: Tensor, bias: Tensor | None = None, overlap: int = 0) -> Tensor:
+def interleave(x: Tensor, bias: Tensor, overlap: int = 0) -> Tensor:
     """Four images side by side in the channels become the pixels of each 2x2 block of one.
 
     With overlap 1 the images are one larger each way, and the one for the lower (right) pixel of a block is taken from
@@ -86,7 +86,7 @@ def interleave(x: Tensor, bias: Tensor | None = None, overlap: int = 0) -> Tenso
 
     Args:
         x: (B, 4C, h + overlap, w + overlap), channel (2 * row + column) * C + c for pixel (row, column) of a block.
-        bias: (C,), added.
+        bias: (4C,), added to x first: that of the convolution that x comes from.
 
     Returns:
         (B, C, 2h, 2w), channels innermost.
@@ -110,15 +110,15 @@ def _empty(x: Tensor, dtype: torch.dtype | None = None, shape: tuple[int, ...] |
 torch.library.define(
     "gsqtok::group_norm",
     "(Tensor x, Tensor weight, Tensor bias, Tensor? shift, int groups, float eps, bool silu, ScalarType dtype)"
-    " -> (Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define(
     "gsqtok::group_norm_backward",
-    "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor? shift, Tensor mean, Tensor inverse, int groups,"
-    " bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor grad, Tensor x, Tensor weight, Tensor bias, Tensor? shift, Tensor mean, Tensor inverse, Tensor centre,"
+    " int groups, bool silu) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 torch.library.define("gsqtok::add", "(Tensor x, Tensor y, Tensor bias) -> Tensor")
-torch.library.define("gsqtok::interleave", "(Tensor x, Tensor? bias, int overlap) -> Tensor")
+torch.library.define("gsqtok::interleave", "(Tensor x, Tensor bias, int overlap) -> Tensor")
 torch.library.define("gsqtok::interleave_backward", "(Tensor grad, int overlap) -> Tensor")
 
 
@@ -132,7 +132,7 @@ def _group_norm(
     eps: float,
     silu: bool,
     dtype: torch.dtype,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     from gsqtok.networks import fused_triton
 
     x, out = _innermost(x), _empty(x, dtype)
@@ -143,7 +143,7 @@ def _group_norm(
 @torch.library.register_fake("gsqtok::group_norm")
 def _group_norm_fake(x, weight, bias, shift, groups, eps, silu, dtype):
     mean, inverse = (x.new_empty((x.shape[0], groups), dtype=torch.float32) for _ in range(2))
-    return _empty(x, dtype), mean, inverse
+    return _empty(x, dtype), mean, inverse, x.new_empty(x.shape[:2], dtype=torch.float32)
 
 
 @torch.library.impl("gsqtok::group_norm_backward", "CompositeExplicitAutograd")
@@ -155,6 +155,7 @@ def _group_norm_backward(
     shift: Tensor | None,
     mean: Tensor,
     inverse: Tensor,
+    centre: Tensor,
     groups: int,
     silu: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -163,8 +164,8 @@ def _group_norm_backward(
     out = _empty(x)
     with torch.cuda.device_of(x):
         sums = fused_triton.group_norm_backward(
-            _innermost(grad), _innermost(x), weight.contiguous(), bias.contiguous(), shift, mean, inverse, groups,
-            silu, out,
+            _innermost(grad), _innermost(x), weight.contiguous(), bias.contiguous(), shift, mean, inverse, centre,
+            groups, silu, out,
         )  # fmt: skip
     d_weight, d_bias, d_shift = sums
     if weight.ndim == 1:
@@ -174,7 +175,7 @@ def _group_norm_backward(
 
 
 @torch.library.register_fake("gsqtok::group_norm_backward")
-def _group_norm_backward_fake(grad, x, weight, bias, shift, mean, inverse, groups, silu):
+def _group_norm_backward_fake(grad, x, weight, bias, shift, mean, inverse, centre, groups, silu):
     return (
         _empty(x),
         torch.empty_like(weight, memory_format=torch.contiguous_format),
@@ -185,18 +186,18 @@ def _group_norm_backward_fake(grad, x, weight, bias, shift, mean, inverse, group
 
 def _keep_for_group_norm(ctx, inputs, output) -> None:
     x, weight, bias, shift, ctx.groups, _, ctx.silu, _ = inputs
-    _, mean, inverse = output
-    ctx.mark_non_differentiable(mean, inverse)
+    _, *kept = output
+    ctx.mark_non_differentiable(*kept)
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, bias, shift, mean, inverse)
+    ctx.save_for_backward(x, weight, bias, shift, *kept)
 
 
 def _group_norm_gradient(ctx, grad, *_):
-    x, weight, bias, shift, mean, inverse = ctx.saved_tensors
+    x, weight, bias, shift, *kept = ctx.saved_tensors
     if grad is None:
         return (None,) * 8
     dx, d_weight, d_bias, d_shift = torch.ops.gsqtok.group_norm_backward(
-        grad, x, weight, bias, shift, mean, inverse, ctx.groups, ctx.silu
+        grad, x, weight, bias, shift, *kept, ctx.groups, ctx.silu
     )
     return dx, d_weight, d_bias, None if shift is None else d_shift, None, None, None, None
 
@@ -232,12 +233,12 @@ torch.library.register_autograd("gsqtok::add", _add_gradient, setup_context=_kee
 
 
 @torch.library.impl("gsqtok::interleave", "CompositeExplicitAutograd")
-def _interleave(x: Tensor, bias: Tensor | None, overlap: int) -> Tensor:
+def _interleave(x: Tensor, bias: Tensor, overlap: int) -> Tensor:
     from gsqtok.networks import fused_triton
 
     out = _interleave_fake(x, bias, overlap)
     with torch.cuda.device_of(x):
-        fused_triton.interleave(_innermost(x), bias, overlap, out)
+        fused_triton.interleave(_innermost(x), bias.contiguous(), overlap, out)
     return out
 
 
@@ -265,12 +266,12 @@ def _interleave_backward_fake(grad, overlap):
 
 def _keep_for_interleave(ctx, inputs, output) -> None:
     _, bias, ctx.overlap = inputs
-    ctx.bias = None if bias is None else bias.dtype
+    ctx.bias = bias.dtype
 
 
 def _interleave_gradient(ctx, grad):
-    d_bias = None if ctx.bias is None else grad.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias)
-    return torch.ops.gsqtok.interleave_backward(grad, ctx.overlap), d_bias, None
+    dx = torch.ops.gsqtok.interleave_backward(grad, ctx.overlap)
+    return dx, dx.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias), None
 
 
 torch.library.register_autograd("gsqtok::interleave", _interleave_gradient, setup_context=_keep_for_interleave)

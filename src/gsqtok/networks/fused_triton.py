@@ -1,44 +1,80 @@
 """Triton kernels for what stands between convolutions, on tensors whose channels are innermost in memory (NHWC).
 
 These stages only move data, so each is as few passes over it as can be: group normalisation with its activation reads
-twice and writes once, forward and backward; only its input, mean and 1 / deviation are kept for the backward pass.
+twice and writes once, forward and backward; of what is large only its input is kept for the backward pass.
 
-Statistics are those of tiles of rows (a row is one position, all channels), merged by Chan's formula in a fixed order:
-equal inputs give equal bits. All arithmetic is float32 whatever the type of the tensors.
+Statistics are those of stretches of rows (a row is one position, all channels), merged by Chan's formula in a fixed
+order: equal inputs give equal bits. All arithmetic is float32 whatever the type of the tensors.
 """
 
-import os
+from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 TILE = 8192  # elements a tile: 32 for each of 256 threads, which is four loads of 16 bytes in half precision
+SUMS_TILE = 4096  # where sums stay in registers: two or three float32 for each of 16 elements a thread
 PROGRAMS = 2048  # tiles are shared out among no more programs than keep the largest GPUs busy several times over
+STEPS = (4, 32)  # tiles that a program adds up before it does so over rows, at least and at most
 WARPS = 8
+MERGE_WARPS = 4
+
+# ``do_not_specialize``: integers vary with picture and batch, and each that is 1 or a multiple of 16 would otherwise
+# have a kernel of its own.
 
 
-class Shape:
-    """Sizes of one launch over (batch, rows, channels); a tile is smaller the more tensors a thread holds of it."""
+class Shape(NamedTuple):
+    """Sizes of the launches over (batch, rows, channels)."""
 
-    def __init__(self, x: Tensor, inputs: int = 1) -> None:
-        self.batch, self.channels, height, width = x.shape
-        self.rows = height * width
-        self.padded = triton.next_power_of_2(self.channels)
-        self.tile_rows = max(1, min(TILE // inputs // self.padded, triton.next_power_of_2(self.rows)))
-        self.tiles = triton.cdiv(self.rows, self.tile_rows)
-        self.steps = max(1, min(8, self.tiles * self.batch // PROGRAMS))
-        self.splits = triton.cdiv(self.tiles, self.steps)
-        self.tile = {"C": self.channels, "CP": self.padded, "BR": self.tile_rows}
+    batch: int
+    channels: int
+    rows: int
+    splits: int  # programs that share the rows of a sample for sums
+    steps: int  # tiles of each of them
+    sums: dict[str, int]  # a tile of those
+    once: dict[str, int]  # a tile where all is read and written once
+    twice: dict[str, int]  # likewise, of two tensors with some arithmetic
+
+    def programs(self, tile: dict[str, int]) -> tuple[int, int]:
+        """One for each tile."""
+        return _ceil(self.rows, tile["BR"]), self.batch
+
+
+def shape_of(x: Tensor) -> Shape:
+    """Of the launches over x (B, C, H, W)."""
+    batch, channels, height, width = x.shape
+    return _shape(batch, channels, height * width, TILE, SUMS_TILE, PROGRAMS)
+
+
+@lru_cache(1024)
+def _shape(batch: int, channels: int, rows: int, tile: int, sums_tile: int, programs: int) -> Shape:
+    padded = _power_of_2(channels)
+    sums, once, twice = (
+        {"C": channels, "CP": padded, "BR": max(1, elements // padded)} for elements in (sums_tile, tile, tile // 2)
+    )
+    tiles = _ceil(rows, sums["BR"])
+    least, most = STEPS
+    steps = min(most, max(least, tiles * batch // programs // least * least))
+    return Shape(batch, channels, rows, _ceil(tiles, steps), steps, sums, once, twice)
+
+
+def _ceil(a: int, b: int) -> int:
+    return -(-a // b)
+
+
+def _power_of_2(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
 def group_norm(
     x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, eps: float, silu: bool, out: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Write into ``out`` and return mean and 1 / deviation, both (B, groups) float32.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Write into ``out`` and return what the backward pass needs, all float32.
+
+    Those are mean and 1 / deviation, both (B, groups), and the mean of each channel after normalisation, (B, C).
 
     Args:
         x: (B, C, H, W), channels innermost; so is ``out``.
@@ -49,20 +85,18 @@ def group_norm(
         silu: apply SiLU after it.
         out: (B, C, H, W) of any float type.
     """
-    s = Shape(x)
-    width = s.channels // groups
+    s = shape_of(x)
     partial = x.new_empty((s.batch, s.splits, 2, s.channels), dtype=torch.float32)
     mean, inverse = (x.new_empty((s.batch, groups), dtype=torch.float32) for _ in range(2))
-    scale, offset = (x.new_empty((s.batch, s.channels), dtype=torch.float32) for _ in range(2))
-    _statistics[(s.splits, s.batch)](x, partial, s.rows, STEPS=s.steps, **s.tile, num_warps=WARPS)
+    centre, scale, offset = (x.new_empty((s.batch, s.channels), dtype=torch.float32) for _ in range(3))
+    _statistics[(s.splits, s.batch)](x, partial, s.rows, s.steps, **s.sums, num_warps=WARPS)
     _merge_statistics[(groups, s.batch)](
-        partial, weight, bias, weight if shift is None else shift, mean, inverse, scale, offset,
-        s.rows, s.splits, s.steps * s.tile_rows, eps, s.channels if weight.ndim == 2 else 0,
-        C=s.channels, G=groups, WIDTH=width, WP=triton.next_power_of_2(width), BS=_splits_at_once(s, width),
-        SHIFTED=shift is not None, num_warps=4,
+        partial, weight, bias, weight if shift is None else shift, mean, inverse, centre, scale, offset,
+        s.rows, s.splits, s.steps * s.sums["BR"], eps, weight.ndim - 1,
+        s.channels, groups, int(shift is not None), **_group_tile(s.channels // groups), num_warps=MERGE_WARPS,
     )  # fmt: skip
-    _normalise[(s.tiles, s.batch)](x, out, scale, offset, s.rows, s.batch, SILU=silu, **s.tile, num_warps=WARPS)
-    return mean, inverse
+    _normalise[s.programs(s.once)](x, out, scale, offset, s.rows, s.batch, SILU=silu, **s.once, num_warps=WARPS)
+    return mean, inverse, centre
 
 
 def group_norm_backward(
@@ -73,61 +107,59 @@ def group_norm_backward(
     shift: Tensor | None,
     mean: Tensor,
     inverse: Tensor,
+    centre: Tensor,
     groups: int,
     silu: bool,
     out: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Write the gradient of x into ``out``; return those of weight, bias and shift for each sample, (B, C) float32."""
-    s = Shape(x, inputs=2)
-    width = s.channels // groups
-    shifted = shift is not None
-    partial = x.new_empty((s.batch, s.splits, 3 if shifted else 2, s.channels), dtype=torch.float32)
+    s = shape_of(x)
+    partial = x.new_empty((s.batch, s.splits, 2, s.channels), dtype=torch.float32)
     d_weight, d_bias, d_shift = (x.new_empty((s.batch, s.channels), dtype=torch.float32) for _ in range(3))
     means = x.new_empty((s.batch, groups, 2), dtype=torch.float32)
-    stride = s.channels if weight.ndim == 2 else 0
-    parameters = (weight, bias, shift if shifted else weight, mean, inverse)
-    options = {"SILU": silu, "SHIFTED": shifted, "G": groups, "WIDTH": width} | s.tile
+    parameters = (weight, bias, weight if shift is None else shift, mean, inverse)
+    kind = (weight.ndim - 1, int(shift is not None))
     _gradient_sums[(s.splits, s.batch)](
-        grad, x, *parameters, partial, s.rows, stride, STEPS=s.steps, **options, num_warps=WARPS
+        grad, x, *parameters, partial, s.rows, s.steps, *kind, SILU=silu, G=groups, **s.sums, num_warps=WARPS
     )
     _merge_gradient_sums[(groups, s.batch)](
-        partial, weight, inverse, means, d_weight, d_bias, d_shift, s.rows, s.splits, stride,
-        C=s.channels, G=groups, WIDTH=width, WP=triton.next_power_of_2(width), BS=_splits_at_once(s, width),
-        SHIFTED=shifted, num_warps=4,
+        partial, weight, inverse, centre, means, d_weight, d_bias, d_shift, s.rows, s.splits, weight.ndim - 1,
+        s.channels, groups, **_group_tile(s.channels // groups), num_warps=MERGE_WARPS,
     )  # fmt: skip
-    _gradient[(s.tiles, s.batch)](grad, x, *parameters, means, out, s.rows, s.batch, stride, **options, num_warps=WARPS)
+    _gradient[s.programs(s.twice)](
+        grad, x, *parameters, means, out, s.rows, s.batch, *kind, SILU=silu, G=groups, **s.twice, num_warps=WARPS
+    )
     return d_weight, d_bias, d_shift
 
 
 def add(x: Tensor, y: Tensor, bias: Tensor, out: Tensor) -> None:
     """out = x + y + bias, the bias (C,) for each channel; all (B, C, H, W) with channels innermost."""
-    s = Shape(x)
-    _add[(s.tiles, s.batch)](x, y, bias, out, s.rows, **s.tile, num_warps=WARPS)
+    s = shape_of(x)
+    _add[s.programs(s.once)](x, y, bias, out, s.rows, **s.once, num_warps=WARPS)
 
 
-def interleave(x: Tensor, bias: Tensor | None, overlap: int, out: Tensor) -> None:
+def interleave(x: Tensor, bias: Tensor, overlap: int, out: Tensor) -> None:
     """Four images of (h, w) become the pixels of each 2x2 block of one: see `gsqtok.networks.fused.interleave`."""
     _interleave(x, bias, overlap, out, backward=False)
 
 
 def interleave_backward(grad: Tensor, overlap: int, out: Tensor) -> None:
     """The gradient of ``interleave``: 0 where it took nothing."""
-    _interleave(out, None, overlap, grad, backward=True)
+    _interleave(out, out, overlap, grad, backward=True)
 
 
-def _interleave(x: Tensor, bias: Tensor | None, overlap: int, out: Tensor, backward: bool) -> None:
+def _interleave(x: Tensor, bias: Tensor, overlap: int, out: Tensor, backward: bool) -> None:
     batch, channels, height, width = out.shape
-    padded = triton.next_power_of_2(channels)
-    tile_rows = max(1, TILE // padded)
-    rows = 4 * x.shape[2] * x.shape[3]
-    _move[(triton.cdiv(rows, tile_rows), batch)](
-        x, x if bias is None else bias, out, rows, height // 2, width // 2,
-        P=overlap, C=channels, CP=padded, BR=tile_rows, BIASED=bias is not None, BACKWARD=backward, num_warps=WARPS,
-    )  # fmt: skip
+    s = _shape(batch, channels, 4 * x.shape[2] * x.shape[3], TILE, SUMS_TILE, PROGRAMS)
+    _move[s.programs(s.once)](
+        x, bias, out, s.rows, height // 2, width // 2, P=overlap, BACKWARD=backward, **s.once, num_warps=WARPS
+    )
 
 
-def _splits_at_once(s: Shape, width: int) -> int:
-    return max(1, min(triton.next_power_of_2(s.splits), 2048 // triton.next_power_of_2(width)))
+def _group_tile(width: int) -> dict[str, int]:
+    """Channels of a group, and splits that are read at once: mostly the same for all layers of a network."""
+    padded = max(16, _power_of_2(width))
+    return {"WP": padded, "BS": max(1, 1024 // padded)}
 
 
 @triton.jit
@@ -143,43 +175,61 @@ def _tile(start, ROWS, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr):
 
 
 @triton.jit
-def _statistics(x, partial, ROWS, STEPS: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr):
-    """Mean, and sum of squared distances to it, of every channel over this program's rows."""
-    split, sample = tl.program_id(0), tl.program_id(1)
-    source = x + sample.to(tl.int64) * ROWS * C
-    mean = tl.zeros((CP,), tl.float32)
-    squares = tl.zeros((CP,), tl.float32)
-    count = 0.0
-    for step in range(STEPS):
-        start = (split * STEPS + step) * BR
-        offsets, mask = _tile(start, ROWS, C, CP, BR)
-        v = tl.load(source + start.to(tl.int64) * C + offsets, mask=mask, other=0.0).to(tl.float32)
-        n = tl.minimum(tl.maximum(ROWS - start, 0), BR).to(tl.float32)
-        tile_mean = tl.sum(v, axis=0) / tl.maximum(n, 1.0)
-        distance = tl.where(mask, v - tile_mean[None, :], 0.0)
-        total = tl.maximum(count + n, 1.0)
-        difference = tile_mean - mean
-        squares += tl.sum(distance * distance, axis=0) + difference * difference * (count * n / total)
-        mean += difference * (n / total)
-        count += n
-    columns = tl.arange(0, CP)
-    target = partial + (sample * tl.num_programs(0) + split).to(tl.int64) * (2 * C) + columns
-    tl.store(target, mean, mask=columns < C)
-    tl.store(target + C, squares, mask=columns < C)
+def _load(source, begin, step, ROWS, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr):
+    """A tile, so many after the one at row ``begin``, which is where source points."""
+    offsets, mask = _tile(begin + step * BR, ROWS, C, CP, BR)
+    return tl.load(source + (step * BR * C + offsets), mask=mask, other=0.0), mask
 
 
 @triton.jit
+def _tiles_with(row, ROWS, STEPS, BR: tl.constexpr):
+    """Of STEPS tiles that follow each other, how many have each row of a tile, which is ``row`` in the first."""
+    return tl.minimum((tl.maximum(ROWS - row, 0) + BR - 1) // BR, STEPS)
+
+
+@triton.jit(do_not_specialize=("ROWS", "STEPS"))
+def _statistics(x, partial, ROWS, STEPS, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr):
+    """Mean, and sum of squared distances to it, of every channel over this program's rows.
+
+    Each element of a tile has sums of its own over the tiles, of distances to its first value: no mean, however large,
+    costs precision. They are merged at the end.
+    """
+    split, sample = tl.program_id(0), tl.program_id(1)
+    begin = split * STEPS * BR
+    source = x + (sample.to(tl.int64) * ROWS + begin) * C
+    first = _load(source, begin, 0, ROWS, C, CP, BR)[0].to(tl.float32)
+    sums = tl.zeros((BR, CP), tl.float32)
+    squares = tl.zeros((BR, CP), tl.float32)
+    for step in tl.range(0, STEPS, num_stages=4):  # the next three tiles are on their way to shared memory meanwhile
+        v, mask = _load(source, begin, step, ROWS, C, CP, BR)
+        distance = tl.where(mask, v.to(tl.float32) - first, 0.0)
+        sums += distance
+        squares += distance * distance
+    n = _tiles_with(begin + tl.arange(0, BR), ROWS, STEPS, BR).to(tl.float32)[:, None]
+    of_mean = sums / tl.maximum(n, 1.0)
+    squares -= sums * of_mean
+    rows = tl.minimum(ROWS - begin, STEPS * BR).to(tl.float32)
+    mean = tl.sum((first + of_mean) * n, axis=0) / rows
+    distance = first + of_mean - mean[None, :]
+    squares += distance * distance * n
+    columns = tl.arange(0, CP)
+    target = partial + (sample * tl.num_programs(0) + split).to(tl.int64) * (2 * C) + columns
+    tl.store(target, mean, mask=columns < C)
+    tl.store(target + C, tl.sum(squares, axis=0), mask=columns < C)
+
+
+@triton.jit(do_not_specialize=("ROWS", "SPLITS", "SPLIT_ROWS", "OWN", "CHANNELS", "GROUPS", "SHIFTED"))
 def _merge_statistics(
-    partial, weight, bias, shift, mean_ptr, inverse_ptr, scale, offset, ROWS, SPLITS, SPLIT_ROWS, eps, stride,
-    C: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr, WP: tl.constexpr, BS: tl.constexpr,
-    SHIFTED: tl.constexpr,
+    partial, weight, bias, shift, mean_ptr, inverse_ptr, centre, scale, offset, ROWS, SPLITS, SPLIT_ROWS, eps, OWN,
+    CHANNELS, GROUPS, SHIFTED, WP: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """One group of one sample: its mean and 1 / deviation, and what every channel is multiplied by and gets added."""
     group, sample = tl.program_id(0), tl.program_id(1)
+    width = CHANNELS // GROUPS
     within = tl.arange(0, WP)
-    real = within < WIDTH
-    channel = group * WIDTH + within
-    source = partial + sample.to(tl.int64) * SPLITS * (2 * C) + channel[None, :]
+    real = within < width
+    channel = group * width + within
+    source = partial + sample.to(tl.int64) * SPLITS * (2 * CHANNELS) + channel[None, :]
     rows = ROWS * 1.0
 
     mean = tl.zeros((WP,), tl.float32)
@@ -187,32 +237,33 @@ def _merge_statistics(
         split = start + tl.arange(0, BS)[:, None]
         n = tl.minimum(tl.maximum(ROWS - split * SPLIT_ROWS, 0), SPLIT_ROWS).to(tl.float32)
         mask = (split < SPLITS) & real[None, :]
-        mean += tl.sum(tl.load(source + split * (2 * C), mask=mask, other=0.0) * (n / rows), axis=0)
+        mean += tl.sum(tl.load(source + split * (2 * CHANNELS), mask=mask, other=0.0) * (n / rows), axis=0)
     squares = tl.zeros((WP,), tl.float32)
     for start in range(0, SPLITS, BS):
         split = start + tl.arange(0, BS)[:, None]
         n = tl.minimum(tl.maximum(ROWS - split * SPLIT_ROWS, 0), SPLIT_ROWS).to(tl.float32)
         mask = (split < SPLITS) & real[None, :]
-        difference = tl.where(mask, tl.load(source + split * (2 * C), mask=mask, other=0.0) - mean[None, :], 0.0)
-        squares += tl.sum(tl.load(source + split * (2 * C) + C, mask=mask, other=0.0) + difference * difference * n, 0)
+        difference = tl.where(mask, tl.load(source + split * (2 * CHANNELS), mask=mask, other=0.0) - mean[None, :], 0.0)
+        squares += tl.sum(
+            tl.load(source + split * (2 * CHANNELS) + CHANNELS, mask=mask, other=0.0) + difference * difference * n, 0
+        )
 
-    added = tl.zeros((WP,), tl.float32)
-    if SHIFTED:
-        added = tl.load(shift + channel, mask=real, other=0.0).to(tl.float32)
+    added = tl.load(shift + channel, mask=real & (SHIFTED != 0), other=0.0).to(tl.float32)
     mean += added
-    group_mean = tl.sum(tl.where(real, mean, 0.0), axis=0) / WIDTH
+    group_mean = tl.sum(tl.where(real, mean, 0.0), axis=0) / width
     difference = tl.where(real, mean - group_mean, 0.0)
-    variance = (tl.sum(squares, axis=0) / rows + tl.sum(difference * difference, axis=0)) / WIDTH
+    variance = (tl.sum(squares, axis=0) / rows + tl.sum(difference * difference, axis=0)) / width
     inverse = 1.0 / tl.sqrt(variance + eps)
-    tl.store(mean_ptr + sample * G + group, group_mean)
-    tl.store(inverse_ptr + sample * G + group, inverse)
-    w = tl.load(weight + sample * stride + channel, mask=real, other=0.0).to(tl.float32)
-    b = tl.load(bias + sample * stride + channel, mask=real, other=0.0).to(tl.float32)
-    tl.store(scale + sample * C + channel, w * inverse, mask=real)
-    tl.store(offset + sample * C + channel, b + (added - group_mean) * (w * inverse), mask=real)
+    tl.store(mean_ptr + sample * GROUPS + group, group_mean)
+    tl.store(inverse_ptr + sample * GROUPS + group, inverse)
+    tl.store(centre + sample * CHANNELS + channel, difference * inverse, mask=real)
+    w = tl.load(weight + sample * OWN * CHANNELS + channel, mask=real, other=0.0).to(tl.float32)
+    b = tl.load(bias + sample * OWN * CHANNELS + channel, mask=real, other=0.0).to(tl.float32)
+    tl.store(scale + sample * CHANNELS + channel, w * inverse, mask=real)
+    tl.store(offset + sample * CHANNELS + channel, b + (added - group_mean) * (w * inverse), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("ROWS", "BATCH"))
 def _normalise(
     x, y, scale, offset, ROWS, BATCH, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr, SILU: tl.constexpr
 ):
@@ -234,18 +285,16 @@ def _normalise(
 
 @triton.jit
 def _parameters(
-    weight, bias, shift, mean, inverse, sample, stride,
-    C: tl.constexpr, CP: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr, SHIFTED: tl.constexpr,
+    weight, bias, shift, mean, inverse, sample, OWN, SHIFTED, C: tl.constexpr, CP: tl.constexpr, G: tl.constexpr
 ):  # fmt: skip
     """For every channel weight, bias, 1 / deviation, and what makes the normalised value x * inverse + centre."""
     columns = tl.arange(0, CP)
     real = columns < C
-    w = tl.load(weight + sample * stride + columns, mask=real, other=0.0).to(tl.float32)
-    b = tl.load(bias + sample * stride + columns, mask=real, other=0.0).to(tl.float32)
-    r = tl.load(inverse + sample * G + columns // WIDTH, mask=real, other=0.0)
-    m = tl.load(mean + sample * G + columns // WIDTH, mask=real, other=0.0)
-    if SHIFTED:
-        m -= tl.load(shift + columns, mask=real, other=0.0).to(tl.float32)
+    w = tl.load(weight + sample * OWN * C + columns, mask=real, other=0.0).to(tl.float32)
+    b = tl.load(bias + sample * OWN * C + columns, mask=real, other=0.0).to(tl.float32)
+    r = tl.load(inverse + sample * G + columns // (C // G), mask=real, other=0.0)
+    m = tl.load(mean + sample * G + columns // (C // G), mask=real, other=0.0)
+    m -= tl.load(shift + columns, mask=real & (SHIFTED != 0), other=0.0).to(tl.float32)
     return w, b, r, -m * r
 
 
@@ -259,91 +308,80 @@ def _slope(dy, normal, w, b, SILU: tl.constexpr):
     return dy
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("ROWS", "STEPS", "OWN", "SHIFTED"))
 def _gradient_sums(
-    dy, x, weight, bias, shift, mean, inverse, partial, ROWS, stride, STEPS: tl.constexpr, SILU: tl.constexpr,
-    SHIFTED: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
-    BR: tl.constexpr,
+    dy, x, weight, bias, shift, mean, inverse, partial, ROWS, STEPS, OWN, SHIFTED, SILU: tl.constexpr,
+    G: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Over this program's rows and for every channel, the sums of g, of g * n and, if shifted, of n: the gradient
-    before the activation and the normalised value."""
+    """Over this program's rows and for every channel, the sums of g and of g * n: the gradient before the activation
+    and the normalised value. Each element of a tile has its own until the end."""
     split, sample = tl.program_id(0), tl.program_id(1)
-    base = sample.to(tl.int64) * ROWS * C
-    w, b, r, centre = _parameters(weight, bias, shift, mean, inverse, sample, stride, C, CP, G, WIDTH, SHIFTED)
-    first = tl.zeros((CP,), tl.float32)
-    second = tl.zeros((CP,), tl.float32)
-    third = tl.zeros((CP,), tl.float32)
-    for step in range(STEPS):
-        start = (split * STEPS + step) * BR
-        offsets, mask = _tile(start, ROWS, C, CP, BR)
-        offsets += base + start.to(tl.int64) * C
-        g = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
-        normal = tl.load(x + offsets, mask=mask, other=0.0).to(tl.float32) * r[None, :] + centre[None, :]
-        g = _slope(g, normal, w, b, SILU)
-        first += tl.sum(g, axis=0)
-        second += tl.sum(g * normal, axis=0)
-        if SHIFTED:
-            third += tl.sum(tl.where(mask, normal, 0.0), axis=0)
+    begin = split * STEPS * BR
+    base = (sample.to(tl.int64) * ROWS + begin) * C
+    w, b, r, centre = _parameters(weight, bias, shift, mean, inverse, sample, OWN, SHIFTED, C, CP, G)
+    first = tl.zeros((BR, CP), tl.float32)
+    second = tl.zeros((BR, CP), tl.float32)
+    for step in tl.range(0, STEPS, num_stages=3):
+        g, _ = _load(dy + base, begin, step, ROWS, C, CP, BR)  # 0 outside, so that n there does not count
+        v, _ = _load(x + base, begin, step, ROWS, C, CP, BR)
+        normal = v.to(tl.float32) * r[None, :] + centre[None, :]
+        slope = _slope(g.to(tl.float32), normal, w, b, SILU)
+        first += slope
+        second += slope * normal
     columns = tl.arange(0, CP)
-    TERMS: tl.constexpr = 3 if SHIFTED else 2
-    target = partial + (sample * tl.num_programs(0) + split).to(tl.int64) * (TERMS * C) + columns
-    tl.store(target, first, mask=columns < C)
-    tl.store(target + C, second, mask=columns < C)
-    if SHIFTED:
-        tl.store(target + 2 * C, third, mask=columns < C)
+    target = partial + (sample * tl.num_programs(0) + split).to(tl.int64) * (2 * C) + columns
+    tl.store(target, tl.sum(first, axis=0), mask=columns < C)
+    tl.store(target + C, tl.sum(second, axis=0), mask=columns < C)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("ROWS", "SPLITS", "OWN", "CHANNELS", "GROUPS"))
 def _merge_gradient_sums(
-    partial, weight, inverse, means, d_weight, d_bias, d_shift, ROWS, SPLITS, stride,
-    C: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr, WP: tl.constexpr, BS: tl.constexpr,
-    SHIFTED: tl.constexpr,
+    partial, weight, inverse, centre, means, d_weight, d_bias, d_shift, ROWS, SPLITS, OWN,
+    CHANNELS, GROUPS, WP: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
     """One group of one sample: gradients of its parameters, and the two means that the gradient of x needs."""
     group, sample = tl.program_id(0), tl.program_id(1)
+    width = CHANNELS // GROUPS
     within = tl.arange(0, WP)
-    real = within < WIDTH
-    channel = group * WIDTH + within
-    TERMS: tl.constexpr = 3 if SHIFTED else 2
-    source = partial + sample.to(tl.int64) * SPLITS * (TERMS * C) + channel[None, :]
+    real = within < width
+    channel = group * width + within
+    size = 2 * CHANNELS
+    source = partial + sample.to(tl.int64) * SPLITS * size + channel[None, :]
     first = tl.zeros((WP,), tl.float32)
     second = tl.zeros((WP,), tl.float32)
-    third = tl.zeros((WP,), tl.float32)
     for start in range(0, SPLITS, BS):
         split = start + tl.arange(0, BS)[:, None]
         mask = (split < SPLITS) & real[None, :]
-        here = source + split * (TERMS * C)
+        here = source + split * size
         first += tl.sum(tl.load(here, mask=mask, other=0.0), axis=0)
-        second += tl.sum(tl.load(here + C, mask=mask, other=0.0), axis=0)
-        if SHIFTED:
-            third += tl.sum(tl.load(here + 2 * C, mask=mask, other=0.0), axis=0)
-    w = tl.load(weight + sample * stride + channel, mask=real, other=0.0).to(tl.float32)
-    r = tl.load(inverse + sample * G + group)
+        second += tl.sum(tl.load(here + CHANNELS, mask=mask, other=0.0), axis=0)
+    w = tl.load(weight + sample * OWN * CHANNELS + channel, mask=real, other=0.0).to(tl.float32)
+    r = tl.load(inverse + sample * GROUPS + group)
     rows = ROWS * 1.0
-    mean_g = tl.sum(w * first, axis=0) / (rows * WIDTH)
-    mean_gn = tl.sum(w * second, axis=0) / (rows * WIDTH)
-    tl.store(means + (sample * G + group) * 2, mean_g)
-    tl.store(means + (sample * G + group) * 2 + 1, mean_gn)
-    target = sample * C + channel
+    mean_g = tl.sum(w * first, axis=0) / (rows * width)
+    mean_gn = tl.sum(w * second, axis=0) / (rows * width)
+    tl.store(means + (sample * GROUPS + group) * 2, mean_g)
+    tl.store(means + (sample * GROUPS + group) * 2 + 1, mean_gn)
+    target = sample * CHANNELS + channel
     tl.store(d_bias + target, first, mask=real)
     tl.store(d_weight + target, second, mask=real)
-    if SHIFTED:  # the gradient of x, summed over the rows
-        tl.store(d_shift + target, r * (w * first - rows * mean_g - mean_gn * third), mask=real)
+    n = tl.load(centre + target, mask=real, other=0.0)
+    # the gradient of x, summed over the rows
+    tl.store(d_shift + target, r * (w * first - rows * (mean_g + mean_gn * n)), mask=real)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("ROWS", "BATCH", "OWN", "SHIFTED"))
 def _gradient(
-    dy, x, weight, bias, shift, mean, inverse, means, dx, ROWS, BATCH, stride, SILU: tl.constexpr,
-    SHIFTED: tl.constexpr, G: tl.constexpr, WIDTH: tl.constexpr, C: tl.constexpr, CP: tl.constexpr,
-    BR: tl.constexpr,
+    dy, x, weight, bias, shift, mean, inverse, means, dx, ROWS, BATCH, OWN, SHIFTED, SILU: tl.constexpr,
+    G: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
     """The gradient of x, last sample first as in `_normalise`."""
     start, sample = tl.program_id(0) * BR, BATCH - 1 - tl.program_id(1)
     offsets, mask = _tile(start, ROWS, C, CP, BR)
     offsets += (sample.to(tl.int64) * ROWS + start) * C
-    w, b, r, centre = _parameters(weight, bias, shift, mean, inverse, sample, stride, C, CP, G, WIDTH, SHIFTED)
+    w, b, r, centre = _parameters(weight, bias, shift, mean, inverse, sample, OWN, SHIFTED, C, CP, G)
     columns = tl.arange(0, CP)
-    group = (sample * G + columns // WIDTH) * 2
+    group = (sample * G + columns // (C // G)) * 2
     mean_g = tl.load(means + group, mask=columns < C, other=0.0)
     mean_gn = tl.load(means + group + 1, mask=columns < C, other=0.0)
     g = tl.load(dy + offsets, mask=mask, other=0.0).to(tl.float32)
@@ -353,7 +391,7 @@ def _gradient(
     tl.store(dx + offsets, d.to(dx.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("ROWS",))
 def _add(x, y, bias, out, ROWS, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr):
     start, sample = tl.program_id(0) * BR, tl.program_id(1)
     offsets, mask = _tile(start, ROWS, C, CP, BR)
@@ -365,10 +403,10 @@ def _add(x, y, bias, out, ROWS, C: tl.constexpr, CP: tl.constexpr, BR: tl.conste
     tl.store(out + offsets, sum_.to(out.dtype.element_ty), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=("ROWS", "HEIGHT", "WIDTH"))
 def _move(
     x, bias, out, ROWS, HEIGHT, WIDTH, P: tl.constexpr, C: tl.constexpr, CP: tl.constexpr, BR: tl.constexpr,
-    BIASED: tl.constexpr, BACKWARD: tl.constexpr,
+    BACKWARD: tl.constexpr,
 ):  # fmt: skip
     """Rows (i, j, part) of x (HEIGHT + P, WIDTH + P, 4) to or from the rows of out (2 HEIGHT, 2 WIDTH)."""
     start, sample = tl.program_id(0) * BR, tl.program_id(1)
@@ -391,6 +429,5 @@ def _move(
         tl.store(x + offsets, v.to(x.dtype.element_ty), mask=mask)
     else:
         v = tl.load(x + offsets, mask=exists, other=0.0).to(tl.float32)
-        if BIASED:
-            v += tl.load(bias + columns, mask=columns < C, other=0.0).to(tl.float32)[None, :]
+        v += tl.load(bias + (row % 4)[:, None] * C + columns[None, :], mask=exists, other=0.0).to(tl.float32)
         tl.store(out + pixels, v.to(out.dtype.element_ty), mask=exists)

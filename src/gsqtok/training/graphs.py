@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,10 @@ def record(
     pass a step. To accumulate several, let every parameter have a ``.grad`` before the first (and zero it with
     ``set_to_none=False``), since a gradient taken over as it is would be overwritten by the next replay.
 
+    What the graphs return lives there too, latent, reconstruction and features: the next forward pass overwrites it, so
+    finish a step's backward pass before the next forward pass, and clone what is to outlast the step. Likewise for
+    ``torch.autograd.grad``: a second one through the same graph overwrites the results of the first.
+
     Args:
         tokenizer: whose ``forward`` the training step calls.
         images: (B, 3, H, W), H and W multiples of f, on the tokenizer's device; its values do not matter.
@@ -49,15 +54,18 @@ def record(
     latent = torch.randn(batch, tokenizer.config.latent_dim, height // factor, width // factor, device=images.device)
     # As the quantizer hands it over: channels last in (..., D), hence innermost in memory.
     latent = latent.to(weight.dtype, memory_format=torch.channels_last).requires_grad_()
+    # Replays write their input into the sample: it must share no memory with the caller's pictures.
     samples: list[tuple[nn.Module, Tensor]] = [
-        (tokenizer.encoder, images.detach().to(weight.dtype)),
+        (tokenizer.encoder, images.detach().to(weight.dtype, copy=True)),
         (tokenizer.decoder, latent),
     ]
     if backbone is not None:
-        samples.append((backbone, images.detach().float().requires_grad_()))
+        samples.append((backbone, images.detach().to(torch.float32, copy=True).requires_grad_()))
 
     networks = [network for network, _ in samples]
     eager = [network.forward for network in networks]
+    gc.collect()  # freeing an earlier graph or event in the middle of a recording would spoil it
+    torch.cuda.synchronize(images.device)
     # autocast may keep no converted weights: a graph would go on reading those of its recording
     with torch.autocast("cuda", precision, enabled=precision is not None, cache_enabled=False):
         torch.cuda.make_graphed_callables(tuple(networks), tuple((sample,) for _, sample in samples))
