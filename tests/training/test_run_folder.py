@@ -139,6 +139,16 @@ def test_a_crash_leaves_nothing_that_counts(run):
     assert names(folder) == ["step-00000001", "step-00000002"]
 
 
+def test_a_tokenizer_that_was_being_saved_is_cleared_away(tiny):
+    config = tiny(steps=1)
+    run = train(config)
+    (run / ".tokenizer.killed").mkdir()
+    (run / ".tokenizer.killed" / "model.safetensors").write_text("ha")
+    train(dataclasses.replace(config, steps=2), resume=True)
+    assert not list(run.glob(".*"))
+    assert (run / "tokenizer" / "model.safetensors").is_file()
+
+
 def test_plain_and_flat(tiny):
     flat = flatten(as_plain(tiny()))
     assert flat["model.multipliers"] == [1, 1]

@@ -77,6 +77,11 @@ class RunFolder:
         with written_aside(self.config_file) as aside:
             aside.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
 
+    def clear_leftovers(self) -> None:
+        """Remove what a run that was killed while it saved the tokenizer left beside it."""
+        for leftover in self.path.glob(f".{self.tokenizer.name}.*"):
+            shutil.rmtree(leftover)
+
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
         complete = sorted(self.checkpoints.glob("step-*"), key=step_of)

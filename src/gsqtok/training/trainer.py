@@ -276,6 +276,7 @@ class Trainer:
 
         def publish() -> None:
             if main:
+                self.folder.clear_leftovers()
                 self.ema.module.save_pretrained(self.folder.tokenizer)
 
         main = self.accelerator.is_main_process
