@@ -47,7 +47,7 @@ class ReconstructionMetrics(Metric):
       the three channels. nan as soon as one picture has a side of fewer than 11 pixels: no window fits;
     - ``ms_ssim``, if asked for: mean over pictures of the multi-scale structural similarity (Wang, Simoncelli, Bovik
       2003: five scales, each half the one before; by channel, then averaged). nan as soon as one picture has a side
-      of 160 pixels or fewer: no window fits the coarsest scale;
+      of fewer than 176 pixels: no window fits the coarsest scale;
     - ``mse``: mean squared error in units of 8-bit steps, in [0, 65025];
     - ``images``: how many pictures.
 
@@ -142,7 +142,7 @@ def _ssim(ours: Tensor, theirs: Tensor) -> Tensor:
 def _ms_ssim(ours: Tensor, theirs: Tensor) -> Tensor:
     """Multi-scale structural similarity of each picture, (B, C, H, W) in 8-bit steps -> (B,); nan where too small."""
     scales = len(_MS_SSIM_POWERS)
-    if min(ours.shape[-2:]) <= (_SSIM_WINDOW - 1) * 2 ** (scales - 1):
+    if min(ours.shape[-2:]) < _SSIM_WINDOW * 2 ** (scales - 1):
         return ours.new_full((len(ours),), math.nan)
     batch = len(ours)
     ours, theirs = (x.flatten(0, 1).unsqueeze(1) for x in (ours, theirs))  # channels as pictures of their own
