@@ -5,12 +5,14 @@
 
 Each case runs in a process of its own, so that its peak memory is its own, counted beyond what building the quantizer
 took. Times are medians of a training step's forward (the quantizer alone) and backward (from its loss and the sum of
-its values). The peer is vector-quantize-pytorch, which must be installed.
+its values); on CUDA also of both together as the replay of a CUDA graph, without the host's time to launch them, where
+a method can be captured. The peer is vector-quantize-pytorch, which must be installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import platform
 import resource
@@ -26,6 +28,11 @@ from gsqtok.quantizers import build_quantizer
 
 # bits a position: method: options. Leech and FSQ come as near as they can.
 SETTINGS: dict[int, dict[str, dict[str, Any]]] = {
+    13: {
+        "gsq": {"dim": 8, "groups": 1, "codebook_size": 2**13},
+        "vq": {"dim": 8, "groups": 1, "codebook_size": 2**13},
+        "ema_vq": {"dim": 8, "groups": 1, "codebook_size": 2**13},
+    },
     18: {
         "gsq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
         "vq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
@@ -136,12 +143,46 @@ def measure(
         backward.append(end - middle)
         latent.grad = None
         model.zero_grad()
+        del values, loss  # what they keep alive would stand in the way of a capture
     peak = torch.cuda.max_memory_allocated() if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return {
         "forward": 1e3 * statistics.median(forward[1:]),
         "backward": 1e3 * statistics.median(backward[1:]),
+        "replay": replayed(model, step, latent, repeats) if cuda else math.nan,
         "memory": (peak - before) / 2**20,
     }
+
+
+def replayed(model: nn.Module, step: Step, latent: torch.Tensor, repeats: int) -> float:
+    """Milliseconds of forward and backward as the replay of a CUDA graph; NaN where a method cannot be captured."""
+
+    def both() -> None:
+        values, loss = step(latent)
+        (values.sum() + loss).backward()
+
+    try:
+        latent = latent.detach().clone().requires_grad_()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            both()
+        torch.cuda.current_stream().wait_stream(stream)
+        latent.grad = None
+        model.zero_grad()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            both()
+        times = []
+        for _ in range(repeats):
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            times.append(start.elapsed_time(end))
+        return statistics.median(times)
+    except RuntimeError:  # it waits for the device, which a graph cannot
+        return math.nan
 
 
 def _run(connection: Any, *arguments: Any) -> None:
@@ -177,22 +218,23 @@ def main() -> None:
     cuda = torch.device(arguments.device).type == "cuda"
     machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
     print(f"{machine}, torch {torch.__version__}, {arguments.positions} positions, float32\n")
-    print("| bits | method | forward ms | backward ms | memory MiB | the peer's forward | backward | MiB |")
-    print("|---|---|---|---|---|---|---|---|")
+    print("| bits | method | forward ms | backward | replay | MiB | the peer's forward | backward | replay | MiB |")
+    print("|---|---|---|---|---|---|---|---|---|---|")
     for bits in arguments.bits:
         for method, options in SETTINGS[bits].items():
             if arguments.methods and method not in arguments.methods:
                 continue
             rest = (method, options, arguments.positions, arguments.device, arguments.repeats)
             cells = [f"{build_quantizer(method, **options).bits:.1f}", method, _cells(measure_apart(ours, *rest))]
-            cells.append(_cells(measure_apart(peer, *rest)) if method in PEERS else "none | |")
+            cells.append(_cells(measure_apart(peer, *rest)) if method in PEERS else "none | | |")
             print(f"| {' | '.join(cells)} |", flush=True)
 
 
 def _cells(result: dict[str, float] | str) -> str:
     if isinstance(result, str):
-        return f"{result} | |"
-    return f"{result['forward']:.2f} | {result['backward']:.2f} | {result['memory']:.0f}"
+        return f"{result} | | |"
+    replay = "-" if math.isnan(result["replay"]) else f"{result['replay']:.3f}"
+    return f"{result['forward']:.2f} | {result['backward']:.2f} | {replay} | {result['memory']:.0f}"
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gsqtok.evaluation import evaluate
+    from gsqtok.planning import plan
     from gsqtok.quantizers import (
         GSQ,
         Quantizer,
@@ -31,17 +32,24 @@ __all__ = [
     "build_quantizer",
     "evaluate",
     "list_quantizers",
+    "plan",
     "register_quantizer",
 ]
-_IN_TOKENIZER = {"CheckpointError", "ImageTokenizer", "TokenizerConfig"}
+_HOMES = {
+    **dict.fromkeys(("CheckpointError", "ImageTokenizer", "TokenizerConfig"), "tokenizer"),
+    "evaluate": "evaluation",
+    "plan": "planning",
+}
+_MODULES = {
+    *("data", "discriminators", "evaluation", "losses", "networks", "planning", "quantizers", "search", "tokenizer"),
+    "training",
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "evaluate":
-        return import_module("gsqtok.evaluation").evaluate
     if name in __all__:
-        return getattr(import_module("gsqtok.tokenizer" if name in _IN_TOKENIZER else "gsqtok.quantizers"), name)
-    if name in {"search", "quantizers", "networks", "losses", "data", "training", "evaluation", "tokenizer"}:
+        return getattr(import_module(f"gsqtok.{_HOMES.get(name, 'quantizers')}"), name)
+    if name in _MODULES:
         return import_module(f"gsqtok.{name}")
     raise AttributeError(f"module 'gsqtok' has no attribute '{name}'")
 

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from gsqtok.cli import VERBS, main
+from gsqtok.quantizers import build_quantizer
 from gsqtok.tokenizer import ImageTokenizer
 
 SIZES = {"a.png": (33, 40), "sub/ünï [x].png": (16, 17), "sub/b.jpg": (8, 64)}  # width, height
@@ -201,3 +202,19 @@ def test_help_shows_an_example(verb, capsys):
 def test_torch_is_not_loaded_before_it_is_needed(code):
     program = f"import sys; {code}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)
+
+
+def test_plan_lists_settings_that_spend_the_bits(capsys):
+    assert main(["plan", "--bits-per-pixel", "0.5625", "--factor", "8"]) == 0
+    out = capsys.readouterr().out
+    assert all(method in out for method in ("gsq", "fsq", "lfq", "bsq", "rsq"))
+    assert main(["plan", "--bits-per-pixel", "0.5625", "--factor", "8", "--methods", "gsq", "--json"]) == 0
+    settings = json.loads(capsys.readouterr().out)
+    assert {s["method"] for s in settings} == {"gsq"}
+    assert [s["bits"] for s in settings] == pytest.approx([36] * len(settings), rel=0.02)
+    assert build_quantizer("gsq", **settings[0]["options"]).bits == settings[0]["bits"]
+
+
+def test_plan_without_a_setting_names_the_nearest(capsys):
+    assert main(["plan", "--bits-per-pixel", "0.5625", "--factor", "8", "--methods", "leech"]) == 1
+    assert "the nearest has 0.5495 bits per pixel" in capsys.readouterr().err

@@ -231,10 +231,22 @@ def test_autocast_and_matmul_precision_change_nothing(precision):
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision(precision)
     try:
+        assert chunked._float32_is_kept() == (precision == "highest")
         with torch.autocast("cpu", dtype=torch.bfloat16):
             assert torch.equal(nearest(latents, codebook), plain)
     finally:
         torch.set_float32_matmul_precision(before)
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.mkldnn, "matmul"), reason="torch < 2.9 has the one setting alone")
+def test_float32_is_not_trusted_after_a_setting_of_the_backend_alone():
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+    try:
+        assert not chunked._float32_is_kept()
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+    assert chunked._float32_is_kept()
 
 
 @pytest.mark.parametrize("d", [1, 2, 8])

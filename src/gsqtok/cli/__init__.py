@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "measure a tokenizer on a set of pictures",
     "compare": "results of evaluations beside each other, as a table and a report",
     "train": "train a tokenizer on pictures",
+    "plan": "the quantizers' settings that spend the same bits a pixel",
     "recipes": "list and copy the training recipes",
 }
 

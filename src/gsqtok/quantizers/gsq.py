@@ -109,17 +109,19 @@ class GSQ(Quantizer):
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
         latent = self._normalize(latent.unflatten(-1, (self.groups, self.group_dim)))
-        codebook = self._normalize(self.codebook.float())
         if self.sample and self.training:
             rows = latent.reshape(-1, self.group_dim)
+            codebook = self._normalize(self.codebook.float())
             indices = sample_codewords(rows, codebook, self.temperature).view(latent.shape[:-1])
+        elif self.norm == "l2":
+            indices = nearest_codewords(latent, self.codebook, "cosine")  # which normalises, and in higher precision
         else:
-            indices = nearest_codewords(latent, codebook, "cosine" if self.norm == "l2" else "euclidean")
+            indices = nearest_codewords(latent, self._normalize(self.codebook.float()), "euclidean")
         codewords = self._codewords(indices)
         loss, losses = codebook_and_commitment(latent, codewords, self.commitment_weight)
         if self.entropy_weight and self.training:
             rows = latent.reshape(-1, self.group_dim)
-            sample, batch = softmax_entropies(rows, codebook, self.temperature)
+            sample, batch = softmax_entropies(rows, self._normalize(self.codebook.float()), self.temperature)
             losses |= {"sample_entropy": sample, "batch_entropy": batch}
             loss = loss + self.entropy_weight * (sample - batch)
         if self.coding_rate_weight:
@@ -149,7 +151,7 @@ class GSQ(Quantizer):
 def coding_rate_gap(codebook: Tensor, distortion: float = 0.5) -> Tensor:
     """How far the total coding rate of the codewords' directions stays below its maximum: (V, d) -> scalar, nats, >= 0.
 
-    R = 1/2 log det(I + d / (V e^2) C^T C) (Yu et al. 2020, arXiv 2006.08558, equation 2) of the l2-normalised codewords
+    R = 1/2 log det(I + d / (V e^2) C^T C) (Yu et al. 2020, arXiv 2006.08558, section 2) of the l2-normalised codewords
     C is largest, d/2 log(1 + 1 / e^2), where no direction is preferred. The loss is the difference, so that less is
     better and 0 is best.
     """

@@ -30,8 +30,8 @@ def nearest(
         metric: "cosine" for the largest inner product of the rows scaled to length 1 (the GSQ lookup, arXiv
             2412.02632, section 3), "euclidean" for the least distance (plain vector quantization). At d = 1 a sphere is
             only a sign, so there both compare by value, as the paper drops the normalisation.
-        use_triton: True requires the fused kernels (CUDA). They are not yet the default: None and False search in
-            blocks.
+        use_triton: None takes the fused kernels wherever they can run (CUDA, d up to 128), True requires them, False
+            searches in blocks.
 
     Returns:
         int64 (N,), deterministic, the same under autocast and `torch.compile`. Ties go to the lowest index. At d >= 3
@@ -67,7 +67,7 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
         require_finite("codebook", codebook)
 
     by_sorting = latents.shape[1] == 1 or (latents.shape[1] == 2 and metric == "cosine")
-    if use_triton:  # by default once the kernels have been measured on a GPU
+    if use_triton or (use_triton is None and latents.is_cuda):
         obstacle = _obstacle_to_triton(latents, codebook)
         if obstacle is None:
             from gsqtok.search import sorted_triton, triton

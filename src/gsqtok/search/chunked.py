@@ -63,9 +63,17 @@ def _search(to_points: "_Points", latents: Tensor, codebook: Tensor, dtype: torc
 
 
 def _float32_is_kept() -> bool:
-    """Whether float32 matrix products are, whatever torch's several precision settings say."""
-    probe = torch.full((64, 64), 1 + 2**-12)
-    return torch.equal(torch.mm(probe, torch.eye(64)), probe)
+    """Whether torch's settings keep float32 matrix products on a CPU from being rounded to TF32 or bfloat16.
+
+    To try it out would not do: which shapes a processor rounds is its own affair.
+    """
+    try:
+        if torch.get_float32_matmul_precision() != "highest":
+            return False
+    except RuntimeError:  # torch refuses to answer once its newer settings were used for one backend alone
+        return False
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)  # of those newer settings, torch >= 2.9
+    return matmul is None or matmul.fp32_precision in ("none", "ieee")
 
 
 def _tile_maxima(points: Tensor, z: Tensor, rows: int) -> Tensor:

@@ -1,0 +1,86 @@
+"""gsqtok plan."""
+
+from __future__ import annotations
+
+import json
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+from gsqtok.cli.options import console, parser
+
+if TYPE_CHECKING:
+    from gsqtok.planning import Setting
+
+NOTES = """G x d: groups and channels of each. bits: a position. params: numbers stored for the codebook.
+search: multiply-adds to find one position's tokens.
+error: mean squared distance of a random code on a group's unit sphere, before training (2 is a guess);
+bound: what no code of that size beats (docs/limits.md); neither is known off the sphere.
+What a setting does to pictures only training tells."""
+
+
+def main(argv: list[str]) -> None:
+    """List the quantizers' settings that spend the same bits."""
+    p = parser(
+        "plan",
+        "List the settings of all quantizers that spend the same bits a pixel, with what they cost.",
+        "  gsqtok plan --bits-per-pixel 0.28 --factor 16\n"
+        "  gsqtok plan --bits-per-pixel 0.5625 --factor 8 --methods 'gsq' --json",
+    )
+    p.add_argument("--bits-per-pixel", type=float, required=True, help="bits of the tokens for each image pixel")
+    p.add_argument("--factor", type=int, default=16, help="down-sampling factor of the encoder (default: 16)")
+    p.add_argument("--methods", default="*", help="shell pattern of methods, such as gsq or 'rs*' (default: all)")
+    p.add_argument(
+        "--tolerance", type=float, default=0.02, help="relative difference in bits that still counts (default: 0.02)"
+    )
+    p.add_argument("--json", action="store_true", help="print JSON; each entry's options build the quantizer")
+    args = p.parse_args(argv)
+
+    from gsqtok.planning import plan
+
+    settings = plan(args.bits_per_pixel, args.factor, args.methods, args.tolerance)
+    if args.json:
+        console.print(json.dumps([vars(s) | {"group_dim": s.group_dim} for s in settings], indent=1))
+        return
+
+    from rich import box
+    from rich.table import Table
+
+    table = Table(
+        title=f"{args.bits_per_pixel:g} bits/px at f{args.factor}",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    table.add_column("method", no_wrap=True)
+    for name in ("G x d", "stages", "V or levels", "bits", "params", "search", "error", "bound"):
+        table.add_column(name, justify="right", no_wrap=True)
+    method = ""
+    for s in settings:
+        if method and s.method != method:
+            table.add_row()
+        method = s.method
+        table.add_row(
+            *(method, f"{s.groups} x {s.group_dim}", str(s.stages) if s.stages > 1 else "", _codewords(s)),
+            *(f"{s.bits:.4g}", _short(s.codebook_parameters), _short(s.search_cost)),
+            *(_error(s.expected_error), _error(s.error_bound)),
+        )
+    console.print(table)
+    console.print(NOTES)
+
+
+def _codewords(setting: Setting) -> str:
+    if levels := setting.options.get("levels"):
+        return " ".join(f"{level}^{len(list(run))}" for level, run in groupby(levels))
+    size = setting.codebook_size
+    return f"{size:,}" if size < 1 << 30 else f"2^{size.bit_length() - 1}"
+
+
+def _short(count: int) -> str:
+    for unit, size in (("G", 10**9), ("M", 10**6), ("k", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g}{unit}"
+    return str(count)
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
