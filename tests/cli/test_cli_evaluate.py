@@ -105,7 +105,8 @@ def test_two_processes_of_torchrun(model, pictures, network, tmp_path):
     command = ["evaluate", model, pictures, "--device", "cpu", *network, "--perceptual", "--batch-size", "1", "-o"]
     assert main([*command, str(tmp_path / "one.json")]) == 0
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [word for word in command if word not in ("--device", "cpu")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
         [*launcher, "-m", "gsqtok", *command, str(tmp_path / "two.json")],
         env=environment,

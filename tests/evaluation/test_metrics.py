@@ -54,15 +54,15 @@ def test_ms_ssim_equals_pytorch_msssim():
     metrics.update(reconstruction, images)
     ours, theirs = (torch.from_numpy(to_8_bits(x)).permute(0, 3, 1, 2).double() for x in (reconstruction, images))
     expected = pytorch_msssim.ms_ssim(ours, theirs, data_range=255, size_average=False)
-    torch.testing.assert_close(metrics.last["ms_ssim"], expected, rtol=1e-6, atol=0)
-    assert metrics.compute()["ms_ssim"] == pytest.approx(expected.mean().item(), rel=1e-6)
+    torch.testing.assert_close(metrics.last["ms_ssim"], expected, rtol=1e-5, atol=0)  # their window is float32
+    assert metrics.compute()["ms_ssim"] == pytest.approx(expected.mean().item(), rel=1e-5)
     assert expected.std() > 0.01
     assert "ms_ssim" not in measure((reconstruction, images))
-    metrics.update(*make_pair(height=160, width=208))  # the coarsest scale of 10 pixels is below the window
+    metrics.update(*make_pair(height=175, width=208))  # the coarsest scale of 10 pixels is below the window
     assert metrics.last["ms_ssim"].isnan().all()
     assert metrics.last["ssim"].isfinite().all()
     metrics.reset()
-    metrics.update(*make_pair(batch=1, height=161, width=161))
+    metrics.update(*make_pair(batch=1, height=176, width=176))
     assert 0 < metrics.compute()["ms_ssim"] < 1
     metrics.update(images, images)
     assert metrics.last["ms_ssim"].tolist() == pytest.approx([1] * 4, abs=1e-12)

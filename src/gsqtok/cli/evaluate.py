@@ -168,9 +168,11 @@ def _processes(args: argparse.Namespace) -> Iterator[tuple[int, int]]:
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         yield 0, 1
         return
+    import torch
     from accelerate import PartialState
 
-    state = PartialState(cpu=args.device == "cpu")
+    # where there is no GPU accelerate must be told, or it takes every process for the only one
+    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
     args.device = str(state.device)
     if not state.is_main_process:  # one of them is enough to hear from
         logging.disable(logging.WARNING)

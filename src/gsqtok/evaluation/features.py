@@ -4,8 +4,8 @@ The usual one is Inception v3 with the weights of the original FID (Heusel et al
 torch-fidelity restates it. Any network of timm will do where those weights are absent, or where one wants another
 opinion; its figures carry its name.
 
-Features are float32 whatever precision the model ran in: autocast is off and TF32 is off. In half precision they are
-rounded by more than the models one compares differ.
+Features are float32 whatever precision the model ran in: autocast is off and TF32 is off, so that the figures of two
+models differ by the models alone.
 """
 
 from __future__ import annotations
