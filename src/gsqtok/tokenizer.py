@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub import ModelHubMixin
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsqtok.interop.flex_gen import CHECKPOINT_FILE, check_fit, load_flex_gen
+from gsqtok.interop.hub import download
 from gsqtok.networks import Decoder, Encoder
 from gsqtok.networks.blocks import NORM_GROUPS
 from gsqtok.quantizers import build_quantizer
@@ -327,8 +328,9 @@ class ImageTokenizer(
         """Load a tokenizer, in evaluation mode, in float32, on the CPU.
 
         Args:
-            source: a folder written by ``save_pretrained`` or by a training run, or a hub repository
-                (``owner/name``); None loads the small default tokenizer inside the package.
+            source: a folder written by ``save_pretrained`` or by a training run; a ``checkpoint.pt`` of the official
+                GSQ implementation, or a folder with one; or a hub repository (``owner/name``) that holds either. None
+                loads the small default tokenizer inside the package.
             revision: branch, tag or commit of a hub repository; the rest are huggingface_hub's own.
 
         Raises:
@@ -336,35 +338,46 @@ class ImageTokenizer(
             CheckpointError: unreadable files, or files of another kind; the message names the file.
         """
         path = EMBEDDED if source is None else Path(source).expanduser()
-        if not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir():
+        if not path.exists():
+            if "/" not in str(source):
+                raise FileNotFoundError(f"no such folder: {source} (a hub repository is named owner/name)")
+            path = download(
+                str(source),
+                [(CONFIG_FILE, WEIGHTS_FILE), (CHECKPOINT_FILE,)],
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                token=token,
+            )
+        elif not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir():
             path = path / RUN_TOKENIZER
         if path.is_file():
-            raise CheckpointError(f"{path} is a file; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
-        if path.is_dir():
-            config_file, weights_file = path / CONFIG_FILE, path / WEIGHTS_FILE
-            for file in (config_file, weights_file):
-                if not file.is_file():
-                    raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
-        elif "/" not in str(source):
-            raise FileNotFoundError(f"no such folder: {source} (a hub repository is named owner/name)")
-        else:
-            download = {
-                "revision": revision,
-                "cache_dir": cache_dir,
-                "local_files_only": local_files_only,
-                "force_download": force_download,
-                "token": token,
-            }
-            try:
-                config_file, weights_file = (
-                    Path(hf_hub_download(str(source), name, **download)) for name in (CONFIG_FILE, WEIGHTS_FILE)
+            if path.suffix != ".pt":
+                raise CheckpointError(
+                    f"{path} is a file; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or an official "
+                    "checkpoint (.pt)"
                 )
-            except HFValidationError:
-                raise FileNotFoundError(f"no such folder: {source}") from None
-            except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise FileNotFoundError(f"no folder '{source}' here, and not loaded from the hub: {reason}") from error
+            return cls._from_flex_gen(path)
+        if not (path / CONFIG_FILE).exists() and (path / CHECKPOINT_FILE).is_file():
+            return cls._from_flex_gen(path / CHECKPOINT_FILE)
+        config_file, weights_file = path / CONFIG_FILE, path / WEIGHTS_FILE
+        for file in (config_file, weights_file):
+            if not file.is_file():
+                raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
         return cls._from_files(config_file, weights_file)
+
+    @classmethod
+    def _from_flex_gen(cls, file: Path) -> ImageTokenizer:
+        try:
+            arguments, state = load_flex_gen(file)
+            with torch.device("meta"):  # nothing is allocated for a configuration that does not fit its weights
+                tokenizer = cls(TokenizerConfig(**arguments))
+            check_fit(tokenizer.state_dict(), state)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
+        tokenizer.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+        return tokenizer.eval()
 
     @classmethod
     def _from_files(cls, config_file: Path, weights_file: Path) -> ImageTokenizer:

@@ -17,6 +17,7 @@ VERBS = {
     "evaluate": "measure a tokenizer on a set of pictures",
     "train": "train a tokenizer on pictures",
     "plan": "the quantizers' settings that spend the same bits a pixel",
+    "convert": "a checkpoint of the official GSQ implementation to a tokenizer of this package",
     "recipes": "list and copy the training recipes",
 }
 
