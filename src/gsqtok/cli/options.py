@@ -22,8 +22,8 @@ SOURCE = (
     "a folder of pictures (with its subfolders), a picture, parquet files, tar shards, a quoted glob, or a hub name"
 )
 MODEL = (
-    "a tokenizer's folder, a training run's folder, an official GSQ checkpoint.pt or a hub name (default: the tokenizer "
-    "inside the package)"
+    "a tokenizer's folder, a training run's folder, an official GSQ checkpoint.pt or a hub name "
+    "(default: the tokenizer inside the package)"
 )
 
 
