@@ -1,6 +1,6 @@
 """The nearest codeword as an ONNX graph: what ``gsqtok::nearest`` becomes in an exported encoder.
 
-A Scan takes a few latents at a time, so that at most ``SCORES`` scores exist at once, whatever the number of latents and
+A Scan takes a few latents at a time, so that at most ``SCORES`` scores exist at once, or one latent's if there are more
 codewords. Arithmetic is float64 with the rules of ``gsqtok.search``: the same choice wherever two codewords differ by
 more than float64's rounding, and the lowest index among those that do not.
 
@@ -142,6 +142,8 @@ def _scan_circle(blocks: DOUBLE[...], codebook: DOUBLE[...]) -> INT64[...]:
         chord = dx * dx + dy * dy + op.Squeeze(is_zero, op.Constant(value_ints=[0]))
         # A zero latent is equally far from all: the rounding of unit lengths must not choose for it.
         is_not_zero = op.Cast(x * x + y * y, to=9)
-        return op.ArgMin(chord, axis=1, keepdims=0) * op.Squeeze(op.Cast(is_not_zero, to=7), op.Constant(value_ints=[1]))
+        return op.ArgMin(chord, axis=1, keepdims=0) * op.Squeeze(
+            op.Cast(is_not_zero, to=7), op.Constant(value_ints=[1])
+        )
 
     return op.Scan(blocks, body=search, num_scan_inputs=1)
