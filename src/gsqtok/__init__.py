@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gsqtok.evaluation import evaluate
     from gsqtok.planning import plan
     from gsqtok.quantizers import (
         GSQ,
@@ -29,12 +30,20 @@ __all__ = [
     "TokenizerConfig",
     "__version__",
     "build_quantizer",
+    "evaluate",
     "list_quantizers",
     "plan",
     "register_quantizer",
 ]
-_HOMES = dict.fromkeys(("CheckpointError", "ImageTokenizer", "TokenizerConfig"), "tokenizer") | {"plan": "planning"}
-_MODULES = {"data", "evaluation", "losses", "networks", "planning", "quantizers", "search", "tokenizer", "training"}
+_HOMES = {
+    **dict.fromkeys(("CheckpointError", "ImageTokenizer", "TokenizerConfig"), "tokenizer"),
+    "evaluate": "evaluation",
+    "plan": "planning",
+}
+_MODULES = {
+    *("data", "discriminators", "evaluation", "losses", "networks", "planning", "quantizers", "search", "tokenizer"),
+    "training",
+}
 
 
 def __getattr__(name: str) -> Any:

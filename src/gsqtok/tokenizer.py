@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -24,7 +24,11 @@ from gsqtok.interop.hub import download, upload
 from gsqtok.interop.model_card import CARD_FILE, write_card
 from gsqtok.networks import Decoder, Encoder
 from gsqtok.networks.blocks import NORM_GROUPS
+from gsqtok.networks.replay import Replays
 from gsqtok.quantizers import build_quantizer
+
+if TYPE_CHECKING:
+    from gsqtok.evaluation.result import Result
 
 EMBEDDED = Path(__file__).parent / "embedded"
 CONFIG_FILE = "config.json"
@@ -171,6 +175,7 @@ class ImageTokenizer(nn.Module):
         # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
         options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
         self.config = dataclasses.replace(config, quantizer=options)
+        self._replays: Replays | None = None
 
     @property
     def factor(self) -> int:
@@ -186,6 +191,38 @@ class ImageTokenizer(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    def optimize(self, dtype: torch.dtype | None = None, cuda_graphs: bool = True) -> ImageTokenizer:
+        """Make ``encode`` and ``decode`` fast, in place, for inference only.
+
+        Channels become innermost in memory, for which convolutions are fastest; on CUDA the stages between them then
+        run as fused kernels (`gsqtok.networks.fused`), and small batches of a shape that comes again from CUDA graphs.
+        Convolutions get weights of ``dtype``; normalisation (its statistics too), the encoder's last layer and the
+        quantizer stay in float32. Half precision changes some tokens, those of latents near the border of two
+        codewords: `benchmarks/throughput.py` prints the share.
+
+        Call it on the device where the tokenizer is to run. Weights loaded later replace the optimized ones in place.
+
+        Args:
+            dtype: of the convolutions' weights; None chooses bfloat16 on CUDA and keeps float32 elsewhere.
+            cuda_graphs: record graphs for small batches (CUDA only).
+
+        Returns:
+            The tokenizer itself, in evaluation mode.
+        """
+        cuda = self.device.type == "cuda"
+        dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
+        for network in (self.encoder, self.decoder):
+            network.to(memory_format=torch.channels_last)
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(dtype)
+        self.encoder.conv_out.float()
+        self._replays = Replays() if cuda and cuda_graphs else None
+        return self.eval()
+
+    def _run(self, network: nn.Module, x: Tensor, pixels: int) -> Tensor:
+        return network(x) if self._replays is None else self._replays(network, x, pixels)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -209,7 +246,8 @@ class ImageTokenizer(nn.Module):
                     f"images must lie in [-1, 1], got [{low:g}, {high:g}]; 8-bit pictures become so by "
                     "images.float() / 127.5 - 1"
                 )
-        latent = self.encoder(self._pad(images)).movedim(1, -1)
+        images = self._pad(images)
+        latent = self._run(self.encoder, images, images[:, 0].numel()).movedim(1, -1)
         indices = self.quantizer(latent).indices
         if (indices < 0).any():
             raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
@@ -238,7 +276,8 @@ class ImageTokenizer(nn.Module):
         ):
             raise ValueError(f"a grid of {tuple(tokens.shape[1:3])} tokens makes {height}x{width} pixels, not {size}")
         quantized = self.quantizer.decode(tokens).movedim(-1, 1)
-        images = self.decode_latent(quantized).clamp(-1, 1)
+        quantized = quantized.to(self.decoder.conv_in.weight.dtype)
+        images = self._run(self.decoder, quantized, len(tokens) * height * width).clamp(-1, 1)
         return images if size is None else images[:, :, : size[0], : size[1]]
 
     def decode_latent(self, quantized: Tensor) -> Tensor:
@@ -274,7 +313,7 @@ class ImageTokenizer(nn.Module):
         save_directory: str | Path,
         *,
         dtype: torch.dtype | None = None,
-        evaluation: Mapping[str, Any] | str | Path | None = None,
+        evaluation: Result | Mapping[str, Any] | str | Path | None = None,
         license: str | None = None,
     ) -> None:
         """Write a folder with config.json, model.safetensors and a model card.
@@ -285,7 +324,7 @@ class ImageTokenizer(nn.Module):
         Args:
             save_directory: the folder; made if absent.
             dtype: the type in which weights are stored, such as torch.float16 for half the size; None keeps theirs.
-            evaluation: the JSON file of ``gsqtok evaluate -o``, or what it holds: its figures go into the card.
+            evaluation: what ``gsqtok.evaluate`` returned, or the JSON file of ``gsqtok evaluate -o``, for the card.
             license: of the weights, for the card, as the hub names it (``"mit"``).
 
         Raises:
@@ -299,7 +338,7 @@ class ImageTokenizer(nn.Module):
         target: Path,
         name: str,
         dtype: torch.dtype | None,
-        evaluation: Mapping[str, Any] | str | Path | None,
+        evaluation: Result | Mapping[str, Any] | str | Path | None,
         license: str | None,
     ) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -327,7 +366,7 @@ class ImageTokenizer(nn.Module):
         repo_id: str,
         *,
         dtype: torch.dtype | None = None,
-        evaluation: Mapping[str, Any] | str | Path | None = None,
+        evaluation: Result | Mapping[str, Any] | str | Path | None = None,
         license: str | None = None,
         private: bool | None = None,
         revision: str | None = None,

@@ -14,6 +14,7 @@ import pytest
 from hub_server import Hub, serving
 from safetensors.torch import load
 
+from gsqtok.evaluation.result import Result
 from gsqtok.tokenizer import ImageTokenizer
 
 pytestmark = pytest.mark.slow
@@ -125,14 +126,12 @@ def test_a_branch_that_moves_between_two_files(saved, tiny_tokenizer, tmp_path):
 def test_push_to_hub(saved, tiny_tokenizer, tmp_path):
     hub = Hub()
     hub.commit("owner/mine", "main", {"README.md": b"---\nlicense: mit\n---\n# Written by hand\n"})
-    result = {
-        "format": "gsqtok-evaluation-1",
-        "model": {"fingerprint": tiny_tokenizer.fingerprint()},
-        "data": {"source": "owner/pictures", "split": "test", "images": 5000},
-        "protocol": {"name": "native", "size": 256},
-        "figures": {"psnr": 21.5},
-    }
-    (tmp_path / "result.json").write_text(json.dumps(result))
+    model = {"name": "tiny", "fingerprint": tiny_tokenizer.fingerprint(), "quantizer": "gsq", "factor": 4}
+    model |= {"bits_per_position": 12, "bits_per_pixel": 0.75, "precision": "float32"}
+    data = {"source": "owner/pictures", "split": "test", "images": 5000, "rejected": 0, "fingerprint": "abc"}
+    protocol = {"name": "native", "size": 256, "crop": "center", "resize_filter": "bicubic", "antialias": True}
+    protocol |= {"rounding": "8 bits", "features": None, "reference": None}
+    Result(model, data, protocol, {"psnr": 21.5}).save(tmp_path / "result.json")
     code = f"""
 import torch
 t = ImageTokenizer.from_pretrained({str(saved)!r})

@@ -5,6 +5,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 
+from gsqtok.evaluation.result import Result
 from gsqtok.interop.model_card import GENERATED, model_card
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -13,12 +14,23 @@ from gsqtok.tokenizer import ImageTokenizer
 def result(tiny_tokenizer):
     return {
         "format": "gsqtok-evaluation-1",
-        "model": {"name": "tiny", "fingerprint": tiny_tokenizer.fingerprint(), "quantizer": "gsq"},
+        "model": {
+            "name": "tiny",
+            "fingerprint": tiny_tokenizer.fingerprint(),
+            "quantizer": "gsq",
+            "factor": 4,
+            "bits_per_position": 12,
+            "bits_per_pixel": 0.75,
+            "precision": "float32",
+        },
         "data": {"source": "pictures/val", "split": None, "images": 50_000, "rejected": 0, "fingerprint": "abc"},
         "protocol": {
             "name": "paper",
             "size": 256,
             "crop": "center",
+            "resize_filter": "bicubic",
+            "antialias": True,
+            "rounding": "8 bits",
             "features": {"network": "tf_efficientnet_lite0", "input_size": None},
             "reference": None,
         },
@@ -43,11 +55,13 @@ def test_the_card_says_what_the_tokenizer_is(tiny_config):
 
 
 def test_its_metadata_is_what_the_hub_reads(tiny_tokenizer, result):
-    data = ModelCard(model_card(tiny_tokenizer, "owner/name", result, license="mit")).data
+    card = model_card(tiny_tokenizer, "owner/name", result, license="mit")
+    data = ModelCard(card).data
     assert (data.library_name, data.license) == ("gsqtok", "mit")
     assert "image-tokenizer" in data.tags
     measured = {r.metric_type: r.metric_value for r in data.eval_results}
     assert measured == {"psnr": 23.456, "rfid": 1.234, "images": 50_000}
+    assert model_card(tiny_tokenizer, "owner/name", Result.from_dict(result), license="mit") == card
     assert {r.dataset_name for r in data.eval_results} == {"pictures/val"}
     plain = ModelCard(model_card(tiny_tokenizer, "name")).data
     assert plain.license is None  # of the weights, which is their owner's to say
@@ -87,11 +101,12 @@ def test_a_card_is_renewed_until_somebody_changes_it(tiny_tokenizer, result, tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "no result of `gsqtok evaluate`"),
+        ({"format": "other"}, "is not 'gsqtok-evaluation-1'"),
         ({"model": {"fingerprint": "0123"}}, "measured another tokenizer"),
     ],
 )
 def test_evaluations_that_do_not_belong(tiny_tokenizer, result, change, message, tmp_path):
+    change = {k: result[k] | v if isinstance(v, dict) else v for k, v in change.items()}
     (tmp_path / "result.json").write_text(json.dumps(result | change))
     with pytest.raises(ValueError, match=message) as caught:
         tiny_tokenizer.save_pretrained(tmp_path / "saved", evaluation=tmp_path / "result.json")

@@ -20,7 +20,7 @@ def run(tmp_path, tiny):
 
 
 def checkpoint(folder, step, keep=2, write=lambda path: (path / "weights").write_text("good")):
-    folder.save(step, write, lambda: None, True, keep)
+    folder.save(step, write, lambda report: [report], True, keep)
 
 
 def names(folder):

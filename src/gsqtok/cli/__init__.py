@@ -15,6 +15,7 @@ VERBS = {
     "encode": "pictures to a file of tokens",
     "decode": "a file of tokens to pictures",
     "evaluate": "measure a tokenizer on a set of pictures",
+    "compare": "results of evaluations beside each other, as a table and a report",
     "train": "train a tokenizer on pictures",
     "plan": "the quantizers' settings that spend the same bits a pixel",
     "convert": "a checkpoint of the official GSQ implementation to a tokenizer of this package",

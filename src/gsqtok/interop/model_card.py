@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 from huggingface_hub import EvalResult, ModelCardData
 
 if TYPE_CHECKING:
+    from gsqtok.evaluation.result import Result
     from gsqtok.tokenizer import ImageTokenizer
 
 CARD_FILE = "README.md"
-EVALUATION_FORMAT = "gsqtok-evaluation-1"
 GENERATED = "<!-- Written by gsqtok, and written anew with each save. Remove this line to keep what you change. -->"
 # As tables of tokenizers show them: name, unit, digits.
 _FIGURES = {
@@ -31,7 +31,7 @@ def write_card(
     folder: Path,
     tokenizer: ImageTokenizer,
     name: str,
-    evaluation: Mapping[str, Any] | str | Path | None = None,
+    evaluation: Result | Mapping[str, Any] | str | Path | None = None,
     license: str | None = None,
 ) -> None:
     """Write the card, unless the folder holds one that somebody wrote or changed (without the line ``GENERATED``)."""
@@ -44,7 +44,7 @@ def write_card(
 def model_card(
     tokenizer: ImageTokenizer,
     name: str,
-    evaluation: Mapping[str, Any] | str | Path | None = None,
+    evaluation: Result | Mapping[str, Any] | str | Path | None = None,
     license: str | None = None,
 ) -> str:
     """The card as Markdown with the hub's metadata in front.
@@ -52,14 +52,15 @@ def model_card(
     Args:
         tokenizer: what the card is of.
         name: the folder or hub repository, for the title and the example.
-        evaluation: the JSON file of ``gsqtok evaluate -o``, or what it holds.
+        evaluation: what ``gsqtok.evaluate`` returned, the JSON file of ``gsqtok evaluate -o``, or what that holds.
         license: of the weights, as the hub names it (``"mit"``, ``"apache-2.0"``); None says nothing.
 
     Raises:
-        ValueError: no such evaluation, or one of another tokenizer.
+        FileNotFoundError: no such file.
+        ValueError: no result of an evaluation (``ResultError``), or one of another tokenizer.
     """
     result = None if evaluation is None else _read_evaluation(evaluation, tokenizer)
-    figures = {} if result is None else {k: v for k, v in result["figures"].items() if v is not None}
+    figures = {} if result is None else {k: v for k, v in result.figures.items() if v is not None}
     data = ModelCardData(
         library_name="gsqtok",
         tags=["image-tokenizer", "vector-quantization", f"quantizer-{tokenizer.quantizer.name}"],
@@ -110,13 +111,13 @@ restored = tokenizer.decode(tokens)
 {table}"""
 
 
-def _figures(result: Mapping[str, Any], figures: Mapping[str, float]) -> str:
+def _figures(result: Result, figures: Mapping[str, float]) -> str:
     rows = []
     for key, value in figures.items():
         title, unit, digits = _FIGURES.get(key, (key.replace("_", " "), "", None))
         shown = f"{value:g}" if digits is None else f"{value:.{digits}f}"
         rows.append(f"| {title} | {shown} {unit}".rstrip() + " |")
-    data, protocol = result["data"], result["protocol"]
+    data, protocol = result.data, result.protocol
     split = f", split {data['split']}" if data.get("split") else ""
     how = ", ".join(f"{k.replace('_', ' ')} {_word(v)}" for k, v in protocol.items() if k != "name" and v is not None)
     lines = "\n".join(rows)
@@ -135,8 +136,8 @@ def _word(value: Any) -> str:
     return str(value)
 
 
-def _eval_result(result: Mapping[str, Any], figure: str, value: float) -> EvalResult:
-    data = result["data"]
+def _eval_result(result: Result, figure: str, value: float) -> EvalResult:
+    data = result.data
     return EvalResult(
         task_type="image-to-image",
         task_name="image reconstruction",
@@ -148,18 +149,15 @@ def _eval_result(result: Mapping[str, Any], figure: str, value: float) -> EvalRe
     )
 
 
-def _read_evaluation(evaluation: Mapping[str, Any] | str | Path, tokenizer: ImageTokenizer) -> Mapping[str, Any]:
-    what = "the evaluation" if isinstance(evaluation, Mapping) else str(evaluation)
-    if not isinstance(evaluation, Mapping):
-        try:
-            evaluation = json.loads(Path(evaluation).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{what} is not a JSON file: {error}") from error
-    if not isinstance(evaluation, Mapping) or evaluation.get("format") != EVALUATION_FORMAT:
-        raise ValueError(f"{what} is no result of `gsqtok evaluate` (format {EVALUATION_FORMAT})")
-    if missing := [part for part in ("model", "data", "protocol", "figures") if part not in evaluation]:
-        raise ValueError(f"{what} lacks {missing[0]!r}")
-    measured, own = evaluation["model"].get("fingerprint"), tokenizer.fingerprint()
+def _read_evaluation(evaluation: Result | Mapping[str, Any] | str | Path, tokenizer: ImageTokenizer) -> Result:
+    from gsqtok.evaluation.result import Result
+
+    if isinstance(evaluation, (str, Path)):
+        what, result = str(evaluation), Result.load(evaluation)
+    else:
+        what = "the evaluation"
+        result = evaluation if isinstance(evaluation, Result) else Result.from_dict(evaluation)
+    measured, own = result.model["fingerprint"], tokenizer.fingerprint()
     if measured != own:
         raise ValueError(f"{what} measured another tokenizer (fingerprint {str(measured)[:12]}, this is {own[:12]})")
-    return evaluation
+    return result
