@@ -114,6 +114,7 @@ def binary_entropies(logits: Tensor, entropy_bits: int) -> tuple[Tensor, Tensor]
 def _joint(logits: Tensor) -> Tensor:
     """Probabilities of all 2^k patterns of k independent bits: (N, k) -> (N, 2^k)."""
     k = logits.shape[1]
-    patterns = (torch.arange(2**k, device=logits.device)[:, None] >> torch.arange(k, device=logits.device)) & 1
+    numbers, places = torch.arange(2**k, device=logits.device), torch.arange(k, device=logits.device)
+    patterns = torch.bitwise_right_shift(numbers[:, None], places) & 1
     patterns = patterns.to(logits.dtype)
     return (F.logsigmoid(logits) @ patterns.T + F.logsigmoid(-logits) @ (1 - patterns).T).exp()
