@@ -18,6 +18,8 @@ VERBS = {
     "compare": "results of evaluations beside each other, as a table and a report",
     "train": "train a tokenizer on pictures",
     "plan": "the quantizers' settings that spend the same bits a pixel",
+    "convert": "a checkpoint of the official GSQ implementation to a tokenizer of this package",
+    "export": "a tokenizer to ONNX or torch.export, verified",
     "recipes": "list and copy the training recipes",
 }
 

@@ -23,7 +23,10 @@ messages = Console(stderr=True, highlight=False, markup=False, emoji=False)
 SOURCE = (
     "a folder of pictures (with its subfolders), a picture, parquet files, tar shards, a quoted glob, or a hub name"
 )
-MODEL = "a tokenizer's folder, a training run's folder or a hub name (default: the tokenizer inside the package)"
+MODEL = (
+    "a tokenizer's folder, a training run's folder, an official GSQ checkpoint.pt or a hub name "
+    "(default: the tokenizer inside the package)"
+)
 
 
 def show_warnings() -> None:
