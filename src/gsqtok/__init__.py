@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         register_quantizer,
     )
     from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
+    from gsqtok.tokens import TokenDataset
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,7 @@ __all__ = [
     "ImageTokenizer",
     "Quantizer",
     "QuantizerOutput",
+    "TokenDataset",
     "TokenizerConfig",
     "__version__",
     "build_quantizer",
@@ -33,8 +35,20 @@ __all__ = [
     "plan",
     "register_quantizer",
 ]
-_HOMES = dict.fromkeys(("CheckpointError", "ImageTokenizer", "TokenizerConfig"), "tokenizer") | {"plan": "planning"}
-_MODULES = {"data", "evaluation", "losses", "networks", "planning", "quantizers", "search", "tokenizer", "training"}
+_HOMES = dict.fromkeys(("CheckpointError", "ImageTokenizer", "TokenizerConfig"), "tokenizer")
+_HOMES |= {"TokenDataset": "tokens", "plan": "planning"}
+_MODULES = {
+    "data",
+    "evaluation",
+    "losses",
+    "networks",
+    "planning",
+    "quantizers",
+    "search",
+    "tokenizer",
+    "tokens",
+    "training",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -187,6 +187,7 @@ def _parquet_rows(files: list[SourceFile], image: str, extras: tuple[str, ...]) 
 
 
 def row_key(file: SourceFile, row: int) -> str:
+    """The key of a row of a parquet file."""
     return f"{file.name.removesuffix('.parquet')}-{row:06d}"
 
 
@@ -320,6 +321,7 @@ def _is_image(feature: Any) -> bool:
 
 
 def image_column(features: datasets.Features, where: str) -> str:
+    """The name of the column of encoded images: ``image``, or the only one there is; ValueError otherwise."""
     candidates = [name for name, feature in features.items() if _is_image(feature)]
     if "image" in candidates:
         return "image"

@@ -54,7 +54,7 @@ def local(
         for chunk in _ahead(_timed(iter(loader), waiting), encode.device):
             yield encode(chunk)
     except RuntimeError as error:
-        if "DataLoader worker" not in str(error) or "exited" not in str(error) and "killed" not in str(error):
+        if not str(error).startswith("DataLoader worker (pid"):  # of the loader itself, not of what it ran
             raise
         reason = " ".join(str(error).split())
         raise RuntimeError(

@@ -73,6 +73,7 @@ def finish(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any]:
     manifest = header | {
         "fingerprint": fingerprint(plan.settings),
         "settings": plan.settings,
+        "columns": [name for name, _ in plan.settings["columns"]],
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "pictures": sum(part["pictures"] for part in parts),
         "rows": sum(part["rows"] for part in parts),
@@ -117,6 +118,7 @@ def header(tokenizer: ImageTokenizer, transform: dict[str, Any]) -> dict[str, An
         "tokenizer": tokenizer.fingerprint(),
         "config": json.loads(json.dumps(dataclasses.asdict(tokenizer.config))),
         "factor": tokenizer.factor,
+        "groups": tokenizer.quantizer.tokens_per_position,
         "codebook_size": tokenizer.quantizer.codebook_size,
         "transform": transform,
     }
