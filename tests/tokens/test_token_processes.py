@@ -11,6 +11,7 @@ import pytest
 from token_pictures import BAD, hashes, png, rejects_of, write_tar
 
 from gsqtok.tokens.verify import verify
+from gsqtok.tokens.views import Views
 
 pytestmark = pytest.mark.slow
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
@@ -33,7 +34,7 @@ def test_kill_and_resume_at_random_points(many, tmp_path, run, command):
     units = len(hashes(tmp_path / "whole"))
     generator = random.Random(0)
     out, kills = tmp_path / "out", 0
-    for target in (0, *sorted(generator.sample(range(1, units), 3))):  # 0: while the plan is made
+    for target in (0, *sorted(generator.sample(range(1, units), 2))):  # 0: while the plan is made
         process = subprocess.Popen(
             command(many, out), env=command.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
         )
@@ -46,9 +47,8 @@ def test_kill_and_resume_at_random_points(many, tmp_path, run, command):
                 break
         process.wait(60)
         assert not (out / "manifest.json").exists() or process.returncode == 0
-    assert kills >= 3
-    result = command.run(many, out)
-    assert result.returncode == 0, result.stderr
+    assert kills >= 2
+    run(many, out)
     assert hashes(out) == hashes(tmp_path / "whole")
     assert rejects_of(out) == rejects_of(tmp_path / "whole")
     assert verify(out) == []
@@ -64,15 +64,7 @@ def test_torchrun_gives_the_same_shards(many, tmp_path, run, command, processes)
     assert verify(tmp_path / "out") == []
 
 
-def test_fewer_units_than_processes(tmp_path, run, command):
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in/one.png").write_bytes(png(0))
-    result = command.run(tmp_path / "in", tmp_path / "out", launcher=(*TORCHRUN, "2"))
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert verify(tmp_path / "out") == []
-
-
-def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(mixed, tmp_path, command):
+def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(mixed, tmp_path, run, command):
     process = subprocess.Popen(
         command(mixed, tmp_path / "out", "--workers", "1", "--size", "256", "--max-pixels", "5001"),
         env=command.environment,
@@ -91,8 +83,7 @@ def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(mixed, 
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 1, error
     assert "a decoding process died" in error
-    result = command.run(mixed, tmp_path / "out", "--size", "256", "--max-pixels", "5001")
-    assert result.returncode == 0, result.stderr
+    run(mixed, tmp_path / "out", views=Views(256), max_pixels=5001)
     assert verify(tmp_path / "out") == []
 
 

@@ -190,6 +190,18 @@ def test_a_picture_that_vanishes_is_rejected(mixed, tmp_path):
     assert errors["01.png"] is None
 
 
+def test_ranks_share_the_units_and_the_last_one_finishes(mixed, tmp_path, run, monkeypatch):
+    run(mixed, tmp_path / "whole")
+    monkeypatch.setenv("WORLD_SIZE", "9")  # more than there are units
+    results = []
+    for rank in range(9):
+        monkeypatch.setenv("RANK", str(rank))
+        results.append(run(mixed, tmp_path / "out"))
+    assert [result.figures["of"] for result in results] == [4, 4, 4, 4, 4, 0, 0, 0, 0]
+    assert [result.manifest is None for result in results] == [True] * 4 + [False] * 5
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+
+
 def test_metrics_for_a_machine(mixed, tmp_path, run):
     run(mixed, tmp_path / "out")
     last = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])

@@ -254,7 +254,9 @@ def _read_tar(span: Span, file: SourceFile, columns: tuple[str, ...]) -> Iterato
         for name, data in sample.images
     )
     for row, (name, data, values) in enumerate(itertools.islice(pictures, span.count)):
-        yield Row(renamed.get(row, f"{file.name}/{name}"), data, {column: values[column] for column in columns})
+        key = renamed.get(row, f"{file.name}/{name}")
+        error = "truncated: the tar shard ends before it does" if data is None else None
+        yield Row(key, data, {column: values[column] for column in columns}, error)
 
 
 # The hub

@@ -13,6 +13,7 @@ from typing import BinaryIO, NamedTuple
 from gsqtok.data.files import IMAGE_SUFFIXES
 from gsqtok.data.source import check_end
 
+_BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
 DAMAGED = -1  # stands for an offset where the rest of a shard cannot be read
 
 
@@ -21,13 +22,13 @@ class Sample(NamedTuple):
 
     Attributes:
         offset: of the sample's first header, in bytes of the uncompressed archive.
-        images: (member name, its bytes, empty while indexing) of each picture.
+        images: (member name, its bytes) of each picture; None while indexing, or where the shard ends too early.
         label: of the ``.cls`` member.
         caption: of the ``.txt`` member.
     """
 
     offset: int
-    images: list[tuple[str, bytes]]
+    images: list[tuple[str, bytes | None]]
     label: int | None
     caption: str | None
 
@@ -91,7 +92,7 @@ def _samples(path: str, offset: int, read: bool) -> Iterator[Sample]:
                     sample = _with(sample, archive, member, f"{folder}/{name}" if folder else name, read)
                 check_end(archive)
             damage = None
-        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        except _BROKEN as error:
             damage = " ".join(str(error).split()) or type(error).__name__
     if sample.images:
         yield sample
@@ -102,13 +103,20 @@ def _samples(path: str, offset: int, read: bool) -> Iterator[Sample]:
 def _with(sample: Sample, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, read: bool) -> Sample:
     suffix = os.path.splitext(name)[1].lower()
     if suffix in IMAGE_SUFFIXES:
-        sample.images.append((name, archive.extractfile(member).read() if read else b""))
+        sample.images.append((name, _content(archive, member) if read else None))
     elif read and suffix == ".cls":
-        text = archive.extractfile(member).read().decode(errors="replace").strip()
+        text = (_content(archive, member) or b"").decode(errors="replace").strip()
         return sample._replace(label=int(text) if re.fullmatch(r"-?\d{1,18}", text) else None)
     elif read and suffix == ".txt":
-        return sample._replace(caption=archive.extractfile(member).read().decode(errors="replace"))
+        return sample._replace(caption=(_content(archive, member) or b"").decode(errors="replace"))
     return sample
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | None:
+    try:
+        return archive.extractfile(member).read()
+    except _BROKEN:
+        return None
 
 
 def _opened(path: str) -> BinaryIO:

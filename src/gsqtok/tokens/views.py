@@ -18,7 +18,7 @@ class Views:
     Attributes:
         size: side of the crops in pixels; with ``crop="none"``, the short side. None: pictures keep their size.
         crop: "none" keeps the aspect ratio, "center" cuts out the central square, "ten" takes the four corners, the
-            centre and all of these mirrored (as torchvision's TenCrop, in its order).
+            centre, and the same of the mirror image (as torchvision's TenCrop, in its order).
         resize: the short side before the crop; default: ``size``, and 1.1 ``size`` (rounded) for ten crops.
         flip: add each view's mirror image.
         resample: "bicubic" or "lanczos".
@@ -62,13 +62,16 @@ class Views:
             BrokenImageError: a strip so thin that the resized picture would not fit in memory.
         """
         pixels = self._resized.pixels(picture)
+        windows = self._windows(pixels)
+        if self.crop == "ten":
+            windows += self._windows(pixels[:, ::-1])
+        return windows + [window[:, ::-1] for window in windows] if self.flip else windows
+
+    def _windows(self, pixels: np.ndarray) -> list[np.ndarray]:
         if self.crop == "none":
-            windows = [pixels]
-        else:
-            size = self.size
-            bottom, right = pixels.shape[0] - size, pixels.shape[1] - size
-            centre = (round(bottom / 2), round(right / 2))
-            corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)] if self.crop == "ten" else []
-            windows = [pixels[top : top + size, left : left + size] for top, left in (*corners, centre)]
-        mirrored = [window[:, ::-1] for window in windows] if self.flip or self.crop == "ten" else []
-        return windows + mirrored
+            return [pixels]
+        size = self.size
+        bottom, right = pixels.shape[0] - size, pixels.shape[1] - size
+        corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)] if self.crop == "ten" else []
+        places = [*corners, (round(bottom / 2), round(right / 2))]
+        return [pixels[top : top + size, left : left + size] for top, left in places]
