@@ -18,6 +18,7 @@ if TYPE_CHECKING:
         register_quantizer,
     )
     from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
+    from gsqtok.tokens import TokenDataset
 
 __version__ = "0.1.0"
 
@@ -27,6 +28,7 @@ __all__ = [
     "ImageTokenizer",
     "Quantizer",
     "QuantizerOutput",
+    "TokenDataset",
     "TokenizerConfig",
     "__version__",
     "build_quantizer",
@@ -37,12 +39,13 @@ __all__ = [
 ]
 _HOMES = {
     **dict.fromkeys(("CheckpointError", "ImageTokenizer", "TokenizerConfig"), "tokenizer"),
+    "TokenDataset": "tokens",
     "evaluate": "evaluation",
     "plan": "planning",
 }
 _MODULES = {
     *("data", "discriminators", "evaluation", "losses", "networks", "planning", "quantizers", "search", "tokenizer"),
-    "training",
+    *("tokens", "training"),
 }
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from gsqtok.data import BrokenImageError, decode_image
+from gsqtok.data import BrokenImageError, decode, decode_image
 
 
 def encode(image, image_format="PNG", **options):
@@ -227,3 +227,41 @@ def test_random_bytes_after_a_header_never_escape(encoded):
             except BrokenImageError:
                 outcomes["broken"] += 1
     assert min(outcomes.values()) > 20
+
+
+def smooth(size=(67, 45)):
+    generator = np.random.default_rng(0)
+    small = Image.fromarray(generator.integers(0, 256, (8, 8, 3), dtype=np.uint8))
+    return small.resize(size, Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"quality": 75, "subsampling": mode} for mode in ("4:4:4", "4:2:2", "4:2:0")),
+        *({"progressive": True}, {"keep_rgb": True}, {"optimize": True, "restart_marker_rows": 1}),
+    ],
+)
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_simplejpeg_gives_the_pixels_of_pillow(options, mode):
+    pytest.importorskip("simplejpeg")
+    data = encode(smooth().convert(mode), "JPEG", **options)
+    assert decode._turbo(data, Image.open(io.BytesIO(data))) is not None
+    np.testing.assert_array_equal(pixels(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_what_simplejpeg_may_not_decide():
+    """Colours of print, and anything damaged, go to Pillow, which says what is wrong."""
+    data = encode(smooth().convert("CMYK"), "JPEG")
+    assert decode._turbo(data, Image.open(io.BytesIO(data))) is None
+    data = encode(smooth(), "JPEG")
+    assert decode._turbo(data[:-200], Image.open(io.BytesIO(data[:-200]))) is None
+    with pytest.raises(BrokenImageError, match="truncated"):
+        decode_image(data[:-200])
+
+
+def test_without_simplejpeg(monkeypatch):
+    data = encode(smooth(), "JPEG")
+    expected = pixels(data)
+    monkeypatch.setattr(decode, "simplejpeg", None)
+    np.testing.assert_array_equal(pixels(data), expected)

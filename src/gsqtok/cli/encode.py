@@ -9,7 +9,8 @@ def main(argv: list[str]) -> None:
     """Encode pictures to a file of tokens."""
     p = parser(
         "encode",
-        "Pictures to a file of tokens, which numpy reads: numpy.load('tokens.npz')['cat.png'] is a grid (h, w, G).",
+        "A few pictures to one file of tokens, which numpy reads: numpy.load('tokens.npz')['cat.png'] is a grid\n"
+        "(h, w, G). For a data set, in shards and restartable, there is gsqtok tokenize.",
         "  gsqtok encode pictures/ -o tokens.npz\n  gsqtok encode runs/mine pictures/ -o tokens.npz --size 256 --crop",
     )
     add_model(p)

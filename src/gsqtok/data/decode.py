@@ -12,6 +12,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
+try:
+    import simplejpeg
+except ImportError:  # faster, never needed
+    simplejpeg = None
+
 # Raster formats only: EPS would start Ghostscript, and the rest are stubs without a decoder.
 _FORMATS = (
     "JPEG",
@@ -69,6 +74,8 @@ def decode_image(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pix
                 raise BrokenImageError(f"{image.width} x {image.height} pixels, more than the limit of {limit}")
             if ImageFile.LOAD_TRUNCATED_IMAGES and _looks_truncated(encoded, image.format):
                 raise BrokenImageError("truncated")
+            if (pixels := _turbo(encoded, image)) is not None:
+                return pixels
             image.load()
             return _rgb(_upright(image))
     except (BrokenImageError, MemoryError):
@@ -96,6 +103,19 @@ def _read(data: bytes | str | Path | Mapping[str, Any] | None) -> bytes:
     return data
 
 
+def _turbo(encoded: bytes, image: Image.Image) -> Image.Image | None:
+    """A plain JPEG by simplejpeg: the pixels of Pillow, which links the same library, in about half the time.
+
+    None where simplejpeg is not installed, or where the picture needs more care: turned, CMYK, or damaged in any way.
+    """
+    if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L") or _orientation(image) != 1:
+        return None
+    try:
+        return Image.fromarray(simplejpeg.decode_jpeg(encoded, "RGB", strict=True))
+    except ValueError:
+        return None
+
+
 @functools.cache
 def _known_formats() -> tuple[str, ...]:
     Image.init()
@@ -113,12 +133,15 @@ def _looks_truncated(encoded: bytes, image_format: str | None) -> bool:
     return image_format == "PNG" and b"IEND" not in encoded[-64:] and b"IEND" not in encoded
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(_ORIENTATION_TAG)
+        return image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # corrupt metadata around intact pixels: the picture is fine, its orientation unknown
-        return image
-    method = _UPRIGHT.get(orientation)
+        return 1
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    method = _UPRIGHT.get(_orientation(image))
     return image if method is None else image.transpose(method)
 
 

@@ -140,14 +140,14 @@ def _open_parquet(files: list[SourceFile], streaming: bool) -> AnyDataset:
         except ValueError as error:  # such as ImageNet's class names, of which two are "crane"
             _logger.info("%s: left out what the file says of its columns (%s)", file.path, error)
             features = datasets.Features.from_arrow_schema(schema.remove_metadata())
-        image = _image_column(features, file.path)
+        image = image_column(features, file.path)
         if metadata.num_rows:
             layouts.setdefault(image, []).append((file, features, metadata.num_rows))
     if not layouts:
         raise ValueError(f"the parquet files hold no rows: {', '.join(file.path for file in files[:3])}")
     parts = []
     for image, members in layouts.items():
-        extras = _common([_extras(features, image) for _, features, _ in members])
+        extras = _common([extra_columns(features, image) for _, features, _ in members])
         part_files = [file for file, _, _ in members]
         if streaming:
             arguments = {"files": part_files, "image": image, "extras": tuple(extras)}
@@ -165,7 +165,7 @@ def _open_parquet(files: list[SourceFile], streaming: bool) -> AnyDataset:
                 batch_size=_CONVERT_ROWS,  # the default is the size of the first row group, and that may be 0
             )
             part = part if image == "image" else part.rename_column(image, "image")
-            part = part.add_column("key", [_row_key(file, row) for file, _, count in members for row in range(count)])
+            part = part.add_column("key", [row_key(file, row) for file, _, count in members for row in range(count)])
             part = part.select_columns(list(_features(extras)))
         parts.append(part)
     return _concatenate(parts)
@@ -182,11 +182,12 @@ def _parquet_rows(files: list[SourceFile], image: str, extras: tuple[str, ...]) 
                     value = values.pop(image)
                     if isinstance(value, bytes):
                         value = {"bytes": value, "path": None}
-                    yield {"image": value, "key": _row_key(file, row), **values}
+                    yield {"image": value, "key": row_key(file, row), **values}
                     row += 1
 
 
-def _row_key(file: SourceFile, row: int) -> str:
+def row_key(file: SourceFile, row: int) -> str:
+    """The key of a row of a parquet file."""
     return f"{file.name.removesuffix('.parquet')}-{row:06d}"
 
 
@@ -232,7 +233,7 @@ def _tar_rows(files: list[SourceFile]) -> Iterator[dict[str, Any]]:
                         prefix, sample = (folder, stem), {}
                     sample[f"{folder}/{name}" if folder else name] = archive.extractfile(member).read()
                     last = member.name
-                _check_end(archive)
+                check_end(archive)
             error = None
         except (tarfile.TarError, OSError, EOFError, zlib.error) as failure:
             error = _one_line(failure)
@@ -242,7 +243,7 @@ def _tar_rows(files: list[SourceFile]) -> Iterator[dict[str, Any]]:
             yield {"image": {"bytes": b"", "path": key}, "key": key, "label": None, "caption": None}
 
 
-def _check_end(archive: tarfile.TarFile) -> None:
+def check_end(archive: tarfile.TarFile) -> None:
     """``tarfile`` takes a damaged header for the end of the archive; the true end is a block of zeros, or nothing."""
     archive.fileobj.seek(archive.offset)
     if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
@@ -283,8 +284,8 @@ def _open_hub(name: str, split: str | None, streaming: bool, prefix: str) -> Any
     features = loaded.features
     if features is None:
         raise ValueError(f"hub data set {name!r} does not declare its columns: open it with streaming=False")
-    image = _image_column(features, name)
-    extras = _extras(features, image)
+    image = image_column(features, name)
+    extras = extra_columns(features, image)
     loaded = loaded.select_columns([image, *extras]).cast_column(image, datasets.Image(decode=False))
     loaded = loaded if image == "image" else loaded.rename_column(image, "image")
     if streaming:
@@ -319,7 +320,8 @@ def _is_image(feature: Any) -> bool:
     return binary or isinstance(feature, datasets.Image)
 
 
-def _image_column(features: datasets.Features, where: str) -> str:
+def image_column(features: datasets.Features, where: str) -> str:
+    """The name of the column of encoded images: ``image``, or the only one there is; ValueError otherwise."""
     candidates = [name for name, feature in features.items() if _is_image(feature)]
     if "image" in candidates:
         return "image"
@@ -330,7 +332,7 @@ def _image_column(features: datasets.Features, where: str) -> str:
     raise ValueError(f"{where!r} has no column of encoded images, only {', '.join(features) or 'nothing'}")
 
 
-def _extras(features: datasets.Features, image: str) -> dict[str, Any]:
+def extra_columns(features: datasets.Features, image: str) -> dict[str, Any]:
     """The columns carried along: all but other images and a ``key`` of the file's own."""
     return {
         name: feature
@@ -354,5 +356,5 @@ def _concatenate(parts: list[AnyDataset]) -> AnyDataset:
 
     if len(parts) == 1:
         return parts[0]
-    names = list(_features(_common([_extras(part.features, "image") for part in parts])))
+    names = list(_features(_common([extra_columns(part.features, "image") for part in parts])))
     return datasets.concatenate_datasets([part.select_columns(names) for part in parts]).select_columns(names)

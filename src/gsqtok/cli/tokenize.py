@@ -1,0 +1,118 @@
+"""gsqtok tokenize."""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+from typing import TYPE_CHECKING, Any
+
+from gsqtok.cli.options import SOURCE, add_model, console, load_model, parser
+
+if TYPE_CHECKING:
+    from gsqtok.tokens.run import RunOptions, RunResult
+
+EXAMPLE = """  gsqtok tokenize runs/mine imagenet/ --split train -o imagenet-tokens/
+  gsqtok tokenize runs/mine "shards/{000..146}.tar" -o tokens/ --crop ten --precision bf16
+  gsqtok tokenize runs/mine photos/ -o tokens/ --size 512 --crop none        # native aspect
+  torchrun --nproc-per-node 8 -m gsqtok tokenize runs/mine imagenet/ -o tokens/
+  gsqtok tokenize runs/mine imagenet/ -o tokens/ --engine ray --ray-address auto
+
+A run that was stopped in any way goes on when the same command is given again, with any number of processes and either
+engine. Then: gsqtok tokens verify tokens/, and in Python gsqtok.TokenDataset("tokens/").
+
+For a handful of pictures in one .npz file, which numpy reads and gsqtok decode turns back, there is gsqtok encode."""
+
+
+def main(argv: list[str]) -> None:
+    """Tokenize pictures to a token data set."""
+    args = _parse(argv)
+    from gsqtok.tokens.run import tokenize
+
+    if args.device is None and "LOCAL_RANK" in os.environ:
+        import torch
+
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
+    tokenizer = load_model(args)
+    try:
+        result = tokenize(tokenizer, args.source, args.output, _options(args), model=args.model)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise OSError(f"the disk of {args.output} is full; make room and repeat the command, which goes on") from error
+    for line in _summary(result, args.output):
+        console.print(line)
+
+
+def _parse(argv: list[str]) -> argparse.Namespace:
+    p = parser(
+        "tokenize",
+        "Pictures to a token data set: parquet shards that Hugging Face datasets and gsqtok.TokenDataset read,\n"
+        "a manifest with counts and hashes, and rejects.parquet with the pictures that could not be read, and why.",
+        EXAMPLE,
+    )
+    add_model(p)
+    p.add_argument("source", metavar="SOURCE", help=SOURCE)
+    p.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder of the token data set")
+    p.add_argument("--split", help="split of the source, where it has several")
+    p.add_argument("--size", type=int, default=256, help="side of the crops in pixels (default: 256); 0: as they are")
+    p.add_argument("--crop", choices=("none", "center", "ten"), help="default: center; none keeps the aspect ratio")
+    p.add_argument("--resize", type=int, help="short side before cropping (default: --size; ten crops: 1.1 times that)")
+    p.add_argument("--flip", action="store_true", help="add the mirror image of each")
+    p.add_argument("--resample", choices=("bicubic", "lanczos"), default="bicubic", help="default: bicubic")
+    p.add_argument("--max-pixels", type=int, help="reject larger pictures (default: above 89 million pixels)")
+    p.add_argument("--carry", nargs="*", default=["label", "caption"], metavar="COLUMN", help="default: label caption")
+    p.add_argument("--shard-size", type=int, default=8192, help="pictures in a shard, at most (default: 8192)")
+    p.add_argument("--batch-size", type=int, help="pictures encoded together (default: found by trying)")
+    p.add_argument("--workers", type=int, help="processes that decode (default: one for each processor)")
+    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder (default: fp32)")
+    p.add_argument("--compile", action="store_true", help="compile the encoder: pays for long runs on a GPU")
+    p.add_argument("--engine", choices=("local", "ray"), default="local", help="default: local, also under torchrun")
+    p.add_argument("--ray-address", help="of a Ray cluster, or 'auto' (default: Ray on this machine alone)")
+    return p.parse_args(argv)
+
+
+def _options(args: argparse.Namespace) -> RunOptions:
+    from gsqtok.tokens.run import RunOptions
+    from gsqtok.tokens.views import Views
+
+    if args.ray_address and args.engine != "ray":
+        raise ValueError("--ray-address goes with --engine ray")
+    crop = args.crop or ("center" if args.size else "none")
+    return RunOptions(
+        views=Views(args.size or None, crop, args.resize, args.flip, args.resample),
+        split=args.split,
+        carry=tuple(args.carry),
+        shard_size=args.shard_size,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        precision=args.precision,
+        compile=args.compile,
+        max_pixels=args.max_pixels,
+        engine=args.engine,
+        ray_address=args.ray_address,
+    )
+
+
+def _summary(result: RunResult, output: str) -> list[str]:
+    figures = result.figures
+    lines = []
+    if figures["of"]:
+        lines.append(
+            f"{figures['pictures']:,} pictures in {figures['seconds']:,.1f} s: "
+            f"{figures['pictures_per_second']:,.0f} pictures/s, {figures['bytes_per_second'] / 1e6:,.1f} MB/s read; "
+            f"decoding {figures['decoded_per_core_second'] or 0:,.0f} pictures/s a core, {result.workers or 1} at work"
+        )
+        if figures["waiting"] > 0.15 and result.workers:
+            lines.append(f"the model waited for pictures {figures['waiting']:.0%} of the time: decoding is the limit")
+    if result.manifest is None:
+        return [*lines, "this process has done its share; others are still at work"]
+    return [*lines, *_whole(result.manifest, output)]
+
+
+def _whole(manifest: dict[str, Any], output: str) -> list[str]:
+    rejects = manifest["rejects"]["rows"]
+    lines = [f"{manifest['pictures']:,} pictures, {manifest['rows']:,} rows, {manifest['tokens']:,} tokens -> {output}"]
+    if rejects:
+        lines.append(f"{rejects:,} rejected: see {os.path.join(output, manifest['rejects']['file'])}")
+    return lines

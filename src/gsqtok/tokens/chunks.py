@@ -1,0 +1,167 @@
+"""A chunk of pictures decoded, ready for a device; and its tokens. Both travel between processes."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gsqtok.data import BrokenImageError, decode_image
+from gsqtok.tokens.sources import Chunk
+from gsqtok.tokens.views import Views
+
+
+class Task(NamedTuple):
+    """A chunk and its place: the ``index``-th of a unit."""
+
+    unit: int
+    index: int
+    chunk: Chunk
+
+
+class Picture(NamedTuple):
+    """What a row says besides its tokens: key, original (height, width) in pixels, and the columns carried along."""
+
+    key: str
+    size: tuple[int, int]
+    columns: dict[str, Any]
+
+
+class Group(NamedTuple):
+    """Views of one shape: number of the picture and of the view of each."""
+
+    shape: tuple[int, int]
+    members: list[tuple[int, int]]
+
+
+@dataclass(frozen=True)
+class DecodedChunk:
+    """Pixels of a chunk.
+
+    Attributes:
+        unit: of the task.
+        index: of the task.
+        pictures: those that could be read.
+        rejects: (key, reason) of the others.
+        groups: the views by shape, in the order of ``pixels``.
+        pixels: uint8, one after another, (H, W, 3) each: one tensor, so that it is shared and pinned at once.
+        bytes_read: encoded bytes.
+        seconds: of a processor, for decoding.
+    """
+
+    unit: int
+    index: int
+    pictures: list[Picture]
+    rejects: list[tuple[str, str]]
+    groups: list[Group]
+    pixels: Tensor
+    bytes_read: int
+    seconds: float
+
+    def pin_memory(self) -> DecodedChunk:
+        """What a ``DataLoader`` calls before a copy to a GPU."""
+        return self.on(self.pixels.pin_memory())
+
+    def on(self, pixels: Tensor) -> DecodedChunk:
+        """The same with its pixels elsewhere."""
+        return replace(self, pixels=pixels)
+
+    def views(self) -> list[Tensor]:
+        """The pixels of each group: uint8 (n, H, W, 3)."""
+        sizes = [len(group.members) * group.shape[0] * group.shape[1] * 3 for group in self.groups]
+        pieces = self.pixels.split(sizes) if sizes else []
+        return [piece.view(-1, *group.shape, 3) for piece, group in zip(pieces, self.groups, strict=True)]
+
+
+@dataclass(frozen=True)
+class EncodedChunk:
+    """Tokens of a chunk.
+
+    Attributes:
+        tokens: ((picture, view), tokens (h, w, G)), in the order of pictures and views.
+    """
+
+    unit: int
+    index: int
+    pictures: list[Picture]
+    rejects: list[tuple[str, str]]
+    tokens: list[tuple[tuple[int, int], np.ndarray]]
+    bytes_read: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Decode:
+    """Decodes chunks: views of every picture, padded (edges repeated) to multiples of the tokenizer's factor.
+
+    Attributes:
+        views: what to make of a picture.
+        factor: the tokenizer's down-sampling factor.
+        max_pixels: larger pictures are rejected before they are decoded; None: see ``decode_image``.
+    """
+
+    views: Views
+    factor: int
+    max_pixels: int | None = None
+
+    def __call__(self, task: Task) -> DecodedChunk:
+        """Read and decode; a picture that cannot be read is rejected, with the reason.
+
+        Raises:
+            OSError, ValueError: see ``Chunk.rows``.
+        """
+        start = time.thread_time()
+        pictures, rejects, bytes_read = [], [], 0
+        groups: dict[tuple[int, int], list[tuple[tuple[int, int], np.ndarray]]] = {}
+        for row in task.chunk.rows():
+            bytes_read += len(row.data or b"")
+            try:
+                if row.error is not None:
+                    raise BrokenImageError(row.error)
+                picture = decode_image(row.data, max_pixels=self.max_pixels)
+                views = [self._pad(view) for view in self.views(picture)]
+            except BrokenImageError as error:
+                rejects.append((row.key, str(error)))
+                continue
+            for number, view in enumerate(views):
+                groups.setdefault(view.shape[:2], []).append(((len(pictures), number), view))
+            pictures.append(Picture(row.key, (picture.height, picture.width), row.columns))
+        flat = [view for group in groups.values() for _, view in group]
+        pixels = torch.empty(sum(view.size for view in flat), dtype=torch.uint8)
+        place = 0
+        for view in flat:
+            pixels.numpy()[place : place + view.size].reshape(view.shape)[:] = view
+            place += view.size
+        shapes = [Group(shape, [member for member, _ in group]) for shape, group in groups.items()]
+        seconds = time.thread_time() - start
+        return DecodedChunk(task.unit, task.index, pictures, rejects, shapes, pixels, bytes_read, seconds)
+
+    def _pad(self, view: np.ndarray) -> np.ndarray:
+        bottom, right = (-side % self.factor for side in view.shape[:2])
+        return np.pad(view, ((0, bottom), (0, right), (0, 0)), mode="edge") if bottom or right else view
+
+
+def encoded(chunk: DecodedChunk, grids: list[np.ndarray | str]) -> EncodedChunk:
+    """Put the tokens of the groups' views, in their order, in the order of pictures and views.
+
+    A picture of which a view could not be encoded (a string: the reason) is rejected.
+    """
+    members = itertools.chain.from_iterable(group.members for group in chunk.groups)
+    tokens = sorted(zip(members, grids, strict=True), key=lambda pair: pair[0])
+    failed = {picture: grid for (picture, _), grid in tokens if isinstance(grid, str)}
+    kept = [picture for picture in range(len(chunk.pictures)) if picture not in failed]
+    number = {picture: i for i, picture in enumerate(kept)}
+    return EncodedChunk(
+        chunk.unit,
+        chunk.index,
+        [chunk.pictures[picture] for picture in kept],
+        chunk.rejects + [(chunk.pictures[picture].key, reason) for picture, reason in failed.items()],
+        [((number[picture], view), grid) for (picture, view), grid in tokens if picture in number],
+        chunk.bytes_read,
+        chunk.seconds,
+    )

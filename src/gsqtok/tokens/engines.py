@@ -1,0 +1,184 @@
+"""Who does the work: tasks to encoded chunks, in this process with its helpers, or on a Ray cluster.
+
+Both engines decode and encode the same chunks with the same code, so both give the same rows.
+"""
+
+from __future__ import annotations
+
+import os
+import pickle
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from gsqtok.tokens.chunks import Decode, DecodedChunk, EncodedChunk, Task
+from gsqtok.tokens.encode import Encode
+
+_PREFETCH = 2  # chunks each decoding process prepares ahead
+RAY_MISSING = "--engine ray needs Ray Data: pip install 'gsqtok[ray]'"
+
+
+@dataclass
+class Waiting:
+    """Seconds that the model waited for pictures."""
+
+    seconds: float = 0.0
+
+
+# Here
+
+
+def local(
+    tasks: Sequence[Task], decode: Decode, encode: Encode, workers: int, waiting: Waiting
+) -> Iterator[EncodedChunk]:
+    """Decode in ``workers`` processes (0: this one), encode here; in the order of the tasks.
+
+    Raises:
+        RuntimeError: a decoding process died.
+    """
+    loader = DataLoader(
+        _Decoding(decode),  # tasks travel as the "indices": what has been done leaves no trace in memory
+        sampler=tasks,
+        batch_size=None,
+        num_workers=workers,
+        collate_fn=_as_it_is,
+        pin_memory=encode.device.type == "cuda",
+        prefetch_factor=_PREFETCH if workers else None,
+        generator=torch.Generator(),
+    )
+    try:
+        for chunk in _ahead(_timed(iter(loader), waiting), encode.device):
+            yield encode(chunk)
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker (pid"):  # of the loader itself, not of what it ran
+            raise
+        reason = " ".join(str(error).split())
+        raise RuntimeError(
+            f"a decoding process died, for want of memory perhaps ({reason}); repeat the command"
+        ) from None
+
+
+class _Decoding(Dataset[DecodedChunk]):
+    def __init__(self, decode: Decode) -> None:
+        self.decode = decode
+
+    def __getitem__(self, task: Task) -> DecodedChunk:
+        return self.decode(task)
+
+
+def _as_it_is(item: Any) -> Any:
+    return item
+
+
+def _timed(chunks: Iterator[DecodedChunk], waiting: Waiting) -> Iterator[DecodedChunk]:
+    while True:
+        start = time.perf_counter()
+        chunk = next(chunks, None)
+        waiting.seconds += time.perf_counter() - start
+        if chunk is None:
+            return
+        yield chunk
+
+
+def _ahead(chunks: Iterator[DecodedChunk], device: torch.device) -> Iterator[DecodedChunk]:
+    """Copy the next chunk to a GPU while the one before is encoded."""
+    if device.type != "cuda":
+        yield from chunks
+        return
+    stream = torch.cuda.Stream(device)
+    current: DecodedChunk | None = None
+    for chunk in chunks:
+        with torch.cuda.stream(stream):
+            following = chunk.on(chunk.pixels.to(device, non_blocking=True))
+        if current is not None:
+            yield current
+        torch.cuda.current_stream(device).wait_stream(stream)
+        following.pixels.record_stream(torch.cuda.current_stream(device))
+        current = following
+    if current is not None:
+        yield current
+
+
+# Ray
+
+
+def ray(
+    tasks: Sequence[Task], decode: Decode, make_encode: Callable[[], Encode], workers: int, address: str | None
+) -> Iterator[EncodedChunk]:
+    """Ray Data: processes that decode on CPUs, actors that encode on GPUs (on CPUs where there is none).
+
+    Ray holds the decoding back when the encoders are behind, and starts lost workers again with what they had in hand.
+    Chunks come in any order.
+
+    Args:
+        tasks: what to do.
+        decode: how to decode.
+        make_encode: called once in each encoding actor.
+        workers: processes that decode; 0: as many as there are processors.
+        address: of a cluster ("auto" for the one this machine belongs to); None starts Ray here.
+
+    Raises:
+        ModuleNotFoundError: Ray is not installed.
+    """
+    try:
+        import ray.data
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(RAY_MISSING) from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    started_here = not ray.is_initialized()
+    if started_here:
+        ray.init(
+            address=address,
+            log_to_driver=False,
+            logging_level="ERROR",
+            include_dashboard=False if address is None else None,
+        )
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    try:
+        resources = ray.cluster_resources()
+        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
+        encoders = gpus or max(1, cpus // 4)
+        decoders = workers or max(1, cpus - encoders)
+        packed = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
+        decoded = packed.map_batches(
+            _RayDecode,
+            fn_constructor_args=(decode,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=decoders),
+            num_cpus=1 if cpus > encoders else 0.5,
+        )
+        tokens = decoded.map_batches(
+            _RayEncode,
+            fn_constructor_args=(make_encode,),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=encoders),
+            num_gpus=1 if gpus else 0,
+            num_cpus=0 if gpus or cpus <= encoders else 1,
+        )
+        for row in tokens.iter_rows():
+            yield pickle.loads(row["tokens"])
+    finally:
+        if started_here:
+            ray.shutdown()
+
+
+class _RayDecode:
+    def __init__(self, decode: Decode) -> None:
+        torch.set_num_threads(1)
+        self.decode = decode
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        return {"chunk": [pickle.dumps(self.decode(pickle.loads(task)), protocol=5) for task in batch["task"]]}
+
+
+class _RayEncode:
+    def __init__(self, make_encode: Callable[[], Encode]) -> None:
+        self.encode = make_encode()
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
+        return {"tokens": [pickle.dumps(self.encode(pickle.loads(chunk)), protocol=5) for chunk in batch["chunk"]]}

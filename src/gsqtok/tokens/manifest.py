@@ -1,0 +1,128 @@
+"""Which units are done, and the manifest that sums them up when all are."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import gsqtok
+from gsqtok.tokenizer import ImageTokenizer
+from gsqtok.tokens.chunks import EncodedChunk
+from gsqtok.tokens.plan import Plan, Unit, fingerprint, read_plan
+from gsqtok.tokens.shards import shard_name, shard_table, write_bytes, write_shard
+
+FORMAT = 1
+MANIFEST = "manifest.json"
+REJECTS = "rejects.parquet"
+PARTS = "parts"
+_REJECTS_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("unit", pa.int32())])
+
+
+def write_unit(folder: Path, unit: Unit, count: int, chunks: Sequence[EncodedChunk], schema: pa.Schema) -> None:
+    """Write a unit's shard, then the part that says that it is done."""
+    rejects = [reject for chunk in chunks for reject in chunk.rejects]
+    write_part(folder, unit, count, shard_table(chunks, schema), rejects)
+
+
+def write_part(folder: Path, unit: Unit, count: int, table: pa.Table, rejects: Sequence[tuple[str, str]]) -> None:
+    """The same from a table of rows. A unit of rejects alone has no shard."""
+    pictures = unit.pictures - len(rejects)
+    part: dict[str, Any] = {"pictures": pictures, "rows": len(table), "keys": unit.keys, "rejects": list(rejects)}
+    if len(table):
+        name = shard_name(unit.number, count)
+        part |= {"file": name, "tokens": len(table["tokens"].combine_chunks().flatten())}
+        part |= write_shard(table, folder / name)
+    write_bytes(_part(folder, unit.number), json.dumps(part).encode())
+
+
+def done_units(folder: Path, plan: Plan) -> set[int]:
+    """Numbers of the units whose part is there and whose shard has the size that it says."""
+    return {unit.number for unit in plan.units if _is_done(folder, unit.number)}
+
+
+def _is_done(folder: Path, number: int) -> bool:
+    try:
+        part = json.loads(_part(folder, number).read_text())
+        return "file" not in part or (folder / part["file"]).stat().st_size == part["bytes"]
+    except (OSError, ValueError):
+        return False
+
+
+def finish(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any]:
+    """Write rejects.parquet and manifest.json; all units must be done. Several processes may do so at once.
+
+    Returns:
+        the manifest.
+    """
+    parts = [json.loads(_part(folder, unit.number).read_text()) for unit in plan.units]
+    rejects = [(key, reason, unit) for unit, part in enumerate(parts) for key, reason in part.pop("rejects")]
+    columns = list(zip(*rejects, strict=True)) or [[], [], []]
+    buffer = io.BytesIO()
+    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _REJECTS_SCHEMA, strict=True)], _REJECTS_SCHEMA)
+    pq.write_table(table, buffer, compression="zstd")
+    write_bytes(folder / REJECTS, buffer.getbuffer())
+    manifest = header | {
+        "fingerprint": fingerprint(plan.settings),
+        "settings": plan.settings,
+        "columns": [name for name, _ in plan.settings["columns"]],
+        "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "pictures": sum(part["pictures"] for part in parts),
+        "rows": sum(part["rows"] for part in parts),
+        "tokens": sum(part.get("tokens", 0) for part in parts),
+        "bytes": sum(part.get("bytes", 0) for part in parts),
+        "rejects": {"file": REJECTS, "rows": len(table), "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()},
+        "units": parts,
+    }
+    write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
+    return manifest
+
+
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Read the manifest of a finished token data set.
+
+    Raises:
+        FileNotFoundError: no such folder, or one that gsqtok did not write.
+        ValueError: not finished, or not a manifest.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"no such folder: {folder}")
+    path = folder / MANIFEST
+    if not path.exists():
+        plan = read_plan(folder)
+        done = len(done_units(folder, plan))
+        raise ValueError(f"{folder} is not finished: {done} of {len(plan.units)} shards; repeat gsqtok tokenize")
+    try:
+        manifest = json.loads(path.read_text())
+        if manifest["format"] != FORMAT:
+            raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
+        return manifest
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is not the manifest of a token data set ({error})") from error
+
+
+def header(tokenizer: ImageTokenizer, transform: dict[str, Any]) -> dict[str, Any]:
+    """What every shard and the manifest say of their origin."""
+    return {
+        "format": FORMAT,
+        "version": gsqtok.__version__,
+        "tokenizer": tokenizer.fingerprint(),
+        "config": json.loads(json.dumps(dataclasses.asdict(tokenizer.config))),
+        "factor": tokenizer.factor,
+        "groups": tokenizer.quantizer.tokens_per_position,
+        "codebook_size": tokenizer.quantizer.codebook_size,
+        "transform": transform,
+    }
+
+
+def _part(folder: Path, number: int) -> Path:
+    return folder / PARTS / f"{number:05d}.json"

@@ -1,0 +1,75 @@
+"""A shard memory-mapped: parquet is compressed, so each shard is unpacked once, to an Arrow file beside others."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from huggingface_hub.constants import HF_HOME
+
+from gsqtok.output import written_aside
+
+
+def cache_folder(fingerprint: str) -> Path:
+    """Where unpacked shards of a data set lie by default: $GSQTOK_CACHE, or a folder below HF_HOME."""
+    root = os.environ.get("GSQTOK_CACHE") or os.path.join(HF_HOME, "gsqtok", "tokens")
+    return Path(root) / fingerprint[:16]
+
+
+class MappedShard:
+    """Rows of one shard, read from the mapped file without a copy.
+
+    Args:
+        path: of the parquet file.
+        cache: folder of the unpacked file; it is made where it is missing, whole or not at all, so that many processes
+            may do so at once.
+        sha256: of the parquet file: its unpacked name, so that a shard that was written anew is unpacked anew.
+        rows: that the shard must have.
+
+    Raises:
+        ValueError: the shard has another number of rows.
+        OSError: it cannot be read, or the disk is full.
+    """
+
+    def __init__(self, path: Path, cache: Path, sha256: str, rows: int) -> None:
+        unpacked = cache / f"{sha256[:32]}.arrow"
+        if not unpacked.exists():
+            _unpack(path, unpacked)
+        self.batch = pa.ipc.open_file(pa.memory_map(str(unpacked))).get_batch(0)
+        if self.batch.num_rows != rows:
+            raise ValueError(f"{path} has {self.batch.num_rows} rows, the manifest says {rows}")
+        tokens = self.batch.column("tokens")
+        self._offsets = np.frombuffer(tokens.buffers()[1], np.int32)
+        self._tokens = tokens.values.to_numpy()
+        self._grids = self.batch.column("grid").flatten().to_numpy().reshape(-1, 3)
+
+    def grid(self, row: int) -> np.ndarray:
+        """Tokens (h, w, G) of a row, in their stored type; a read-only view of the file."""
+        return self._tokens[self._offsets[row] : self._offsets[row + 1]].reshape(self._grids[row])
+
+    def value(self, column: str, row: int) -> Any:
+        """A value of another column, as Python has it."""
+        values = self._column(column)
+        value = values[row]
+        return value.as_py() if isinstance(value, pa.Scalar) else value.item()
+
+    @functools.cache  # noqa: B019 (a shard lives as long as its data set)
+    def _column(self, name: str) -> np.ndarray | pa.Array:
+        column = self.batch.column(name)
+        return column.to_numpy() if pa.types.is_integer(column.type) and not column.null_count else column
+
+
+def _unpack(path: Path, target: Path) -> None:
+    """One record batch, whose columns are contiguous in the file."""
+    table = pq.read_table(path, memory_map=True).combine_chunks()
+    with (
+        written_aside(target) as aside,
+        pa.OSFile(str(aside), "wb") as file,
+        pa.ipc.new_file(file, table.schema) as writer,
+    ):
+        writer.write_batch(table.to_batches()[0])

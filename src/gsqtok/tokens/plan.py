@@ -1,0 +1,149 @@
+"""The plan of a run: fixed units of work, and a fingerprint of everything that the rows depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gsqtok.tokens.shards import write_bytes
+from gsqtok.tokens.sources import PictureSource, Span
+
+PLAN = "plan.json"
+_PIXELS = 2**24  # decoded pixels in a chunk, about: 50 MB
+
+
+@dataclass(frozen=True)
+class Unit:
+    """The work that makes one shard.
+
+    Attributes:
+        number: of the unit.
+        pictures: rows of the source, all of which end in the shard or in the rejects.
+        keys: ``keys_digest`` of their keys.
+        spans: where they are.
+    """
+
+    number: int
+    pictures: int
+    keys: str
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``plan.json`` holds.
+
+    Attributes:
+        settings: all that the rows depend on, by name.
+        batch_size: found by trying, by the first process; kept so that all others round alike.
+        units: the work, in the order of the source.
+    """
+
+    settings: dict[str, Any]
+    batch_size: int
+    units: tuple[Unit, ...]
+
+
+def keys_digest(keys: list[str]) -> str:
+    """SHA-256 of a set of keys."""
+    return hashlib.sha256("\0".join(sorted(keys)).encode()).hexdigest()
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """SHA-256 of settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def chunk_pictures(side: int, views: int, shard_size: int) -> int:
+    """Pictures decoded at once: about 50 MB of pixels."""
+    return min(shard_size, max(16, min(512, _PIXELS // (side * side * views))))
+
+
+def make_units(source: PictureSource, shard_size: int, chunk_size: int) -> tuple[Unit, ...]:
+    """Cut a source into units of at most ``shard_size`` pictures, each of chunks of about ``chunk_size``."""
+    units: list[Unit] = []
+    spans: list[Span] = []
+    keys: list[str] = []
+    for span, names in source.spans(chunk_size):
+        if keys and len(keys) + len(names) > shard_size:
+            units.append(Unit(len(units), len(keys), keys_digest(keys), tuple(spans)))
+            spans, keys = [], []
+        spans.append(span)
+        keys += names
+    if keys:
+        units.append(Unit(len(units), len(keys), keys_digest(keys), tuple(spans)))
+    return tuple(units)
+
+
+def load_or_make(
+    folder: Path, settings: dict[str, Any], make: Callable[[], Plan], *, first: bool = True, patience: float = 86_400
+) -> Plan:
+    """The plan in a folder, made by the first process and awaited by the others.
+
+    Raises:
+        ValueError: the folder holds another run; the message names both fingerprints and what differs.
+        TimeoutError: no plan appeared.
+    """
+    path = folder / PLAN
+    deadline = time.monotonic() + patience
+    while not path.exists():
+        if first:
+            write_plan(folder, make())
+        elif time.monotonic() > deadline:
+            raise TimeoutError(f"{path} did not appear: is the process of rank 0 running?")
+        else:
+            time.sleep(0.2)
+    plan = read_plan(folder)
+    if plan.settings != settings:
+        raise ValueError(_refusal(folder, plan.settings, settings))
+    return plan
+
+
+def read_plan(folder: Path) -> Plan:
+    """Read the plan of a folder.
+
+    Raises:
+        FileNotFoundError: the folder holds none.
+        ValueError: a file of another kind.
+    """
+    path = folder / PLAN
+    if not path.exists():
+        raise FileNotFoundError(f"{folder} holds no {PLAN}: it was not written by gsqtok tokenize")
+    try:
+        values = json.loads(path.read_text())
+        units = []
+        for number, (pictures, keys, spans) in enumerate(values["units"]):
+            spans = tuple(Span(*span[:4], tuple((row, key) for row, key in span[4])) for span in spans)
+            units.append(Unit(number, pictures, keys, spans))
+        return Plan(values["settings"], values["batch_size"], tuple(units))
+    except (ValueError, LookupError, TypeError) as error:
+        raise ValueError(f"{path} is not the plan of a token data set ({error})") from error
+
+
+def write_plan(folder: Path, plan: Plan) -> None:
+    """Write plan.json."""
+    units = [[unit.pictures, unit.keys, unit.spans] for unit in plan.units]
+    values = {"fingerprint": fingerprint(plan.settings), "settings": plan.settings, "batch_size": plan.batch_size}
+    write_bytes(folder / PLAN, json.dumps(values | {"units": units}).encode())
+
+
+def _refusal(folder: Path, theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    changes = [
+        f"{name} was {_short(theirs.get(name))}, is {_short(ours.get(name))}"
+        for name in sorted({*theirs, *ours})
+        if theirs.get(name) != ours.get(name)
+    ]
+    return (
+        f"{folder} was begun with other settings: its fingerprint is {fingerprint(theirs)[:16]}, that of this command "
+        f"{fingerprint(ours)[:16]} ({'; '.join(changes)}). Repeat the first command, or choose another -o"
+    )
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return f"{text[:16]}..." if len(text) == 64 else text

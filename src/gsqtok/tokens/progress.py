@@ -1,0 +1,102 @@
+"""How far a run is: a bar for a person, metrics.jsonl for a machine."""
+
+from __future__ import annotations
+
+import json
+import time
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gsqtok.tokens.chunks import EncodedChunk
+
+_EVERY = 10.0  # seconds between lines
+
+
+class RunProgress:
+    """Counts what one process has done, and says so.
+
+    Args:
+        folder: of the data set; lines are appended to its metrics.jsonl (of rank r: metrics-r.jsonl).
+        pictures: that this process has still to do.
+        rank: of this process; only rank 0 shows a bar.
+    """
+
+    def __init__(self, folder: Path, pictures: int, rank: int = 0) -> None:
+        self.path = folder / (f"metrics-{rank}.jsonl" if rank else "metrics.jsonl")
+        self.rank = rank
+        self.total = pictures
+        self.pictures = self.rejects = self.bytes_read = 0
+        self.decode_seconds = 0.0
+        self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self.bar = Progress(
+            TextColumn("tokenizing"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self.console,
+            transient=True,
+            speed_estimate_period=120,
+            disable=rank > 0 or not self.console.is_terminal,
+        )
+        self.task = self.bar.add_task("", total=pictures, figures="")
+        self.start = self.said = time.perf_counter()
+
+    def __enter__(self) -> RunProgress:
+        self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
+        self.bar.stop()
+        self.write(finished=error is None)
+
+    def add(self, chunk: EncodedChunk) -> None:
+        """A chunk is encoded."""
+        self.pictures += len(chunk.pictures) + len(chunk.rejects)
+        self.rejects += len(chunk.rejects)
+        self.bytes_read += chunk.bytes_read
+        self.decode_seconds += chunk.seconds
+        figures = self.figures()
+        self.bar.update(self.task, completed=self.pictures, figures=_line(figures))
+        if time.perf_counter() - self.said > _EVERY:
+            self.said = time.perf_counter()
+            self.write()
+            if self.rank == 0 and not self.console.is_terminal:
+                left = figures["seconds_left"]
+                self.console.print(
+                    f"{self.pictures:,} of {self.total:,} pictures, {_line(figures)}, {left:,.0f} s left"
+                )
+
+    def figures(self) -> dict[str, Any]:
+        """Figures of this process since it began; rates per second, ``decoded_per_core_second`` of processor time."""
+        elapsed = max(time.perf_counter() - self.start, 1e-9)
+        rate = self.pictures / elapsed
+        return {
+            "pictures": self.pictures,
+            "of": self.total,
+            "rejects": self.rejects,
+            "seconds": round(elapsed, 3),
+            "pictures_per_second": round(rate, 3),
+            "bytes_per_second": round(self.bytes_read / elapsed),
+            "seconds_left": round((self.total - self.pictures) / rate, 1) if rate else None,
+            "decoded_per_core_second": round(self.pictures / self.decode_seconds, 1) if self.decode_seconds else None,
+        }
+
+    def write(self, **more: Any) -> None:
+        """Append a line to metrics.jsonl."""
+        with suppress(OSError), self.path.open("a") as file:  # of a full disk the shards' writer tells better
+            file.write(json.dumps({"time": round(time.time(), 3), "rank": self.rank} | self.figures() | more) + "\n")
+
+
+def _line(figures: dict[str, Any]) -> str:
+    return (
+        f"{figures['pictures_per_second']:,.0f} pictures/s  {figures['bytes_per_second'] / 1e6:,.1f} MB/s  "
+        f"{figures['rejects']:,} rejected"
+    )

@@ -1,0 +1,124 @@
+"""One shard: a parquet file of token rows, which says in its metadata what made it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from gsqtok.output import written_aside
+from gsqtok.tokens.chunks import EncodedChunk
+
+META = b"gsqtok"  # the key of the schema's metadata, whose value is JSON
+DATA = "data"  # the folder of the shards
+COLUMNS = ("key", "view", "tokens", "grid", "size")
+_ROW_GROUP = 1024
+
+
+def shard_name(number: int, count: int) -> str:
+    """Path of a shard below the data set's folder."""
+    return f"{DATA}/tokens-{number:05d}-of-{count:05d}.parquet"
+
+
+def shard_schema(codebook_size: int, fields: Sequence[pa.Field], header: dict[str, Any]) -> pa.Schema:
+    """Columns and metadata of a shard.
+
+    ``key`` names the picture, ``view`` numbers its crops, ``tokens`` is the grid (h, w, G) flattened in that order, in
+    the smallest unsigned type that holds V - 1, ``grid`` is (h, w, G), ``size`` the picture's (height, width) in
+    pixels; then the columns carried along.
+    """
+    token = pa.from_numpy_dtype(np.min_scalar_type(codebook_size - 1))
+    own = [
+        pa.field("key", pa.string()),
+        pa.field("view", pa.uint8()),
+        pa.field("tokens", pa.list_(token)),
+        pa.field("grid", pa.list_(pa.int32(), 3)),
+        pa.field("size", pa.list_(pa.int32(), 2)),
+    ]
+    if taken := [field.name for field in fields if field.name in COLUMNS]:
+        raise ValueError(f"the source's column '{taken[0]}' cannot be carried along: token rows have one of that name")
+    return pa.schema([*own, *fields], metadata={META: json.dumps(header, sort_keys=True).encode()})
+
+
+def shard_table(chunks: Iterable[EncodedChunk], schema: pa.Schema) -> pa.Table:
+    """The rows of encoded chunks, in order."""
+    rows = [(chunk.pictures[picture], view, grid) for chunk in chunks for (picture, view), grid in chunk.tokens]
+    grids = [grid for _, _, grid in rows]
+    offsets = np.cumsum([0] + [grid.size for grid in grids])
+    token = schema.field("tokens").type.value_type
+    flat = np.concatenate([grid.ravel() for grid in grids]) if grids else np.empty(0, token.to_pandas_dtype())
+    columns = {
+        "key": pa.array([picture.key for picture, _, _ in rows], pa.string()),
+        "view": pa.array([view for _, view, _ in rows], pa.uint8()),
+        "tokens": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, token)),
+        "grid": _pairs([grid.shape for grid in grids], 3),
+        "size": _pairs([picture.size for picture, _, _ in rows], 2),
+    }
+    for field in schema:
+        if field.name not in columns:
+            columns[field.name] = pa.array([picture.columns[field.name] for picture, _, _ in rows], field.type)
+    return pa.table(columns, schema=schema)
+
+
+def _pairs(values: list[tuple[int, ...]], length: int) -> pa.Array:
+    flat = np.array(values, np.int32).reshape(-1)
+    return pa.FixedSizeListArray.from_arrays(pa.array(flat, pa.int32()), length)
+
+
+def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
+    """Write a shard, whole or not at all, and return its hash and size in bytes.
+
+    Parquet knows no integers under 32 bits, so tokens are split into their byte planes and compressed: what is left is
+    log2(V) bits a token.
+    """
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        row_group_size=_ROW_GROUP,
+        compression="zstd",
+        use_dictionary=[name for name in _leaves(table.schema) if not name.startswith(("key", "tokens"))],
+        column_encoding={"tokens.list.element": "BYTE_STREAM_SPLIT"},
+    )
+    data = buffer.getbuffer()
+    write_bytes(path, data)
+    return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file whole or not at all, also if the machine loses power; what a killed writer left is removed."""
+    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+    with written_aside(path) as aside, aside.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def read_header(path: Path) -> dict[str, Any]:
+    """What made a shard.
+
+    Raises:
+        ValueError: not a shard written by gsqtok.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+        return json.loads(metadata[META])
+    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"{path} is not a shard of tokens written by gsqtok ({error})") from error
+
+
+def _leaves(schema: pa.Schema) -> list[str]:
+    """Names of parquet's columns: of a nested field, its innermost."""
+    empty = io.BytesIO()
+    pq.write_table(schema.empty_table(), empty)
+    parquet = pq.ParquetFile(empty).schema
+    return [parquet.column(i).path for i in range(len(parquet))]

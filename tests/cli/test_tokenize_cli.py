@@ -1,0 +1,80 @@
+"""gsqtok tokenize and gsqtok tokens, in this process."""
+
+import errno
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gsqtok.cli import main
+from gsqtok.tokens import manifest
+
+
+@pytest.fixture
+def model(tmp_path, tiny_tokenizer):
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    (tmp_path / "in").mkdir()
+    for i in range(6):
+        pixels = np.random.default_rng(i).integers(0, 256, (9, 12, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "in/broken.png").write_bytes((tmp_path / "in/0.png").read_bytes()[:100])
+    return str(tmp_path / "in")
+
+
+def test_from_pictures_to_verified_halves(model, pictures, tmp_path, capsys):
+    out, a, b, whole = (str(tmp_path / name) for name in ("out", "a", "b", "whole"))
+    command = ["tokenize", model, pictures, "-o", out, "--size", "8", "--shard-size", "3", "--workers", "0"]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "6 pictures, 6 rows, 48 tokens" in said
+    assert "1 rejected: see" in said
+    assert main(["tokens", "verify", out, "--sample", "2", "-o", str(tmp_path / "pictures")]) == 0
+    assert "is whole: 6 pictures in 6 rows, 1 rejected" in capsys.readouterr().out
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+    assert main(["tokens", "info", out]) == 0
+    assert "6, and 1 rejected" in capsys.readouterr().out
+    assert main(["tokens", "split", out, "0.5", "-o", a, b]) == 0
+    assert main(["tokens", "merge", a, b, "-o", whole]) == 0
+    assert main(["tokens", "verify", whole, "--sample", "0"]) == 0
+    capsys.readouterr()
+
+    assert main([*command, "--crop", "ten"]) == 1
+    assert "its fingerprint is" in capsys.readouterr().err
+    next((tmp_path / "out/data").iterdir()).unlink()
+    assert main(["tokens", "verify", out]) == 1
+    assert "No such file" in capsys.readouterr().out
+
+
+def test_a_full_disk_is_said_in_a_line(model, pictures, tmp_path, capsys, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(manifest, "write_shard", full)
+    assert main(["tokenize", model, pictures, "-o", str(tmp_path / "out"), "--size", "8", "--workers", "0"]) == 1
+    error = capsys.readouterr().err
+    assert "is full; make room and repeat the command" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--crop", "ten", "--flip"], "leave out flip"),
+        (["--size", "0", "--crop", "center"], "need a size"),
+        (["--ray-address", "auto"], "goes with --engine ray"),
+        (["--shard-size", "0"], "shard_size must be positive"),
+    ],
+)
+def test_options_that_do_not_go_together(model, pictures, tmp_path, capsys, arguments, reason):
+    assert main(["tokenize", model, pictures, "-o", str(tmp_path / "out"), *arguments]) == 1
+    assert reason in capsys.readouterr().err
+
+
+def test_an_unreadable_source(model, tmp_path, capsys):
+    assert main(["tokenize", model, str(tmp_path / "nothing"), "-o", str(tmp_path / "out")]) == 1
+    assert "no file or folder" in capsys.readouterr().err

@@ -1,0 +1,83 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from token_pictures import BAD, GOOD, MAX_PIXELS, ODD
+
+import gsqtok
+from gsqtok.tokens.run import RunOptions, tokenize
+from gsqtok.tokens.views import Views
+
+PACKAGE = Path(gsqtok.__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory, monkeypatch):
+    """Unpacked shards go to a folder of the test; and one thread rounds alike in every process."""
+    monkeypatch.setenv("GSQTOK_CACHE", str(tmp_path_factory.mktemp("token-cache")))
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """A folder with good, odd and bad pictures."""
+    root = tmp_path / "mixed"
+    for name, data in (GOOD | ODD | {name: data for name, (data, _) in BAD.items()}).items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return root
+
+
+@pytest.fixture
+def run(tiny_tokenizer):
+    """Tokenize in this process, small and alone."""
+
+    def call(source, output, **options):
+        defaults = {"views": Views(8), "shard_size": 4, "workers": 0, "max_pixels": MAX_PIXELS}
+        return tokenize(tiny_tokenizer, source, output, RunOptions(**defaults | options))
+
+    return call
+
+
+@pytest.fixture
+def model(tmp_path, tiny_tokenizer):
+    tiny_tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+@pytest.fixture
+def command(model):
+    """The command line that does what ``run`` does, and its environment."""
+
+    def make(source, output, *more, launcher=()):
+        options = ["--size", "8", "--shard-size", "4", "--workers", "0", "--max-pixels", str(MAX_PIXELS)]
+        start = [sys.executable, *launcher, "-m", "gsqtok", "tokenize", str(model), str(source), "-o", str(output)]
+        return [*start, *options, *map(str, more)]
+
+    environment = os.environ | {
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(PACKAGE.parent),
+        "CUDA_VISIBLE_DEVICES": "",
+        "HF_HUB_OFFLINE": "1",
+    }
+    make.environment = environment
+    make.run = lambda *arguments, **options: subprocess.run(
+        make(*arguments, **options), env=environment, capture_output=True, text=True, timeout=280
+    )
+    return make
+
+
+@pytest.fixture
+def finished(mixed, tmp_path, run):
+    """A finished data set of ``mixed``."""
+    run(mixed, tmp_path / "tokens")
+    shutil.rmtree(mixed)
+    return tmp_path / "tokens"

@@ -1,0 +1,117 @@
+"""Real processes: killed at any moment, many under torchrun, actors lost on Ray; the same shards from all."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+from token_pictures import BAD, hashes, png, rejects_of, write_tar
+
+from gsqtok.tokens.verify import verify
+from gsqtok.tokens.views import Views
+
+pytestmark = pytest.mark.slow
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
+
+
+@pytest.fixture
+def many(tmp_path):
+    """24 units of tar shards of uneven length, the last one damaged."""
+    (tmp_path / "tars").mkdir()
+    for shard, length in enumerate((50, 3, 37)):
+        members = [(f"{shard}-{i:02d}.png", png(1000 * shard + i)) for i in range(length)]
+        write_tar(tmp_path / f"tars/{shard}.tar", [*members, (f"{shard}-bad.png", b"no picture")])
+    with (tmp_path / "tars/2.tar").open("r+b") as file:
+        file.truncate(file.seek(0, os.SEEK_END) - 12_000)
+    return tmp_path / "tars"
+
+
+def test_kill_and_resume_at_random_points(many, tmp_path, run, command):
+    run(many, tmp_path / "whole")
+    units = len(hashes(tmp_path / "whole"))
+    generator = random.Random(0)
+    out, kills = tmp_path / "out", 0
+    for target in (0, *sorted(generator.sample(range(1, units), 2))):  # 0: while the plan is made
+        process = subprocess.Popen(
+            command(many, out), env=command.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            names = [name for _, _, names in os.walk(out) for name in names]  # also of files still aside
+            if names and sum(name.endswith(".json") and name[0].isdigit() for name in names) >= target:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+                break
+        process.wait(60)
+        assert not (out / "manifest.json").exists() or process.returncode == 0
+    assert kills >= 2
+    run(many, out)
+    assert hashes(out) == hashes(tmp_path / "whole")
+    assert rejects_of(out) == rejects_of(tmp_path / "whole")
+    assert verify(out) == []
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_torchrun_gives_the_same_shards(many, tmp_path, run, command, processes):
+    run(many, tmp_path / "whole")
+    result = command.run(many, tmp_path / "out", launcher=(*TORCHRUN, str(processes)))
+    assert result.returncode == 0, result.stderr[-3000:]
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+    assert rejects_of(tmp_path / "out") == rejects_of(tmp_path / "whole")
+    assert verify(tmp_path / "out") == []
+
+
+def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(mixed, tmp_path, run, command):
+    process = subprocess.Popen(
+        command(mixed, tmp_path / "out", "--workers", "1", "--size", "256", "--max-pixels", "5001"),
+        env=command.environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    watched = psutil.Process(process.pid)
+    deadline = time.monotonic() + 120
+    while process.poll() is None and time.monotonic() < deadline:
+        workers = [child for child in watched.children() if "resource_tracker" not in " ".join(child.cmdline())]
+        if workers:
+            workers[0].kill()
+            break
+        time.sleep(0.005)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 1, error
+    assert "a decoding process died" in error
+    run(mixed, tmp_path / "out", views=Views(256), max_pixels=5001)
+    assert verify(tmp_path / "out") == []
+
+
+def test_ray_with_a_killed_actor_gives_the_same_shards(mixed, tmp_path, run, command):
+    pytest.importorskip("ray.data")
+    run(mixed, tmp_path / "whole")
+    process = subprocess.Popen(
+        command(mixed, tmp_path / "out", "--engine", "ray"),
+        env=command.environment | {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    killed = False
+    deadline = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < deadline and not killed:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            try:
+                if child.name().startswith("ray::MapWorker") or "ray::MapWorker" in " ".join(child.cmdline()):
+                    child.kill()
+                    killed = True
+                    break
+            except psutil.NoSuchProcess:
+                continue
+        time.sleep(0.05)
+    error = process.communicate(timeout=250)[1]
+    assert killed
+    assert process.returncode == 0, error[-3000:]
+    assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
+    assert rejects_of(tmp_path / "out").keys() == BAD.keys()
+    assert verify(tmp_path / "out") == []
