@@ -93,7 +93,7 @@ class Encode:
         batch = 4
         while batch <= _LARGEST_BATCH:
             try:
-                now = self._pictures_per_second(batch)
+                now = self.pictures_per_second(batch)
             except torch.cuda.OutOfMemoryError:
                 break
             if now < rate * _WORTHWHILE:
@@ -103,14 +103,20 @@ class Encode:
         torch.cuda.empty_cache()
         return best
 
-    def _pictures_per_second(self, batch: int, seconds: float = 0.3) -> float:
+    def pictures_per_second(self, batch: int, seconds: float = 0.3) -> float:
+        """Pictures a second in batches of this size, without reading or decoding."""
         views = torch.randint(256, (batch, self.side, self.side, 3), dtype=torch.uint8, device=self.device)
         self.tokens(views)  # compiles, and lets the libraries choose
         self.tokens(views)
-        torch.cuda.synchronize()
+        _wait(self.device)
         start, runs = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - start) < seconds:
             self.tokens(views)
-            torch.cuda.synchronize()
+            _wait(self.device)
             runs += 1
         return runs * batch / elapsed
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

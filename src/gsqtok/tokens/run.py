@@ -25,7 +25,8 @@ from gsqtok.tokens.sources import PictureSource, open_pictures
 from gsqtok.tokens.views import Views
 
 CARRIED = ("label", "caption")
-_WRITING = 2  # shards waiting to be written
+_WRITERS = 2  # threads; compressing takes one about as long as a fast GPU takes to encode
+_WRITING = 3  # shards waiting to be written
 
 
 @dataclass(frozen=True)
@@ -186,11 +187,11 @@ def _counted(chunks: Iterator[EncodedChunk], progress: RunProgress) -> Iterator[
 def _write_units(
     folder: Path, plan: Plan, own: Sequence[Unit], chunks: Iterator[EncodedChunk], schema: pa.Schema
 ) -> None:
-    """Gather chunks, in whatever order, and write each unit when it is whole, in a thread of its own."""
+    """Gather chunks, in whatever order, and write each unit when it is whole, in a thread."""
     units = {unit.number: unit for unit in own}
     gathered: dict[int, dict[int, EncodedChunk]] = {}
     writing: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(_WRITERS) as writer:
         for chunk in chunks:
             unit, parts = units[chunk.unit], gathered.setdefault(chunk.unit, {})
             parts[chunk.index] = chunk
