@@ -97,9 +97,7 @@ def read(args: argparse.Namespace) -> None:
         shards = sum(file.stat().st_size for file in (folder / "tokens/data").iterdir())
         stored = args.tokens * np.min_scalar_type(args.codebook_size - 1).itemsize
         bits = args.tokens * np.log2(args.codebook_size) / 8
-        print(
-            f"disk: {shards / args.rows:.1f} bytes a row; log2(V) bits a token would be {bits:.1f}, integers {stored}:"
-        )
+        print(f"disk: {shards / args.rows:.1f} bytes a row; log2(V) bits a token: {bits:.1f}, integers {stored}:")
         print(f"{shards / args.rows / stored:.3f} of the latter")
         print("process   open, s   unpack, s   random rows/s   memory, MB")
         for process in ("first", "second"):
@@ -130,7 +128,7 @@ def decode(args: argparse.Namespace) -> None:
     from gsqtok.tokens.views import Views
 
     torch.set_num_threads(1)
-    data, views = jpegs(args.source), Views(args.size)
+    data, views, fast = jpegs(args.source), Views(args.size), Views(args.size, fast=True)
     resize = v2.Compose([v2.Resize(args.size, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(args.size)])
 
     def pillow(picture: bytes) -> Image.Image:
@@ -142,8 +140,9 @@ def decode(args: argparse.Namespace) -> None:
     def vision(picture: bytes) -> torch.Tensor:
         return decode_jpeg(torch.frombuffer(bytearray(picture), dtype=torch.uint8))
 
-    print("decoder       alone   with resizing and cropping, pictures/s a core")
+    print("decoder                      alone   with resizing and cropping, pictures/s a core")
     decoders = {"Pillow": (pillow, views), "simplejpeg": (simple, views), "torchvision": (vision, resize)}
+    decoders |= {"simplejpeg, --fast-resize": (simple, fast)}
     for name, (decoder, rest) in decoders.items():
         rates = []
         for work in (decoder, lambda picture, decoder=decoder, rest=rest: rest(decoder(picture))):
@@ -154,7 +153,7 @@ def decode(args: argparse.Namespace) -> None:
                     work(picture)
                 best = min(best, time.process_time() - start)
             rates.append(len(data) / best)
-        print(f"{name:<11} {rates[0]:>7,.0f} {rates[1]:>7,.0f}")
+        print(f"{name:<26} {rates[0]:>7,.0f} {rates[1]:>7,.0f}")
 
 
 def pipeline(args: argparse.Namespace) -> None:
@@ -174,7 +173,10 @@ def pipeline(args: argparse.Namespace) -> None:
         seconds = 1.0 if device == "cpu" else 5.0
         bare = encode.pictures_per_second(encode.batch_size, seconds)
         options = RunOptions(
-            views=Views(args.size), precision=args.precision, workers=args.workers, batch_size=encode.batch_size
+            views=Views(args.size, fast=args.fast_resize),
+            precision=args.precision,
+            workers=args.workers,
+            batch_size=encode.batch_size,
         )
         result = tokenize(tokenizer, name + "/*.tar", name + "/tokens", options)
         figures = result.figures
@@ -217,6 +219,7 @@ def main() -> None:
     p.add_argument("--workers", type=int)
     p.add_argument("--precision", default="fp32")
     p.add_argument("--compile", action="store_true")
+    p.add_argument("--fast-resize", action="store_true")
     args = p.parse_args()
     if args.what != "read" and args.source is None:
         p.error(f"{args.what} needs a parquet file with JPEG pictures")
