@@ -248,3 +248,18 @@ def test_any_source_ends_in_rows_or_rejects_once(tiny_tokenizer, pictures, kind,
         assert not keys & rejects.keys()
         assert len(keys) + len(rejects) == len(pictures)
         assert verify(folder / "out") == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("precision", "agree"), [("fp32", 0.98), ("bf16", 0.6)])
+def test_on_a_gpu(mixed, tmp_path, run, tiny_tokenizer, precision, agree):
+    run(mixed, tmp_path / "cpu")
+    options = RunOptions(views=Views(8), shard_size=4, workers=2, max_pixels=MAX_PIXELS, precision=precision)
+    tokenize(tiny_tokenizer.to("cuda"), mixed, tmp_path / "gpu", options)
+    one, other = rows_of(tmp_path / "cpu"), rows_of(tmp_path / "gpu")
+    assert one.keys() == other.keys()
+    assert rejects_of(tmp_path / "cpu") == rejects_of(tmp_path / "gpu")
+    same = [np.equal(one[key][0], other[key][0]).mean() for key in one]
+    assert np.mean(same) > agree
+    assert verify(tmp_path / "gpu") == []
