@@ -2,9 +2,10 @@
 
     python benchmarks/quantizer_training.py --train TRAIN.parquet --validation VALIDATION.parquet --output runs/equal
 
-Trains ``gsqtok train small`` at 64 px once for each method at 36 bits a position (of benchmarks/quantizers.py; 0.5625
-bits a pixel at f8), measures it on the validation pictures, and prints the table of docs/quantizers.md. A method whose
-figures are in the output folder already is not trained again; one that was cut off goes on from its last checkpoint.
+Trains ``gsqtok train embedded`` at 64 px once for each method at 36 bits a position (of benchmarks/quantizers.py;
+0.5625 bits a pixel at f8), measures it on the validation pictures, and prints the table of docs/quantizers.md. A method
+whose figures are in the output folder already is not trained again; one that was cut off goes on from its last
+checkpoint.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=None, help="all of that many bits, and identity, by default")
     parser.add_argument("--steps", type=int, default=5000)
     parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--features", default="none", help="of a Fréchet distance, such as timm:tf_efficientnet_lite1")
     parser.add_argument("--options", nargs="*", default=[], help="further options of gsqtok train, as a.b=value")
     arguments = parser.parse_args()
 
@@ -47,7 +49,7 @@ def main() -> None:
         if (folder / "figures.json").exists():
             continue
         options = dict(settings[method])
-        recipe = yaml.safe_load(Path(find("small")).read_text())
+        recipe = yaml.safe_load(Path(find("embedded")).read_text())
         recipe["model"] |= {"latent_dim": options.pop("dim"), "quantizer": {"name": method} | options}
         recipe["data"] |= {"size": 64, "max_resize": None, "train": arguments.train}
         recipe |= {"steps": arguments.steps, "batch_size": arguments.batch_size, "seed": 0, "output": str(folder)}
@@ -58,14 +60,17 @@ def main() -> None:
             part for option in arguments.options for part in (f"--{option.split('=', 1)[0]}", option.split("=", 1)[1])
         ]
         gsqtok("train", str(written), *more, *(["--resume"] if folder.exists() else []))
-        gsqtok("evaluate", str(folder), arguments.validation, "--size", "64", "-o", str(folder / "figures.json"))
+        features = ["--features", arguments.features, "--perceptual", "--batch-size", "100"]
+        target = str(folder / "figures.json")
+        gsqtok("evaluate", str(folder), arguments.validation, "--size", "64", *features, "-o", target)
 
-    print(f"| method | bits | {' | '.join(COLUMNS)} |")
-    print(f"|---|---|{'---|' * len(COLUMNS)}")
+    figures = {m: json.loads((arguments.output / m / "figures.json").read_text())["figures"] for m in methods}
+    columns = [*COLUMNS, *(name for name in next(iter(figures.values())) if name.startswith("frechet_distance"))]
+    print(f"| method | bits | {' | '.join(columns)} |")
+    print(f"|---|---|{'---|' * len(columns)}")
     for method in methods:
-        figures = json.loads((arguments.output / method / "figures.json").read_text())["figures"]
         bits = build_quantizer(method, **settings[method]).bits
-        cells = [f"{figures[name]:.4g}" if name in figures else "" for name in COLUMNS]
+        cells = [f"{figures[method][name]:.4g}" if name in figures[method] else "" for name in columns]
         print(f"| {method} | {bits:.1f} | {' | '.join(cells)} |")
 
 

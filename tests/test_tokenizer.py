@@ -382,3 +382,63 @@ def test_the_embedded_tokenizer():
 
 def test_the_embedded_weights_are_small():
     assert (module.EMBEDDED / "model.safetensors").stat().st_size <= 12_000_000
+
+
+# Fast inference
+
+
+@pytest.mark.parametrize("options", [{}, {"adaptive_norm": True, "depth_to_space": True, "middle_attention": True}])
+def test_optimized_in_float32_is_the_same_tokenizer(tiny_config, images, options):
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, **options)).eval()
+    tokens = tokenizer.encode(images)
+    decoded = tokenizer.decode(tokens)
+    names, fingerprint = list(tokenizer.state_dict()), tokenizer.fingerprint()
+    assert tokenizer.optimize() is tokenizer
+    assert tokenizer.decoder.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(tokenizer.encode(images), tokens)
+    torch.testing.assert_close(tokenizer.decode(tokens), decoded)
+    assert list(tokenizer.state_dict()) == names
+    assert tokenizer.fingerprint() == fingerprint
+
+
+@pytest.mark.parametrize("options", [{}, {"adaptive_norm": True, "depth_to_space": True}])
+def test_optimized_in_half_precision(tiny_config, images, options):
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, **options)).eval()
+    tokens = tokenizer.encode(images)
+    decoded = tokenizer.decode(tokens)
+    tokenizer.optimize(torch.bfloat16)
+    kinds = {name: value.dtype for name, value in tokenizer.state_dict().items()}
+    assert kinds["encoder.conv_in.weight"] == kinds["decoder.conv_out.weight"] == torch.bfloat16
+    assert {kinds[name] for name in kinds if "norm" in name} == {torch.float32}
+    assert kinds["encoder.conv_out.weight"] == kinds["quantizer.codebook"] == torch.float32
+    assert (tokenizer.encode(images) == tokens).float().mean() > 0.8
+    assert (tokenizer.decode(tokens).float() - decoded).norm() / decoded.norm() < 0.03
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("options", [{}, {"adaptive_norm": True, "depth_to_space": True, "middle_attention": True}])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_optimized_on_a_gpu(tiny_config, options, dtype):
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, **options)).eval()
+    images = torch.rand(4, 3, 36, 52) * 2 - 1
+    tokens = tokenizer.encode(images)
+    decoded = tokenizer.decode(tokens, (36, 52))
+    tokenizer.cuda().optimize(dtype)
+    bounds = (0.95, 5e-3) if dtype == torch.float32 else (0.8, 0.03)
+    found = []
+    for _ in range(4):  # plain, recorded, replayed
+        again = tokenizer.encode(images.cuda())
+        assert (again.cpu() == tokens).float().mean() > bounds[0]
+        out = tokenizer.decode(tokens.cuda(), (36, 52))
+        assert (out.cpu().float() - decoded).norm() / decoded.norm() < bounds[1]
+        found.append((again, out))
+    assert len(tokenizer._replays.graphs) == 2
+    assert all(torch.equal(found[-1][0], again) and torch.equal(found[-1][1], out) for again, out in found[1:])
+    other = torch.rand(4, 3, 36, 52, device="cuda") * 2 - 1
+    replayed = tokenizer.encode(other)
+    tokenizer._replays = None
+    assert torch.equal(tokenizer.encode(other), replayed)

@@ -7,6 +7,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gsqtok.evaluation import evaluate
     from gsqtok.planning import plan
     from gsqtok.quantizers import (
         GSQ,
@@ -31,23 +32,20 @@ __all__ = [
     "TokenizerConfig",
     "__version__",
     "build_quantizer",
+    "evaluate",
     "list_quantizers",
     "plan",
     "register_quantizer",
 ]
-_HOMES = dict.fromkeys(("CheckpointError", "ImageTokenizer", "TokenizerConfig"), "tokenizer")
-_HOMES |= {"TokenDataset": "tokens", "plan": "planning"}
+_HOMES = {
+    **dict.fromkeys(("CheckpointError", "ImageTokenizer", "TokenizerConfig"), "tokenizer"),
+    "TokenDataset": "tokens",
+    "evaluate": "evaluation",
+    "plan": "planning",
+}
 _MODULES = {
-    "data",
-    "evaluation",
-    "losses",
-    "networks",
-    "planning",
-    "quantizers",
-    "search",
-    "tokenizer",
-    "tokens",
-    "training",
+    *("data", "discriminators", "evaluation", "losses", "networks", "planning", "quantizers", "search", "tokenizer"),
+    *("tokens", "training"),
 }
 
 

@@ -16,6 +16,7 @@ import timm
 import torch
 from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -57,6 +58,7 @@ class Backbone(nn.Module):
         weights_sha256: digest of the file that the weights came from; None for random weights.
         channels: channels of each feature map.
         reductions: pixels of the (resized) picture per position of each feature map, along a side.
+        is_transformer: whether the maps are a vision transformer's patch tokens.
     """
 
     mean: Tensor
@@ -69,6 +71,7 @@ class Backbone(nn.Module):
         weights_sha256: str | None = None,
         out_indices: Sequence[int] | None = None,
         input_size: int | tuple[int, int] | None = None,
+        embedding: bool = False,
     ) -> None:
         super().__init__()
         if not hasattr(network, "forward_intermediates"):
@@ -77,9 +80,15 @@ class Backbone(nn.Module):
             )
         self.name = name
         self.weights_sha256 = weights_sha256
+        self.is_transformer = isinstance(network, VisionTransformer)
         indices = _resolve_indices(out_indices, len(network.feature_info), name)
-        self.channels = [network.feature_info[i]["num_chs"] for i in indices]
-        self.reductions = [network.feature_info[i]["reduction"] for i in indices]
+        shown = [network.feature_info[i] for i in indices]
+        if embedding and self.is_transformer:  # what goes into the first block comes out of one that does nothing
+            network.blocks.insert(0, _Through())
+            indices = [0, *(i + 1 for i in indices)]
+            shown = [network.feature_info[0], *shown]
+        self.channels = [info["num_chs"] for info in shown]
+        self.reductions = [info["reduction"] for info in shown]
 
         dynamic_patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
         self._multiple_of = dynamic_patch if getattr(network, "dynamic_img_size", False) else None
@@ -132,11 +141,19 @@ class Backbone(nn.Module):
         return f"{self.name}, channels={self.channels}, reductions={self.reductions}"
 
 
+class _Through(nn.Module):
+    """A transformer block that hands its tokens on."""
+
+    def forward(self, tokens: Tensor, *_: object, **__: object) -> Tensor:
+        return tokens
+
+
 def load_backbone(
     name: str,
     weights: str | Path | None = None,
     out_indices: Sequence[int] | None = None,
     input_size: int | tuple[int, int] | None = None,
+    embedding: bool = False,
 ) -> Backbone:
     """Load a frozen pretrained network.
 
@@ -148,6 +165,8 @@ def load_backbone(
         out_indices: which stages (blocks of a transformer) to hand out, negative ones from the end. None means every
             stage, or four evenly spaced blocks where a network has more than six.
         input_size: pixels (of a side, or height and width) to which pictures are resized, antialiased; see Backbone.
+        embedding: put a vision transformer's patch embedding, with the position embedding, before the blocks' maps;
+            of no effect for other networks.
 
     Raises:
         ValueError: unknown name, stages that do not exist, weights that do not fit the network in full.
@@ -157,14 +176,17 @@ def load_backbone(
         raise ValueError(f"timm has no network {name!r}; timm.list_models() lists those it has")
     file = _file_in(Path(weights), name) if weights is not None else _packaged_weights(name) or _hub_weights(name)
     network = _create(name, _read_state_dict(file), file)
-    return Backbone(network, name, _sha256(file), out_indices, input_size)
+    return Backbone(network, name, _sha256(file), out_indices, input_size, embedding)
 
 
 def random_backbone(
-    name: str, out_indices: Sequence[int] | None = None, input_size: int | tuple[int, int] | None = None
+    name: str,
+    out_indices: Sequence[int] | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    embedding: bool = False,
 ) -> Backbone:
     """The same network with random weights: for tests, and as the control of an experiment."""
-    return Backbone(_create(name, None, None), name, None, out_indices, input_size)
+    return Backbone(_create(name, None, None), name, None, out_indices, input_size, embedding)
 
 
 def _resolve_indices(out_indices: Sequence[int] | None, stages: int, name: str) -> list[int]:

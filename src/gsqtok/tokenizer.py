@@ -8,21 +8,27 @@ import json
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from huggingface_hub import ModelHubMixin, hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsqtok.interop.flex_gen import CHECKPOINT_FILE, check_fit, load_flex_gen
+from gsqtok.interop.hub import download, upload
+from gsqtok.interop.model_card import CARD_FILE, write_card
 from gsqtok.networks import Decoder, Encoder
 from gsqtok.networks.blocks import NORM_GROUPS
+from gsqtok.networks.replay import Replays
 from gsqtok.quantizers import build_quantizer
+
+if TYPE_CHECKING:
+    from gsqtok.evaluation.result import Result
 
 EMBEDDED = Path(__file__).parent / "embedded"
 CONFIG_FILE = "config.json"
@@ -133,14 +139,7 @@ class TokenizerOutput:
     quantizer_losses: dict[str, Tensor]
 
 
-class ImageTokenizer(
-    nn.Module,
-    ModelHubMixin,
-    library_name="gsqtok",
-    tags=["image-tokenizer", "vector-quantization"],
-    license="apache-2.0",
-    paper_url="https://arxiv.org/abs/2412.02632",
-):
+class ImageTokenizer(nn.Module):
     """Images to grids of discrete tokens and back.
 
     Example:
@@ -176,6 +175,7 @@ class ImageTokenizer(
         # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
         options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
         self.config = dataclasses.replace(config, quantizer=options)
+        self._replays: Replays | None = None
 
     @property
     def factor(self) -> int:
@@ -191,6 +191,38 @@ class ImageTokenizer(
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.parameters()).device
+
+    def optimize(self, dtype: torch.dtype | None = None, cuda_graphs: bool = True) -> ImageTokenizer:
+        """Make ``encode`` and ``decode`` fast, in place, for inference only.
+
+        Channels become innermost in memory, for which convolutions are fastest; on CUDA the stages between them then
+        run as fused kernels (`gsqtok.networks.fused`), and small batches of a shape that comes again from CUDA graphs.
+        Convolutions get weights of ``dtype``; normalisation (its statistics too), the encoder's last layer and the
+        quantizer stay in float32. Half precision changes some tokens, those of latents near the border of two
+        codewords: `benchmarks/throughput.py` prints the share.
+
+        Call it on the device where the tokenizer is to run. Weights loaded later replace the optimized ones in place.
+
+        Args:
+            dtype: of the convolutions' weights; None chooses bfloat16 on CUDA and keeps float32 elsewhere.
+            cuda_graphs: record graphs for small batches (CUDA only).
+
+        Returns:
+            The tokenizer itself, in evaluation mode.
+        """
+        cuda = self.device.type == "cuda"
+        dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
+        for network in (self.encoder, self.decoder):
+            network.to(memory_format=torch.channels_last)
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(dtype)
+        self.encoder.conv_out.float()
+        self._replays = Replays() if cuda and cuda_graphs else None
+        return self.eval()
+
+    def _run(self, network: nn.Module, x: Tensor, pixels: int) -> Tensor:
+        return network(x) if self._replays is None else self._replays(network, x, pixels)
 
     @torch.no_grad()
     def encode(self, images: Tensor) -> Tensor:
@@ -214,7 +246,8 @@ class ImageTokenizer(
                     f"images must lie in [-1, 1], got [{low:g}, {high:g}]; 8-bit pictures become so by "
                     "images.float() / 127.5 - 1"
                 )
-        latent = self.encoder(self._pad(images)).movedim(1, -1)
+        images = self._pad(images)
+        latent = self._run(self.encoder, images, images[:, 0].numel()).movedim(1, -1)
         indices = self.quantizer(latent).indices
         if (indices < 0).any():
             raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
@@ -243,7 +276,8 @@ class ImageTokenizer(
         ):
             raise ValueError(f"a grid of {tuple(tokens.shape[1:3])} tokens makes {height}x{width} pixels, not {size}")
         quantized = self.quantizer.decode(tokens).movedim(-1, 1)
-        images = self.decode_latent(quantized).clamp(-1, 1)
+        quantized = quantized.to(self.decoder.conv_in.weight.dtype)
+        images = self._run(self.decoder, quantized, len(tokens) * height * width).clamp(-1, 1)
         return images if size is None else images[:, :, : size[0], : size[1]]
 
     def decode_latent(self, quantized: Tensor) -> Tensor:
@@ -275,43 +309,92 @@ class ImageTokenizer(
         return digest.hexdigest()
 
     def save_pretrained(
-        self, save_directory: str | Path, *, dtype: torch.dtype | None = None, **kwargs: Any
-    ) -> str | None:
+        self,
+        save_directory: str | Path,
+        *,
+        dtype: torch.dtype | None = None,
+        evaluation: Result | Mapping[str, Any] | str | Path | None = None,
+        license: str | None = None,
+    ) -> None:
         """Write a folder with config.json, model.safetensors and a model card.
 
-        Files are written aside and renamed, so that a full disk or a crash leaves what was there before.
+        Files are written aside and renamed, so that a full disk or a crash leaves what was there before. A card that
+        somebody wrote or changed is kept.
 
         Args:
             save_directory: the folder; made if absent.
             dtype: the type in which weights are stored, such as torch.float16 for half the size; None keeps theirs.
-            kwargs: passed to huggingface_hub (``repo_id``, ``push_to_hub=True``, ...).
+            evaluation: what ``gsqtok.evaluate`` returned, or the JSON file of ``gsqtok evaluate -o``, for the card.
+            license: of the weights, for the card, as the hub names it (``"mit"``).
+
+        Raises:
+            NotADirectoryError: ``save_directory`` is a file.
+            ValueError: no such evaluation, or one of another tokenizer.
         """
-        target = Path(save_directory)
+        self._save(Path(save_directory), Path(save_directory).name, dtype, evaluation, license)
+
+    def _save(
+        self,
+        target: Path,
+        name: str,
+        dtype: torch.dtype | None,
+        evaluation: Result | Mapping[str, Any] | str | Path | None,
+        license: str | None,
+    ) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(f"{target} is a file; a tokenizer is saved as a folder")
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        try:
-            self._save_dtype = dtype
-            if (target / "README.md").exists():  # a card that somebody wrote is kept
-                shutil.copy(target / "README.md", aside)
-            url = super().save_pretrained(aside, repo_id=kwargs.pop("repo_id", target.name), **kwargs)
-            target.mkdir(exist_ok=True)
-            for file in aside.iterdir():
-                os.replace(file, target / file.name)
-        finally:
-            self._save_dtype = None
-            shutil.rmtree(aside, ignore_errors=True)
-        return url
-
-    def _save_pretrained(self, save_directory: Path) -> None:
-        dtype = getattr(self, "_save_dtype", None)
         state = {  # whole numbers, such as counts, would not survive a float type
             name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
             for name, value in self.state_dict().items()
         }
-        save_file(state, save_directory / WEIGHTS_FILE, metadata={"format": "pt"})
-        (save_directory / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        try:
+            if (target / CARD_FILE).exists():
+                shutil.copy(target / CARD_FILE, aside)
+            write_card(aside, self, name, evaluation, license)
+            save_file(state, aside / WEIGHTS_FILE, metadata={"format": "pt"})
+            (aside / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+            target.mkdir(exist_ok=True)
+            for file in aside.iterdir():
+                os.replace(file, target / file.name)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        dtype: torch.dtype | None = None,
+        evaluation: Result | Mapping[str, Any] | str | Path | None = None,
+        license: str | None = None,
+        private: bool | None = None,
+        revision: str | None = None,
+        create_pr: bool = False,
+        commit_message: str = "Upload tokenizer",
+        token: str | bool | None = None,
+    ) -> str:
+        """Upload what ``save_pretrained`` writes, in one commit, and return the commit's address.
+
+        Args:
+            repo_id: ``owner/name``; made if absent. A card there that somebody wrote or changed is kept.
+            dtype, evaluation, license: as for ``save_pretrained``.
+            private: whether a new repository is private; None follows the owner's settings.
+            revision: the branch, made if absent; None is the main one.
+            create_pr: propose the commit as a pull request.
+            commit_message: what the commit says.
+            token: of the hub; None takes that of ``hf auth login``.
+        """
+        return upload(
+            lambda folder: self._save(folder, repo_id, dtype, evaluation, license),
+            repo_id,
+            keep=(CARD_FILE,),
+            private=private,
+            revision=revision,
+            create_pr=create_pr,
+            commit_message=commit_message,
+            token=token,
+        )
 
     @classmethod
     def from_pretrained(
@@ -327,8 +410,9 @@ class ImageTokenizer(
         """Load a tokenizer, in evaluation mode, in float32, on the CPU.
 
         Args:
-            source: a folder written by ``save_pretrained`` or by a training run, or a hub repository
-                (``owner/name``); None loads the small default tokenizer inside the package.
+            source: a folder written by ``save_pretrained`` or by a training run; a ``checkpoint.pt`` of the official
+                GSQ implementation, or a folder with one; or a hub repository (``owner/name``) that holds either. None
+                loads the small default tokenizer inside the package.
             revision: branch, tag or commit of a hub repository; the rest are huggingface_hub's own.
 
         Raises:
@@ -336,35 +420,46 @@ class ImageTokenizer(
             CheckpointError: unreadable files, or files of another kind; the message names the file.
         """
         path = EMBEDDED if source is None else Path(source).expanduser()
-        if not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir():
+        if not path.exists():
+            if "/" not in str(source):
+                raise FileNotFoundError(f"no such folder: {source} (a hub repository is named owner/name)")
+            path = download(
+                str(source),
+                [(CONFIG_FILE, WEIGHTS_FILE), (CHECKPOINT_FILE,)],
+                revision=revision,
+                cache_dir=cache_dir,
+                local_files_only=local_files_only,
+                force_download=force_download,
+                token=token,
+            )
+        elif not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir():
             path = path / RUN_TOKENIZER
         if path.is_file():
-            raise CheckpointError(f"{path} is a file; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}")
-        if path.is_dir():
-            config_file, weights_file = path / CONFIG_FILE, path / WEIGHTS_FILE
-            for file in (config_file, weights_file):
-                if not file.is_file():
-                    raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
-        elif "/" not in str(source):
-            raise FileNotFoundError(f"no such folder: {source} (a hub repository is named owner/name)")
-        else:
-            download = {
-                "revision": revision,
-                "cache_dir": cache_dir,
-                "local_files_only": local_files_only,
-                "force_download": force_download,
-                "token": token,
-            }
-            try:
-                config_file, weights_file = (
-                    Path(hf_hub_download(str(source), name, **download)) for name in (CONFIG_FILE, WEIGHTS_FILE)
+            if path.suffix != ".pt":
+                raise CheckpointError(
+                    f"{path} is a file; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or an official "
+                    "checkpoint (.pt)"
                 )
-            except HFValidationError:
-                raise FileNotFoundError(f"no such folder: {source}") from None
-            except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-                reason = str(error).strip().splitlines()[0]
-                raise FileNotFoundError(f"no folder '{source}' here, and not loaded from the hub: {reason}") from error
+            return cls._from_flex_gen(path)
+        if not (path / CONFIG_FILE).exists() and (path / CHECKPOINT_FILE).is_file():
+            return cls._from_flex_gen(path / CHECKPOINT_FILE)
+        config_file, weights_file = path / CONFIG_FILE, path / WEIGHTS_FILE
+        for file in (config_file, weights_file):
+            if not file.is_file():
+                raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
         return cls._from_files(config_file, weights_file)
+
+    @classmethod
+    def _from_flex_gen(cls, file: Path) -> ImageTokenizer:
+        try:
+            arguments, state = load_flex_gen(file)
+            with torch.device("meta"):  # nothing is allocated for a configuration that does not fit its weights
+                tokenizer = cls(TokenizerConfig(**arguments))
+            check_fit(tokenizer.state_dict(), state)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
+        tokenizer.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
+        return tokenizer.eval()
 
     @classmethod
     def _from_files(cls, config_file: Path, weights_file: Path) -> ImageTokenizer:

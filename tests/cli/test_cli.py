@@ -1,5 +1,6 @@
 """The verbs, run in this process on small pictures with a tiny tokenizer."""
 
+import io
 import json
 import subprocess
 import sys
@@ -67,8 +68,53 @@ def test_evaluate_writes_its_figures(model, pictures, tmp_path, capsys):
     assert main(["evaluate", model, str(pictures), "--size", "16", "--crop", "-o", str(target)]) == 0
     assert "psnr" in capsys.readouterr().out
     record = json.loads(target.read_text())
-    assert record["figures"]["images"] == 3
-    assert record["fingerprint"] == ImageTokenizer.from_pretrained(model).fingerprint()
+    assert record["data"]["images"] == 3
+    assert record["model"]["fingerprint"] == ImageTokenizer.from_pretrained(model).fingerprint()
+
+
+def test_a_codec_is_evaluated_and_compared(model, pictures, tmp_path, capsys):
+    ours, jpeg = tmp_path / "ours.json", tmp_path / "jpeg.json"
+    common = [str(pictures), "--features", "none", "--perceptual"]
+    assert main(["evaluate", model, *common, "-o", str(ours)]) == 0
+    assert main(["evaluate", "codec:jpeg@0.5", *common, "-o", str(jpeg), "--pictures-as", str(ours)]) == 0
+    assert "at most 0.5 bits/px; 3 files are larger at the lowest quality" in capsys.readouterr().out  # tiny pictures
+    shown, theirs = (json.loads(path.read_text())["pictures"] for path in (ours, jpeg))
+    assert [(p["key"], p["rank"]) for p in theirs] == [(p["key"], p["rank"]) for p in shown]
+    assert {p["ranked_by"] for p in theirs} == {model}
+    assert main(["compare", str(ours), str(jpeg)]) == 0
+    out = capsys.readouterr()
+    assert "bits/px" in out.out
+    assert "warning" not in out.err
+    assert main(["compare", str(ours), str(jpeg), "--markdown", "-o", str(tmp_path / "report")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| model | bits/px | ")
+    figures = json.loads(jpeg.read_text())["figures"]
+    assert lines[3].startswith(f"| jpeg | {figures['bits_per_pixel']:.3f} |")
+    assert f" {figures['psnr']:.2f} " in lines[3]
+    assert (tmp_path / "report" / "report.html").is_file()
+    assert main(["evaluate", model, *common, "--size", "16", "--crop", "-o", str(ours)]) == 0
+    assert main(["compare", str(ours), str(jpeg)]) == 0
+    assert "warning: jpeg and" in (err := capsys.readouterr().err)
+    assert "size: none against 16" in err
+
+
+def test_a_wide_comparison_is_broken_into_tables():
+    from rich.console import Console
+
+    from gsqtok.cli.compare import tables
+
+    titles = ["model", "bits/px", *(f"figure {n}" for n in range(12))]
+    rows = [["ours", "1.000", *(f"{n}.5678" for n in range(12))], ["theirs", "0.500", *"abcdefghijkl"]]
+    console = Console(width=60, record=True, file=io.StringIO())
+    made = tables(titles, rows, 60)
+    for table in made:
+        console.print(table)
+    text = console.export_text()
+    assert len(made) == 4
+    assert text.count("0.500") == text.count("bits/px") == 4
+    assert all(text.count(word) == 1 for word in [*titles[4:], "7.5678"])
+    assert "…" not in text
+    assert len(tables(titles, rows, 1000)) == 1
 
 
 def test_info_of_a_tokenizer_and_of_tokens(model, pictures, tmp_path, capsys):
@@ -119,6 +165,10 @@ def test_one_line_says_what_is_wrong(model, pictures, tmp_path, capsys):
     assert "no such folder" in error_of(capsys, "info", "nosuch")
     assert ".npz" in error_of(capsys, "encode", model, pictures, "-o", tmp_path / "t.bin")
     assert "--size" in error_of(capsys, "encode", model, pictures, "-o", out, "--crop")
+    assert "codec:webp@0.5" in error_of(capsys, "evaluate", "codec:gif@1", pictures)
+    assert "--precision" in error_of(capsys, "evaluate", "codec:jpeg@1", pictures, "--precision", "float16")
+    assert "--pictures-as" in error_of(capsys, "evaluate", model, pictures, "--pictures-as", "a.json")
+    assert "nowhere.json" in error_of(capsys, "compare", "nowhere.json")
     assert "device" in error_of(capsys, "encode", model, pictures, "-o", out, "--device", "nonsense")
     assert not out.exists()
 

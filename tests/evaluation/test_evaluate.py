@@ -1,12 +1,25 @@
-"""The figures of a set of pictures against those of each picture by itself."""
+"""The figures of a set of pictures against those of each picture by itself, in one process and in two."""
 
 import numpy as np
 import pytest
 import torch
+import torch.multiprocessing
 from PIL import Image
 
+import gsqtok
 from gsqtok.data import ImageTransform, open_source, to_tensor
-from gsqtok.evaluation import CodebookUsage, ReconstructionMetrics, evaluate
+from gsqtok.evaluation import (
+    CodebookUsage,
+    Reconstruction,
+    ReconstructionMetrics,
+    Result,
+    differences,
+    evaluate,
+    measure,
+)
+from gsqtok.evaluation.fingerprint import SetFingerprint
+from gsqtok.evaluation.metrics import to_8_bits
+from gsqtok.evaluation.protocol import AdmTransform
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 
 
@@ -39,33 +52,51 @@ def by_hand(tokenizer, images):
     return metrics.compute() | usage.compute()
 
 
+def check(result, expected):
+    """``expected`` is what `by_hand` gives; convolutions of another batch size round elsewhere."""
+    of_codebook = ("dead_codes", "positions", "usage_per_group", "perplexity_per_group")
+    for name, value in expected.items():
+        where = result.codebook if name in of_codebook else result.data if name == "images" else result
+        assert where[name] == pytest.approx(value, rel=1e-3), name
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_mixed_sizes(tokenizer, pictures, batch_size):
     done = []
-    figures = evaluate(tokenizer, open_source(str(pictures)), batch_size=batch_size, on_progress=done.append)
+    result = evaluate(tokenizer, open_source(str(pictures)), batch_size=batch_size, on_progress=done.append)
     images = [to_tensor(Image.open(file)) for file in sorted(pictures.iterdir())]
-    for name, value in by_hand(tokenizer, images).items():
-        assert figures[name] == pytest.approx(value, rel=1e-3), name
-    assert figures["images"] == sum(done) == 5
-    assert figures["positions"] == 3 * 12 * 8 + 9 * 16 + 6 * 6
-    assert figures["rejected"] == 0
-    assert figures["bits_per_position"] == 12
-    assert figures["bits_per_pixel"] == 3
-    assert figures["images_per_second"] > 0
+    check(result, by_hand(tokenizer, images))
+    assert result.data["images"] == sum(done) == 5
+    assert result.data["rejected"] == 0
+    assert result.codebook["positions"] == 3 * 12 * 8 + 9 * 16 + 6 * 6
+    assert result.model["bits_per_position"] == 12
+    assert result.model["bits_per_pixel"] == 3
+    pixels = 3 * 24 * 16 + 17 * 31 + 12 * 12
+    assert result["bits_per_pixel"] == pytest.approx(12 * result.codebook["positions"] / pixels, rel=1e-12)
+    spent = result["entropy_bits"] * 2 * result.codebook["positions"]
+    assert result["bits_per_pixel_entropy"] == pytest.approx(spent / pixels, rel=1e-12)
+    assert result["images_per_second"] > 0
 
 
 def test_transform(tokenizer, pictures):
     transform = ImageTransform(14)
-    figures = evaluate(tokenizer, open_source(str(pictures)), transform=transform)
-    images = [transform(Image.open(file)) for file in sorted(pictures.iterdir())]
-    for name, value in by_hand(tokenizer, images).items():
-        assert figures[name] == pytest.approx(value, rel=1e-3), name
+    result = evaluate(tokenizer, open_source(str(pictures)), transform=transform)
+    check(result, by_hand(tokenizer, [transform(Image.open(file)) for file in sorted(pictures.iterdir())]))
+    assert result.protocol["name"] == "custom"
+    assert result.protocol["size"] == 14
+
+
+def comparable(result):
+    """All that should not depend on when and with how many processes one measures."""
+    parts = result.to_dict()
+    parts["figures"].pop("images_per_second")
+    return {name: parts[name] for name in ("model", "data", "protocol", "figures", "per_image", "codebook")}
 
 
 def test_streaming_gives_the_same(tokenizer, pictures):
-    figures = evaluate(tokenizer, open_source(str(pictures)), batch_size=1)
+    result = evaluate(tokenizer, open_source(str(pictures)), batch_size=1)
     streamed = evaluate(tokenizer, open_source(str(pictures), streaming=True), batch_size=1)
-    assert {**streamed, "images_per_second": 0} == {**figures, "images_per_second": 0}
+    assert comparable(streamed) == comparable(result)
 
 
 def test_broken_pictures_are_left_out(tokenizer, pictures):
@@ -73,8 +104,12 @@ def test_broken_pictures_are_left_out(tokenizer, pictures):
     (pictures / "2a.png").write_bytes((pictures / "2.png").read_bytes()[:60])
     (pictures / "9.png").write_bytes(b"no picture")
     after = evaluate(tokenizer, open_source(str(pictures)))
-    assert after["rejected"] == 2
-    for name in ("images", "positions", "psnr", "ssim", "usage"):
+    assert after.data.pop("rejected") == 2
+    assert before.data.pop("rejected") == 0
+    assert after.data == before.data
+    assert after.codebook["positions"] == before.codebook["positions"]
+    assert after.per_image["key"] == ["0.png", "1.png", "2.png", "3.png", "4.png"]
+    for name in ("psnr", "ssim", "usage"):
         assert after[name] == pytest.approx(before[name], rel=1e-3)
 
 
@@ -98,7 +133,166 @@ def test_small_pictures_have_no_ssim(tokenizer, tmp_path):
 
 def test_a_codebook_too_large_to_count(pictures):
     config = TokenizerConfig(channels=32, multipliers=(1, 1), latent_dim=8, quantizer={"name": "identity"})
-    figures = evaluate(ImageTokenizer(config).eval(), open_source(str(pictures)))
-    assert figures["bits_per_position"] == 8 * 32
-    assert "psnr" in figures
-    assert "usage" not in figures
+    result = evaluate(ImageTokenizer(config).eval(), open_source(str(pictures)))
+    assert result.model["bits_per_position"] == 8 * 32
+    assert "psnr" in result
+    assert "usage" not in result
+    assert result.codebook is None
+
+
+# Anything that reconstructs
+
+MODEL = {
+    "name": "darker",
+    "fingerprint": None,
+    "quantizer": None,
+    "factor": None,
+    "bits_per_position": None,
+    "bits_per_pixel": None,
+    "precision": "8 bits",
+    "parameters": 0,
+}
+
+
+def darker(images):
+    """Every value one 8-bit step lower, at 100 bits a picture."""
+    return Reconstruction((images - 1 / 127.5).clamp(-1, 1), bits=torch.full((len(images),), 100.0))
+
+
+def test_a_codec(pictures, mean_colours, tmp_path):
+    done = {"features": mean_colours, "model": MODEL}
+    result = measure(darker, str(pictures), protocol="adm", size=12, save_reference=tmp_path / "r.npz", **done)
+    images = [AdmTransform(12)(Image.open(file)) for file in sorted(pictures.iterdir())]
+    # a step of one everywhere but in black, which cannot be darker
+    steps = torch.stack([((x + 1) * 127.5).round().gt(0).double().mean() for x in images])
+    assert result["mse"] == pytest.approx(steps.mean().item(), rel=1e-9)
+    assert result.per_image["psnr"] == pytest.approx((10 * torch.log10(255**2 / steps)).tolist(), rel=1e-9)
+    assert result["psnr"] == pytest.approx(np.mean(result.per_image["psnr"]), rel=1e-12)
+    assert result["bits_per_pixel"] == pytest.approx(100 / 144)
+    assert result.codebook is None
+    assert "usage" not in result
+    assert result.per_image["key"] == [f"{i}.png" for i in range(5)]
+    assert result.data["source"] == str(pictures)
+    assert result.data["fingerprint"] == fingerprint_of(images)
+    assert result.protocol["features"] == mean_colours.record()
+    assert result.protocol["reference"] == "originals"
+    assert 0 < result["frechet_distance_mean_colours"] < 1e-3
+    assert Result.from_dict(result.to_dict()).to_dict() == result.to_dict()
+
+    again = measure(darker, str(pictures), protocol="adm", size=12, reference=tmp_path / "r.npz", **done)
+    assert again["frechet_distance_mean_colours"] == pytest.approx(result["frechet_distance_mean_colours"], rel=1e-6)
+    assert again.protocol["reference"]["fingerprint"] == result.data["fingerprint"]
+    assert [line.split(":")[0] for line in differences(result, again)] == ["reference"]
+
+
+def fingerprint_of(images):
+    whole = SetFingerprint()
+    for image in images:
+        whole.add(to_8_bits(image[None]))
+    return whole.hexdigest()
+
+
+def test_another_protocol_is_another_measurement(tokenizer, pictures, mean_colours, tmp_path, caplog):
+    options = {"features": mean_colours}
+    first = evaluate(tokenizer, str(pictures), protocol="adm", size=12, save_reference=tmp_path / "r.npz", **options)
+    other = evaluate(tokenizer, str(pictures), protocol="flex_gen", size=12, reference=tmp_path / "r.npz", **options)
+    assert "another protocol: name: adm against flex_gen" in caplog.text
+    lines = differences(first, other)
+    assert "name: adm against flex_gen" in lines
+    assert "resize filter: box halving, bicubic against bilinear" in lines
+    assert not any(line.startswith("pictures") for line in lines)
+
+
+def test_a_copy_of_the_pictures_is_the_same_data(tokenizer, pictures, tmp_path):
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for i, file in enumerate(sorted(pictures.iterdir(), reverse=True)):
+        Image.open(file).save(copy / f"picture{i}.bmp")
+    first, second = evaluate(tokenizer, str(pictures)), evaluate(tokenizer, str(copy))
+    assert first.data["fingerprint"] == second.data["fingerprint"]
+    assert differences(first, second) == []
+
+
+def test_precision_and_mode(tokenizer, pictures):
+    tokenizer.train()
+    try:
+        result = evaluate(tokenizer, str(pictures), name="mine", precision=torch.bfloat16)
+        assert tokenizer.training
+    finally:
+        tokenizer.eval()
+    assert (result.model["name"], result.model["precision"]) == ("mine", "float32, bfloat16 autocast")
+    exact = evaluate(tokenizer, str(pictures))
+    assert exact.model["precision"] == "float32"
+    assert result["psnr"] != exact["psnr"]
+    assert result["psnr"] == pytest.approx(exact["psnr"], abs=1)
+    assert gsqtok.evaluate is evaluate
+
+
+def test_bad_input(tokenizer, pictures, mean_colours, tmp_path):
+    source = open_source(str(pictures))
+    with pytest.raises(ValueError, match="not both"):
+        evaluate(tokenizer, source, protocol="adm", transform=ImageTransform(12))
+    with pytest.raises(ValueError, match=r"process 1 of 2 was asked for, torch.distributed says 0 of 1"):
+        evaluate(tokenizer, source, rank=1, world_size=2)
+    for option in ({"neighbours": True}, {"reference": "r.npz"}, {"save_reference": "r.npz"}):
+        with pytest.raises(ValueError, match="needs features"):
+            evaluate(tokenizer, source, **option)
+    with pytest.raises(ValueError, match="leave reference out"):
+        evaluate(tokenizer, source, features=mean_colours, reference="a.npz", save_reference="b.npz")
+    with pytest.raises(FileNotFoundError):
+        evaluate(tokenizer, str(tmp_path / "absent"))
+
+
+# Two processes
+
+
+def run_scenarios(folder, broken, network):
+    """Everything that is measured in one process and in two; an error is the outcome, too."""
+    torch.manual_seed(0)
+    config = {"channels": 32, "multipliers": (1, 1), "encoder_blocks": 1, "decoder_blocks": 1, "latent_dim": 8}
+    model = ImageTokenizer(TokenizerConfig(**config, quantizer={"name": "gsq", "groups": 2, "codebook_size": 64}))
+    whole = open_source(folder)
+    outcomes = [
+        comparable(evaluate(model, whole, protocol="adm", size=12, features=network, neighbours=True, batch_size=1)),
+        comparable(evaluate(model, open_source(folder, streaming=True), batch_size=1)),
+        comparable(evaluate(model, whole.select([3]), batch_size=1)),
+    ]
+    try:
+        evaluate(model, broken)
+    except ValueError as error:
+        outcomes.append(str(error).partition(":")[0])
+    return outcomes
+
+
+def process(rank, rendezvous, folder, broken, network):
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}/meet", rank=rank, world_size=2)
+    torch.save(run_scenarios(folder, broken, network), f"{rendezvous}/outcomes{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one(pictures, mean_colours, tmp_path):
+    (pictures / "1a.png").write_bytes(b"no picture")
+    for i in range(5, 12):
+        Image.open(pictures / "2.png").rotate(40 * i).save(pictures / f"{i}.png")
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    for i in range(3):
+        (broken / f"{i}.png").write_bytes(b"no picture")
+    expected = run_scenarios(str(pictures), str(broken), mean_colours)
+    assert expected[0]["data"]["images"] == 12
+    assert expected[0]["data"]["rejected"] == 1
+    assert min(expected[0]["figures"][f"{name}_mean_colours"] for name in ("precision", "inception_score")) > 0
+    assert expected[3] == "no picture could be read"
+    arguments = (str(tmp_path), str(pictures), str(broken), mean_colours)
+    torch.multiprocessing.spawn(process, arguments, nprocs=2)
+    for rank in range(2):
+        outcomes = torch.load(tmp_path / f"outcomes{rank}.pt")
+        assert outcomes[3] == expected[3]
+        for ours, one in zip(outcomes[:3], expected[:3], strict=True):
+            undefined = {name for name, value in one["figures"].items() if value is None}
+            assert {name for name, value in ours["figures"].items() if value is None} == undefined
+            defined = [{k: v for k, v in x["figures"].items() if k not in undefined} for x in (ours, one)]
+            assert defined[0] == pytest.approx(defined[1], rel=1e-6)
+            ours.pop("figures")
+            assert ours == {name: part for name, part in one.items() if name != "figures"}

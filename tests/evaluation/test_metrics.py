@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import pytorch_msssim
 import torch
 import torch.multiprocessing
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
@@ -45,6 +46,37 @@ def test_equals_scikit_image():
     ]
     # scikit-image leaves the same border of 5 pixels out; it computes in float64 on 8-bit input, as is done here
     assert result["ssim"] == pytest.approx(np.mean(ssim), abs=1e-7)
+
+
+def test_ms_ssim_equals_pytorch_msssim():
+    reconstruction, images = make_pair(height=176, width=208, noise=0.6)
+    metrics = ReconstructionMetrics(ms_ssim=True)
+    metrics.update(reconstruction, images)
+    ours, theirs = (torch.from_numpy(to_8_bits(x)).permute(0, 3, 1, 2).double() for x in (reconstruction, images))
+    expected = pytorch_msssim.ms_ssim(ours, theirs, data_range=255, size_average=False)
+    torch.testing.assert_close(metrics.last["ms_ssim"], expected, rtol=1e-5, atol=0)  # their window is float32
+    assert metrics.compute()["ms_ssim"] == pytest.approx(expected.mean().item(), rel=1e-5)
+    assert expected.std() > 0.01
+    assert "ms_ssim" not in measure((reconstruction, images))
+    metrics.update(*make_pair(height=175, width=208))  # the coarsest scale of 10 pixels is below the window
+    assert metrics.last["ms_ssim"].isnan().all()
+    assert metrics.last["ssim"].isfinite().all()
+    metrics.reset()
+    metrics.update(*make_pair(batch=1, height=176, width=176))
+    assert 0 < metrics.compute()["ms_ssim"] < 1
+    metrics.update(images, images)
+    assert metrics.last["ms_ssim"].tolist() == pytest.approx([1] * 4, abs=1e-12)
+
+
+def test_last_holds_the_figures_of_each_picture():
+    reconstruction, images = make_pair()
+    metrics = ReconstructionMetrics()
+    metrics.update(reconstruction, images)
+    alone = [measure((reconstruction[i : i + 1], images[i : i + 1])) for i in range(4)]
+    for name in ("psnr", "ssim"):
+        assert metrics.last[name].tolist() == pytest.approx([figures[name] for figures in alone], rel=1e-12)
+    metrics.update(images[:0], images[:0])
+    assert metrics.last["psnr"].shape == (0,)
 
 
 def test_pooled_psnr_is_of_all_values_together():
@@ -195,6 +227,19 @@ def test_usage_closed_forms():
     assert two["entropy_bits"] == pytest.approx(2 - 0.75 * math.log2(3), rel=1e-12)
 
 
+def test_ranked_counts():
+    metric = CodebookUsage(5, 2)
+    metric.update(torch.tensor([[0, 3], [0, 3], [3, 1]]))
+    assert metric.ranked_counts() == [3, 2, 1, 0, 0]
+    assert metric.ranked_counts(points=3) == [3, 1, 0]
+    large = CodebookUsage(5000)
+    large.update(torch.arange(5000).repeat_interleave(torch.arange(5000))[:, None])
+    ranked = large.ranked_counts()
+    assert len(ranked) == 1024
+    assert (ranked[0], ranked[-1]) == (4999, 0)
+    assert ranked == sorted(ranked, reverse=True)
+
+
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32, torch.int64, torch.uint8])
 def test_usage_batches_shapes_and_integer_types_add_up(dtype):
     indices = torch.randint(0, 100, (6, 2, 3, 4), generator=torch.Generator().manual_seed(0))
@@ -262,12 +307,19 @@ def feed(reconstruction_metrics, usage_metric, part):
     usage_metric.update(indices[part])
 
 
+def whole_counts():
+    whole = CodebookUsage(SIZE, GROUPS)
+    feed(ReconstructionMetrics(), whole, slice(None))
+    return sorted(whole.counts.sum(0).tolist(), reverse=True)
+
+
 def process(rank, folder):
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     metrics = ReconstructionMetrics(), CodebookUsage(SIZE, GROUPS)
     feed(*metrics, slice(0, 2) if rank == 0 else slice(2, 5))  # ranks need not see equally many
     results = [metric.compute() for metric in metrics]
+    assert metrics[1].ranked_counts() == whole_counts()
     torch.save([results, [metric.compute() for metric in metrics]], f"{folder}/result{rank}.pt")
     torch.distributed.destroy_process_group()
 

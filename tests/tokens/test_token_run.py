@@ -84,7 +84,7 @@ def test_columns_are_carried_along(tmp_path, run):
 
 
 def test_native_aspect_pads_like_the_tokenizer(tmp_path, run, tiny_tokenizer):
-    sizes = [(9, 16), (16, 9), (9, 13), (13, 10), (8, 8), (9, 15)]
+    sizes = [(9, 16), (16, 9), (9, 13), (13, 10), (8, 8), (9, 15)]  # and one of a single position, below
     (tmp_path / "in").mkdir()
     for i, size in enumerate(sizes):
         (tmp_path / "in" / f"{i}.png").write_bytes(png(i, size))
@@ -94,6 +94,10 @@ def test_native_aspect_pads_like_the_tokenizer(tmp_path, run, tiny_tokenizer):
         assert (grid, size) == ([-(-height // 4), -(-width // 4), 2], [height, width])
         image = ImageTransform(None, crop="none")(decode_image(png(i, (width, height))))
         assert np.array_equal(np.reshape(tokens, grid), tiny_tokenizer.encode(image[None])[0].numpy())
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/tiny.png").write_bytes(png(7, (3, 2)))
+    run(tmp_path / "one", tmp_path / "one-out", views=Views(None, "none"))
+    assert rows_of(tmp_path / "one-out")["tiny.png", 0][1] == [1, 1, 2]
 
 
 def test_ten_crops_are_ten_rows_of_one_picture(tmp_path, run):

@@ -20,7 +20,7 @@ def run(tmp_path, tiny):
 
 
 def checkpoint(folder, step, keep=2, write=lambda path: (path / "weights").write_text("good")):
-    folder.save(step, write, lambda: None, True, keep)
+    folder.save(step, write, lambda report: [report], True, keep)
 
 
 def names(folder):
@@ -137,6 +137,16 @@ def test_a_crash_leaves_nothing_that_counts(run):
     assert folder.latest().name == "step-00000001"
     checkpoint(folder, 2)
     assert names(folder) == ["step-00000001", "step-00000002"]
+
+
+def test_a_tokenizer_that_was_being_saved_is_cleared_away(tiny):
+    config = tiny(steps=1)
+    run = train(config)
+    (run / ".tokenizer.killed").mkdir()
+    (run / ".tokenizer.killed" / "model.safetensors").write_text("ha")
+    train(dataclasses.replace(config, steps=2), resume=True)
+    assert not list(run.glob(".*"))
+    assert (run / "tokenizer" / "model.safetensors").is_file()
 
 
 def test_plain_and_flat(tiny):

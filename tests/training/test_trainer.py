@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -169,3 +171,9 @@ def test_learning_rate_reaches_the_optimizer(tiny):
     for step in (1, 2):
         trainer.step(step, batches)
         assert [group["lr"] for group in trainer.optimizer.param_groups] == [2e-3 * step / 4]
+
+
+def test_sharded_training_is_refused(tiny, monkeypatch):
+    monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
+    with pytest.raises(ValueError, match=r"FSDP is not supported.*gradient_accumulation"):
+        Trainer(tiny())

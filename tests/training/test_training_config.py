@@ -1,9 +1,11 @@
 """What a configuration refuses, and how recipes and options become one."""
 
+import dataclasses
+
 import pytest
 import yaml
 
-from gsqtok.cli.recipes import FOLDER
+from gsqtok.cli.recipes import FOLDER, lineage
 from gsqtok.cli.train import parse
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.training import TrainConfig
@@ -16,6 +18,7 @@ COUNTS = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate
     ("values", "named"),
     [({name: 0}, name) for name in (*COUNTS, "keep_checkpoints")]
     + [({"batch_size": 6, "gradient_accumulation": 4}, "gradient_accumulation 4")]
+    + [({"freeze": "encoder"}, "initialize_from")]
     + [({"ema_decay": value}, "ema_decay") for value in (1.0, -0.1, float("nan"))],
 )
 def test_names_what_is_wrong(values, named):
@@ -29,13 +32,55 @@ def test_names_what_is_wrong(values, named):
 def test_every_recipe_builds_its_tokenizer(recipe):
     config, resume = parse([recipe, "--data.train", "pictures"])
     assert not resume
-    written = yaml.safe_load((FOLDER / f"{recipe}.yaml").read_text())
+    written = {}
+    for file in lineage(recipe):  # what a recipe builds on comes first
+        values = yaml.safe_load(file.read_text())
+        values.pop("base", None)
+        for section in ("model", "optimizer"):
+            values[section] = written.get(section, {}) | values.get(section, {})
+        written |= values
     assert config.steps == written["steps"]
     assert config.model == TokenizerConfig.from_dict(written["model"])
     assert config.optimizer.learning_rate == written["optimizer"]["learning_rate"]
     tokenizer = ImageTokenizer(config.model)
     assert tokenizer.quantizer.name == written["model"]["quantizer"]["name"]
     assert tokenizer.factor == 2 ** (len(written["model"]["multipliers"]) - 1)
+    first, launch = (FOLDER / f"{recipe}.yaml").read_text().splitlines()[:2]
+    assert first.startswith("# ")
+    assert f"gsqtok train {recipe} --data.train " in launch
+    assert len(first) <= 122
+
+
+@pytest.mark.parametrize(("recipe", "bits"), [("vae-f8-128", 13 / 64), ("scale-f8-256", 3.25), ("scale-f16-256", 0.14)])
+def test_bits_per_pixel_are_the_paper_s(recipe, bits):
+    assert ImageTokenizer(parse([recipe])[0].model).bits_per_pixel == pytest.approx(bits, rel=0.01)
+
+
+def test_the_paper_s_gan_stages():
+    stage, scaling = parse(["gan-f8-128"])[0], parse(["scale-f32-256"])[0]
+    assert (stage.steps, stage.batch_size, stage.data.size) == (80_000, 256, 128)
+    assert (scaling.steps, scaling.batch_size, scaling.data.size) == (50_000, 512, 256)
+    for config, rate in ((stage, 1e-4), (scaling, 2e-4)):
+        for optimizer in (config.optimizer, config.adversarial.optimizer):
+            assert (optimizer.learning_rate, optimizer.betas, optimizer.weight_decay) == (rate, (0.9, 0.99), 0.05)
+        assert (config.adversarial.generator_loss, config.adversarial.discriminator_loss) == ("non_saturating", "hinge")
+        assert config.adversarial.augment == ("color", "translation", "cutout")
+        assert config.adversarial.weight == 0.1
+
+
+def test_a_recipe_may_build_on_another(tmp_path):
+    (tmp_path / "one.yaml").write_text("base: smoke\nsteps: 7\nmodel: {channels: 64}\n")
+    (tmp_path / "two.yaml").write_text("base: one.yaml\nbatch_size: 4\n")
+    config, _ = parse([str(tmp_path / "two.yaml"), "--seed", "3"])
+    smoke, _ = parse(["smoke"])
+    model = dataclasses.replace(smoke.model, channels=64)
+    assert config == dataclasses.replace(smoke, steps=7, batch_size=4, seed=3, model=model)
+    (tmp_path / "one.yaml").write_text("base: two.yaml\n")
+    with pytest.raises(ValueError, match="builds on itself"):
+        parse([str(tmp_path / "two.yaml")])
+    (tmp_path / "one.yaml").write_text("base: nosuch\n")
+    with pytest.raises(FileNotFoundError, match="nosuch"):
+        parse([str(tmp_path / "two.yaml")])
 
 
 def test_options_override_the_recipe(tmp_path):
@@ -71,6 +116,9 @@ def test_several_sources():
         (["smoke", "--precision", "fp8"], "precision"),
         (["smoke", "--model.channels", "1.5"], "channels"),
         (["smoke", "--steps", "0"], "steps"),
+        (["smoke", "--adversarial.discriminator", "patchy"], "discriminator"),
+        (["smoke", "--adversarial.optimizer.rate", "1"], "rate"),
+        (["smoke", "--adversarial.weight", "-1"], "weight"),
         (["smoke", "--model.channels", "33"], "channels"),
     ],
 )

@@ -7,28 +7,56 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+GAN = ["--adversarial.optimizer.eps", "1e-3", "--adversarial.augment", "[]"]  # augmentation draws anew on each rank
+PENALTIES = ["--adversarial.r1", "1", "--adversarial.r1_every", "2", "--adversarial.adaptive_weight", "true"]
 
-@pytest.mark.slow
-@pytest.mark.parametrize("accumulation", [1, 2])
-def test_two_ranks_equal_one(tmp_path, command_line, gsqtok_command, metrics, demo_copy, accumulation):
-    def arguments(output):
+
+@pytest.fixture
+def two_ranks(command_line):
+    """``gsqtok`` in two processes that talk through gloo."""
+
+    def run(*arguments):
+        _, environment = command_line
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        return subprocess.run(
+            [*launcher, "-m", "gsqtok", *map(str, arguments)],
+            env=environment | {"ACCELERATE_USE_CPU": "true"},
+            capture_output=True,
+            text=True,
+            timeout=200,
+        )
+
+    return run
+
+
+@pytest.fixture
+def arguments(demo_copy):
+    def make(recipe, output, *more):
         return [
-            *("train", "smoke", "--data.train", str(demo_copy), "--output", str(output), "--data.size", "16"),
+            *("train", recipe, "--data.train", str(demo_copy), "--output", str(output), "--data.size", "16"),
             *("--steps", "6", "--log_every", "1", "--model.multipliers", "[1, 1]", "--optimizer.eps", "1e-3"),
-            *("--gradient_accumulation", str(accumulation), "--data.validation", str(demo_copy)),
+            *more,
         ]
 
-    result = gsqtok_command(*arguments(tmp_path / "one"))
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "more"),
+    [
+        ("smoke", []),
+        ("smoke", ["--gradient_accumulation", "2"]),
+        ("smoke-gan", [*GAN, *PENALTIES, "--adversarial.start_step", "2"]),
+        ("smoke-gan", [*GAN, "--adversarial.start_step", "0", "--gradient_accumulation", "2"]),
+    ],
+    ids=["vae", "vae in parts", "gan with penalties", "gan in parts"],
+)
+def test_two_ranks_equal_one(tmp_path, arguments, gsqtok_command, two_ranks, metrics, demo_copy, recipe, more):
+    more = [*more, "--data.validation", str(demo_copy)]
+    result = gsqtok_command(*arguments(recipe, tmp_path / "one", *more))
     assert result.returncode == 0, result.stderr
-    _, environment = command_line
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launcher, "-m", "gsqtok", *arguments(tmp_path / "two")],
-        env=environment | {"ACCELERATE_USE_CPU": "true"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    result = two_ranks(*arguments(recipe, tmp_path / "two", *more))
     assert result.returncode == 0, result.stderr
     assert "on 2 x cpu" in result.stderr
     assert result.stderr.count("done:") == 1
@@ -36,12 +64,70 @@ def test_two_ranks_equal_one(tmp_path, command_line, gsqtok_command, metrics, de
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [line["step"] for line in two] == [1, 2, 3, 4, 5, 6]
     for a, b in zip(one, two, strict=True):
-        for name in ("loss/total", "loss/reconstruction", "loss/gradient_norm"):
-            assert b[name] == pytest.approx(a[name], rel=1e-3), (name, a["step"])
-    for name in ("tokenizer/model.safetensors", "checkpoints/step-00000006/model.safetensors"):
+        assert a.keys() == b.keys()
+        for name in a:
+            if name.startswith(("loss/", "discriminator/")):
+                assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-5), (name, a["step"])
+    checkpoint = "checkpoints/step-00000006"
+    for name in (
+        "tokenizer/model.safetensors",
+        *(f"{checkpoint}/{f}" for f in _weights(tmp_path / "one" / checkpoint)),
+    ):
         single, double = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
         for key, value in single.items():
             torch.testing.assert_close(double[key], value, rtol=1e-3, atol=1e-4, msg=key)
     contents = [sorted(p.name for p in (tmp_path / run).iterdir()) for run in ("one", "two")]
     assert contents[0] == contents[1]
     assert len(list((tmp_path / "two/tensorboard").rglob("events*"))) == 1
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_ranks(tmp_path, arguments, gsqtok_command, two_ranks, metrics):
+    more = [*GAN, "--adversarial.start_step", "1", "--save_every", "2"]
+    result = gsqtok_command(*arguments("smoke-gan", tmp_path / "one", *more))
+    assert result.returncode == 0, result.stderr
+    for steps, launch in ((2, two_ranks), (4, gsqtok_command), (6, two_ranks)):
+        command = arguments("smoke-gan", tmp_path / "mixed", *more, "--steps", steps, "--resume")
+        result = launch(*command)
+        assert result.returncode == 0, result.stderr
+    one, mixed = metrics(tmp_path / "one"), metrics(tmp_path / "mixed")
+    assert [line["step"] for line in mixed] == [1, 2, 3, 4, 5, 6]
+    for a, b in zip(one, mixed, strict=True):
+        for name in ("loss/total", "discriminator/loss"):
+            if name in a:
+                assert b[name] == pytest.approx(a[name], rel=1e-3, abs=1e-5), (name, a["step"])
+
+
+@pytest.mark.slow
+def test_a_rank_that_cannot_write_stops_all(tmp_path, arguments, command_line):
+    """The second rank's disk is full: both end with one line that says so, and neither waits."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import errno, os, sys, torch\n"
+        "from gsqtok.cli import main\n"
+        "real = torch.save\n"
+        "def save(value, target, *arguments, **options):\n"
+        "    if 'usage-1' in str(target):\n"
+        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
+        "    return real(value, target, *arguments, **options)\n"
+        "torch.save = save\n"
+        "status = main(sys.argv[1:])\n"
+        f"open(r'{tmp_path}/status-' + os.environ['RANK'], 'w').write(str(status))\n"
+    )
+    _, environment = command_line
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    result = subprocess.run(
+        [*launcher, str(program), *arguments("smoke", tmp_path / "run", "--save_every", "3")],
+        env=environment | {"ACCELERATE_USE_CPU": "true"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert [(tmp_path / f"status-{rank}").read_text() for rank in (0, 1)] == ["1", "1"], result.stderr
+    assert result.stderr.count("checkpoint at step 3 could not be written") == 2
+    assert "No space left on device" in result.stderr
+    assert list((tmp_path / "run/checkpoints").iterdir()) == []
+
+
+def _weights(checkpoint):
+    return sorted(file.name for file in checkpoint.glob("*.safetensors"))

@@ -17,8 +17,11 @@ VERBS = {
     "tokenize": "pictures to a token data set: resumable shards for generative models",
     "tokens": "look at, verify, merge and split token data sets",
     "evaluate": "measure a tokenizer on a set of pictures",
+    "compare": "results of evaluations beside each other, as a table and a report",
     "train": "train a tokenizer on pictures",
     "plan": "the quantizers' settings that spend the same bits a pixel",
+    "convert": "a checkpoint of the official GSQ implementation to a tokenizer of this package",
+    "export": "a tokenizer to ONNX or torch.export, verified",
     "recipes": "list and copy the training recipes",
 }
 

@@ -11,6 +11,8 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    import torch
+
     from gsqtok.data import ImageTransform
     from gsqtok.tokenizer import ImageTokenizer
 
@@ -21,7 +23,10 @@ messages = Console(stderr=True, highlight=False, markup=False, emoji=False)
 SOURCE = (
     "a folder of pictures (with its subfolders), a picture, parquet files, tar shards, a quoted glob, or a hub name"
 )
-MODEL = "a tokenizer's folder, a training run's folder or a hub name (default: the tokenizer inside the package)"
+MODEL = (
+    "a tokenizer's folder, a training run's folder, an official GSQ checkpoint.pt or a hub name "
+    "(default: the tokenizer inside the package)"
+)
 
 
 def show_warnings() -> None:
@@ -42,9 +47,9 @@ def parser(verb: str, summary: str, example: str) -> argparse.ArgumentParser:
     )
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """[MODEL], and where it runs."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL)
+def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
+    """[MODEL], and where it runs; ``more`` says what else may be named."""
+    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL + more)
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
 
 
@@ -60,21 +65,27 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
 
 
-def load_model(args: argparse.Namespace) -> ImageTokenizer:
-    """The tokenizer that ``add_model`` names, on its device."""
+def device(args: argparse.Namespace) -> torch.device:
+    """The device that ``add_model`` names; by default a GPU if there is one."""
     import torch
 
-    from gsqtok.tokenizer import ImageTokenizer
-
-    device = args.device
-    if device is None:
-        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    name = args.device
+    if name is None:
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        device = torch.device(device)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device '{args.device}' is not there: {str(error).splitlines()[0]}") from error
-    return ImageTokenizer.from_pretrained(args.model).to(device)
+        raise ValueError(f"device '{name}' is not there: {str(error).splitlines()[0]}") from error
+    return device
+
+
+def load_model(args: argparse.Namespace) -> ImageTokenizer:
+    """The tokenizer that ``add_model`` names, on its device."""
+    from gsqtok.tokenizer import ImageTokenizer
+
+    where = device(args)
+    return ImageTokenizer.from_pretrained(args.model).to(where)
 
 
 def transform(args: argparse.Namespace) -> ImageTransform:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
-from gsqtok.cli.recipes import find
+from gsqtok.cli.recipes import lineage
 
 if TYPE_CHECKING:
     from gsqtok.training.config import TrainConfig
@@ -56,13 +56,14 @@ def parse(argv: list[str]) -> tuple[TrainConfig, bool]:
     )
     p.add_argument("--config", action=ActionConfigFile, help="a recipe; the same as naming it first")
     p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
+    p.add_argument("--base", help="in a recipe: another one, which it builds on")
     p.add_class_arguments(TrainConfig, None)
     if recipe:
-        argv = ["--config", str(find(recipe)), *argv[1:]]
+        argv = [*(word for file in lineage(recipe) for word in ("--config", str(file))), *argv[1:]]
     namespace = p.parse_args(argv)
     try:
         instance = p.instantiate(namespace)
-        values = {k: v for k, v in vars(instance).items() if k not in ("config", "resume")}
+        values = {k: v for k, v in vars(instance).items() if k not in ("config", "resume", "base")}
         return TrainConfig(**values), namespace.resume
     except ValueError as error:  # values that the configurations themselves refuse
         p.error(str(error))

@@ -13,8 +13,8 @@ from functools import cache
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torchmetrics import Metric
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from gsqtok.quantizers import Quantizer
 
@@ -28,10 +28,12 @@ MAX_COUNTED = 2**24
 
 _PEAK = 255
 _SSIM_WINDOW = 11
+_SSIM_SIGMA = 1.5
+_MS_SSIM_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli, Bovik 2003, from fine to coarse
 
 
 class ReconstructionMetrics(Metric):
-    """PSNR, SSIM and mean squared error of reconstructions, as 8-bit pictures.
+    """PSNR, SSIM, MS-SSIM and mean squared error of reconstructions, as 8-bit pictures.
 
     Both sides are clamped to [-1, 1] and rounded to the 256 values of a stored picture first, so the figures are those
     of the files that a decoder would write. Squared errors are summed as integers, everything else in float64.
@@ -43,18 +45,29 @@ class ReconstructionMetrics(Metric):
     - ``ssim``: mean over pictures of the structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004: Gaussian window
       of 11 x 11 with sigma 1.5, k1 0.01, k2 0.03), over the positions whose window lies inside the picture and over
       the three channels. nan as soon as one picture has a side of fewer than 11 pixels: no window fits;
+    - ``ms_ssim``, if asked for: mean over pictures of the multi-scale structural similarity (Wang, Simoncelli, Bovik
+      2003: five scales, each half the one before; by channel, then averaged). nan as soon as one picture has a side
+      of fewer than 176 pixels: no window fits the coarsest scale;
     - ``mse``: mean squared error in units of 8-bit steps, in [0, 65025];
     - ``images``: how many pictures.
+
+    Args:
+        ms_ssim: compute it, too.
+
+    Attributes:
+        last: of the latest `update`, each picture's psnr, ssim (and ms_ssim), float64 (B,).
     """
 
     is_differentiable = False
     higher_is_better = None
     full_state_update = False
 
-    def __init__(self) -> None:
+    def __init__(self, ms_ssim: bool = False) -> None:
         super().__init__()
-        for name in ("psnr_sum", "ssim_sum"):
-            self.add_state(name, torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self._means = ("psnr", "ssim", "ms_ssim") if ms_ssim else ("psnr", "ssim")
+        self.last: dict[str, Tensor] = {}
+        for name in self._means:
+            self.add_state(f"{name}_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
         for name in ("squared_error", "values", "images"):
             self.add_state(name, torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
@@ -73,33 +86,22 @@ class ReconstructionMetrics(Metric):
                 f"reconstruction {tuple(reconstruction.shape)} and images {tuple(images.shape)} differ or are not 4-D"
             )
         if len(images) == 0:
+            self.last = {name: torch.zeros(0, dtype=torch.float64) for name in self._means}
             return
-        ours, theirs = self._to_8_bits(reconstruction), self._to_8_bits(images)
+        ours, theirs = (to_8_bits(x.detach().to(self.device)).long() for x in (reconstruction, images))
         squared_error = (ours - theirs).square().flatten(1).sum(dim=1)  # int64
         values = images[0].numel()
         psnr = 10 * torch.log10(_PEAK**2 * values / squared_error.double())
-        self.psnr_sum += psnr.clamp(max=PSNR_CAP).sum()
+        # float64 keeps the window's variances from cancelling, and convolutions in it escape autocast and TF32.
+        ours, theirs = ours.double(), theirs.double()
+        self.last = {"psnr": psnr.clamp(max=PSNR_CAP), "ssim": _ssim(ours, theirs)}
+        if "ms_ssim" in self._means:
+            self.last["ms_ssim"] = _ms_ssim(ours, theirs)
+        for name, values_of_pictures in self.last.items():
+            setattr(self, f"{name}_sum", getattr(self, f"{name}_sum") + values_of_pictures.sum())
         self.squared_error += squared_error.sum()
         self.values += images.numel()
         self.images += len(images)
-        if min(images.shape[-2:]) < _SSIM_WINDOW:
-            self.ssim_sum += math.nan
-            return
-        # float64 keeps the window's variances from cancelling, and convolutions in it escape autocast and TF32.
-        # torchmetrics pads the border by reflection; whether its mean counts that border depends on its version, so
-        # the mean is taken here.
-        _, ssim = structural_similarity_index_measure(
-            ours.double(), theirs.double(), sigma=1.5, data_range=float(_PEAK), return_full_image=True
-        )
-        border = _SSIM_WINDOW // 2
-        inside = ssim[..., border : ssim.shape[-2] - border, border : ssim.shape[-1] - border]
-        self.ssim_sum += inside.flatten(1).mean(dim=1).sum()
-
-    def _to_8_bits(self, images: Tensor) -> Tensor:
-        images = images.detach().to(self.device).float()
-        if not torch.isfinite(images).all():
-            raise ValueError("pictures hold values that are not finite")
-        return ((images.clamp(-1, 1) + 1) * (_PEAK / 2)).round().long()
 
     def compute(self) -> dict[str, float | int]:
         """The figures listed above. Raises ValueError where no picture was seen."""
@@ -108,13 +110,68 @@ class ReconstructionMetrics(Metric):
             raise ValueError("no pictures to report on: call update(reconstruction, images) first")
         mse = int(self.squared_error) / int(self.values)
         pooled = 10 * math.log10(_PEAK**2 / mse) if mse > 0 else math.inf
-        return {
-            "psnr": self.psnr_sum.item() / images,
-            "psnr_pooled": min(pooled, PSNR_CAP),
-            "ssim": self.ssim_sum.item() / images,
-            "mse": mse,
-            "images": images,
-        }
+        means = {name: getattr(self, f"{name}_sum").item() / images for name in self._means}
+        return {**means, "psnr_pooled": min(pooled, PSNR_CAP), "mse": mse, "images": images}
+
+
+def to_8_bits(images: Tensor) -> Tensor:
+    """(B, 3, H, W) in [-1, 1], clamped, to the uint8 values of a stored picture, rounded to nearest.
+
+    Raises:
+        ValueError: values that are not finite.
+    """
+    images = images.float()
+    if not torch.isfinite(images).all():
+        raise ValueError("pictures hold values that are not finite")
+    return ((images.clamp(-1, 1) + 1) * (_PEAK / 2)).round().to(torch.uint8)
+
+
+def _ssim(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Structural similarity of each picture, (B, C, H, W) in 8-bit steps -> (B,); nan where no window fits."""
+    if min(ours.shape[-2:]) < _SSIM_WINDOW:
+        return ours.new_full((len(ours),), math.nan)
+    luminance, contrast = _similarities(ours, theirs)
+    return (luminance * contrast).flatten(1).mean(dim=1)
+
+
+def _ms_ssim(ours: Tensor, theirs: Tensor) -> Tensor:
+    """Multi-scale structural similarity of each picture, (B, C, H, W) in 8-bit steps -> (B,); nan where too small."""
+    scales = len(_MS_SSIM_POWERS)
+    if min(ours.shape[-2:]) < _SSIM_WINDOW * 2 ** (scales - 1):
+        return ours.new_full((len(ours),), math.nan)
+    batch = len(ours)
+    ours, theirs = (x.flatten(0, 1).unsqueeze(1) for x in (ours, theirs))  # channels as pictures of their own
+    result = torch.ones(len(ours), dtype=ours.dtype, device=ours.device)
+    for power in _MS_SSIM_POWERS[:-1]:
+        _, contrast = _similarities(ours, theirs)
+        result *= contrast.flatten(1).mean(dim=1).relu() ** power
+        ours, theirs = (F.avg_pool2d(x, 2) for x in (ours, theirs))
+    result *= _ssim(ours, theirs).relu() ** _MS_SSIM_POWERS[-1]
+    return result.view(batch, -1).mean(dim=1)
+
+
+def _similarities(ours: Tensor, theirs: Tensor) -> tuple[Tensor, Tensor]:
+    """Luminance and contrast-structure term of SSIM wherever the window lies inside: (B, C, H - 10, W - 10) each.
+
+    torchmetrics' function convolves with the whole window in two dimensions, which in float64 on a CPU took eight times
+    as long and gigabytes: here the window's two factors go one after the other.
+    """
+    offsets = torch.arange(_SSIM_WINDOW, dtype=ours.dtype, device=ours.device) - _SSIM_WINDOW // 2
+    window = (-(offsets**2) / (2 * _SSIM_SIGMA**2)).exp()
+    window = window / window.sum()
+
+    def local_mean(x: Tensor) -> Tensor:
+        for dim in (-1, -2):
+            length = x.shape[dim] - _SSIM_WINDOW + 1
+            x = sum(weight * x.narrow(dim, start, length) for start, weight in enumerate(window.tolist()))
+        return x
+
+    mean_x, mean_y = local_mean(ours), local_mean(theirs)
+    variances = local_mean(ours.square() + theirs.square()) - mean_x.square() - mean_y.square()
+    covariance = local_mean(ours * theirs) - mean_x * mean_y
+    c1, c2 = (0.01 * _PEAK) ** 2, (0.03 * _PEAK) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x.square() + mean_y.square() + c1)
+    return luminance, (2 * covariance + c2) / (variances + c2)
 
 
 class CodebookUsage(Metric):
@@ -174,6 +231,17 @@ class CodebookUsage(Metric):
         ones = torch.ones((), dtype=self.counts.dtype, device=self.device).expand(self.groups, len(indices))
         self.counts.scatter_add_(1, indices.T, ones)
         self.positions += len(indices)
+
+    def ranked_counts(self, points: int = 1024) -> list[int]:
+        """Counts of the codewords over all groups and processes, the largest first, at evenly spaced ranks.
+
+        Every process must call it. The first and the last rank are always among the ``points``.
+        """
+        with self.sync_context():
+            counts = sum(group.cpu().long() for group in self.counts).sort(descending=True).values
+        if len(counts) > points:
+            counts = counts[torch.linspace(0, len(counts) - 1, points, dtype=torch.float64).round().long()]
+        return counts.tolist()
 
     def compute(self) -> dict[str, float | int | list[float]]:
         """The figures listed above.

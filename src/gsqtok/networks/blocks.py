@@ -1,6 +1,9 @@
 """The parts that the encoder and the decoder are made of.
 
 All take and return (B, C, H, W). The layout of weights is that of the paper's official checkpoints, up to names.
+
+Each says first what it computes, in PyTorch's own operators. Where `gsqtok.networks.fused` can run (CUDA, channels
+innermost in memory) it computes the same in fewer passes over memory.
 """
 
 from __future__ import annotations
@@ -8,13 +11,44 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from gsqtok.networks import fused
 
 NORM_GROUPS = 32
 
 
-def group_norm(channels: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """GroupNorm with the 32 groups that the paper uses throughout."""
-    return nn.GroupNorm(NORM_GROUPS, channels, eps=eps)
+class GroupNorm(nn.GroupNorm):
+    """GroupNorm with the 32 groups that the paper uses throughout, and the SiLU that follows it almost everywhere."""
+
+    def __init__(self, channels: int, eps: float = 1e-5, silu: bool = False) -> None:
+        super().__init__(NORM_GROUPS, channels, eps=eps)
+        self.silu = silu
+
+    def forward(self, x: Tensor, shift: Tensor | None = None, dtype: torch.dtype | None = None) -> Tensor:
+        """(B, C, H, W) -> the same shape.
+
+        Args:
+            x: what is normalised.
+            shift: (C,), added to x first: the bias of the convolution before.
+            dtype: of the result, unless autocast chooses; None takes that of x.
+        """
+        if _autocasting(x):
+            dtype = None
+        elif dtype is None:
+            dtype = x.dtype
+        if fused.fusible(x):
+            return fused.group_norm(x, self.weight, self.bias, self.num_groups, self.eps, self.silu, shift, dtype)
+        if shift is not None:
+            x = x + shift[:, None, None]
+        x = super().forward(x if dtype is None else x.to(self.weight.dtype))
+        if dtype is not None:
+            x = x.to(dtype)
+        return F.silu(x) if self.silu else x
+
+
+def _autocasting(x: Tensor) -> bool:
+    return x.device.type != "meta" and torch.is_autocast_enabled(x.device.type)
 
 
 class ResidualBlock(nn.Module):
@@ -22,17 +56,31 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.norm1 = group_norm(in_channels)
+        self.norm1 = GroupNorm(in_channels, silu=True)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = GroupNorm(out_channels, silu=True)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        h = self.conv1(F.silu(self.norm1(x)))
-        h = self.conv2(F.silu(self.norm2(h)))
+        if fused.fusible(x):
+            h = fused.convolve(self.conv1, self.norm1(x))
+            h = fused.convolve(self.conv2, self.norm2(h, shift=self.conv1.bias))
+            if isinstance(self.skip, nn.Identity):
+                return fused.add(x, h, self.conv2.bias)
+            return fused.add(fused.convolve(self.skip, x), h, self.skip.bias + self.conv2.bias)
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         return self.skip(x) + h
+
+
+def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+    """``block(x)``; a residual block keeps only x for the backward pass, and computes the rest again there."""
+    if isinstance(block, ResidualBlock) and torch.is_grad_enabled():
+        # no block draws random numbers
+        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
+    return block(x)
 
 
 class Attention(nn.Module):
@@ -40,7 +88,7 @@ class Attention(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm = group_norm(channels, eps=1e-6)
+        self.norm = GroupNorm(channels, eps=1e-6)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.proj = nn.Conv2d(channels, channels, 1)
 
@@ -72,7 +120,26 @@ class NearestUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
+        if fused.fusible(x):
+            return fused.interleave(
+                F.conv2d(x, self._weight_before_repetition(), padding=1), self.conv.bias.repeat(4), 1
+            )
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
+
+    def _weight_before_repetition(self) -> Tensor:
+        """(4 C, C, 2, 2): for each of the four pixels of a block the 2x2 convolution that the 3x3 one amounts to.
+
+        The three rows that the upper pixel of a pair sees are repetitions of two: of the row above, and twice of its
+        own. The lower pixel sees twice its own and the row below. So 4 of 9 products are left, and nothing is repeated.
+        """
+        weight = self.conv.weight
+        first, second, third = weight.float().unbind(2)
+        rows = torch.stack([first, second + third, first + second, third])  # (2 x 2, C, C, 3): pixel, tap
+        first, second, third = rows.unbind(-1)
+        taps = torch.stack([first, second + third, first + second, third])  # (column 2 x 2, row 2 x 2, C, C)
+        taps = taps.unflatten(1, (2, 2)).unflatten(0, (2, 2))  # (column, its tap, row, its tap, out, in)
+        folded = taps.permute(2, 0, 4, 5, 3, 1).flatten(0, 2)
+        return folded.to(weight.dtype, memory_format=torch.channels_last)
 
 
 class DepthToSpaceUpsample(nn.Module):
@@ -89,6 +156,8 @@ class DepthToSpaceUpsample(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
         b, c, h, w = x.shape
+        if fused.fusible(x):
+            return fused.interleave(fused.convolve(self.conv, x), self.conv.bias)
         blocks = self.conv(x).view(b, 2, 2, c, h, w)
         return blocks.permute(0, 3, 4, 1, 5, 2).reshape(b, c, 2 * h, 2 * w)
 
@@ -116,4 +185,7 @@ class AdaptiveGroupNorm(nn.Module):
         variance = latent.var(2, correction=min(1, latent.shape[2] - 1))
         scale = self.gamma((variance + self.norm.eps).sqrt().to(weight.dtype))
         bias = self.beta(latent.mean(2).to(weight.dtype))
-        return torch.addcmul(bias[:, :, None, None], scale[:, :, None, None], self.norm(x))
+        if fused.fusible(x):
+            return fused.group_norm(x, scale, bias, self.norm.num_groups, self.norm.eps)
+        out = torch.addcmul(bias[:, :, None, None], scale[:, :, None, None], self.norm(x))
+        return out if _autocasting(x) else out.to(x.dtype)

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gsqtok.networks.blocks import (
     AdaptiveGroupNorm,
     Attention,
     DepthToSpaceUpsample,
+    GroupNorm,
     NearestUpsample,
     ResidualBlock,
-    group_norm,
+    recomputed,
 )
 from gsqtok.networks.encoder import middle
 
@@ -31,6 +31,9 @@ class Decoder(nn.Module):
         attention_factors: down-sampling factors at which each residual block is followed by attention.
         adaptive_norm: normalise with statistics of the quantized latent after the middle and after each up-sampling.
         depth_to_space: up-sample by a convolution to 4C channels instead of repetition.
+
+    Attributes:
+        recompute_levels: as in the encoder.
     """
 
     def __init__(
@@ -64,7 +67,9 @@ class Decoder(nn.Module):
                 self.blocks.append(upsample(width))
                 if adaptive_norm:
                     self.blocks.append(AdaptiveGroupNorm(width, latent_dim))
-        self.norm_out = group_norm(width)
+        self.levels = len(multipliers)
+        self.recompute_levels = 0
+        self.norm_out = GroupNorm(width, silu=True)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     @property
@@ -75,6 +80,11 @@ class Decoder(nn.Module):
     def forward(self, quantized: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, 3, h*f, w*f), about [-1, 1], not clamped."""
         x = self.conv_in(quantized)
+        level = self.levels - 1
         for block in self.blocks:
-            x = block(x, quantized) if isinstance(block, AdaptiveGroupNorm) else block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+            if isinstance(block, AdaptiveGroupNorm):
+                x = block(x, quantized)
+            else:
+                x = recomputed(block, x) if level < self.recompute_levels else block(x)
+            level -= isinstance(block, DepthToSpaceUpsample | NearestUpsample)
+        return self.conv_out(self.norm_out(x, dtype=self.conv_out.weight.dtype))

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gsqtok.networks.blocks import Attention, Downsample, ResidualBlock, group_norm
+from gsqtok.networks.blocks import Attention, Downsample, GroupNorm, ResidualBlock, recomputed
 
 
 class Encoder(nn.Module):
@@ -21,6 +20,10 @@ class Encoder(nn.Module):
         middle_blocks: residual blocks after the last level.
         middle_attention: attention between the middle blocks.
         attention_factors: down-sampling factors (1, 2, 4, ...) at which each residual block is followed by attention.
+
+    Attributes:
+        recompute_levels: in training, residual blocks of so many levels, largest pictures first, keep nothing but their
+            input and are computed again in the backward pass: less memory, more time. 0 recomputes none.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Encoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
         self.blocks = nn.ModuleList()
+        self.recompute_levels = 0
         width = channels
         for level, (multiplier, count) in enumerate(zip(multipliers, blocks, strict=True)):
             if width != channels * multiplier:
@@ -48,15 +52,17 @@ class Encoder(nn.Module):
             if level < len(multipliers) - 1:
                 self.blocks.append(Downsample(width))
         self.blocks.extend(middle(width, middle_blocks, middle_attention))
-        self.norm_out = group_norm(width)
+        self.norm_out = GroupNorm(width, silu=True)
         self.conv_out = nn.Conv2d(width, latent_dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of f -> (B, D, H/f, W/f)."""
         x = self.conv_in(images)
+        level = 0
         for block in self.blocks:
-            x = block(x)
-        return self.conv_out(F.silu(self.norm_out(x)))
+            x = recomputed(block, x) if level < self.recompute_levels else block(x)
+            level += isinstance(block, Downsample)
+        return self.conv_out(self.norm_out(x, dtype=self.conv_out.weight.dtype))
 
 
 def middle(width: int, blocks: int, attention: bool) -> list[nn.Module]:

@@ -66,7 +66,7 @@ class BinaryQuantizer(Quantizer):
         """See ``Quantizer.forward``."""
         projected = self.project(latent.unflatten(-1, (self.groups, -1)))
         shifts = torch.arange(projected.shape[-1], device=latent.device)
-        indices = ((projected > 0).long() << shifts).sum(-1)
+        indices = torch.bitwise_left_shift((projected > 0).long(), shifts).sum(-1)  # "<<" has no ONNX translation
         codes = self.lookup(indices).view_as(projected)
         loss, losses = latent.new_zeros(()), {}
         if self.entropy_weight:
@@ -81,7 +81,7 @@ class BinaryQuantizer(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         """See ``Quantizer.decode``."""
         shifts = torch.arange(self.dim // self.groups, device=indices.device)
-        bits = (indices[..., None] >> shifts) & 1
+        bits = torch.bitwise_right_shift(indices[..., None], shifts) & 1
         return ((2 * bits - 1) * self.magnitude).float().flatten(-2)
 
 
@@ -114,6 +114,7 @@ def binary_entropies(logits: Tensor, entropy_bits: int) -> tuple[Tensor, Tensor]
 def _joint(logits: Tensor) -> Tensor:
     """Probabilities of all 2^k patterns of k independent bits: (N, k) -> (N, 2^k)."""
     k = logits.shape[1]
-    patterns = (torch.arange(2**k, device=logits.device)[:, None] >> torch.arange(k, device=logits.device)) & 1
+    numbers, places = torch.arange(2**k, device=logits.device), torch.arange(k, device=logits.device)
+    patterns = torch.bitwise_right_shift(numbers[:, None], places) & 1
     patterns = patterns.to(logits.dtype)
     return (F.logsigmoid(logits) @ patterns.T + F.logsigmoid(-logits) @ (1 - patterns).T).exp()

@@ -109,17 +109,19 @@ class GSQ(Quantizer):
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
         latent = self._normalize(latent.unflatten(-1, (self.groups, self.group_dim)))
-        codebook = self._normalize(self.codebook.float())
         if self.sample and self.training:
             rows = latent.reshape(-1, self.group_dim)
+            codebook = self._normalize(self.codebook.float())
             indices = sample_codewords(rows, codebook, self.temperature).view(latent.shape[:-1])
+        elif self.norm == "l2":
+            indices = nearest_codewords(latent, self.codebook, "cosine")  # which normalises, and in higher precision
         else:
-            indices = nearest_codewords(latent, codebook, "cosine" if self.norm == "l2" else "euclidean")
+            indices = nearest_codewords(latent, self._normalize(self.codebook.float()), "euclidean")
         codewords = self._codewords(indices)
         loss, losses = codebook_and_commitment(latent, codewords, self.commitment_weight)
         if self.entropy_weight and self.training:
             rows = latent.reshape(-1, self.group_dim)
-            sample, batch = softmax_entropies(rows, codebook, self.temperature)
+            sample, batch = softmax_entropies(rows, self._normalize(self.codebook.float()), self.temperature)
             losses |= {"sample_entropy": sample, "batch_entropy": batch}
             loss = loss + self.entropy_weight * (sample - batch)
         if self.coding_rate_weight:

@@ -15,10 +15,10 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
     """Index of the codeword of nearest value (d = 1) or angle (d = 2), int64 (N,), for (N, d) and (V, d)."""
     (n, d), v = latents.shape, len(codebook)
     keys = codebook.new_empty(v, dtype=torch.float64)
-    _keys[(triton.cdiv(v, BLOCK),)](codebook, *codebook.stride(), keys, v, D=d, BM=BLOCK)
+    _keys[(-(-v // BLOCK),)](codebook, *codebook.stride(), keys, v, D=d, BM=BLOCK)
     keys, order = torch.sort(keys, stable=True)
     found = latents.new_empty(n, dtype=torch.int64)
-    _look_up[(triton.cdiv(n, BLOCK),)](
+    _look_up[(-(-n // BLOCK),)](
         latents,
         *latents.stride(),
         codebook,

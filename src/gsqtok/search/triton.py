@@ -60,13 +60,13 @@ class Plan:
     def choose(cls, n: int, v: int, d: int, metric: str) -> "Plan":
         """The usual plan for n latents and v codewords of dimension d; `benchmarks/search.py --tune` times others."""
         extra = 3 if metric == "euclidean" else 0
-        inner = max(16, triton.next_power_of_2(d + extra))
+        inner = max(16, _power_of_two_from(d + extra))
         terms = max(1, min(3, (inner - extra) // d))
         large = inner <= 32 and v >= 1 << 16 and n > 4096
         rows, codewords = (64, 64) if inner > 64 else (64, 256) if large else (64 if n <= 4096 else 128, 128)
-        tiles = triton.cdiv(v, codewords)
+        tiles = -(-v // codewords)
         splits = min(max(1, (1 << 16) // n), max(1, tiles // 8))
-        splits = max(splits, triton.cdiv(tiles, 2048))  # a group's number takes 11 bits at most, its score keeps 12
+        splits = max(splits, -(-tiles // 2048))  # a group's number takes 11 bits at most, its score keeps 12
         return cls(rows, codewords, terms, splits, warps=4, stages=3 if inner <= 64 else 2)
 
 
@@ -77,14 +77,9 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
     Euclidean distances are float64 throughout. Nothing waits for the device.
     """
     (n, d), v = latents.shape, len(codebook)
-    plan = plan or Plan.choose(n, v, d, metric)
     euclidean = metric == "euclidean"
-    inner = max(16, triton.next_power_of_2(plan.terms * d + 3 * euclidean))
-    tiles = triton.cdiv(v, plan.codewords)
-    tiles_a_split = triton.cdiv(tiles, plan.splits)
-    splits = triton.cdiv(tiles, tiles_a_split)
-    id_bits = (tiles_a_split - 1).bit_length()
-    depth = d if d < 8 else triton.cdiv(d, 8) * 8
+    plan = plan or Plan.choose(n, v, d, metric)
+    inner, depth, tiles, tiles_a_split, splits, columns, rows, id_bits = _sizes(plan, v, d, euclidean)
     # What the measured rounding of the high parts leaves out: the tensor cores' own rounding and that of the lengths,
     # neglected products of low parts, and the bits that a group's number takes from its score.
     slack = 2.0 ** (id_bits - 22) + (inner // 16 + 4) * 2.0**-20
@@ -102,20 +97,36 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
     shape = {"D": d, "DEPTH": depth, "EUCLIDEAN": euclidean, "BN": plan.codewords}
     _prepare[(tiles,)](
         codebook, *codebook.stride(), scale, half, exact, inverse, error, v,
-        **shape, DP=triton.next_power_of_2(depth), K=inner, TERMS=plan.terms, num_warps=8 if inner > 32 else 4,
+        **shape, DP=_power_of_two_from(depth), K=inner, TERMS=plan.terms, num_warps=8 if inner > 32 else 4,
     )  # fmt: skip
-    _search[(triton.cdiv(n, plan.rows), splits)](
+    _search[(-(-n // plan.rows), splits)](
         latents, *latents.stride(), scale, half, error, margin, slots, n, tiles, tiles_a_split, slack,
-        D=d, EUCLIDEAN=euclidean, BN=plan.codewords, DP=triton.next_power_of_2(d), K=inner, TERMS=plan.terms,
+        D=d, EUCLIDEAN=euclidean, BN=plan.codewords, DP=_power_of_two_from(d), K=inner, TERMS=plan.terms,
         BM=plan.rows, ID_BITS=id_bits, num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
-    columns = triton.next_power_of_2(splits) * SLOTS * 4
-    rows = max(4, min(32 if depth < 16 else 16, 2048 // columns))  # more would take registers from other blocks
-    _settle[(triton.cdiv(n, rows),)](
+    _settle[(-(-n // rows),)](
         latents, *latents.stride(), exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits,
         **shape, BM=rows, FEW=min(rows, 8), COLUMNS=columns, ID_BITS=id_bits, num_stages=1,
     )  # fmt: skip
     return found
+
+
+@lru_cache(maxsize=1024)
+def _sizes(plan: Plan, v: int, d: int, euclidean: bool) -> tuple[int, ...]:
+    """What follows from a plan; kept, as computing it takes the host longer than many a search takes the device."""
+    inner = max(16, _power_of_two_from(plan.terms * d + 3 * euclidean))
+    depth = d if d < 8 else -(-d // 8) * 8
+    tiles = -(-v // plan.codewords)
+    tiles_a_split = -(-tiles // plan.splits)
+    splits = -(-tiles // tiles_a_split)
+    columns = _power_of_two_from(splits) * SLOTS * 4
+    rows = max(4, min(32 if depth < 16 else 16, 2048 // columns))  # more would take registers from other blocks
+    return inner, depth, tiles, tiles_a_split, splits, columns, rows, (tiles_a_split - 1).bit_length()
+
+
+def _power_of_two_from(n: int) -> int:
+    """The least power of two that is at least n. (Triton's own functions for this are slow outside kernels.)"""
+    return 1 << (n - 1).bit_length()
 
 
 @triton.jit

@@ -94,7 +94,7 @@ def tokenize(
     process loses the unit in hand, and the same command, with any number of processes, goes on.
 
     Args:
-        tokenizer: on its device.
+        tokenizer: on its device; on CUDA it is optimized in place, to bfloat16 if the options say so.
         source: see ``open_pictures``.
         output: a folder.
         options: how.
@@ -145,7 +145,7 @@ def tokenize(
     with RunProgress(folder, sum(unit.pictures for unit in own), rank) as progress:
         _write_units(folder, plan, own, _counted(chunks, progress), schema)
         figures = progress.figures()
-    figures["waiting"] = round(waiting.seconds / figures["seconds"], 4)
+    figures["waiting"] = round(waiting.seconds / max(figures["seconds"], 1e-3), 4)
     whole = None
     if len(manifest.done_units(folder, plan)) == len(plan.units):
         whole = manifest.finish(folder, plan, header | {"model": model, "source": str(source)})

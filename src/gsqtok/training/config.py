@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from gsqtok.tokenizer import TokenizerConfig
 
@@ -81,44 +81,105 @@ class LossConfig:
 
 
 @dataclass(frozen=True)
+class AdversarialConfig:
+    """The GAN stage: a discriminator, and the adversarial term that it adds to the tokenizer's loss.
+
+    The defaults are the paper's best, but for the discriminator itself: none is the VAE stage.
+
+    Args:
+        discriminator: none, or patch (PatchGAN), stylegan, or projected (heads on a frozen backbone).
+        backbone: for projected: the frozen network of timm, such as tf_efficientnet_lite0.
+        backbone_file: its weights; null looks in the offline packages, then in the hub.
+        options: the discriminator's own options, such as {norm: group} for patch.
+        weight: weight of the adversarial term.
+        start_step: the steps before the discriminator joins.
+        generator_loss: the tokenizer's adversarial term.
+        discriminator_loss: the discriminator's loss.
+        adaptive_weight: scale the term so that its gradient at the decoder's last layer is as long as that of the
+            rest of the loss (VQGAN's; the paper finds it harmful).
+        lecam: weight of the LeCAM penalty on the discriminator's logits; 0 is without.
+        r1: weight of the R1 penalty on the discriminator's gradient at real pictures; 0 is without.
+        r1_every: the R1 penalty is taken every so many steps, and weighs so many times as much.
+        augment: what happens to real pictures and reconstructions alike before the discriminator sees them: color,
+            translation, cutout.
+        optimizer: the discriminator's AdamW and learning rate; its schedule begins at start_step.
+    """
+
+    discriminator: Literal["none", "patch", "stylegan", "projected"] = "none"
+    backbone: str = "vit_small_patch14_reg4_dinov2"
+    backbone_file: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    weight: float = 0.1
+    start_step: int = 0
+    generator_loss: Literal["hinge", "vanilla", "non_saturating"] = "non_saturating"
+    discriminator_loss: Literal["hinge", "vanilla", "non_saturating"] = "hinge"
+    adaptive_weight: bool = False
+    lecam: float = 0.0
+    r1: float = 0.0
+    r1_every: int = 16
+    augment: tuple[str, ...] = ()
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("weight", "start_step", "lecam", "r1"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"adversarial.{name} must not be negative, got {getattr(self, name)}")
+        if self.r1_every < 1:
+            raise ValueError(f"adversarial.r1_every must be at least 1, got {self.r1_every}")
+        if self.r1 and self.discriminator == "patch" and self.options.get("norm", "batch") == "batch":
+            raise ValueError(
+                "adversarial.r1 needs options {norm: group}: batch norm mixes the pictures in each other's gradients, "
+                "and over several GPUs it cannot be differentiated twice"
+            )
+
+
+@dataclass(frozen=True)
 class TrainConfig:
     """One training run.
 
     Args:
         output: the run's folder: configuration, checkpoints, logs, sample grids and the tokenizer itself.
-        model: the tokenizer.
+        model: the tokenizer; with initialize_from, leave it out: it is the one that is loaded.
+        initialize_from: start from these weights: a saved tokenizer's folder, a run's folder, or a hub name.
+        freeze: none, or encoder, which trains the decoder alone: the tokens of every picture stay as they are.
         data: the pictures.
         optimizer: AdamW and the learning rate.
         loss: the terms of the loss.
+        adversarial: the discriminator and its term of the loss.
         steps: optimiser steps in all.
         batch_size: pictures a step, over all ranks and accumulated parts.
         gradient_accumulation: parts that a step's batch is split into, to save memory.
         precision: bf16 (autocast; the quantizer stays in float32) or fp32.
         ema_decay: decay of the averaged weights, which are the ones saved and measured.
-        compile: compile the networks (GPU; the first steps take a minute longer).
+        cuda_graphs: on a GPU, launch each network's pass as one recorded graph: the host falls less behind.
         seed: of the weights, the order of pictures and their crops.
         log_every: steps between log lines.
         validate_every: steps between measurements on the validation source, and between sample grids.
         save_every: steps between checkpoints.
         keep_checkpoints: how many of the newest are kept.
+        trackers: where the curves go: tensorboard, wandb, or another that Accelerate knows.
     """
 
     output: str = "runs/tokenizer"
     model: TokenizerConfig = field(default_factory=TokenizerConfig)
+    initialize_from: str | None = None
+    freeze: Literal["none", "encoder"] = "none"
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     steps: int = 100_000
     batch_size: int = 256
     gradient_accumulation: int = 1
     precision: Literal["bf16", "fp32"] = "bf16"
     ema_decay: float = 0.999
-    compile: bool = False
+    cuda_graphs: bool = True
     seed: int = 0
     log_every: int = 50
     validate_every: int = 5000
     save_every: int = 1000
     keep_checkpoints: int = 2
+    trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
         positive = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate_every", "save_every")
@@ -131,17 +192,20 @@ class TrainConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
+        if self.freeze != "none" and not self.initialize_from:
+            raise ValueError("freeze needs initialize_from: an encoder with random weights is not worth keeping")
 
 
 # What may differ between a run and its resumption: nothing that changes the weights of the steps already taken.
 RESUMABLE = {
     "output",
     "steps",
-    "compile",
+    "cuda_graphs",
     "log_every",
     "validate_every",
     "save_every",
     "keep_checkpoints",
+    "trackers",
     "data.validation",
     "data.validation_split",
     "data.workers",

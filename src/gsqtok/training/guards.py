@@ -1,10 +1,14 @@
-"""Guards: what stops a run that has gone wrong before it spoils its weights."""
+"""Guards: what stops a run that has gone wrong before it spoils its weights, and what says that it is going wrong."""
 
 from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
+import torch
 from torch import Tensor
 
 log = logging.getLogger("gsqtok.training")
@@ -17,29 +21,139 @@ class TrainingDivergedError(RuntimeError):
 class FiniteGuard:
     """Skips updates whose loss or gradient is NaN or infinite, and stops the run after ``limit`` in a row.
 
-    The gradient's norm is the same on every rank (it is taken after the ranks' gradients were averaged), so all ranks
-    skip together.
+    Args:
+        limit: so many skipped steps in a row end the run.
+        agreed: whether something holds on every rank, so that all ranks skip together.
+        last_checkpoint: the newest checkpoint, for the message that ends the run.
     """
 
-    def __init__(self, limit: int = 20) -> None:
+    def __init__(
+        self,
+        limit: int = 20,
+        agreed: Callable[[Tensor], bool] = bool,
+        last_checkpoint: Callable[[], Path | None] = lambda: None,
+    ) -> None:
         self.limit = limit
+        self.agreed = agreed
+        self.last_checkpoint = last_checkpoint
         self.skipped = 0
         self.in_a_row = 0
 
-    def allows(self, step: int, gradient_norm: Tensor | float, terms: dict[str, Tensor]) -> bool:
-        """Whether the update may be made.
+    def allows(self, step: int, figures: dict[str, Tensor]) -> bool:
+        """Whether the step's updates may be made.
+
+        Args:
+            step: the step.
+            figures: losses and gradient norms of every network by name, scalars.
 
         Raises:
-            TrainingDivergedError: the limit is reached; the message names the step and the terms that blew up.
+            TrainingDivergedError: the limit is reached; the message names the step and what blew up.
         """
-        if math.isfinite(float(gradient_norm)):
+        if self.agreed(torch.stack([value.detach().float() for value in figures.values()]).isfinite().all()):
             self.in_a_row = 0
             return True
         self.skipped += 1
         self.in_a_row += 1
-        broken = [name for name, term in terms.items() if name != "total" and not math.isfinite(float(term))]
-        culprit = f"loss term {', '.join(broken)}" if broken else "the gradient"
+        broken = [name for name, value in figures.items() if not math.isfinite(value)]
+        terms = [name for name in broken if name != "total" and not name.endswith("gradient_norm")]
+        if terms:
+            culprit = f"loss term {', '.join(terms)}"
+        elif broken:
+            culprit = " and ".join(
+                "the discriminator's gradient" if name.startswith("discriminator") else "the gradient"
+                for name in broken
+                if name.endswith("gradient_norm")
+            )
+        else:
+            culprit = "a loss on another rank"
         log.warning("step %d: %s is not finite, update skipped (%d so far)", step, culprit, self.skipped)
         if self.in_a_row >= self.limit:
-            raise TrainingDivergedError(f"{self.limit} steps in a row up to step {step} were not finite: {culprit}")
+            last = self.last_checkpoint()
+            go_on = f"the last good checkpoint is {last}" if last else "there is no checkpoint yet"
+            raise TrainingDivergedError(
+                f"{self.limit} steps in a row up to step {step} were not finite: {culprit}; {go_on}"
+            )
         return False
+
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps."""
+        return {"skipped": self.skipped, "in_a_row": self.in_a_row}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Take it back."""
+        self.skipped, self.in_a_row = state["skipped"], state["in_a_row"]
+
+
+class CollapseWatch:
+    """Says when the codebook collapses: usage or perplexity falls below a share of the best so far.
+
+    Feed it figures that were counted over equally many pictures (an epoch): both rise with the number of positions.
+    """
+
+    def __init__(self, share: float = 0.5) -> None:
+        self.share = share
+        self.best: dict[str, float] = {}
+        self.fallen: set[str] = set()
+
+    def see(self, step: int, figures: dict[str, float]) -> str | None:
+        """Take new figures; a warning at the first of each stretch of low ones, else None."""
+        messages = []
+        for name, value in figures.items():
+            best = self.best[name] = max(value, self.best.get(name, value))
+            if value >= self.share * best:
+                self.fallen.discard(name)
+            elif name not in self.fallen:
+                self.fallen.add(name)
+                messages.append(f"codebook {name} fell to {value:.4g}, from {best:.4g} at its best")
+        return f"step {step}: {'; '.join(messages)}: the codebook is collapsing" if messages else None
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"best": dict(self.best), "fallen": sorted(self.fallen)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.best, self.fallen = dict(state["best"]), set(state["fallen"])
+
+
+class DominanceWatch:
+    """Says when the discriminator wins outright: it tells nearly every reconstruction from a picture.
+
+    The adversarial term then no longer says what would be better. Judged over at least ``steps`` steps, since a single
+    batch is often told apart without an error.
+
+    Args:
+        accuracy: the share of right answers from which on it has won.
+        steps: the fewest steps that it is judged by.
+    """
+
+    def __init__(self, accuracy: float = 0.99, steps: int = 100) -> None:
+        self.accuracy = accuracy
+        self.steps = steps
+        self.sum = 0.0
+        self.count = 0
+        self.winning = False
+
+    def see(self, step: int, accuracy: float, steps: int) -> str | None:
+        """Take the mean accuracy of the last ``steps`` steps; a warning at the start of each stretch, else None."""
+        self.sum += accuracy * steps
+        self.count += steps
+        if self.count < self.steps:
+            return None
+        mean, count = self.sum / self.count, self.count
+        self.sum, self.count = 0.0, 0
+        was_winning, self.winning = self.winning, mean >= self.accuracy
+        if was_winning or not self.winning:
+            return None
+        return (
+            f"step {step}: the discriminator wins outright: {mean:.2%} of its answers were right over {count} steps, "
+            "so the adversarial term teaches nothing"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"sum": self.sum, "count": self.count, "winning": self.winning}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take it back."""
+        self.sum, self.count, self.winning = state["sum"], state["count"], state["winning"]

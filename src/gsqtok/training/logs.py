@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, get_available_trackers
 from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -17,6 +20,8 @@ from torchvision.utils import make_grid
 
 from gsqtok.data import to_pil
 from gsqtok.training.run_folder import RunFolder
+
+PROJECT = "gsqtok"  # under which trackers that know projects file a run
 
 
 class RunLog:
@@ -43,7 +48,9 @@ class RunLog:
         self.since = time.perf_counter()
         if self.main:
             _keep_until(run.metrics_file, start)
-        accelerator.init_trackers("", init_kwargs={"tensorboard": {"purge_step": start + 1}})
+        curves = TensorBoardTracker("", str(run.tensorboard), purge_step=start + 1)  # no folder of a project between
+        accelerator.log_with = [curves if str(name) == "tensorboard" else name for name in accelerator.log_with]
+        accelerator.init_trackers(PROJECT, init_kwargs={"wandb": {"name": run.path.name, "dir": str(run.path)}})
 
     def __enter__(self) -> RunLog:
         self.progress.start()
@@ -97,7 +104,25 @@ class RunLog:
         picture: Image.Image = to_pil(pairs)
         picture.save(self.run.samples / f"step-{step:08d}.png")
         for tracker in self.accelerator.trackers:
-            tracker.log_images({"reconstructions": ((pairs.clamp(-1, 1) + 1) / 2)[None].numpy()}, step=step)
+            if tracker.name == "tensorboard":
+                tracker.log_images({"reconstructions": np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+            elif hasattr(tracker, "log_images"):
+                tracker.log_images({"reconstructions": [picture]}, step=step)
+
+
+def checked_trackers(names: Sequence[str]) -> list[str]:
+    """The trackers' names, each known to Accelerate and installed.
+
+    Raises:
+        ValueError: an unknown one, or one whose package is missing.
+    """
+    known = sorted(name for name in LOGGER_TYPE_TO_CLASS)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"no tracker '{name}'; Accelerate knows {', '.join(known)}")
+        if name not in [str(tracker) for tracker in get_available_trackers()]:
+            raise ValueError(f"tracker {name} is not installed: pip install {name}, or leave it out of trackers")
+    return list(names)
 
 
 def _short(value: float) -> str:

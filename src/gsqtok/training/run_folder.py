@@ -23,6 +23,8 @@ import yaml
 from gsqtok.output import written_aside
 from gsqtok.training.config import RESUMABLE, TrainConfig
 
+Reports = Callable[[str | None], list[str | None]]
+
 
 class RunFolderError(ValueError):
     """The folder cannot be used for this run; the message says why and what to do."""
@@ -60,6 +62,8 @@ class RunFolder:
                 f"{self.path} already holds a run{reached}; go on with --resume, or choose another --output"
             )
         before, now = flatten(yaml.safe_load(self.config_file.read_text())), flatten(as_plain(config))
+        defaults = {k: v for k, v in flatten(as_plain(TrainConfig())).items() if not k.startswith("model.")}
+        before = defaults | before  # options that are newer than the run
         for key in sorted(before.keys() | now.keys()):
             if key not in RESUMABLE and before.get(key) != now.get(key):
                 raise RunFolderError(
@@ -73,45 +77,76 @@ class RunFolder:
         with written_aside(self.config_file) as aside:
             aside.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
 
+    def clear_leftovers(self) -> None:
+        """Remove what a run that was killed while it saved the tokenizer left beside it."""
+        for leftover in self.path.glob(f".{self.tokenizer.name}.*"):
+            shutil.rmtree(leftover)
+
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
         complete = sorted(self.checkpoints.glob("step-*"), key=step_of)
         return complete[-1] if complete else None
 
-    def save(self, step: int, write: Callable[[Path], Any], barrier: Callable[[], Any], main: bool, keep: int) -> None:
+    def save(self, step: int, write: Callable[[Path], Any], reports: Reports, main: bool, keep: int) -> None:
         """Write a checkpoint aside, then rename it; every rank calls this.
 
         Args:
             step: the optimiser steps done.
             write: writes into the folder it is given; called on every rank.
-            barrier: waits for all ranks.
+            reports: see ``together``.
             main: whether this rank renames and deletes.
             keep: how many of the newest checkpoints stay.
 
         Raises:
-            RunFolderError: the checkpoint could not be written; earlier ones are untouched.
+            RunFolderError: the checkpoint could not be written, by whichever rank; earlier ones are untouched.
         """
         target = self.checkpoints / f"step-{step:08d}"
         aside = self.checkpoints / f".writing-{step:08d}"
-        try:
+
+        def prepare() -> None:
             if main:
                 for leftover in self.checkpoints.glob(".writing-*"):
                     shutil.rmtree(leftover)
                 aside.mkdir()
-            barrier()
-            write(aside)
-            barrier()
+
+        def publish() -> None:
             if main:
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(aside, target)
                 for old in sorted(self.checkpoints.glob("step-*"), key=step_of)[:-keep]:
                     shutil.rmtree(old)
-        except Exception as error:  # torch, safetensors and the system each have a type of their own for a full disk
-            shutil.rmtree(aside, ignore_errors=True)
+
+        try:
+            for action in (prepare, lambda: write(aside), publish):
+                together(action, reports, f"checkpoint at step {step} could not be written")
+        except RunFolderError as error:
+            if main:
+                shutil.rmtree(aside, ignore_errors=True)
             last = self.latest()
             kept = f"the last good one is {last}" if last else "there is none before it"
-            raise RunFolderError(f"checkpoint at step {step} could not be written ({error}); {kept}") from error
-        barrier()
+            raise RunFolderError(f"{error}; {kept}") from error
+
+
+def together(action: Callable[[], Any], reports: Reports, failure: str) -> None:
+    """Do something on every rank; where one rank fails, all raise, instead of waiting for it forever.
+
+    Args:
+        action: what this rank does.
+        reports: takes this rank's report (None: all is well), waits for all ranks, and returns all reports.
+        failure: how the message begins.
+
+    Raises:
+        RunFolderError: the action failed on a rank.
+    """
+    error = None
+    try:
+        action()
+    except Exception as failed:  # torch, safetensors and the system each have a type of their own for a full disk
+        error = failed
+    said = reports(None if error is None else " ".join(str(error).split()) or type(error).__name__)
+    if any(report is not None for report in said):
+        reason = next(report for report in said if report is not None)
+        raise RunFolderError(f"{failure} ({reason})") from error
 
 
 def step_of(checkpoint: Path) -> int:

@@ -14,26 +14,31 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, set_seed, synchronize_rng_states
 from torch import Tensor
-from torch.optim import AdamW
 
 from gsqtok.data import ImageTransform, RejectLog, train_loader
 from gsqtok.evaluation import evaluate
 from gsqtok.evaluation.metrics import usage_of
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.training.config import OptimizerConfig, TrainConfig
+from gsqtok.training.adversarial import Adversary
+from gsqtok.training.config import TrainConfig
 from gsqtok.training.ema import averaged
-from gsqtok.training.guards import FiniteGuard
-from gsqtok.training.logs import RunLog
+from gsqtok.training.graphs import record
+from gsqtok.training.guards import CollapseWatch, DominanceWatch, FiniteGuard
+from gsqtok.training.initial import initial_tokenizer
+from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.objective import Objective
+from gsqtok.training.optimizer import adamw, learning_rate
 from gsqtok.training.pictures import fixed_pictures, training_pictures, validation_pictures
-from gsqtok.training.run_folder import RunFolder, step_of
+from gsqtok.training.run_folder import RunFolder, step_of, together
 
 log = logging.getLogger("gsqtok.training")
 # In a checkpoint, what accelerate's own files do not hold:
 EXTRA = "extra.pt"
 USAGE = "usage-{}.pt"  # of each rank
+# The average of the weights, the adaptive weight and the frozen encoder all need whole tensors:
+SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -59,50 +64,49 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, resume: bool = False) -> None:
         set_seed(config.seed)
-        tokenizer = ImageTokenizer(config.model)
+        tokenizer = initial_tokenizer(config)
         self.config = config = dataclasses.replace(config, model=tokenizer.config)  # every option resolved
         self.folder = RunFolder(config.output)
         self.folder.check(config, resume)
         AcceleratorState._reset_state()  # else a process could train in one precision only
         self.accelerator = Accelerator(
             mixed_precision="bf16" if config.precision == "bf16" else "no",
-            log_with="tensorboard",
-            project_config=ProjectConfiguration(
-                project_dir=str(self.folder.path), logging_dir=str(self.folder.tensorboard)
-            ),
+            log_with=checked_trackers(config.trackers) or None,
+            project_config=ProjectConfiguration(project_dir=str(self.folder.path)),
         )
+        if self.accelerator.distributed_type in SHARDED:
+            raise ValueError(
+                f"training in {self.accelerator.distributed_type.value} is not supported: every rank holds the whole "
+                "model (launch without --use_fsdp and --use_deepspeed); to save memory, raise gradient_accumulation"
+            )
         device, ranks = self.accelerator.device, self.accelerator.num_processes
         if config.batch_size % (config.gradient_accumulation * ranks):
             raise ValueError(
                 f"batch_size {config.batch_size} is no multiple of gradient_accumulation "
                 f"{config.gradient_accumulation} times {ranks} ranks"
             )
-        self.objective = Objective(config.loss).to(device)
+        # with channels innermost, what stands between convolutions runs fused on a GPU
+        self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.objective = Objective(config.loss).to(device=device, memory_format=self.layout)
         self.pictures, self.transform = training_pictures(config.data)
         self.validation = validation_pictures(config.data)
         self.fixed = fixed_pictures(config.data, self.pictures if self.validation is None else self.validation)
 
-        self.ema = averaged(tokenizer.to(device), config.ema_decay)
-        if config.compile:  # in place, so that the weights keep their names; after the copy, which stays eager
-            tokenizer.encoder.compile()
-            tokenizer.decoder.compile()
+        self.ema = averaged(tokenizer.to(device=device, memory_format=self.layout), config.ema_decay)
+        if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
+            self.record_graphs(tokenizer)
         self.tokenizer = tokenizer
-        self.model, self.optimizer = self.accelerator.prepare(
-            tokenizer,
-            AdamW(
-                tokenizer.parameters(),
-                lr=config.optimizer.learning_rate,
-                betas=config.optimizer.betas,
-                eps=config.optimizer.eps,
-                weight_decay=config.optimizer.weight_decay,
-                fused=device.type == "cuda",
-            ),
-        )
+        self.model, self.optimizer = self.accelerator.prepare(tokenizer, adamw(tokenizer, config.optimizer, device))
+        self.adversary = None
+        if config.adversarial.discriminator != "none":
+            self.adversary = Adversary(config.adversarial, self.accelerator, config.steps)
         self.usage = usage_of(tokenizer.quantizer)
         if self.usage is not None:
             self.usage.persistent(True)  # part of a checkpoint: figures over an epoch outlive a restart
             self.usage.to(device)
-        self.guard, self.rejects = FiniteGuard(), RejectLog()
+        self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest)
+        self.collapse, self.dominance = CollapseWatch(), DominanceWatch()
+        self.rejects = RejectLog()
         self.start = 0
         if resume and (checkpoint := self.folder.latest()):
             self.load(checkpoint)
@@ -110,35 +114,49 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.folder.write_config(config)
 
+    def record_graphs(self, tokenizer: ImageTokenizer) -> None:
+        """Record the passes of encoder, decoder and perceptual network on this rank's part of a batch."""
+        config = self.config
+        if config.freeze != "none" or config.data.size % tokenizer.factor:
+            return  # graphs need a gradient in both networks, and pictures that are not padded
+        pictures = config.batch_size // (config.gradient_accumulation * self.accelerator.num_processes)
+        images = torch.zeros(pictures, 3, config.data.size, config.data.size, device=self.accelerator.device)
+        perceptual = self.objective.perceptual
+        record(
+            tokenizer.train(),
+            images.to(memory_format=self.layout),
+            torch.bfloat16 if config.precision == "bf16" else None,
+            None if perceptual is None else perceptual.backbone,
+        )
+        if config.gradient_accumulation > 1:
+            for parameter in tokenizer.parameters():
+                parameter.grad = torch.zeros_like(parameter)
+
     def run(self) -> Path:
         """Train from the start, or from the checkpoint, to the last step."""
         config, accelerator = self.config, self.accelerator
         usage_every = self.steps_of_usage()
-        sums: dict[str, Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
-        summed = 0
+        window: dict[str, list[Tensor]] = defaultdict(list)
         with RunLog(self.folder, accelerator, self.start, config.steps) as run_log:
             run_log.line(self.describe())
             batches = self.batches()
-            self.model.train()
             for step in range(self.start + 1, config.steps + 1):
                 for name, value in self.step(step, batches).items():
-                    sums[name] += value
-                summed += 1
+                    window[name].append(value)
                 run_log.advance(step, config.batch_size)
 
                 last = step == config.steps
                 if step % config.log_every == 0 or last:
-                    means = self.mean_over_ranks({f"loss/{name}": value / summed for name, value in sums.items()})
-                    rate = learning_rate(config.optimizer, step, config.steps)
-                    run_log.scalars(step, means | {"learning_rate": rate, "skipped_steps": self.guard.skipped})
-                    sums.clear()
-                    summed = 0
+                    run_log.scalars(step, self.summary(step, window))
+                    window.clear()
                 paused = run_log.pause()
                 if self.usage is not None and (step % usage_every == 0 or last):
                     if int(self.usage.positions):
                         figures = self.usage.compute()
-                        shown = ("usage", "perplexity")
-                        run_log.measured(step, {f"codebook/{name}": float(figures[name]) for name in shown})
+                        figures = {name: float(figures[name]) for name in ("usage", "perplexity")}
+                        run_log.measured(step, {f"codebook/{name}": value for name, value in figures.items()})
+                        if step % usage_every == 0:  # counted over as many pictures as the others
+                            self.warn(self.collapse.see(step, figures))
                     self.usage.reset()
                 if step % config.validate_every == 0 or last:
                     self.validate(step, run_log)
@@ -149,32 +167,66 @@ class Trainer:
         return self.folder.path
 
     def step(self, step: int, batches: Any) -> dict[str, Tensor]:
-        """One optimiser step; returns the mean of each term of the loss."""
+        """One optimiser step of the tokenizer, and of the discriminator once it has joined.
+
+        Both learn from the same batch and the same reconstructions: first the gradients of both, then, if everything is
+        finite, both updates. Returns the mean of each term of the losses, and the gradients' norms.
+        """
         config, accelerator = self.config, self.accelerator
+        adversary = self.adversary if self.adversary is not None and self.adversary.joins(step) else None
         parts = config.gradient_accumulation
         means: dict[str, Tensor] = {}
         tokens: list[Tensor] = []
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step, config.steps)
         for part, batch in enumerate(islice(batches, parts), 1):
             self.rejects.add(batch["rejected"])
-            images = batch["image"].to(accelerator.device, non_blocking=True)
+            images = batch["image"].to(accelerator.device, non_blocking=True, memory_format=self.layout)
             with accelerator.no_sync(self.model) if part < parts else nullcontext():
                 with accelerator.autocast():
                     out = self.model(images)
                     loss, terms = self.objective(out, images)
+                    if adversary is not None:
+                        criticism, more = adversary.criticise(
+                            out.reconstruction, loss, self.tokenizer.decoder.last_layer
+                        )
+                        loss = loss + criticism
+                        terms |= more | {"total": loss.detach()}
                 accelerator.backward(loss / parts)
+            if adversary is not None:
+                terms |= adversary.learn(step, images, out.reconstruction.detach(), part, parts)
             tokens.append(out.tokens)
             for name, term in terms.items():
                 means[name] = means.get(name, 0) + term / parts
-        norm = accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip)
-        if self.guard.allows(step, norm, means):
+
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(config.optimizer, step, config.steps)
+        means["gradient_norm"] = accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip)
+        if adversary is not None:
+            means["discriminator/gradient_norm"] = adversary.clip(step)
+        if self.guard.allows(step, means):
             self.optimizer.step()
             self.ema.update_parameters(self.tokenizer)
+            if adversary is not None:
+                adversary.optimizer.step()
             if self.usage is not None:
                 self.usage.update(torch.cat(tokens))
-        self.optimizer.zero_grad(set_to_none=True)
-        return means | {"gradient_norm": norm}
+        # a recorded graph hands over gradients in its own memory: to add up several, there must be some to add to
+        self.optimizer.zero_grad(set_to_none=parts == 1)
+        if adversary is not None:
+            adversary.optimizer.zero_grad(set_to_none=True)
+        return means
+
+    def summary(self, step: int, window: dict[str, list[Tensor]]) -> dict[str, float]:
+        """The figures of a log line: means over the steps since the last one and over all ranks."""
+        config = self.config
+        figures = self.mean_over_ranks(
+            {name if "/" in name else f"loss/{name}": sum(values) / len(values) for name, values in window.items()}
+        )
+        if judged := window.get("discriminator/accuracy"):
+            self.warn(self.dominance.see(step, figures["discriminator/accuracy"], len(judged)))
+        figures["learning_rate"] = learning_rate(config.optimizer, step, config.steps)
+        if self.adversary is not None and self.adversary.joins(step):
+            figures["discriminator/learning_rate"] = self.adversary.learning_rate(step)
+        return figures | {"skipped_steps": self.guard.skipped}
 
     def batches(self) -> Any:
         """This rank's share of each global batch, from the first step that is not done yet, without end."""
@@ -218,25 +270,32 @@ class Trainer:
             self.accelerator.save_state(str(folder))
             if self.usage is not None:
                 torch.save(self.usage.state_dict(), folder / USAGE.format(rank))
-            if self.accelerator.is_main_process:
-                torch.save({"ema": self.ema.state_dict(), "skipped": self.guard.skipped}, folder / EXTRA)
+            if main:
+                guards = {name: guard.state_dict() for name, guard in self.guards.items()}
+                torch.save({"ema": self.ema.state_dict(), "guards": guards}, folder / EXTRA)
+
+        def publish() -> None:
+            if main:
+                self.folder.clear_leftovers()
+                self.ema.module.save_pretrained(self.folder.tokenizer)
 
         main = self.accelerator.is_main_process
-        self.folder.save(step, write, self.accelerator.wait_for_everyone, main, self.config.keep_checkpoints)
-        if main:
-            self.ema.module.save_pretrained(self.folder.tokenizer)
+        self.folder.save(step, write, self.reports, main, self.config.keep_checkpoints)
+        together(publish, self.reports, f"the tokenizer of step {step} could not be written")
 
     def load(self, checkpoint: Path) -> None:
         """Take everything from a checkpoint."""
         self.accelerator.load_state(str(checkpoint))
-        extra = torch.load(checkpoint / EXTRA, map_location=self.accelerator.device, weights_only=True)
+        if len(list(checkpoint.glob("random_states_*.pkl"))) != self.accelerator.num_processes:
+            synchronize_rng_states(["torch", "cuda"] if torch.cuda.is_available() else ["torch"])  # new ranks have none
+        extra = torch.load(checkpoint / EXTRA, map_location="cpu", weights_only=True)
         self.ema.load_state_dict(extra["ema"])
-        self.guard.skipped = extra["skipped"]
+        for name, guard in self.guards.items():
+            guard.load_state_dict(extra["guards"][name])
         usage = checkpoint / USAGE.format(self.accelerator.process_index)
-        if (
-            self.usage is not None and usage.exists()
-        ):  # not for a rank that an earlier start with fewer ranks did not have
-            self.usage.load_state_dict(torch.load(usage, map_location=self.accelerator.device, weights_only=True))
+        if self.usage is not None and usage.exists():  # not for a rank that an earlier start did not have
+            self.usage.load_state_dict(torch.load(usage, map_location="cpu", weights_only=True))
+            self.usage.to(self.accelerator.device)
         self.start = step_of(checkpoint)
 
     def steps_of_usage(self) -> int:
@@ -255,23 +314,32 @@ class Trainer:
         stacked = torch.stack([value.float() for value in values.values()])
         return dict(zip(values, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
 
+    @property
+    def guards(self) -> dict[str, Any]:
+        """What watches over the run, by the names under which a checkpoint keeps it."""
+        return {"finite": self.guard, "collapse": self.collapse, "dominance": self.dominance}
+
+    def on_every_rank(self, holds: Tensor) -> bool:
+        """Whether something holds on every rank."""
+        return bool(self.accelerator.reduce(holds.float(), "mean") == 1)
+
+    def reports(self, report: str | None) -> list[str | None]:
+        """What every rank has to say; waits for all of them."""
+        return gather_object([report])
+
+    def warn(self, message: str | None) -> None:
+        """Log a warning once, not once a rank."""
+        if message is not None and self.accelerator.is_main_process:
+            log.warning(message)
+
     def describe(self) -> str:
         """The run in one line."""
         millions = sum(p.numel() for p in self.tokenizer.parameters()) / 1e6
+        against = f" against {self.config.adversarial.discriminator}" if self.adversary is not None else ""
         quantizer = self.tokenizer.quantizer
         return (
-            f"{self.folder.path}: {millions:.1f}M parameters, f{self.tokenizer.factor}, {quantizer.name}, "
+            f"{self.folder.path}: {millions:.1f}M parameters{against}, f{self.tokenizer.factor}, {quantizer.name}, "
             f"{quantizer.bits:g} bits a position, {self.tokenizer.bits_per_pixel:.3g} bits/px, on "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {self.config.precision}"
             + (f"; goes on after step {self.start}" if self.start else "")
         )
-
-
-def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
-    """The learning rate of a step, counted from 1."""
-    if step <= config.warmup_steps:
-        return config.learning_rate * step / config.warmup_steps
-    if config.schedule == "constant":
-        return config.learning_rate
-    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
-    return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2

@@ -1,0 +1,135 @@
+"""Images/s and peak memory of a training step, without a discriminator and against each of them.
+
+    python benchmarks/train_step.py --device cuda          the paper's f8 model at 128 px
+    python benchmarks/train_step.py --quick                a tiny model on the CPU, to see that it runs
+
+One step is what training does: the tokenizer's gradient, the discriminator's, both updates, the average. Reading
+pictures and the perceptual term are left out. Stage ``none`` is the VAE stage; ``cost`` is a step's time over that of
+``none`` in the same run. The projected discriminator's backbone has random weights: they cost what trained ones do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import tempfile
+import time
+from itertools import repeat
+from pathlib import Path
+from unittest import mock
+
+import torch
+
+import gsqtok
+from gsqtok.backbones import random_backbone
+from gsqtok.cli.train import parse
+from gsqtok.training import TrainConfig, Trainer
+from gsqtok.training import adversarial as adversarial_side
+from gsqtok.training.adversarial import DiscriminatorObjective
+
+STAGES = ("none", "patch", "stylegan", "projected")
+
+
+def configured(args: argparse.Namespace, stage: str, folder: str) -> TrainConfig:
+    recipe = "smoke" if args.quick else args.recipe
+    pictures = str(Path(gsqtok.__file__).parent / "demo_pictures")
+    config, _ = parse([recipe, "--data.train", pictures, "--output", folder, "--data.workers", "0"])
+    options = {"channels": 8, "multipliers": [2, 2]} if stage == "stylegan" and args.quick else {}
+    adversarial = dataclasses.replace(
+        config.adversarial, discriminator=stage, backbone=args.backbone, options=options, start_step=0
+    )
+    loss = dataclasses.replace(config.loss, perceptual_weight=0.0)  # its cost is the same in every row
+    return dataclasses.replace(
+        config,
+        adversarial=adversarial,
+        loss=loss,
+        trackers=(),
+        batch_size=args.batch_size or (4 if args.quick else config.batch_size),
+        precision=args.precision or config.precision,
+    )
+
+
+def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
+    with tempfile.TemporaryDirectory() as folder:
+        config = configured(args, stage, folder + "/run")
+
+        def objective(wanted):
+            backbone = random_backbone(wanted.backbone, embedding=True) if stage == "projected" else None
+            return DiscriminatorObjective(wanted, backbone)
+
+        with mock.patch.object(adversarial_side, "DiscriminatorObjective", objective):
+            trainer = Trainer(config)
+        device = trainer.accelerator.device
+        size = config.data.size
+        images = torch.rand(config.batch_size, 3, size, size, device=device) * 2 - 1
+        batches = repeat({"image": images, "rejected": []})
+        for step in range(1, args.warmup + 1):
+            trainer.step(step, batches)
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+        times = []
+        for step in range(args.warmup + 1, args.warmup + args.steps + 1):
+            start = time.perf_counter()
+            trainer.step(step, batches)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - start)
+        if trainer.guard.skipped:
+            raise RuntimeError(f"{stage}: {trainer.guard.skipped} steps were not finite")
+        peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else process_peak()
+        median = sorted(times)[len(times) // 2]
+        return {
+            "stage": stage,
+            "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "size": size,
+            "batch_size": config.batch_size,
+            "precision": config.precision,
+            "seconds_per_step": median,
+            "images_per_second": config.batch_size / median,
+            "peak_gib": peak / 2**30,
+        }
+
+
+def process_peak() -> int:
+    """On a CPU: the most that the process has held so far, so later rows are never below earlier ones."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--quick", action="store_true", help="a tiny model and few steps")
+    parser.add_argument("--recipe", default="gan-f8-128", help="whose model, size and batch (default: gan-f8-128)")
+    parser.add_argument("--backbone", default=None, help="of the projected discriminator")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--precision", choices=("bf16", "fp32"))
+    parser.add_argument("--steps", type=int, default=None, help="timed steps; the median counts")
+    parser.add_argument("--warmup", type=int, default=None)
+    parser.add_argument("--json", help="also write the rows to this file")
+    args = parser.parse_args()
+    args.steps = args.steps or (3 if args.quick else 20)
+    args.warmup = args.warmup or (1 if args.quick else 5)
+    args.backbone = args.backbone or ("tf_efficientnet_lite0" if args.quick else "vit_small_patch14_reg4_dinov2")
+    if args.device == "cpu":
+        os.environ["ACCELERATE_USE_CPU"] = "true"
+    rows = []
+    for stage in STAGES:
+        rows.append(measure(args, stage))
+        rows[-1]["cost"] = rows[-1]["seconds_per_step"] / rows[0]["seconds_per_step"]
+    print(f"{'stage':<10} {'images/s':>9} {'s/step':>8} {'cost':>6} {'peak GiB':>9}")
+    for row in rows:
+        print(
+            f"{row['stage']:<10} {row['images_per_second']:>9.1f} {row['seconds_per_step']:>8.3f} {row['cost']:>5.2f}x "
+            f"{row['peak_gib']:>9.2f}"
+        )
+    print(json.dumps(rows))
+    if args.json:
+        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

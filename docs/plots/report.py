@@ -1,0 +1,32 @@
+"""Draw docs/images/report.jpg: the page of `gsqtok compare -o`, as a browser shows it.
+
+python docs/plots/report.py REPORT.html     # needs playwright and Chromium
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+import sys
+from pathlib import Path
+
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+IMAGE = Path(__file__).parents[1] / "images" / "report.jpg"
+
+
+def main(page: str) -> None:
+    """Photograph a report, from top to bottom, as it opens."""
+    with sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        tab = browser.new_page(viewport={"width": 1000, "height": 800})
+        tab.goto(Path(page).resolve().as_uri())
+        tab.wait_for_function("[...document.images].every(image => image.complete)")
+        shot = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
+        browser.close()
+    shot.save(IMAGE, quality=88, subsampling="4:4:4", optimize=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,125 @@
+"""Random, differentiable changes of pictures, so that a discriminator cannot learn a small training set by heart.
+
+Zhao, Liu, Lin, Zhu, Han, "Differentiable Augmentation for Data-Efficient GAN Training", NeurIPS 2020,
+arXiv 2006.10738, section 3.3: real pictures and generated ones go through the same policy, with draws of their own, in
+the discriminator's step and in the generator's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+_SHIFT = 1 / 8  # translation, at most, as a part of a side
+_CUT = 1 / 2  # side of the square that is cut out, as a part of the picture's
+_ZOOM = 4 / 3  # resize, at most, either way
+
+
+class DiffAugment(nn.Module):
+    """Apply the chosen policies, in the order given, with a draw for every picture.
+
+    - ``"color"``: brightness (added: uniform in +-0.5), saturation (distance from the grey value times 0 to 2) and
+      contrast (distance from the picture's mean times 0.5 to 1.5).
+    - ``"translation"``: a shift by whole pixels, up to an eighth of each side; zeros move in.
+    - ``"cutout"``: zeros in a rectangle of half of each side, centred anywhere in the picture.
+    - ``"resize"``: zoomed about the centre by a factor between 3/4 and 4/3, log-uniform, the same on both sides, with
+      antialiased linear interpolation; the size of the picture stays, zeros move in. (Not in the paper.)
+
+    Zero is mid-grey. Values may leave [-1, 1]. Every change is affine in the picture and can be differentiated any
+    number of times; it is done in the picture's own precision. The draws come from the global generator of the
+    pictures' device: what restores that one repeats them.
+
+    Raises:
+        ValueError: an unknown policy (the message lists the known ones).
+    """
+
+    POLICIES = ("color", "translation", "cutout", "resize")
+
+    def __init__(self, policies: Sequence[str] = ()) -> None:
+        super().__init__()
+        policies = (policies,) if isinstance(policies, str) else tuple(policies)
+        for policy in policies:
+            if policy not in self.POLICIES:
+                raise ValueError(f"unknown augmentation {policy!r}; known: {', '.join(self.POLICIES)}")
+        self.policies = policies
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> the same shape; the pictures themselves where no policy is chosen."""
+        with torch.autocast(images.device.type, enabled=False):
+            for policy in self.policies:
+                images = _CHANGES[policy](images)
+        return images
+
+    def extra_repr(self) -> str:
+        """What printing shows."""
+        return ", ".join(self.policies)
+
+
+def _uniform(images: Tensor) -> Tensor:
+    """One number in [0, 1) for every picture, (B, 1, 1, 1)."""
+    return torch.rand(len(images), 1, 1, 1, device=images.device, dtype=images.dtype)
+
+
+def _below(images: Tensor, end: int) -> Tensor:
+    """One whole number in [0, end) for every picture, (B, 1)."""
+    return torch.randint(end, (len(images), 1), device=images.device)
+
+
+def _color(images: Tensor) -> Tensor:
+    images = images + (_uniform(images) - 0.5)
+    grey = images.mean(1, keepdim=True)
+    images = grey + (images - grey) * (2 * _uniform(images))
+    mean = images.mean((1, 2, 3), keepdim=True)
+    return mean + (images - mean) * (0.5 + _uniform(images))
+
+
+def _translation(images: Tensor) -> Tensor:
+    for dim in (2, 3):
+        size = images.shape[dim]
+        most = int(size * _SHIFT + 0.5)
+        source = torch.arange(size, device=images.device) + (_below(images, 2 * most + 1) - most)  # (B, size)
+        shape = [len(images), 1, 1, 1]
+        shape[dim] = size
+        inside = ((source >= 0) & (source < size)).view(shape)
+        index = source.clamp(0, size - 1).view(shape).expand(images.shape)
+        images = torch.where(inside, images.gather(dim, index), 0)
+    return images
+
+
+def _cutout(images: Tensor) -> Tensor:
+    cut = None
+    for dim in (2, 3):
+        size = images.shape[dim]
+        side = int(size * _CUT + 0.5)
+        start = _below(images, size + (1 - side % 2)) - side // 2
+        position = torch.arange(size, device=images.device)
+        shape = [len(images), 1, 1, 1]
+        shape[dim] = size
+        within = ((position >= start) & (position < start + side)).view(shape)
+        cut = within if cut is None else cut & within
+    return torch.where(cut, 0, images)
+
+
+def _resize(images: Tensor) -> Tensor:
+    zoom = _ZOOM ** (2 * _uniform(images).view(-1, 1, 1) - 1)
+    rows, columns = (_resampling(size, zoom) for size in images.shape[2:])
+    return torch.einsum("bip,bcpq,bjq->bcij", rows, images, columns)
+
+
+def _resampling(size: int, zoom: Tensor) -> Tensor:
+    """Linear interpolation as matrices (B, size, size), from the input's positions to those of the zoomed output.
+
+    A picture that shrinks is averaged under a triangle as wide as an output pixel, so that it does not alias.
+    """
+    position = torch.arange(size, device=zoom.device, dtype=zoom.dtype) - (size - 1) / 2
+    source = position[:, None] / zoom  # where an output pixel's centre lies in the input
+    weights = (1 - (source - position).abs() * zoom.clamp(max=1)).clamp(min=0)
+    total = weights.sum(2, keepdim=True)
+    # beyond the border nothing is renormalised: the zeros that move in there count as pixels
+    inside = (source.abs() <= (size - 1) / 2).to(zoom.dtype)
+    return weights / torch.where(inside > 0, total, zoom.clamp(max=1).reciprocal())
+
+
+_CHANGES = {"color": _color, "translation": _translation, "cutout": _cutout, "resize": _resize}

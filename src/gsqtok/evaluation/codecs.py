@@ -1,0 +1,144 @@
+"""JPEG, WebP and AVIF as yardsticks: what the same number of bits buys from an ordinary picture codec.
+
+A codec is measured like a tokenizer, on the same pictures with the same figures. Each picture is stored at the highest
+quality whose file is no larger than the target, so no picture borrows bits from another: that is how a tokenizer of a
+fixed rate spends them. The whole file counts, headers and quantization tables included (some hundred bytes, which at
+256 px and 0.25 bits/px is much of a JPEG file): a stored picture needs them, while tokens need the tokenizer's weights.
+
+Options, the same at every rate: chroma at half resolution (4:2:0) in all three; JPEG is baseline with optimized
+Huffman tables; WebP is lossy with method 6 (the slowest); AVIF has Pillow's default speed 6 and one thread, which
+makes its files the same everywhere. No metadata is stored.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image, features
+from torch import Tensor
+
+from gsqtok.data import to_pil, to_tensor
+from gsqtok.evaluation.evaluate import Reconstruction, measure
+from gsqtok.evaluation.result import Result
+
+PREFIX = "codec:"
+"""What a codec's name begins with where a tokenizer's would stand: ``codec:webp@0.5``."""
+
+
+@dataclass(frozen=True)
+class Codec:
+    """A picture codec held to a file size.
+
+    Args:
+        name: "jpeg", "webp" or "avif".
+        target: bits per pixel that no file may exceed, headers included. A picture whose file is larger even at the
+            lowest quality is stored at that, and exceeds it.
+
+    Raises:
+        ValueError: an unknown codec, a target that is not positive, or a Pillow built without the codec.
+    """
+
+    name: str
+    target: float
+
+    OPTIONS: ClassVar[dict[str, dict[str, Any]]] = {
+        "jpeg": {"subsampling": "4:2:0", "optimize": True},
+        "webp": {"method": 6},  # lossy WebP knows 4:2:0 only
+        "avif": {"subsampling": "4:2:0", "speed": 6, "max_threads": 1},
+    }
+    LOWEST: ClassVar[dict[str, int]] = {"jpeg": 1, "webp": 0, "avif": 0}  # quality; the highest is 100 for all
+
+    def __post_init__(self) -> None:
+        if self.name not in self.OPTIONS:
+            raise ValueError(f"codec must be one of {', '.join(self.OPTIONS)}, got {self.name!r}")
+        if not 0 < self.target < float("inf"):
+            raise ValueError(f"the target must be a positive number of bits per pixel, got {self.target}")
+        feature = "jpg" if self.name == "jpeg" else self.name
+        if not features.check(feature):
+            raise ValueError(f"this Pillow has no {self.name.upper()}: install pillow 11.3 or newer from PyPI")
+
+    @classmethod
+    def parse(cls, text: str) -> Codec:
+        """From ``codec:NAME@BITS_PER_PIXEL``; raises ValueError."""
+        name, _, target = text.removeprefix(PREFIX).partition("@")
+        try:
+            return cls(name.lower(), float(target))
+        except ValueError as error:
+            raise ValueError(f"'{text}' is no codec such as codec:webp@0.5: {error}") from error
+
+    def __str__(self) -> str:
+        return f"{PREFIX}{self.name}@{self.target:g}"
+
+    @property
+    def model(self) -> dict[str, Any]:
+        """The part ``model`` of a `Result`; ``bits_per_pixel`` is the target, the figures hold what was used."""
+        return {
+            "name": self.name,
+            "fingerprint": None,
+            "quantizer": None,
+            "factor": None,
+            "bits_per_position": None,
+            "bits_per_pixel": self.target,
+            "precision": "8 bits",
+            "parameters": None,
+            "options": self.OPTIONS[self.name],
+            "version": features.version("jpg" if self.name == "jpeg" else self.name),
+        }
+
+    def encode(self, picture: Image.Image, quality: int) -> bytes:
+        """An RGB picture as a file of the codec, at a quality from ``LOWEST`` to 100."""
+        picture = Image.fromarray(np.asarray(picture))  # Pillow would store the ICC profile of the picture's own file
+        file = io.BytesIO()
+        picture.save(file, self.name.upper(), quality=quality, **self.OPTIONS[self.name])
+        return file.getvalue()
+
+    def fit(self, picture: Image.Image) -> bytes:
+        """The file of highest quality that keeps to the target, found by bisection over the qualities.
+
+        Sizes rise with quality but for a few steps where they fall by some bytes, so a step or two of quality may be
+        missed there; the target is kept in any case.
+        """
+        limit = self.target * picture.width * picture.height / 8
+        low, high = self.LOWEST[self.name], 100
+        best = self.encode(picture, low)
+        if len(best) > limit:
+            return best
+        while low < high:
+            middle = (low + high + 1) // 2
+            file = self.encode(picture, middle)
+            if len(file) <= limit:
+                low, best = middle, file
+            else:
+                high = middle - 1
+        return best
+
+    def __call__(self, images: Tensor) -> Reconstruction:
+        """Through the codec and back: (B, 3, H, W) in [-1, 1], with the bits of each file."""
+        files = [self.fit(to_pil(image)) for image in images]
+        restored = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
+        bits = torch.tensor([8 * len(file) for file in files])
+        return Reconstruction(to_tensor(np.stack(restored)).to(images.device), bits=bits)
+
+
+def evaluate_codec(codec: Codec, dataset: Any, **options: Any) -> Result:
+    """Measure a codec as `evaluate` measures a tokenizer.
+
+    Args:
+        codec: which, and at what size.
+        dataset: what ``gsqtok.data.open_source`` takes or returns.
+        options: everything that `measure` takes by keyword.
+
+    Returns:
+        A `Result` whose ``per_image["bits_per_pixel"]`` and ``figures["bits_per_pixel"]`` are of the files.
+        images_per_second is left out: most of the time goes into the search for the quality.
+
+    Raises:
+        ValueError: what `measure` raises.
+    """
+    result = measure(codec, dataset, model=codec.model, **options)
+    del result.figures["images_per_second"]
+    return result

@@ -1,0 +1,163 @@
+"""How pictures are prepared before they are measured, under a name that goes on record.
+
+The same model has another rFID under every one of these. A result says which one it was measured under, and
+`gsqtok.evaluation.differences` names what two results do not share.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from gsqtok.data import ImageTransform, to_tensor
+from gsqtok.data.decode import BrokenImageError
+
+_MAX_RESIZED_PIXELS = 2**26
+
+
+class PictureTransform(Protocol):
+    """What an evaluation loader asks of a transform: `gsqtok.data.ImageTransform` and the classes here have it."""
+
+    random: bool
+
+    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB picture -> uint8 (H, W, 3)."""
+
+
+@dataclass(frozen=True)
+class AdmTransform:
+    """The centre crop of guided-diffusion (Dhariwal and Nichol 2021, arXiv 2105.05233), which most rFIDs are under.
+
+    While the short side is at least twice ``size``, the picture is halved with a box filter, each side rounded down;
+    then the short side becomes ``size`` by Pillow's bicubic filter, the long side rounded to the nearest even where it
+    is a tie; then the centre is cut out, an odd margin leaving the extra pixel at the right and the bottom.
+    """
+
+    size: int = 256
+    random = False
+
+    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB picture -> uint8 (size, size, 3)."""
+        while min(image.size) >= 2 * self.size:
+            image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+        scale = self.size / min(image.size)
+        image = _resized(image, round(image.width * scale), round(image.height * scale), Image.Resampling.BICUBIC)
+        left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
+        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB picture -> float32 (3, size, size) in [-1, 1]."""
+        return to_tensor(self.pixels(image))
+
+
+@dataclass(frozen=True)
+class TimmTransform:
+    """timm's evaluation transform at its defaults: short side to size / 0.875 (292 for 256), bilinear, centre crop.
+
+    Pixel for pixel ``timm.data.create_transform(size)`` before its normalisation: Pillow's antialiased filter, the long
+    side rounded down.
+    """
+
+    size: int = 256
+    random = False
+
+    @property
+    def resize_to(self) -> int:
+        """The short side before the crop, in pixels."""
+        return int(self.size / 0.875)
+
+    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB picture -> uint8 (size, size, 3)."""
+        short = min(image.size)
+        width, height = (int(self.resize_to * side / short) for side in image.size)
+        image = _resized(image, width, height, Image.Resampling.BILINEAR)
+        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
+        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB picture -> float32 (3, size, size) in [-1, 1]."""
+        return to_tensor(self.pixels(image))
+
+
+def _resized(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
+    if width * height > _MAX_RESIZED_PIXELS:  # a strip one pixel high would become a wall
+        raise BrokenImageError(f"{image.width} x {image.height} would be {width} x {height} after resizing")
+    return image if image.size == (width, height) else image.resize((width, height), resample)
+
+
+PROTOCOLS = {
+    "adm": "short side to SIZE (256) by box halving and bicubic, centre crop, as guided-diffusion; most rFIDs",
+    "flex_gen": "short side to SIZE / 0.875 (292 for 256), bilinear, centre crop SIZE, as the original GSQ evaluation",
+    "native": "pictures as they are",
+}
+
+
+def named(name: str, size: int | None = None) -> tuple[PictureTransform, dict[str, Any]]:
+    """A named protocol's transform, and what goes on record about it.
+
+    Args:
+        name: one of ``PROTOCOLS``.
+        size: pixels of a side; None means the protocol's own, 256.
+
+    Raises:
+        ValueError: an unknown name, a size under 1, or a size for ``native``.
+    """
+    if name not in PROTOCOLS:
+        raise ValueError(f"no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
+    if size is not None and size < 1:
+        raise ValueError(f"size must be at least 1 pixel, got {size}")
+    if name == "native":
+        if size is not None:
+            raise ValueError("the protocol 'native' keeps pictures as they are: leave the size out")
+        return ImageTransform(None, crop="none"), _record(name, None, "none", None)
+    if name == "adm":
+        return AdmTransform(size or 256), _record(name, size or 256, "center", "box halving, bicubic")
+    transform = TimmTransform(size or 256)
+    return transform, _record(name, transform.size, f"center of {transform.resize_to}", "bilinear")
+
+
+def prepare(
+    protocol: str | None = None, size: int | None = None, transform: ImageTransform | None = None
+) -> tuple[PictureTransform, dict[str, Any]]:
+    """A named protocol, ``"native"`` by default, or a transform of one's own, and what goes on record about it.
+
+    Raises:
+        ValueError: both at once, and what `named` and `of_transform` raise.
+    """
+    if transform is None:
+        return named(protocol or "native", size)
+    if protocol is not None or size is not None:
+        raise ValueError("name a protocol (and its size) or give a transform, not both")
+    return transform, of_transform(transform)
+
+
+def of_transform(transform: ImageTransform) -> dict[str, Any]:
+    """What goes on record about a transform of your own; the protocol's name is "custom".
+
+    Raises:
+        ValueError: a transform with random parts.
+    """
+    if transform.random:
+        raise ValueError("evaluation takes every image as it is: use a transform without random crop or flip")
+    if transform.size is None:
+        return named("native")[1]
+    return _record("custom", transform.size, transform.crop, transform.resample)
+
+
+def _record(name: str, size: int | None, crop: str, resize_filter: str | None) -> dict[str, Any]:
+    # Pillow's filters widen with the reduction, which is what antialiasing means; nothing here resizes otherwise.
+    antialias = None if resize_filter is None else True
+    return {
+        "name": name,
+        "size": size,
+        "crop": crop,
+        "resize_filter": resize_filter,
+        "antialias": antialias,
+        "rounding": "8 bits",
+        "features": None,
+        "reference": None,
+    }

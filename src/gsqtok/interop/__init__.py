@@ -1,0 +1,1 @@
+"""Other formats: the official implementation's checkpoints, the hub, ONNX and ``torch.export``."""

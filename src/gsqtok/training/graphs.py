@@ -1,0 +1,98 @@
+"""Training steps from CUDA graphs: the host launches a network's forward or backward pass as one."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gsqtok.tokenizer import ImageTokenizer
+
+
+def record(
+    tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | None, backbone: nn.Module | None = None
+) -> None:
+    """Record encoder, decoder and the perceptual term's backbone, in place, for training on batches like ``images``.
+
+    What then comes in training mode, with gradient, with this shape, type and precision replays the graphs; anything
+    else (another size, evaluation, no gradient) runs as before. Values and gradients are those of the eager networks.
+
+    Call it once, with the tokenizer in training mode on its device, before it is wrapped (DistributedDataParallel,
+    ``Accelerator.prepare``) and before ``compile``, and after the averaged copy is made, which stays eager. With many
+    ranks all gradients of a network come at once, so that exchanging them overlaps less with computing them.
+
+    Gradients live in the graphs' own memory: ``zero_grad(set_to_none=True)`` after each step is right for one backward
+    pass a step. To accumulate several, let every parameter have a ``.grad`` before the first (and zero it with
+    ``set_to_none=False``), since a gradient taken over as it is would be overwritten by the next replay.
+
+    What the graphs return lives there too, latent, reconstruction and features: the next forward pass overwrites it, so
+    finish a step's backward pass before the next forward pass, and clone what is to outlast the step. Likewise for
+    ``torch.autograd.grad``: a second one through the same graph overwrites the results of the first.
+
+    Args:
+        tokenizer: whose ``forward`` the training step calls.
+        images: (B, 3, H, W), H and W multiples of f, on the tokenizer's device; its values do not matter.
+        precision: of autocast in the training step; None for none.
+        backbone: of the perceptual term, whose gradient goes to the pictures alone.
+
+    Raises:
+        ValueError: not on CUDA, not in training mode, or a size that would be padded.
+    """
+    if not images.is_cuda or tokenizer.device != images.device:
+        raise ValueError(f"CUDA graphs need tokenizer and images on one GPU, not {tokenizer.device}, {images.device}")
+    if not tokenizer.training:
+        raise ValueError("record the training step in training mode: call tokenizer.train() first")
+    if any(side % tokenizer.factor for side in images.shape[2:]):
+        raise ValueError(f"{tuple(images.shape[2:])} pixels are no multiples of the factor {tokenizer.factor}")
+
+    batch, _, height, width = images.shape
+    factor = tokenizer.factor
+    weight = tokenizer.decoder.conv_in.weight
+    latent = torch.randn(batch, tokenizer.config.latent_dim, height // factor, width // factor, device=images.device)
+    # As the quantizer hands it over: channels last in (..., D), hence innermost in memory.
+    latent = latent.to(weight.dtype, memory_format=torch.channels_last).requires_grad_()
+    # Replays write their input into the sample: it must share no memory with the caller's pictures.
+    samples: list[tuple[nn.Module, Tensor]] = [
+        (tokenizer.encoder, images.detach().to(weight.dtype, copy=True)),
+        (tokenizer.decoder, latent),
+    ]
+    if backbone is not None:
+        samples.append((backbone, images.detach().to(torch.float32, copy=True).requires_grad_()))
+
+    networks = [network for network, _ in samples]
+    eager = [network.forward for network in networks]
+    gc.collect()  # freeing an earlier graph or event in the middle of a recording would spoil it
+    torch.cuda.synchronize(images.device)
+    # autocast may keep no converted weights: a graph would go on reading those of its recording
+    with torch.autocast("cuda", precision, enabled=precision is not None, cache_enabled=False):
+        torch.cuda.make_graphed_callables(tuple(networks), tuple((sample,) for _, sample in samples))
+    for (network, sample), plain in zip(samples, eager, strict=True):
+        network.forward = only_like(sample, network, network.forward, plain, precision)
+
+
+def only_like(
+    sample: Tensor,
+    network: nn.Module,
+    replay: Callable[[Tensor], Any],
+    eager: Callable[[Tensor], Any],
+    precision: torch.dtype | None,
+) -> Callable[[Tensor], Any]:
+    """A forward that replays for inputs like the sample, in the network's present mode, and is eager for others."""
+    mode = network.training
+    like = (sample.shape, sample.dtype, sample.device, sample.requires_grad)
+    device = sample.device.type
+
+    def forward(x: Tensor) -> Any:
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        recorded = (
+            torch.is_grad_enabled()
+            and network.training == mode
+            and (x.shape, x.dtype, x.device, x.requires_grad) == like
+            and autocast == precision
+        )
+        return (replay if recorded else eager)(x)
+
+    return forward

@@ -1,0 +1,33 @@
+"""Learning rate and optimiser, as their configuration says."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+from torch.optim import AdamW
+
+from gsqtok.training.config import OptimizerConfig
+
+
+def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
+    """The learning rate of a step, counted from 1."""
+    if step <= config.warmup_steps:
+        return config.learning_rate * step / config.warmup_steps
+    if config.schedule == "constant":
+        return config.learning_rate
+    progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
+
+
+def adamw(network: nn.Module, config: OptimizerConfig, device: torch.device) -> AdamW:
+    """AdamW over the parameters that are trained."""
+    return AdamW(
+        [p for p in network.parameters() if p.requires_grad],
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        weight_decay=config.weight_decay,
+        fused=device.type == "cuda",
+    )

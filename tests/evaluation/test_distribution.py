@@ -1,0 +1,121 @@
+"""Distribution metrics against torch-fidelity's own run over the same pictures, numpy and prdc."""
+
+import math
+
+import numpy as np
+import prdc
+import pytest
+import torch
+from torch_fidelity import calculate_metrics
+from torch_fidelity.metric_isc import isc_features_to_metric
+
+from gsqtok.evaluation import DistributionMetrics, InceptionFeatures, Reference, ReferenceSetError
+from gsqtok.evaluation.frechet import Moments
+
+
+def pictures(count, seed, side=32):
+    generator = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(count, 3, 4, 4, generator=generator) * 255
+    return torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear").byte()
+
+
+def frechet(a, b):
+    a, b = (x.double().numpy() for x in (a, b))
+    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    root = np.sqrt(np.linalg.eigvals(covariances[0] @ covariances[1]).astype(complex)).real.sum()
+    return np.square(a.mean(0) - b.mean(0)).sum() + sum(np.trace(c) for c in covariances) - 2 * root
+
+
+def measured(network, real, fake, keys, batch=4, **options):
+    metrics = DistributionMetrics(network, **options)
+    for part in range(0, len(real), batch):
+        at = slice(part, part + batch)
+        metrics.update(fake[at], real[at], keys[at])
+    return metrics
+
+
+def test_every_figure_of_a_small_network(mean_colours):
+    real, fake, keys = pictures(24, 0), pictures(24, 1), [f"{i:02}" for i in range(24)]
+    figures = measured(mean_colours, real, fake, keys, neighbours=True).compute()
+    ours, theirs = mean_colours(fake), mean_colours(real)
+    assert figures["frechet_distance_mean_colours"] == pytest.approx(frechet(theirs.pooled, ours.pooled), rel=1e-6)
+    spatial = figures["spatial_frechet_distance_mean_colours"]
+    assert spatial == pytest.approx(frechet(theirs.spatial, ours.spatial), rel=1e-6)
+    score = isc_features_to_metric(ours.logits)
+    assert figures["inception_score_mean_colours"] == pytest.approx(score["inception_score_mean"], rel=1e-9)
+    expected = prdc.compute_prdc(theirs.pooled.numpy(), ours.pooled.numpy(), 5)
+    for name, value in expected.items():
+        assert figures[f"{name}_mean_colours"] == pytest.approx(value)
+    assert not any("fid" in name for name in figures)
+
+
+def test_order_and_batches_change_nothing(mean_colours):
+    real, fake, keys = pictures(24, 0), pictures(24, 1), [f"{i:02}" for i in range(24)]
+    first = measured(mean_colours, real, fake, keys, neighbours=True).compute()
+    order = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
+    shuffled = measured(mean_colours, real[order], fake[order], [keys[i] for i in order], 7, neighbours=True).compute()
+    assert shuffled == pytest.approx(first, rel=1e-6)
+
+
+def test_degenerate_sets(mean_colours, caplog):
+    one = pictures(1, 0)
+    figures = measured(mean_colours, one, one, ["a"], neighbours=True).compute()
+    assert all(math.isnan(value) for value in figures.values())
+    assert "two pictures on each side" in caplog.text
+    same = one.expand(12, -1, -1, -1)
+    figures = measured(mean_colours, same, same, [str(i) for i in range(12)]).compute()
+    assert figures["frechet_distance_mean_colours"] == pytest.approx(0, abs=1e-9)
+    assert figures["inception_score_mean_colours"] == pytest.approx(1)
+    black = torch.zeros(12, 3, 32, 32, dtype=torch.uint8)
+    figures = measured(mean_colours, black, black, [str(i) for i in range(12)]).compute()
+    assert all(math.isfinite(value) for value in figures.values())
+
+
+def test_a_saved_reference(mean_colours, tmp_path):
+    real, fake, keys = pictures(24, 0), pictures(24, 1), [f"{i:02}" for i in range(24)]
+    first = measured(mean_colours, real, fake, keys, neighbours=True)
+    Reference(*first.moments()).save(tmp_path / "r.npz")
+    again = measured(mean_colours, real, fake, keys, neighbours=True, reference=Reference.load(tmp_path / "r.npz"))
+    assert again.compute() == pytest.approx(first.compute(), rel=1e-9)
+    pooled = Reference.load(tmp_path / "r.npz").pooled
+    without = measured(mean_colours, real, fake, keys, reference=Reference(pooled)).compute()
+    assert "spatial_frechet_distance_mean_colours" not in without
+    with pytest.raises(ValueError, match="3 features, not 6"):
+        DistributionMetrics(mean_colours, reference=Reference(Moments(np.zeros(3), np.eye(3))))
+    assert issubclass(ReferenceSetError, ValueError)
+
+
+class Pictures(torch.utils.data.Dataset):
+    """As torch-fidelity takes them."""
+
+    def __init__(self, images):
+        self.images = images
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return self.images[i]
+
+
+@pytest.mark.slow
+def test_equals_a_run_of_torch_fidelity(inception_file):
+    real, fake, keys = pictures(11, 0), pictures(11, 1), [f"{i:02}" for i in range(11)]
+    network = InceptionFeatures(inception_file)
+    metrics = measured(network, real, fake, keys)
+    metrics.spatial = None  # torch-fidelity has no sFID, and its 2023 eigenvalues take long
+    figures = metrics.compute()
+    theirs = calculate_metrics(
+        input1=Pictures(fake),
+        input2=Pictures(real),
+        fid=True,
+        isc=True,
+        feature_extractor_weights_path=str(inception_file),
+        cuda=False,
+        cache=False,
+        verbose=False,
+        batch_size=11,
+    )
+    distance = figures[f"frechet_distance{network.suffix}"]
+    assert distance == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
+    assert figures[f"inception_score{network.suffix}"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)

@@ -1,0 +1,69 @@
+"""The pictures beside a result: the right ones, each once, as files that can be read."""
+
+import numpy as np
+import pytest
+import torch
+from comparison import write_result
+from PIL import Image
+
+from gsqtok.data import ImageTransform, open_source
+from gsqtok.evaluation import evaluate
+from gsqtok.evaluation.evaluate import reconstructor
+from gsqtok.evaluation.examples import choose, save_examples, shown_by
+from gsqtok.evaluation.result import Result
+
+
+@pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 2), (3, 3), (5, 3), (9, 9), (12, 12), (100, 12)])
+def test_choice(count, expected):
+    psnr = np.random.default_rng(0).permutation(count).astype(float).tolist()
+    keys = [f"{value:03.0f}" for value in psnr]
+    chosen = choose(keys, psnr)
+    assert len(chosen) == expected
+    by_rank = {rank: [k for k, (r, _) in chosen.items() if r == rank] for rank in ("best", "median", "worst")}
+    each = min(4, max(1, count // 3))
+    ordered = sorted(keys, reverse=True)
+    assert by_rank["best"] == ordered[:each]
+    if count > 1:
+        assert by_rank["worst"] == ordered[::-1][:each]
+    if count > 2:
+        assert by_rank["median"] == ordered[(count - each) // 2 :][:each]
+
+
+def test_equal_figures_choose_nobody_twice():
+    chosen = choose([str(i) for i in range(20)], [30.0] * 20)
+    assert len(chosen) == 12
+    assert len(set(chosen.values())) == 12
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files(tiny_tokenizer, tmp_path, streaming):
+    (tmp_path / "in").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        Image.fromarray(rng.integers(0, 60 * i + 2, (16, 20, 3), dtype=np.uint8)).save(tmp_path / "in" / f"{i}.png")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    source = open_source(str(tmp_path / "in"), streaming=streaming)
+    result = evaluate(tiny_tokenizer, source)
+    transform = ImageTransform(None, crop="none")
+    save_examples(reconstructor(tiny_tokenizer), source, transform, result, tmp_path / "out" / "r.json")
+    assert [picture["rank"] for picture in result.pictures] == ["best", "median", "worst"]
+    psnr = dict(zip(result.per_image["key"], result.per_image["psnr"], strict=True))
+    assert [psnr[picture["key"]] for picture in result.pictures] == sorted(psnr.values(), reverse=True)[::2]
+    for picture in result.pictures:
+        original = Image.open(tmp_path / "in" / picture["key"])
+        assert picture["original"].startswith("r.pictures/")
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / picture["original"])), np.asarray(original))
+        with np.load(tmp_path / "out" / picture["tokens"]) as archive:
+            tokens = torch.from_numpy(archive["tokens"])
+        assert tokens.shape == (4, 5, 2)
+        stored = np.asarray(Image.open(tmp_path / "out" / picture["reconstruction"])).astype(float)
+        decoded = (tiny_tokenizer.decode(tokens[None])[0].permute(1, 2, 0).numpy() + 1) * 127.5
+        assert np.abs(stored - decoded).max() <= 0.51
+
+
+def test_the_pictures_of_another_result(tmp_path):
+    shown = [("a.png", "best"), ("b.png", "best"), ("c.png", "worst")]
+    other = Result.load(write_result(tmp_path, "ours", 1, [1, 2, 3], pictures=shown))
+    assert shown_by(other, ["c.png", "b.png", "z.png"]) == {"b.png": ("best", 2), "c.png": ("worst", 1)}
+    with pytest.raises(ValueError, match="none of the 3 pictures"):
+        shown_by(other, ["z.png"])

@@ -1,0 +1,116 @@
+"""LPIPS and DISTS against their authors' packages, with one file of random trunk weights given to both."""
+
+import math
+
+import DISTS_pytorch.DISTS_pt
+import lpips
+import pytest
+import torch
+import torchvision
+
+from gsqtok.evaluation import PictureDistance
+from gsqtok.evaluation.perceptual import TRUNKS
+
+
+def random_features(build):
+    """Of torchvision's network the convolutions alone: nothing else of it is used, and it is most of the file."""
+    with torch.device("meta"):
+        network = build()
+    network.features.to_empty(device="cpu")
+    for layer in network.features:
+        if isinstance(layer, torch.nn.Conv2d):
+            layer.reset_parameters()
+    return {name: value for name, value in network.state_dict().items() if name.startswith("features.")}
+
+
+@pytest.fixture(scope="module")
+def trunks(tmp_path_factory):
+    """A file of weights for each distance."""
+    folder = tmp_path_factory.mktemp("trunks")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        torch.save(random_features(torchvision.models.vgg16), folder / "vgg.pth")
+        torch.save(random_features(torchvision.models.alexnet), folder / "alex.pth")
+    return {"lpips_vgg": folder / "vgg.pth", "lpips_alex": folder / "alex.pth", "dists": folder / "vgg.pth"}
+
+
+def pair(height=64, width=48, batch=3):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(batch, 3, height, width, generator=generator) * 2 - 1
+    noise = torch.randn(images.shape, generator=generator) * torch.tensor([0.1, 0.3, 0.5])[:batch, None, None, None]
+    return images + noise, images
+
+
+def stored(images):
+    """As an 8-bit picture would give them back, in [-1, 1]."""
+    return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def theirs(name, file, monkeypatch):
+    weights = torch.load(file)
+    if name == "dists":
+        with torch.device("meta"):
+            trunk = torchvision.models.vgg16()
+        trunk.load_state_dict(weights, strict=False, assign=True)
+        monkeypatch.setattr(DISTS_pytorch.DISTS_pt.models, "vgg16", lambda **_: trunk)
+        network = DISTS_pytorch.DISTS()
+        return lambda a, b: network((a + 1) / 2, (b + 1) / 2)
+    network = lpips.LPIPS(net=name.removeprefix("lpips_"), pnet_rand=True, verbose=False)
+    network.net.load_state_dict({k: weights["features." + k.split(".", 1)[1]] for k in network.net.state_dict()})
+    return network
+
+
+@pytest.mark.parametrize("name", list(TRUNKS))
+def test_equals_the_authors_package(name, trunks, monkeypatch):
+    reconstruction, images = pair()
+    metric = PictureDistance(name, trunks[name])
+    metric.update(reconstruction[:2], images[:2])
+    first = metric.last
+    metric.update(reconstruction[2:], images[2:])
+    with torch.no_grad():
+        expected = theirs(name, trunks[name], monkeypatch)(stored(reconstruction), stored(images)).flatten().double()
+    torch.testing.assert_close(torch.cat([first, metric.last]), expected, rtol=1e-4, atol=1e-7)
+    assert expected.diff().min() > 0
+    assert metric.compute() == pytest.approx(expected.mean().item(), rel=1e-4)
+    # of other weights than the usual ones, so it must not pass for the usual figure
+    assert metric.figure == f"{name}_{metric.weights_sha256[:8]}"
+
+
+@pytest.mark.parametrize("name", list(TRUNKS))
+def test_extremes(name, trunks):
+    metric = PictureDistance(name, trunks[name])
+    _, images = pair()
+    metric.update(images, images)
+    assert metric.last.abs().max() < 1e-6
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        metric.update(*(x.bfloat16() for x in pair()))
+        halved = metric.last
+    metric.update(*(x.bfloat16().float() for x in pair()))
+    assert torch.equal(halved, metric.last)  # float32 whatever surrounds it
+    metric.update(*pair(8, 40))
+    assert metric.last.isnan().all()
+    assert math.isnan(metric.compute())
+
+
+def test_smallest_pictures(trunks):
+    for name, smallest in (("lpips_vgg", 16), ("lpips_alex", 31)):
+        metric = PictureDistance(name, trunks[name])
+        metric.update(*pair(smallest, smallest))
+        assert metric.last.isfinite().all()
+
+
+def test_absent_and_unfit_weights(trunks, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match=r"get https://.*vgg16-397923af.pth and put it at .*hub/checkpoints"):
+        PictureDistance("lpips_vgg")
+    with pytest.raises(FileNotFoundError, match=r"absent\.pth; get https://.*alexnet"):
+        PictureDistance("lpips_alex", tmp_path / "absent.pth")
+    with pytest.raises(ValueError, match=r"alex\.pth does not hold"):
+        PictureDistance("dists", trunks["lpips_alex"])
+    with pytest.raises(ValueError, match="no perceptual distance 'lpips'"):
+        PictureDistance("lpips")
+    metric = PictureDistance("lpips_alex", trunks["lpips_alex"])
+    with pytest.raises(ValueError, match="differ"):
+        metric.update(torch.zeros(1, 3, 32, 32), torch.zeros(2, 3, 32, 32))
+    with pytest.raises(ValueError, match="no pictures"):
+        metric.compute()

@@ -1,0 +1,286 @@
+"""The fused stages: on the GPU where there is one, elsewhere their logic in Triton's interpreter, in a process apart
+since the interpreter has to be chosen before Triton is imported."""
+
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gsqtok.networks import fused
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="kernels need a GPU or the interpreter")
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
+@pytest.mark.parametrize("speed", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
+def test_kernels_in_the_interpreter(speed):
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", speed, __file__]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="asks what happens without the interpreter")
+def test_plain_layout_and_cpu_are_not_fused():
+    assert not fused.fusible(torch.zeros(2, 32, 4, 4).contiguous(memory_format=torch.channels_last))
+    assert not fused.fusible(torch.zeros(2, 32, 4, 4, device=DEVICE))
+
+
+@pytest.fixture
+def _exact_float32(monkeypatch):
+    """No TF32 in float32 convolutions and products, which would hide errors of the stages between them."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", False)
+
+
+def innermost(*shape, dtype=torch.float32):
+    return torch.randn(*shape, device=DEVICE).to(dtype, memory_format=torch.channels_last).requires_grad_()
+
+
+def assert_close(found, expected, tolerance, scale=0.0):
+    """By the norm of the difference, since single elements cancel."""
+    found, expected = found.detach().cpu().double(), expected.detach().cpu().double()
+    assert found.shape == expected.shape
+    error = (found - expected).norm() / max(float(expected.norm()), float(scale), 1e-30)
+    assert error <= tolerance, f"relative error {error:.2e}"
+
+
+def plain(x, weight, bias, shift, groups, eps, silu):
+    if shift is not None:
+        x = x + shift[:, None, None]
+    z = F.group_norm(x, groups, eps=eps)
+    if weight.ndim == 1:
+        z = z * weight[:, None, None] + bias[:, None, None]
+    else:
+        z = z * weight[:, :, None, None] + bias[:, :, None, None]
+    return F.silu(z) if silu else z
+
+
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 1e-3, torch.bfloat16: 6e-3}
+
+
+@runs_kernels
+@pytest.mark.parametrize(
+    ("batch", "channels", "groups", "height", "width"),
+    [(2, 8, 8, 5, 3), (1, 64, 8, 1, 1), (2, 24, 4, 4, 4), (1, 64, 32, 16, 9), (1, 24, 2, 40, 41), (2, 96, 8, 3, 7)],
+)
+@pytest.mark.parametrize(
+    ("kind", "dtype"),
+    [
+        ("plain", torch.float32),
+        ("silu", torch.float32),
+        ("silu", torch.bfloat16),
+        ("shifted", torch.float32),
+        ("of each sample", torch.float32),
+    ],
+)
+def test_group_norm_and_all_its_gradients(batch, channels, groups, height, width, dtype, kind):
+    x = innermost(batch, channels, height, width, dtype=dtype)
+    shape = (batch, channels) if kind == "of each sample" else (channels,)
+    weight, bias = (torch.randn(shape, device=DEVICE, requires_grad=True) for _ in range(2))
+    shift = torch.randn(channels, device=DEVICE, requires_grad=True) if kind == "shifted" else None
+    silu = kind != "plain"
+    inputs = [t for t in (x, weight, bias, shift) if t is not None]
+    truths = [t.detach().cpu().double().requires_grad_() for t in inputs]
+
+    out = fused.group_norm(x, weight, bias, groups, 1e-5, silu, shift)
+    truth = plain(*truths[:3], truths[3] if shift is not None else None, groups, 1e-5, silu)
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    assert_close(out, truth, TOLERANCE[dtype])
+
+    grad = torch.randn_like(out)
+    found = torch.autograd.grad(out, inputs, grad)
+    expected = torch.autograd.grad(truth, truths, grad.cpu().double())
+    for name, f, e, t in zip(("x", "weight", "bias", "shift"), found, expected, inputs, strict=False):
+        assert f.dtype == t.dtype, name
+        # In groups of one channel a shift changes nothing: what cancels is as large as the gradient of x.
+        scale = expected[0].abs().sum((0, 2, 3)).norm() / 10 if name == "shift" else 0
+        assert_close(f, e, max(TOLERANCE[dtype], 1e-5), scale)
+
+
+@runs_kernels
+def test_mean_far_above_the_deviation():
+    x = (100 + torch.randn(2, 64, 30, 30, device=DEVICE)).contiguous(memory_format=torch.channels_last)
+    one, zero = torch.ones(64, device=DEVICE), torch.zeros(64, device=DEVICE)
+    assert_close(fused.group_norm(x, one, zero, 32, 1e-5), F.group_norm(x.double(), 32), 5e-5)
+
+
+@runs_kernels
+@pytest.mark.parametrize("programs", [2048, 4])  # several rounds of tiles a program
+def test_many_tiles_are_merged_alike(monkeypatch, programs):
+    from gsqtok.networks import fused_triton
+
+    monkeypatch.setattr(fused_triton, "TILE", 128)
+    monkeypatch.setattr(fused_triton, "SUMS_TILE", 64)  # several tiles a program, several programs a sample
+    monkeypatch.setattr(fused_triton, "PROGRAMS", programs)
+    x = innermost(2, 32, 7, 11)
+    weight, bias = (torch.randn(32, device=DEVICE, requires_grad=True) for _ in range(2))
+    shape = fused_triton.shape_of(x)
+    assert shape.steps == (4 if programs == 2048 else 16)
+    assert shape.splits > 1
+    truths = [t.detach().cpu().double().requires_grad_() for t in (x, weight, bias)]
+    out = fused.group_norm(x, weight, bias, 4, 1e-5, True)
+    truth = plain(*truths, None, 4, 1e-5, True)
+    assert_close(out, truth, 2e-6)
+    for f, e in zip(
+        torch.autograd.grad(out.square().sum(), (x, weight, bias)),
+        torch.autograd.grad(truth.square().sum(), truths),
+        strict=True,
+    ):
+        assert_close(f, e, 1e-5)
+
+
+@runs_kernels
+def test_result_in_another_type():
+    x = innermost(1, 32, 4, 4, dtype=torch.bfloat16)
+    one, zero = torch.ones(32, device=DEVICE), torch.zeros(32, device=DEVICE)
+    out = fused.group_norm(x, one, zero, 32, 1e-5, dtype=torch.float32)
+    assert out.dtype == torch.float32
+    assert_close(out, F.group_norm(x.double(), 32), 2e-6)
+
+
+@runs_kernels
+@pytest.mark.parametrize(("batch", "channels", "size"), [(2, 32, (5, 3)), (1, 3, (1, 1)), (2, 192, (9, 16))])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.bfloat16)])
+def test_add(batch, channels, size, dtypes):
+    x, y = (innermost(batch, channels, *size, dtype=dtype) for dtype in dtypes)
+    bias = torch.randn(channels, device=DEVICE, requires_grad=True)
+    out = fused.add(x, y, bias)
+    assert out.dtype == dtypes[0]
+    assert_close(out, x.double() + y.double() + bias.double()[:, None, None], TOLERANCE[out.dtype])
+    grad = torch.randn_like(out)
+    found = torch.autograd.grad(out, (x, y, bias), grad)
+    assert [f.dtype for f in found] == [*dtypes, torch.float32]
+    for f, e in zip(found, (grad, grad, grad.double().sum((0, 2, 3))), strict=True):
+        assert_close(f, e, TOLERANCE[torch.bfloat16])
+
+
+@runs_kernels
+@pytest.mark.parametrize("channels", [1, 3, 32])
+@pytest.mark.parametrize("overlap", [0, 1])
+def test_interleave(channels, overlap):
+    h, w = 3, 5
+    x = innermost(2, 4 * channels, h + overlap, w + overlap)
+    bias = torch.randn(4 * channels, device=DEVICE, requires_grad=True)
+    out = fused.interleave(x, bias, overlap)
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    truth = torch.empty(2, channels, 2 * h, 2 * w, dtype=torch.float64, device=DEVICE)
+    for row in range(2):
+        for column in range(2):
+            part = (x.double() + bias.double()[:, None, None]).unflatten(1, (4, channels))[:, 2 * row + column]
+            down, right = row * overlap, column * overlap
+            truth[:, :, row::2, column::2] = part[:, :, down : down + h, right : right + w]
+    assert_close(out, truth, 1e-6)
+    inputs = (x, bias)
+    grad = torch.randn_like(out)
+    found, expected = torch.autograd.grad(out, inputs, grad), torch.autograd.grad(truth, inputs, grad.double())
+    for f, e in zip(found, expected, strict=True):
+        assert_close(f, e, 1e-6)
+
+
+@runs_kernels
+def test_equal_inputs_give_equal_bits():
+    x = innermost(2, 16, 30, 30, dtype=torch.bfloat16)
+    weight, bias = (torch.randn(16, device=DEVICE, requires_grad=True) for _ in range(2))
+    runs = []
+    for _ in range(2):
+        out = fused.group_norm(x, weight, bias, 4, 1e-5, True)
+        runs.append([out, *torch.autograd.grad(out.float().square().sum(), (x, weight, bias))])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@runs_kernels
+def test_operators_have_what_compilers_need():
+    """Fake kernels and autograd formulas, by PyTorch's own checks."""
+    tests = ("test_schema", "test_autograd_registration", "test_faketensor")
+    x = innermost(1, 8, 4, 3)
+    weight, bias, shift = (torch.randn(8, device=DEVICE, requires_grad=True) for _ in range(3))
+    ops = torch.ops.gsqtok
+    torch.library.opcheck(ops.group_norm, (x, weight, bias, shift, 4, 1e-5, True, torch.float32), test_utils=tests)
+    torch.library.opcheck(ops.group_norm, (x, weight, bias, None, 4, 1e-5, False, torch.bfloat16), test_utils=tests)
+    torch.library.opcheck(ops.add, (x, x.detach().bfloat16(), bias), test_utils=tests)
+    torch.library.opcheck(ops.interleave, (x, bias, 1), test_utils=tests)
+
+
+@runs_kernels
+@pytest.mark.slow
+@pytest.mark.usefixtures("_exact_float32")
+@pytest.mark.parametrize(("adaptive_norm", "depth_to_space"), [(False, False), (True, True)])
+def test_networks_with_channels_innermost_equal_plain_ones(adaptive_norm, depth_to_space):
+    """Every block with its fused stages against the same weights in float64 without, values and gradients."""
+    from gsqtok.networks import Decoder, Encoder
+
+    shape = (8, 32, (1, 2), (0, 0), 1)
+    encoder, decoder = Encoder(*shape), Decoder(*shape, False, (), adaptive_norm, depth_to_space)
+    with torch.no_grad():
+        for parameter in (*encoder.parameters(), *decoder.parameters()):
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    images = torch.randn(1, 3, 6, 10)
+    results = []
+    for dtype, device, layout in (
+        (torch.float64, "cpu", torch.contiguous_format),
+        (torch.float32, DEVICE, torch.channels_last),
+    ):
+        for network in (encoder, decoder):
+            network.to(device, dtype, memory_format=layout).zero_grad()
+        x = images.to(device, dtype, memory_format=layout).requires_grad_()
+        with watch_kernels() as ran:
+            latent = encoder(x)
+            out = decoder(latent)
+            out.square().mean().backward()
+        assert bool(ran) == (layout is torch.channels_last)
+        parameters = {f"encoder.{n}": p for n, p in encoder.named_parameters()}
+        parameters |= {f"decoder.{n}": p for n, p in decoder.named_parameters()}
+        results.append({"latent": latent, "out": out, "x": x.grad} | {n: p.grad for n, p in parameters.items()})
+        results[-1] = {name: value.detach().cpu().double() for name, value in results[-1].items()}
+    plain_results, fused_results = results
+    for name, value in fused_results.items():
+        assert_close(value, plain_results[name], 1e-4, scale=plain_results["x"].norm() / 10)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+def test_compiled_network_is_one_graph_with_equal_gradients():
+    from gsqtok.networks import Decoder
+
+    shape = (8, 32, (1, 2), (1, 0), 1, False, (), True, True)
+    decoder = Decoder(*shape).cuda().to(memory_format=torch.channels_last)
+    latent = innermost(2, 8, 6, 5)
+    compiled = torch.compile(decoder, fullgraph=True)
+    results = []
+    for network in (decoder, compiled):
+        decoder.zero_grad()
+        with torch.autocast("cuda", torch.bfloat16):
+            out = network(latent)
+        out.float().square().mean().backward()
+        results.append([out.detach(), *(p.grad.clone() for p in decoder.parameters())])
+    for found, expected in zip(*reversed(results), strict=True):
+        assert_close(found, expected, 3e-2, scale=1e-4)
+
+
+@contextmanager
+def watch_kernels():
+    ran = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func.namespace == "gsqtok":
+                ran.append(func)
+            return func(*args, **(kwargs or {}))
+
+    with Watch():
+        yield ran
