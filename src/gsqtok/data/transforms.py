@@ -32,7 +32,7 @@ class ImageTransform:
         max_resize: with a random crop, the short side becomes a random length from ``size`` to ``max_resize`` (at most
             its own, if that is larger than ``size``): pictures are seen at several scales.
         resample: "bicubic" or "lanczos".
-        fast: resize with torch's bicubic kernel instead of Pillow's: about twice the pictures a second from
+        fast: resize with torch's bicubic kernel instead of Pillow's: nearly twice the pictures a second from
             photographs, and values that differ by at most 2 of 255 (measured; docs/token-datasets.md).
     """
 
