@@ -106,3 +106,18 @@ def test_a_strip_is_refused_before_it_fills_the_memory(crop):
 def test_bad_options(options):
     with pytest.raises(ValueError):
         ImageTransform(**options)
+
+
+@pytest.mark.parametrize("size", [16, 40, 90])
+def test_fast_resizing_differs_by_two_levels_at_most(size):
+    small = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
+    for picture in (
+        Image.fromarray(small).resize((75, 51), Image.Resampling.BICUBIC),
+        Image.new("RGB", (75, 51), "red"),
+    ):
+        exact = ImageTransform(size).pixels(picture).astype(int)
+        fast = ImageTransform(size, fast=True).pixels(picture).astype(int)
+        assert fast.shape == exact.shape
+        assert np.abs(fast - exact).max() <= 2
+    with pytest.raises(ValueError, match="bicubic"):
+        ImageTransform(size, fast=True, resample="lanczos")

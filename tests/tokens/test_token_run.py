@@ -84,7 +84,7 @@ def test_columns_are_carried_along(tmp_path, run):
 
 
 def test_native_aspect_pads_like_the_tokenizer(tmp_path, run, tiny_tokenizer):
-    sizes = [(9, 16), (16, 9), (9, 13), (13, 10), (8, 8), (9, 15)]
+    sizes = [(9, 16), (16, 9), (9, 13), (13, 10), (8, 8), (9, 15)]  # and one of a single position, below
     (tmp_path / "in").mkdir()
     for i, size in enumerate(sizes):
         (tmp_path / "in" / f"{i}.png").write_bytes(png(i, size))
@@ -94,6 +94,10 @@ def test_native_aspect_pads_like_the_tokenizer(tmp_path, run, tiny_tokenizer):
         assert (grid, size) == ([-(-height // 4), -(-width // 4), 2], [height, width])
         image = ImageTransform(None, crop="none")(decode_image(png(i, (width, height))))
         assert np.array_equal(np.reshape(tokens, grid), tiny_tokenizer.encode(image[None])[0].numpy())
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one/tiny.png").write_bytes(png(7, (3, 2)))
+    run(tmp_path / "one", tmp_path / "one-out", views=Views(None, "none"))
+    assert rows_of(tmp_path / "one-out")["tiny.png", 0][1] == [1, 1, 2]
 
 
 def test_ten_crops_are_ten_rows_of_one_picture(tmp_path, run):
@@ -248,3 +252,18 @@ def test_any_source_ends_in_rows_or_rejects_once(tiny_tokenizer, pictures, kind,
         assert not keys & rejects.keys()
         assert len(keys) + len(rejects) == len(pictures)
         assert verify(folder / "out") == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize(("precision", "agree"), [("fp32", 0.98), ("bf16", 0.6)])
+def test_on_a_gpu(mixed, tmp_path, run, tiny_tokenizer, precision, agree):
+    run(mixed, tmp_path / "cpu")
+    options = RunOptions(views=Views(8), shard_size=4, workers=2, max_pixels=MAX_PIXELS, precision=precision)
+    tokenize(tiny_tokenizer.to("cuda"), mixed, tmp_path / "gpu", options)
+    one, other = rows_of(tmp_path / "cpu"), rows_of(tmp_path / "gpu")
+    assert one.keys() == other.keys()
+    assert rejects_of(tmp_path / "cpu") == rejects_of(tmp_path / "gpu")
+    same = [np.equal(one[key][0], other[key][0]).mean() for key in one]
+    assert np.mean(same) > agree
+    assert verify(tmp_path / "gpu") == []

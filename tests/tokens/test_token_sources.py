@@ -62,6 +62,18 @@ def test_long_and_unicode_names_in_a_tar_shard(tmp_path):
     assert [(row.key, row.data) for row in rows] == [(f"x.tar/{name}", data) for name, data in members]
 
 
+def test_names_that_are_no_utf8_in_a_tar_shard(tmp_path):
+    path = write_tar(tmp_path / "x.tar", [("aXb.png", png(0)), ("c.png", png(1))])
+    data = bytearray(path.read_bytes())
+    header = data[:512]
+    header[1], header[148:156] = 0xE4, b" " * 8  # Latin-1, and the checksum anew
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[:512] = header
+    path.write_bytes(data)
+    rows = everything(open_pictures(path))
+    assert [(row.key, row.data) for row in rows] == [("x.tar/a\\xe4b.png", png(0)), ("x.tar/c.png", png(1))]
+
+
 def test_label_and_caption_belong_to_their_sample(tmp_path):
     members = [
         ("a.cls", b"3"),
@@ -108,6 +120,20 @@ def test_a_tar_shard_with_a_damaged_header(tmp_path):
     rows = everything(open_pictures(path))
     assert [row.key for row in rows if not row.error] == [f"x.tar/{i}.png" for i in range(5)]
     assert [row.key for row in rows if row.error] == ["x.tar/(unreadable after 4.png: damaged header)"]
+
+
+def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
+    import datasets
+
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=["a", "b"])})
+    rows = {"img": [{"bytes": png(i), "path": None} for i in range(5)], "label": [0, 1, 0, 1, 1]}
+    dataset = datasets.Dataset.from_dict(rows, features=features)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: dataset)
+    source = open_pictures(f"nobody/{tmp_path.name}", "train", carry=("label", "caption"))
+    assert [str(field.type) for field in source.fields] == ["int64"]
+    rows = everything(source, size=2)
+    assert [(row.data, row.columns["label"]) for row in rows] == [(png(i), [0, 1, 0, 1, 1][i]) for i in range(5)]
+    assert rows[3].key == "train-000003"
 
 
 def test_empty_sources(tmp_path):

@@ -33,6 +33,8 @@ def main(argv: list[str]) -> None:
         import torch
 
         args.device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
+        if args.device != "cpu":  # kernels start on the current device
+            torch.cuda.set_device(args.device)
     tokenizer = load_model(args)
     try:
         result = tokenize(tokenizer, args.source, args.output, _options(args), model=args.model)
@@ -60,6 +62,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--resize", type=int, help="short side before cropping (default: --size; ten crops: 1.1 times that)")
     p.add_argument("--flip", action="store_true", help="add the mirror image of each")
     p.add_argument("--resample", choices=("bicubic", "lanczos"), default="bicubic", help="default: bicubic")
+    p.add_argument("--fast-resize", action="store_true", help="by torch, not Pillow: pixels differ by 2 of 255 at most")
     p.add_argument("--max-pixels", type=int, help="reject larger pictures (default: above 89 million pixels)")
     p.add_argument("--carry", nargs="*", default=["label", "caption"], metavar="COLUMN", help="default: label caption")
     p.add_argument("--shard-size", type=int, default=8192, help="pictures in a shard, at most (default: 8192)")
@@ -80,7 +83,7 @@ def _options(args: argparse.Namespace) -> RunOptions:
         raise ValueError("--ray-address goes with --engine ray")
     crop = args.crop or ("center" if args.size else "none")
     return RunOptions(
-        views=Views(args.size or None, crop, args.resize, args.flip, args.resample),
+        views=Views(args.size or None, crop, args.resize, args.flip, args.resample, args.fast_resize),
         split=args.split,
         carry=tuple(args.carry),
         shard_size=args.shard_size,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.nn import functional
 
 from gsqtok.data.decode import BrokenImageError
 
@@ -31,6 +32,8 @@ class ImageTransform:
         max_resize: with a random crop, the short side becomes a random length from ``size`` to ``max_resize`` (at most
             its own, if that is larger than ``size``): pictures are seen at several scales.
         resample: "bicubic" or "lanczos".
+        fast: resize with torch's bicubic kernel instead of Pillow's: nearly twice the pictures a second from
+            photographs, and values that differ by at most 2 of 255 (measured; docs/token-datasets.md).
     """
 
     size: int | None = 256
@@ -38,6 +41,7 @@ class ImageTransform:
     flip: bool = False
     resample: Literal["bicubic", "lanczos"] = "bicubic"
     max_resize: int | None = None
+    fast: bool = False
 
     def __post_init__(self) -> None:
         if self.size is not None and self.size < 1:
@@ -46,6 +50,8 @@ class ImageTransform:
             raise ValueError(f"crop must be 'center', 'random' or 'none', got {self.crop!r}")
         if self.resample not in _FILTERS:
             raise ValueError(f"resample must be one of {', '.join(_FILTERS)}, got {self.resample!r}")
+        if self.fast and self.resample != "bicubic":
+            raise ValueError(f"fast resizing is bicubic, not {self.resample}")
         if self.size is None and self.crop != "none":
             raise ValueError(f"crop {self.crop!r} needs a size; with size=None use crop='none'")
         if self.max_resize is not None and (self.crop != "random" or self.max_resize < self.size):
@@ -69,29 +75,36 @@ class ImageTransform:
         """The same before the change of type: uint8 (H, W, 3). A batch is turned into floats at once."""
         if self.random and generator is None:
             raise ValueError("a random crop or flip needs a numpy Generator")
-        if self.size is not None:
-            image = self._resize(image, self.size, generator)
-        pixels = np.asarray(image)
+        pixels = np.asarray(image) if self.size is None else self._resized(image, self.size, generator)
         return pixels[:, ::-1] if self.flip and generator.random() < 0.5 else pixels
 
-    def _resize(self, image: Image.Image, size: int, generator: np.random.Generator | None) -> Image.Image:
+    def _resized(self, image: Image.Image, size: int, generator: np.random.Generator | None) -> np.ndarray:
         width, height = image.size
         short, target = min(width, height), size
         if self.max_resize is not None:
             target = int(generator.integers(size, max(size, min(self.max_resize, short)) + 1))
-        full_width, full_height = int(target * width / short), int(target * height / short)
+        full_width, full_height = full = (int(target * width / short), int(target * height / short))
         if full_width * full_height > _MAX_RESIZED_PIXELS:
             raise BrokenImageError(f"{width} x {height} would be {full_width} x {full_height} after resizing")
-        if image.size != (full_width, full_height):
-            image = image.resize((full_width, full_height), _FILTERS[self.resample])
-        if self.crop == "none":
-            return image
+        left, top, right, bottom = 0, 0, full_width, full_height
         if self.crop == "center":
             left, top = round((full_width - size) / 2), round((full_height - size) / 2)
-        else:
+        elif self.crop == "random":
             left = int(generator.integers(full_width - size + 1))
             top = int(generator.integers(full_height - size + 1))
-        return image.crop((left, top, left + size, top + size))
+        if self.crop != "none":
+            right, bottom = left + size, top + size
+        if image.size != full and self.fast:
+            return _fast(image, full)[top:bottom, left:right]
+        if image.size != full:
+            image = image.resize(full, _FILTERS[self.resample])
+        return np.asarray(image if self.crop == "none" else image.crop((left, top, right, bottom)))
+
+
+def _fast(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+    """Bicubic and antialiased, on bytes, for which torch has vector instructions: uint8 (H, W, 3)."""
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    return functional.interpolate(pixels, size[::-1], mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:

@@ -23,10 +23,10 @@ class Encode:
     """Encodes chunks.
 
     Args:
-        tokenizer: on its device, in evaluation mode; it is prepared in place.
+        tokenizer: on its device, in evaluation mode; on CUDA it is optimized in place (``ImageTokenizer.optimize``).
         batch_size: squares of ``side`` x ``side`` pixels in a batch; of other shapes, as many pixels.
         side: see ``batch_size``.
-        precision: "fp32" or "bf16" (autocast; the quantizer stays in float32).
+        precision: of the encoder, "fp32" or "bf16"; the quantizer stays in float32.
         compile: run the encoder through ``torch.compile``.
         shapes_vary: pictures of many shapes will come, so that compiled code should be generic.
     """
@@ -44,12 +44,15 @@ class Encode:
         if precision not in ("fp32", "bf16"):
             raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
         self.tokenizer = tokenizer
-        self.precision = precision
         self.dtype = np.min_scalar_type(tokenizer.quantizer.codebook_size - 1)
         self.device = tokenizer.device
-        if self.device.type == "cuda":  # convolutions are fastest so
+        self._autocast = precision == "bf16"
+        if self.device.type == "cuda" and not compile:
+            # No CUDA graphs: while one is recorded, the thread that pins the next pictures must not allocate.
+            tokenizer.optimize(torch.bfloat16 if precision == "bf16" else torch.float32, cuda_graphs=False)
+            self._autocast = False
+        elif compile:
             tokenizer.encoder.to(memory_format=torch.channels_last)
-        if compile:
             tokenizer.encoder.compile(dynamic=shapes_vary or None)
         self.side = side
         self.batch_size = batch_size or self._find_batch_size()
@@ -68,8 +71,11 @@ class Encode:
         """uint8 (n, H, W, 3) on the device -> (n, h, w, G) int64."""
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         images = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(127.5).sub_(1)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            return self.tokenizer.encode(images)
+        count = len(images)
+        if count == 1 and images.shape[2:].numel() == self.tokenizer.factor**2:
+            images = images.repeat(2, 1, 1, 1)  # torch refuses to normalise a single value, alone in its batch
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            return self.tokenizer.encode(images)[:count]
 
     def _grids(self, views: Tensor) -> list[np.ndarray | str]:
         """The same as arrays; where memory does not suffice, in halves, and a single picture is given up."""
@@ -93,7 +99,7 @@ class Encode:
         batch = 4
         while batch <= _LARGEST_BATCH:
             try:
-                now = self._pictures_per_second(batch)
+                now = self.pictures_per_second(batch)
             except torch.cuda.OutOfMemoryError:
                 break
             if now < rate * _WORTHWHILE:
@@ -103,14 +109,20 @@ class Encode:
         torch.cuda.empty_cache()
         return best
 
-    def _pictures_per_second(self, batch: int, seconds: float = 0.3) -> float:
+    def pictures_per_second(self, batch: int, seconds: float = 0.3) -> float:
+        """Pictures a second in batches of this size, without reading or decoding."""
         views = torch.randint(256, (batch, self.side, self.side, 3), dtype=torch.uint8, device=self.device)
         self.tokens(views)  # compiles, and lets the libraries choose
         self.tokens(views)
-        torch.cuda.synchronize()
+        _wait(self.device)
         start, runs = time.perf_counter(), 0
         while (elapsed := time.perf_counter() - start) < seconds:
             self.tokens(views)
-            torch.cuda.synchronize()
+            _wait(self.device)
             runs += 1
         return runs * batch / elapsed
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

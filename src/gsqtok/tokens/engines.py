@@ -5,6 +5,7 @@ Both engines decode and encode the same chunks with the same code, so both give 
 
 from __future__ import annotations
 
+import logging
 import os
 import pickle
 import time
@@ -137,6 +138,7 @@ def ray(
             logging_level="ERROR",
             include_dashboard=False if address is None else None,
         )
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     try:

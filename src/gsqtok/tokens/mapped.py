@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from pathlib import Path
 from typing import Any
@@ -46,6 +45,7 @@ class MappedShard:
         tokens = self.batch.column("tokens")
         self._offsets = np.frombuffer(tokens.buffers()[1], np.int32)
         self._tokens = tokens.values.to_numpy()
+        self._columns: dict[str, np.ndarray | pa.Array] = {}
         self._grids = self.batch.column("grid").flatten().to_numpy().reshape(-1, 3)
 
     def grid(self, row: int) -> np.ndarray:
@@ -58,10 +58,12 @@ class MappedShard:
         value = values[row]
         return value.as_py() if isinstance(value, pa.Scalar) else value.item()
 
-    @functools.cache  # noqa: B019 (a shard lives as long as its data set)
     def _column(self, name: str) -> np.ndarray | pa.Array:
-        column = self.batch.column(name)
-        return column.to_numpy() if pa.types.is_integer(column.type) and not column.null_count else column
+        if name not in self._columns:
+            column = self.batch.column(name)
+            plain = pa.types.is_integer(column.type) and not column.null_count
+            self._columns[name] = column.to_numpy() if plain else column
+        return self._columns[name]
 
 
 def _unpack(path: Path, target: Path) -> None:

@@ -25,7 +25,8 @@ from gsqtok.tokens.sources import PictureSource, open_pictures
 from gsqtok.tokens.views import Views
 
 CARRIED = ("label", "caption")
-_WRITING = 2  # shards waiting to be written
+_WRITERS = 2  # threads; compressing takes one about as long as a fast GPU takes to encode
+_WRITING = 3  # shards waiting to be written
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ def tokenize(
     process loses the unit in hand, and the same command, with any number of processes, goes on.
 
     Args:
-        tokenizer: on its device.
+        tokenizer: on its device; on CUDA it is optimized in place, to bfloat16 if the options say so.
         source: see ``open_pictures``.
         output: a folder.
         options: how.
@@ -144,7 +145,7 @@ def tokenize(
     with RunProgress(folder, sum(unit.pictures for unit in own), rank) as progress:
         _write_units(folder, plan, own, _counted(chunks, progress), schema)
         figures = progress.figures()
-    figures["waiting"] = round(waiting.seconds / figures["seconds"], 4)
+    figures["waiting"] = round(waiting.seconds / max(figures["seconds"], 1e-3), 4)
     whole = None
     if len(manifest.done_units(folder, plan)) == len(plan.units):
         whole = manifest.finish(folder, plan, header | {"model": model, "source": str(source)})
@@ -186,11 +187,11 @@ def _counted(chunks: Iterator[EncodedChunk], progress: RunProgress) -> Iterator[
 def _write_units(
     folder: Path, plan: Plan, own: Sequence[Unit], chunks: Iterator[EncodedChunk], schema: pa.Schema
 ) -> None:
-    """Gather chunks, in whatever order, and write each unit when it is whole, in a thread of its own."""
+    """Gather chunks, in whatever order, and write each unit when it is whole, in a thread."""
     units = {unit.number: unit for unit in own}
     gathered: dict[int, dict[int, EncodedChunk]] = {}
     writing: list[Future[None]] = []
-    with ThreadPoolExecutor(1) as writer:
+    with ThreadPoolExecutor(_WRITERS) as writer:
         for chunk in chunks:
             unit, parts = units[chunk.unit], gathered.setdefault(chunk.unit, {})
             parts[chunk.index] = chunk

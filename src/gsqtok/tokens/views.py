@@ -22,6 +22,7 @@ class Views:
         resize: the short side before the crop; default: ``size``, and 1.1 ``size`` (rounded) for ten crops.
         flip: add each view's mirror image.
         resample: "bicubic" or "lanczos".
+        fast: see ``gsqtok.data.ImageTransform``.
     """
 
     size: int | None = 256
@@ -29,6 +30,7 @@ class Views:
     resize: int | None = None
     flip: bool = False
     resample: Literal["bicubic", "lanczos"] = "bicubic"
+    fast: bool = False
     _resized: ImageTransform = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -43,7 +45,7 @@ class Views:
         if self.resize is not None and self.resize < self.size:
             raise ValueError(f"resize must be at least size, got {self.resize} < {self.size}")
         short = self.resize or (round(1.1 * self.size) if self.crop == "ten" else self.size)
-        object.__setattr__(self, "_resized", ImageTransform(short, crop="none", resample=self.resample))
+        object.__setattr__(self, "_resized", ImageTransform(short, crop="none", resample=self.resample, fast=self.fast))
 
     @property
     def number(self) -> int:
@@ -53,7 +55,7 @@ class Views:
     def settings(self) -> dict[str, int | str | bool | None]:
         """What the views depend on, for JSON."""
         settings = {"size": self.size, "crop": self.crop, "resize": self._resized.size}
-        return settings | {"flip": self.flip, "resample": self.resample}
+        return settings | {"flip": self.flip, "resample": self.resample, "fast": self.fast}
 
     def __call__(self, picture: Image.Image) -> list[np.ndarray]:
         """RGB picture -> its views, uint8 (H, W, 3) each.

@@ -1,0 +1,234 @@
+"""Token data sets: reading a million rows, disk for a row, and the pipeline against the bare encoder.
+
+    python benchmarks/tokens.py read                                  # 1,000,000 made-up rows of 256 tokens, V = 8192
+    python benchmarks/tokens.py decode pictures.parquet --size 256    # pictures/s a core of each JPEG decoder
+    python benchmarks/tokens.py pipeline pictures.parquet --model runs/mine --pictures 20000 --precision bf16
+
+``read`` makes the rows in a temporary folder (0.5 GB, and as much unpacked), then opens them in a fresh process: the
+first access to each shard unpacks it, which is timed apart, as is the second process, which finds the unpacked files.
+Memory is what the process holds for itself; pages of mapped files belong to the system, which takes them back at need.
+
+``pipeline`` packs the JPEG pictures of a parquet file, again and again, into tar shards, and compares the pictures/s of
+``tokenize`` with those of the encoder alone on pixels that are already on the device, in the same batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import itertools
+import json
+import os
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+
+def made_up(folder: Path, rows: int, tokens: int, codebook_size: int) -> None:
+    """A token data set of random tokens, one group, square grids."""
+    import pyarrow as pa
+
+    from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
+    from gsqtok.tokens import manifest
+    from gsqtok.tokens.plan import Plan, Unit, keys_digest, write_plan
+    from gsqtok.tokens.shards import shard_schema
+    from gsqtok.tokens.views import Views
+
+    quantizer = {"name": "gsq", "groups": 1, "codebook_size": codebook_size}
+    tokenizer = ImageTokenizer(TokenizerConfig(latent_dim=8, channels=32, quantizer=quantizer))
+    header = manifest.header(tokenizer, Views(256).settings())
+    schema = shard_schema(codebook_size, [pa.field("label", pa.int64())], header)
+    generator, side, shard = np.random.default_rng(0), int(tokens**0.5), 8192
+    keys = [[f"train-{row:07d}" for row in range(a, min(a + shard, rows))] for a in range(0, rows, shard)]
+    units = [Unit(number, len(own), keys_digest(own), ()) for number, own in enumerate(keys)]
+    plan = Plan({"columns": [["label", "int64"]]}, 1, tuple(units))
+    write_plan(folder, plan)
+    for unit, own in zip(units, keys, strict=True):
+        n = len(own)
+        flat = generator.integers(0, codebook_size, n * tokens).astype(np.min_scalar_type(codebook_size - 1))
+        offsets = np.arange(0, n * tokens + 1, tokens, dtype=np.int32)
+        columns = {
+            "key": own,
+            "view": np.zeros(n, np.uint8),
+            "tokens": pa.ListArray.from_arrays(offsets, flat),
+            "grid": pa.array([[side, side, 1]] * n, schema.field("grid").type),
+            "size": pa.array([[500, 375]] * n, schema.field("size").type),
+            "label": generator.integers(0, 1000, n),
+        }
+        manifest.write_part(folder, unit, len(units), pa.table(columns, schema=schema), [])
+    manifest.finish(folder, plan, header | {"model": None, "source": "made up"})
+
+
+def own_memory() -> float:
+    """MB that this process holds for itself, without pages of mapped files."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) / 1024
+
+
+def read_once(folder: str, cache: str, accesses: int) -> None:
+    """Print the figures of one fresh process as JSON."""
+    from gsqtok.tokens import TokenDataset
+
+    start = time.perf_counter()
+    dataset = TokenDataset(folder, cache=cache, columns=("label",))
+    opened = time.perf_counter() - start
+    start = time.perf_counter()
+    for shard in range(0, len(dataset), 8192):
+        dataset[shard]
+    unpacked = time.perf_counter() - start
+    order = np.random.default_rng(1).integers(0, len(dataset), accesses).tolist()
+    start = time.perf_counter()
+    for row in order:
+        dataset[row]
+    rate = accesses / (time.perf_counter() - start)
+    print(json.dumps({"open": opened, "unpack": unpacked, "rate": rate, "memory": own_memory()}))
+
+
+def read(args: argparse.Namespace) -> None:
+    """Make rows, read them in two processes one after the other."""
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        made_up(folder / "tokens", args.rows, args.tokens, args.codebook_size)
+        shards = sum(file.stat().st_size for file in (folder / "tokens/data").iterdir())
+        stored = args.tokens * np.min_scalar_type(args.codebook_size - 1).itemsize
+        bits = args.tokens * np.log2(args.codebook_size) / 8
+        print(f"disk: {shards / args.rows:.1f} bytes a row; log2(V) bits a token: {bits:.1f}, integers {stored}:")
+        print(f"{shards / args.rows / stored:.3f} of the latter")
+        print("process   open, s   unpack, s   random rows/s   memory, MB")
+        for process in ("first", "second"):
+            command = [sys.executable, __file__, "read-once", name + "/tokens", name + "/cache", str(args.accesses)]
+            figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            print(
+                f"{process:<9} {figures['open']:>7.2f} {figures['unpack']:>11.2f} {figures['rate']:>15,.0f} "
+                f"{figures['memory']:>12.0f}"
+            )
+
+
+def jpegs(parquet: str) -> list[bytes]:
+    """The JPEG pictures of a parquet file."""
+    import pyarrow.parquet as pq
+
+    images = pq.read_table(parquet, columns=["image"])["image"].to_pylist()
+    return [image["bytes"] for image in images if image["bytes"][:2] == b"\xff\xd8"]
+
+
+def decode(args: argparse.Namespace) -> None:
+    """Pictures/s a core: decoding alone, and with the resizing and cropping that follow."""
+    import simplejpeg
+    import torch
+    from PIL import Image
+    from torchvision.io import decode_jpeg
+    from torchvision.transforms import v2
+
+    from gsqtok.tokens.views import Views
+
+    torch.set_num_threads(1)
+    data, views, fast = jpegs(args.source)[:300], Views(args.size), Views(args.size, fast=True)
+    resize = v2.Compose([v2.Resize(args.size, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(args.size)])
+
+    def pillow(picture: bytes) -> Image.Image:
+        return Image.open(io.BytesIO(picture)).convert("RGB")
+
+    def simple(picture: bytes) -> Image.Image:
+        return Image.fromarray(simplejpeg.decode_jpeg(picture, "RGB"))
+
+    def vision(picture: bytes) -> torch.Tensor:
+        return decode_jpeg(torch.frombuffer(bytearray(picture), dtype=torch.uint8))
+
+    print("decoder                      alone   with resizing and cropping, pictures/s a core")
+    decoders = {"Pillow": (pillow, views), "simplejpeg": (simple, views), "torchvision": (vision, resize)}
+    decoders |= {"simplejpeg, --fast-resize": (simple, fast)}
+    works = {
+        (name, whole): (lambda picture, d=decoder, r=rest: r(d(picture))) if whole else decoder
+        for name, (decoder, rest) in decoders.items()
+        for whole in (False, True)
+    }
+    best = dict.fromkeys(works, float("inf"))
+    for _ in range(5):  # in turn, so that none has the machine when it is quiet
+        for key, work in works.items():
+            start = time.process_time()
+            for picture in data:
+                work(picture)
+            best[key] = min(best[key], time.process_time() - start)
+    for name in decoders:
+        alone, whole = (len(data) / best[name, whole] for whole in (False, True))
+        print(f"{name:<26} {alone:>7,.0f} {whole:>7,.0f}")
+
+
+def pipeline(args: argparse.Namespace) -> None:
+    """``tokenize`` from JPEG tar shards against the bare encoder."""
+    import torch
+
+    from gsqtok.tokenizer import ImageTokenizer
+    from gsqtok.tokens.encode import Encode
+    from gsqtok.tokens.run import RunOptions, tokenize
+    from gsqtok.tokens.views import Views
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    tokenizer = ImageTokenizer.from_pretrained(args.model).to(device)
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        pack(jpegs(args.source), Path(name), args.pictures)
+        encode = Encode(tokenizer, side=args.size, precision=args.precision, compile=args.compile)
+        seconds = 1.0 if device == "cpu" else 5.0
+        bare = encode.pictures_per_second(encode.batch_size, seconds)
+        options = RunOptions(
+            views=Views(args.size, fast=args.fast_resize),
+            precision=args.precision,
+            workers=args.workers,
+            batch_size=encode.batch_size,
+        )
+        result = tokenize(tokenizer, name + "/*.tar", name + "/tokens", options)
+        figures = result.figures
+        print(f"on {torch.cuda.get_device_name() if device == 'cuda' else 'a CPU'}, batches of {encode.batch_size}:")
+        rate, wait = figures["pictures_per_second"], figures["waiting"]
+        print(f"bare encoder     {bare:>9,.0f} pictures/s")
+        print(f"tokenize         {rate:>9,.0f} pictures/s: {rate / bare:.1%}")
+        print(f"model waited     {wait:>9.1%} of the time for pictures, which {result.workers} processes decode")
+        print(f"decoding, a core {figures['decoded_per_core_second']:>9,.0f} pictures/s of processor time")
+
+
+def pack(pictures: list[bytes], folder: Path, number: int) -> None:
+    """Tar shards of 1000 pictures."""
+    repeated = itertools.cycle(pictures)
+    for first in range(0, number, 1000):
+        with tarfile.open(folder / f"{first // 1000:05d}.tar", "w") as archive:
+            for row in range(first, min(first + 1000, number)):
+                data = next(repeated)
+                info = tarfile.TarInfo(f"{row:07d}.jpg")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+
+
+def main() -> None:
+    """See above."""
+    if sys.argv[1:2] == ["read-once"]:
+        read_once(sys.argv[2], sys.argv[3], int(sys.argv[4]))
+        return
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("what", choices=("read", "decode", "pipeline"))
+    p.add_argument("source", nargs="?", help="decode, pipeline: a parquet file with JPEG pictures")
+    p.add_argument("--folder", default=os.environ.get("TMPDIR"), help="where temporary files go")
+    p.add_argument("--rows", type=int, default=1_000_000)
+    p.add_argument("--tokens", type=int, default=256, help="of a row, a square number")
+    p.add_argument("--codebook-size", type=int, default=8192)
+    p.add_argument("--accesses", type=int, default=200_000)
+    p.add_argument("--size", type=int, default=256)
+    p.add_argument("--model")
+    p.add_argument("--pictures", type=int, default=20_000)
+    p.add_argument("--workers", type=int)
+    p.add_argument("--precision", default="fp32")
+    p.add_argument("--compile", action="store_true")
+    p.add_argument("--fast-resize", action="store_true")
+    args = p.parse_args()
+    if args.what != "read" and args.source is None:
+        p.error(f"{args.what} needs a parquet file with JPEG pictures")
+    {"read": read, "decode": decode, "pipeline": pipeline}[args.what](args)
+
+
+if __name__ == "__main__":
+    main()

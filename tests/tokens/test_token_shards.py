@@ -1,0 +1,46 @@
+"""What a shard takes on disk."""
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from gsqtok.tokens.chunks import EncodedChunk, Picture
+from gsqtok.tokens.shards import read_header, shard_schema, shard_table, write_shard
+
+
+def chunks(codebook_size, pictures, shape):
+    generator = np.random.default_rng(0)
+    dtype = np.min_scalar_type(codebook_size - 1)
+    for first in range(0, pictures, 500):
+        keys = [f"n{i % 7:05d}/n{i % 7:05d}_{i:05d}.JPEG" for i in range(first, first + 500)]
+        own = [Picture(key, (375, 500), {"label": i % 7}) for i, key in enumerate(keys)]
+        tokens = [((i, 0), generator.integers(0, codebook_size, shape).astype(dtype)) for i in range(500)]
+        yield EncodedChunk(0, first, own, [], tokens, 0, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("codebook_size", "dtype"), [(2, "uint8"), (256, "uint8"), (8192, "uint16"), (65536, "uint16"), (2**18, "uint32")]
+)
+def test_tokens_take_their_bits_and_rows_few_bytes_more(tmp_path, codebook_size, dtype):
+    schema = shard_schema(codebook_size, [pa.field("label", pa.int64())], {"some": "header"})
+    table = shard_table(chunks(codebook_size, 2000, (8, 8, 4)), schema)
+    assert str(table.schema.field("tokens").type.value_type) == dtype
+    written = write_shard(table, tmp_path / "data/x.parquet")
+    assert written["bytes"] == (tmp_path / "data/x.parquet").stat().st_size
+    bytes_a_row = written["bytes"] / 2000
+    assert bytes_a_row < 256 * np.dtype(dtype).itemsize * 1.1 + 64
+    assert bytes_a_row < 256 * np.log2(codebook_size) / 8 * 1.1 + 64
+    assert read_header(tmp_path / "data/x.parquet") == {"some": "header"}
+    assert pq.read_table(tmp_path / "data/x.parquet").equals(table)
+
+
+def test_a_column_with_a_name_of_ours_is_refused():
+    with pytest.raises(ValueError, match="'grid' cannot be carried along"):
+        shard_schema(8, [pa.field("grid", pa.int64())], {})
+
+
+def test_another_file_is_no_shard(tmp_path):
+    pq.write_table(pa.table({"a": [1]}), tmp_path / "x.parquet")
+    with pytest.raises(ValueError, match="not a shard of tokens"):
+        read_header(tmp_path / "x.parquet")
