@@ -8,7 +8,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from gsqtok.interop.flex_gen import CHECKPOINT_FILE, check_fit, load_flex_gen
 from gsqtok.interop.hub import download, upload
 from gsqtok.interop.model_card import CARD_FILE, write_card
-from gsqtok.networks import Decoder, Encoder
+from gsqtok.networks import Decoder, Encoder, tiled
 from gsqtok.networks.blocks import NORM_GROUPS
 from gsqtok.networks.replay import Replays
 from gsqtok.quantizers import build_quantizer
@@ -221,21 +221,26 @@ class ImageTokenizer(nn.Module):
         self._replays = Replays() if cuda and cuda_graphs else None
         return self.eval()
 
-    def _run(self, network: nn.Module, x: Tensor, pixels: int) -> Tensor:
+    def _run(self, network: Encoder | Decoder, x: Tensor, pixels: int, tile: int | None) -> Tensor:
+        if tile is not None:
+            return tiled.run(network, x, tile)
         return network(x) if self._replays is None else self._replays(network, x, pixels)
 
     @torch.no_grad()
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, tile: int | None = None) -> Tensor:
         """Images to tokens.
 
         Args:
             images: (B, 3, H, W) floating point in [-1, 1].
+            tile: for pictures that do not fit the device: positions a side, of any layer, that are on it at a time
+                (even, such as 512); feature maps are kept where ``images`` are, which may be another device. Latents
+                are those of the whole picture up to rounding (`gsqtok.networks.tiled`). None takes the whole at once.
 
         Returns:
-            (B, ceil(H / f), ceil(W / f), G) int64, each in [0, V).
+            (B, ceil(H / f), ceil(W / f), G) int64, each in [0, V); on the device of ``images``.
 
         Raises:
-            ValueError: wrong rank or channels, an empty image, values outside [-1, 1] or not finite.
+            ValueError: wrong rank or channels, an empty image, values outside [-1, 1] or not finite; an odd tile.
             TypeError: not floating point.
         """
         _check_images(images)
@@ -247,25 +252,26 @@ class ImageTokenizer(nn.Module):
                     "images.float() / 127.5 - 1"
                 )
         images = self._pad(images)
-        latent = self._run(self.encoder, images, images[:, 0].numel()).movedim(1, -1)
-        indices = self.quantizer(latent).indices
+        latent = self._run(self.encoder, images, images[:, 0].numel(), tile).movedim(1, -1)
+        indices = self._in_rows(lambda rows: self.quantizer(rows).indices, latent, tile)
         if (indices < 0).any():
             raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
         return indices
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, tile: int | None = None) -> Tensor:
         """Tokens to images.
 
         Args:
             tokens: (B, h, w, G) integers in [0, V).
             size: height and width in pixels to crop to; None keeps h * f and w * f.
+            tile: as for ``encode``; feature maps are kept where ``tokens`` are.
 
         Returns:
-            (B, 3, H, W) in [-1, 1].
+            (B, 3, H, W) in [-1, 1], on the device of ``tokens``.
 
         Raises:
-            ValueError: wrong rank or G, a token out of range, or a size that the grid does not have.
+            ValueError: wrong rank or G, a token out of range, a size that the grid does not have, an odd tile.
             TypeError: tokens that are not integers.
         """
         if tokens.ndim != 4:
@@ -275,10 +281,17 @@ class ImageTokenizer(nn.Module):
             height - self.factor < size[0] <= height and width - self.factor < size[1] <= width
         ):
             raise ValueError(f"a grid of {tuple(tokens.shape[1:3])} tokens makes {height}x{width} pixels, not {size}")
-        quantized = self.quantizer.decode(tokens).movedim(-1, 1)
+        quantized = self._in_rows(self.quantizer.decode, tokens, tile).movedim(-1, 1)
         quantized = quantized.to(self.decoder.conv_in.weight.dtype)
-        images = self._run(self.decoder, quantized, len(tokens) * height * width).clamp(-1, 1)
+        images = self._run(self.decoder, quantized, len(tokens) * height * width, tile).clamp_(-1, 1)
         return images if size is None else images[:, :, : size[0], : size[1]]
+
+    def _in_rows(self, function: Callable[[Tensor], Tensor], x: Tensor, tile: int | None) -> Tensor:
+        """``function(x)`` of x (B, h, w, ...); with a tile, rows of no more positions go through it at a time."""
+        if tile is None:
+            return function(x)
+        rows = x.split(max(1, tile**2 // x.shape[2]), 1)
+        return torch.cat([function(part.to(self.device)).to(x.device) for part in rows], 1)
 
     def decode_latent(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, D, h, w) to images (B, 3, h * f, w * f), not clamped, with gradient."""
