@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import gsqtok.checkpoint
 import gsqtok.tokenizer as module
 from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
 
@@ -374,7 +375,7 @@ def test_a_full_disk_leaves_the_old_tokenizer(tiny_tokenizer, saved, monkeypatch
         path.write_bytes(b"half a file")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(gsqtok.checkpoint, "save_file", full)
     with torch.no_grad():
         tiny_tokenizer.quantizer.codebook.neg_()
     with pytest.raises(OSError, match="No space left"):
