@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import gsqtok.checkpoint
 import gsqtok.tokenizer as module
 from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
 
@@ -152,6 +153,59 @@ def test_bad_tokens(tiny_tokenizer, bad, error, message):
 def test_impossible_sizes(tiny_tokenizer, size):
     with pytest.raises(ValueError, match="makes 8x8 pixels"):
         tiny_tokenizer.decode(torch.zeros(1, 2, 2, 2, dtype=torch.int64), size)
+
+
+def test_a_picture_of_one_position_and_one_value_a_group(tiny_config):
+    """One value a group normalises to 0, alone as in a batch; F.group_norm refuses it where it is alone."""
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, multipliers=(1, 1, 1), adaptive_norm=True)).eval()
+    images = torch.rand(2, 3, 3, 4) * 2 - 1
+    tokens = tokenizer.encode(images)
+    assert tokens.shape == (2, 1, 1, 2)
+    assert torch.equal(tokenizer.encode(images[:1]), tokens[:1])
+    torch.testing.assert_close(tokenizer.decode(tokens[:1]), tokenizer.decode(tokens)[:1])
+    out = tokenizer.train()(images[:1])
+    out.reconstruction.sum().backward()
+    assert all(p.grad.isfinite().all() for p in tokenizer.decoder.parameters())
+
+
+# Tiles
+
+
+@pytest.mark.parametrize("options", [{}, {"adaptive_norm": True, "depth_to_space": True, "middle_attention": True}])
+@pytest.mark.parametrize("size", [(30, 45), (1, 1), (3, 50)])
+def test_tiles_give_the_tokens_and_the_picture_of_the_whole(tiny_config, size, options):
+    torch.manual_seed(0)
+    tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, encoder_middle_blocks=2, **options)).eval().double()
+    images = torch.rand(2, 3, *size, dtype=torch.float64) * 2 - 1
+    tokens = tokenizer.encode(images)
+    assert torch.equal(tokenizer.encode(images, tile=8), tokens)
+    tiled = tokenizer.decode(tokens, size, tile=8)
+    torch.testing.assert_close(tiled, tokenizer.decode(tokens, size), atol=1e-9, rtol=1e-9)
+
+
+def test_tiles_of_the_embedded_tokenizer():
+    tokenizer = ImageTokenizer.from_pretrained()
+    ramp = torch.linspace(-1, 1, 64).expand(1, 3, 56, 64)
+    tokens = tokenizer.encode(ramp, tile=24)
+    assert (tokens == tokenizer.encode(ramp)).float().mean() > 0.99  # rounding decides between two codewords as near
+    torch.testing.assert_close(tokenizer.decode(tokens, tile=24), tokenizer.decode(tokens), atol=1e-4, rtol=0)
+
+
+def test_tiles_of_an_optimized_tokenizer(tiny_tokenizer, images):
+    tiny_tokenizer.optimize(torch.bfloat16)
+    tokens = tiny_tokenizer.encode(images)
+    assert (tiny_tokenizer.encode(images, tile=8) == tokens).float().mean() > 0.8
+    expected = tiny_tokenizer.decode(tokens).float()
+    assert (tiny_tokenizer.decode(tokens, tile=8).float() - expected).norm() / expected.norm() < 0.03
+
+
+def test_impossible_tiles(tiny_tokenizer, images):
+    for tile in (0, 7):
+        with pytest.raises(ValueError, match="even number"):
+            tiny_tokenizer.encode(images, tile=tile)
+        with pytest.raises(ValueError, match="even number"):
+            tiny_tokenizer.decode(torch.zeros(1, 2, 2, 2, dtype=torch.int64), tile=tile)
 
 
 # Configuration
@@ -321,7 +375,7 @@ def test_a_full_disk_leaves_the_old_tokenizer(tiny_tokenizer, saved, monkeypatch
         path.write_bytes(b"half a file")
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(gsqtok.checkpoint, "save_file", full)
     with torch.no_grad():
         tiny_tokenizer.quantizer.codebook.neg_()
     with pytest.raises(OSError, match="No space left"):

@@ -41,10 +41,15 @@ class GroupNorm(nn.GroupNorm):
             return fused.group_norm(x, self.weight, self.bias, self.num_groups, self.eps, self.silu, shift, dtype)
         if shift is not None:
             x = x + shift[:, None, None]
-        x = super().forward(x if dtype is None else x.to(self.weight.dtype))
+        x = _group_norm(x if dtype is None else x.to(self.weight.dtype), self)
         if dtype is not None:
             x = x.to(dtype)
         return F.silu(x) if self.silu else x
+
+
+def _group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    # F.group_norm refuses a single value a group, also in evaluation, but only where the batch is one picture.
+    return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
 def _autocasting(x: Tensor) -> bool:
@@ -155,11 +160,15 @@ class DepthToSpaceUpsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, 2H, 2W)."""
-        b, c, h, w = x.shape
         if fused.fusible(x):
             return fused.interleave(fused.convolve(self.conv, x), self.conv.bias)
-        blocks = self.conv(x).view(b, 2, 2, c, h, w)
-        return blocks.permute(0, 3, 4, 1, 5, 2).reshape(b, c, 2 * h, 2 * w)
+        return interleaved(self.conv(x))
+
+
+def interleaved(x: Tensor) -> Tensor:
+    """(B, 4C, H, W) -> (B, C, 2H, 2W): quarters of the channels become the pixels of each 2x2 block (DCR order)."""
+    b, c, h, w = x.shape
+    return x.view(b, 2, 2, c // 4, h, w).permute(0, 3, 4, 1, 5, 2).reshape(b, c // 4, 2 * h, 2 * w)
 
 
 class AdaptiveGroupNorm(nn.Module):
@@ -179,13 +188,17 @@ class AdaptiveGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, quantized: Tensor) -> Tensor:
         """(B, C, H, W) and the quantized latent (B, D, h, w) -> (B, C, H, W)."""
+        scale, bias = self.factors(quantized)
+        if fused.fusible(x):
+            return fused.group_norm(x, scale, bias, self.norm.num_groups, self.norm.eps)
+        out = torch.addcmul(bias[:, :, None, None], scale[:, :, None, None], _group_norm(x, self.norm))
+        return out if _autocasting(x) else out.to(x.dtype)
+
+    def factors(self, quantized: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and bias, both (B, C), of the latent (B, D, h, w); the latent may be on another device."""
         weight = self.gamma.weight
         latent = quantized.flatten(2).to(torch.promote_types(weight.dtype, torch.float32))
         # The unbiased variance of one value is 0 / 0: a 1x1 latent has no spread.
         variance = latent.var(2, correction=min(1, latent.shape[2] - 1))
-        scale = self.gamma((variance + self.norm.eps).sqrt().to(weight.dtype))
-        bias = self.beta(latent.mean(2).to(weight.dtype))
-        if fused.fusible(x):
-            return fused.group_norm(x, scale, bias, self.norm.num_groups, self.norm.eps)
-        out = torch.addcmul(bias[:, :, None, None], scale[:, :, None, None], self.norm(x))
-        return out if _autocasting(x) else out.to(x.dtype)
+        scale = self.gamma((variance + self.norm.eps).sqrt().to(weight))
+        return scale, self.beta(latent.mean(2).to(weight))
