@@ -56,17 +56,15 @@ class Actions:
         self.tokenizers = dict(tokenizers)
         self.max_pixels = max_pixels
 
-    def upload(self, data: bytes | None) -> Opened | None:
-        """A file's bytes to a picture; a file that is none is answered by a line on the page."""
-        return None if data is None else self._open(data, "your picture")
+    def upload(self, data: bytes | None) -> tuple[Opened | None, None]:
+        """A file's bytes to a picture, and the list of ours emptied; what is no picture is answered on the page."""
+        return None if data is None else self._open(data, "your picture"), None
 
-    def choose(self, name: str | None) -> Opened | None:
-        """One of the package's own pictures, by its name."""
-        if name is None:
-            return None
-        if name not in DEMO:
+    def choose(self, name: str | None) -> tuple[Opened | None, None]:
+        """One of the package's own pictures by its name, and the field for uploads emptied."""
+        if name is not None and name not in DEMO:
             raise gr.Error("There is no such picture here.", print_exception=False)
-        return self._open(DEMO[name].read_bytes(), name)
+        return None if name is None else self._open(DEMO[name].read_bytes(), name), None
 
     def _open(self, data: bytes, name: str) -> Opened:
         try:
@@ -76,7 +74,6 @@ class Actions:
                 f"This file is not shown: {error}. Choose another picture.",
                 duration=None,
                 print_exception=False,
-                title="Not a picture that can be read",
             ) from None
         return Opened(views.shrunk(picture, self.max_pixels), picture.size, name)
 
@@ -84,10 +81,11 @@ class Actions:
         """Through the tokenizer and back.
 
         Returns:
-            what is shown now, a line about it, the table, the slider's pair, the gallery, the token maps, the groups.
+            what is shown now, a line about it, the table, the slider's pair, the gallery, the token maps, the groups,
+            and an empty position and table of neighbours.
         """
         if opened is None:
-            return (gr.skip(),) * 7
+            return (gr.skip(),) * 9
         tokenizer = self._tokenizer(label)
         progress(0.1, "encoding and decoding")
         try:
@@ -98,15 +96,16 @@ class Actions:
         original, reconstruction = seen.ours.original, seen.ours.reconstruction
         pair = opened.picture, to_pil(reconstruction)
         gallery = [
-            (views.error_map(original, reconstruction), "error of the tokens, times 4"),
+            (pair[1], "tokens"),
             (to_pil(seen.jpeg), "JPEG"),
-            (views.error_map(original, seen.jpeg), "error of JPEG, times 4"),
+            (views.error_map(original, reconstruction), "tokens: error x 4"),
+            (views.error_map(original, seen.jpeg), "JPEG: error x 4"),
         ]
         sheet = views.Sheet(tuple(seen.ours.tokens.shape)).draw(seen.ours.tokens)
         names = [f"group {n + 1}" for n in range(seen.ours.tokens.shape[2])]
         groups = gr.CheckboxGroup(choices=names, value=names)
         table = views.figures(seen, label)
-        return Shown(opened, label, seen), self._line(opened, seen), table, pair, gallery, sheet, groups
+        return Shown(opened, label, seen), self._line(opened, seen), table, pair, gallery, sheet, groups, "", None
 
     def _line(self, opened: Opened, seen: views.Look) -> str:
         width, height = opened.picture.size

@@ -89,7 +89,9 @@ def usage_plot(tokens: Tensor, codebook_size: int) -> Image.Image:
             "all alike", (0.02, 1 / codebook_size), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
         )
         axes.set(xscale="log", yscale="log", xlabel="codewords, most used first", ylabel="share of positions")
-        axes.set_title(f"codewords used by each of {tokens.shape[2]} groups")
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_formatter("{x:g}")  # powers of ten would be set as mathematics, which `style` turns off
+        axes.set_title(f"usage in this picture: a line for each of {tokens.shape[2]} groups")
         return _picture(figure)
 
 
@@ -128,7 +130,7 @@ def sphere_plot(quantizer: Quantizer, tokens: Tensor | None = None) -> Image.Ima
         else:
             axes.scatter(*points.T, c=colours, s=10, depthshade=True)
             axes.set_box_aspect((1, 1, 1))
-        axes.set_title(f"{len(points):,} codewords; blue: in this picture" if tokens is not None else f"{size:,}")
+        axes.set_title(f"{len(points):,} codewords" + ("; blue: in this picture" if tokens is not None else ""))
         return _picture(figure)
 
 

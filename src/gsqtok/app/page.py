@@ -15,7 +15,7 @@ _FONT = ("system-ui", "sans-serif")
 _MONO = ("ui-monospace", "monospace")
 THEME = gr.themes.Default(font=_FONT, font_mono=_MONO)  # a plain name is not fetched from anywhere
 CSS = """
-.gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
+.gradio-container { max-width: 1180px !important; width: 100% !important; margin: 0 auto !important; }
 #maps img { image-rendering: pixelated; cursor: crosshair; }
 """
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}  # of events: the page is for people
@@ -31,7 +31,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
     do = Actions(tokenizers, max_pixels)
     labels = list(tokenizers)
     # uploads and results are temporary files: gone an hour after they came
-    with gr.Blocks(title=TITLE, analytics_enabled=False, delete_cache=(600, 3600)) as blocks:
+    with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
         opened, other, shown = gr.State(time_to_live=3600), gr.State(time_to_live=3600), gr.State(time_to_live=3600)
         gr.Markdown(
             "# gsqtok\nA picture as discrete tokens, and back. "
@@ -52,23 +52,23 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
             )
             with gr.Row():
                 slider = gr.ImageSlider(
-                    label="Original | reconstruction", format="png", interactive=False, elem_id="slider", scale=3
+                    label="Original | reconstruction", format="png", interactive=False, elem_id="slider", buttons=[]
                 )
                 gallery = gr.Gallery(
-                    label="Errors, and JPEG of the same size",
-                    columns=1,
+                    show_label=False,
+                    columns=2,
                     format="png",
                     interactive=False,
                     elem_id="errors",
                     object_fit="contain",
-                    height=500,
-                    scale=2,
+                    height="auto",
+                    buttons=[],
                 )
         with gr.Tab("Tokens"):
             gr.Markdown(
                 "One map a group, a colour for each codeword. **Click a position** for its codewords' neighbours."
             )
-            maps = gr.Image(label="Tokens", format="png", interactive=False, elem_id="maps", buttons=["fullscreen"])
+            maps = gr.Image(show_label=False, format="png", interactive=False, elem_id="maps", buttons=[])
             position = gr.Markdown(elem_id="position")
             near = gr.Dataframe(
                 headers=["group", "codeword", *(f"nearest {n + 1}" for n in range(NEAREST))],
@@ -90,34 +90,34 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
                 ]
             button = gr.Button("Swap and decode", variant="primary", elem_id="swap")
             results = gr.Gallery(
-                label="Swapped",
+                show_label=False,
                 columns=2,
                 format="png",
                 interactive=False,
                 elem_id="swapped",
                 object_fit="contain",
-                height=700,
+                height="auto",
+                buttons=[],
             )
         with gr.Tab("Codebook"):
             about = gr.Markdown()
             with gr.Row():
-                usage = gr.Image(label="Usage in this picture", format="png", interactive=False, elem_id="usage")
-                sphere = gr.Image(label="Codewords", format="png", interactive=False, elem_id="sphere")
+                usage = gr.Image(show_label=False, format="png", interactive=False, elem_id="usage", buttons=[])
+                sphere = gr.Image(show_label=False, format="png", interactive=False, elem_id="sphere", buttons=[])
 
         queued = _HIDDEN | {"concurrency_id": "network", "concurrency_limit": 1}  # one picture at a time
         quiet = _HIDDEN | {"show_progress": "hidden"}
-        views = [shown, line, table, slider, gallery, maps, groups]
+        views = [shown, line, table, slider, gallery, maps, groups, position, near]
         for event in (
-            upload.upload(do.upload, upload, opened, **_HIDDEN).success,
-            demo.input(do.choose, demo, opened, **_HIDDEN).success,
+            upload.upload(do.upload, upload, [opened, demo], **quiet).success,
+            demo.input(do.choose, demo, [opened, upload], **quiet).success,
             label.input,
         ):
             done = event(do.show, [opened, label], views, show_progress_on=[line, slider], **queued)
             done.success(do.plots, [shown, label], [usage, sphere, about], **quiet)
-            done.success(lambda: ("", None), None, [position, near], **quiet)
         maps.select(do.point, shown, [maps, position, near], **quiet)
-        other_upload.upload(do.upload, other_upload, other, **_HIDDEN)
-        other_demo.input(do.choose, other_demo, other, **_HIDDEN)
+        other_upload.upload(do.upload, other_upload, [other, other_demo], **quiet)
+        other_demo.input(do.choose, other_demo, [other, other_upload], **quiet)
         button.click(do.swap, [shown, other, groups, *edges], results, **queued)
         blocks.load(do.plots, [shown, label], [usage, sphere, about], **quiet)
     return blocks.queue(max_size=32)
@@ -125,7 +125,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
 
 def _upload(label: str, name: str) -> gr.File:
     """A field for one file, handed on as bytes: Gradio opens nothing itself but what was uploaded to it."""
-    field = gr.File(label=label, type="binary", file_types=["image"], height=110, elem_id=name)
+    field = gr.File(label=label, type="binary", file_types=["image"], height=150, elem_id=name)
 
     async def uploaded_only(path: str | None) -> str | None:
         """Gradio has checked a path by now, but would fetch an address."""

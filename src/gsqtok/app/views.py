@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from gsqtok.data import to_pil, to_tensor
@@ -148,13 +148,13 @@ class Sheet:
         right, bottom = self.corner(groups - 1)
         right = self.corner(self.columns - 1)[0]
         sheet = Image.new("RGB", (right + width * self.cell, bottom + height * self.cell), "white")
-        draw = ImageDraw.Draw(sheet)
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
         for group in range(groups):
             left, top = self.corner(group)
             colours = Image.fromarray(token_colours(tokens[:, :, group].numpy()))
             size = (width * self.cell, height * self.cell)
             sheet.paste(colours.resize(size, Image.Resampling.NEAREST), (left, top))
-            draw.text((left, top - CAPTION + 2), f"group {group + 1}", fill="black")
+            draw.text((left, top - CAPTION), f"group {group + 1}", fill="black", font=font)
             if chosen is not None:
                 x, y = left + chosen[1] * self.cell, top + chosen[0] * self.cell
                 draw.rectangle((x - 2, y - 2, x + self.cell + 1, y + self.cell + 1), outline="black")

@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     where = device(args)
     tokenizers = {}
     for source in args.model or [None]:
-        label = Path(source).name or source if source else "the one inside the package"
+        label = Path(source).name or source if source else "embedded"
         label = source if label in tokenizers else label
         tokenizers[label] = ImageTokenizer.from_pretrained(source).to(where).eval()
     serve(tokenizers, host=args.host, port=args.port, max_pixels=args.max_pixels, max_mb=args.max_mb)
