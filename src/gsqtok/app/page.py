@@ -16,6 +16,7 @@ _MONO = ("ui-monospace", "monospace")
 THEME = gr.themes.Default(font=_FONT, font_mono=_MONO)  # a plain name is not fetched from anywhere
 CSS = """
 .gradio-container { max-width: 1180px !important; width: 100% !important; margin: 0 auto !important; }
+#errors .grid-wrap, #swapped .grid-wrap { max-height: none !important; }
 #maps img { image-rendering: pixelated; cursor: crosshair; }
 """
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}  # of events: the page is for people
@@ -38,8 +39,9 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
             f"Pictures of more than {max_pixels:,} pixels are shrunk; up to {MAX_DECODED // 10**6} million are taken."
         )
         with gr.Row():
-            label = gr.Dropdown(labels, value=labels[0], label="Tokenizer", elem_id="tokenizer")
-            demo = gr.Dropdown(list(DEMO), value=None, label="One of our pictures", elem_id="demo")
+            with gr.Column():
+                label = gr.Dropdown(labels, value=labels[0], label="Tokenizer", elem_id="tokenizer")
+                demo = gr.Dropdown(list(DEMO), value=None, label="One of our pictures", elem_id="demo")
             upload = _upload("Or a picture of yours", "upload")
         line = gr.Markdown(elem_id="line")
         with gr.Tab("Reconstruction"):
@@ -91,7 +93,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
             button = gr.Button("Swap and decode", variant="primary", elem_id="swap")
             results = gr.Gallery(
                 show_label=False,
-                columns=2,
+                columns=4,
                 format="png",
                 interactive=False,
                 elem_id="swapped",
@@ -125,7 +127,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
 
 def _upload(label: str, name: str) -> gr.File:
     """A field for one file, handed on as bytes: Gradio opens nothing itself but what was uploaded to it."""
-    field = gr.File(label=label, type="binary", file_types=["image"], height=150, elem_id=name)
+    field = gr.File(label=label, type="binary", file_types=["image"], height=170, elem_id=name)
 
     async def uploaded_only(path: str | None) -> str | None:
         """Gradio has checked a path by now, but would fetch an address."""
