@@ -140,6 +140,10 @@ class Actions:
             raise gr.Error(f"No neighbours: {error}.", print_exception=False) from None
         return sheet.draw(tokens, (row, column)), f"Position: row {row + 1}, column {column + 1}", rows
 
+    def second(self, other: Opened | None) -> str:
+        """A line about the second picture."""
+        return "" if other is None else f"Second: {other.name}, {other.size[0]} x {other.size[1]} pixels."
+
     def swap(
         self,
         shown: Shown | None,

@@ -84,6 +84,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
             with gr.Row():
                 other_demo = gr.Dropdown(list(DEMO), value=None, label="Second picture", elem_id="other-demo")
                 other_upload = _upload("Or a picture of yours", "other-upload")
+            other_line = gr.Markdown(elem_id="other-line")
             groups = gr.CheckboxGroup([], label="Groups to swap", elem_id="groups")
             with gr.Row():
                 edges = [
@@ -118,8 +119,11 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
             done = event(do.show, [opened, label], views, show_progress_on=[line, slider], **queued)
             done.success(do.plots, [shown, label], [usage, sphere, about], **quiet)
         maps.select(do.point, shown, [maps, position, near], **quiet)
-        other_upload.upload(do.upload, other_upload, [other, other_demo], **quiet)
-        other_demo.input(do.choose, other_demo, [other, other_upload], **quiet)
+        for event in (
+            other_upload.upload(do.upload, other_upload, [other, other_demo], **quiet),
+            other_demo.input(do.choose, other_demo, [other, other_upload], **quiet),
+        ):
+            event.success(do.second, other, other_line, **quiet)
         button.click(do.swap, [shown, other, groups, *edges], results, **queued)
         blocks.load(do.plots, [shown, label], [usage, sphere, about], **quiet)
     return blocks.queue(max_size=32)
