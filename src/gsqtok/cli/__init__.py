@@ -22,6 +22,7 @@ VERBS = {
     "plan": "the quantizers' settings that spend the same bits a pixel",
     "convert": "a checkpoint of the official GSQ implementation to a tokenizer of this package",
     "export": "a tokenizer to ONNX or torch.export, verified",
+    "app": "a page in the browser to look at pictures and their tokens",
     "recipes": "list and copy the training recipes",
 }
 

@@ -1,0 +1,225 @@
+"""What the page shows, from pictures and tokens: plain functions that know nothing of a browser."""
+
+from __future__ import annotations
+
+import io
+import math
+from dataclasses import dataclass
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from gsqtok.data import to_pil, to_tensor
+from gsqtok.evaluation import ReconstructionMetrics
+from gsqtok.evaluation.codecs import Codec
+from gsqtok.evaluation.report import token_colours
+from gsqtok.reconstruct import Reconstruction, reconstruct
+from gsqtok.tokenizer import ImageTokenizer
+
+MAP = 256  # pixels of the longer side of a token map, about
+GAP = 8  # pixels between token maps
+CAPTION = 18  # pixels above each
+Box = tuple[float, float, float, float]
+
+
+def shrunk(picture: Image.Image, max_pixels: int) -> Image.Image:
+    """The picture at no more than ``max_pixels``, its proportions kept as far as whole pixels can; never enlarged."""
+    width, height = picture.size
+    if width * height <= max_pixels:
+        return picture
+    scale = math.sqrt(max_pixels / (width * height))
+    width, height = max(1, int(width * scale)), max(1, int(height * scale))
+    # of a strip the short side is 1 whatever the scale
+    size = (min(width, max_pixels // height), height) if width >= height else (width, min(height, max_pixels // width))
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+@dataclass
+class Look:
+    """A picture, what the tokenizer made of it, and the JPEG of the same size.
+
+    Attributes:
+        ours: original, reconstruction, tokens and figures.
+        bits: of the tokens, log2(V) each.
+        jpeg: the picture out of the JPEG file.
+        jpeg_bits: of that file; more than ``bits`` where even the lowest quality needs more.
+        jpeg_psnr: in dB.
+        jpeg_ssim: NaN for sides under 11 pixels.
+    """
+
+    ours: Reconstruction
+    bits: float
+    jpeg: Tensor
+    jpeg_bits: int
+    jpeg_psnr: float
+    jpeg_ssim: float
+
+
+def look(tokenizer: ImageTokenizer, picture: Image.Image, name: str) -> Look:
+    """Through the tokenizer and back, and through JPEG at no more bits."""
+    image = to_tensor(picture)[None]
+    (ours,) = reconstruct(tokenizer, [{"image": image, "keys": [name]}])
+    bits = ours.tokens.shape[0] * ours.tokens.shape[1] * tokenizer.quantizer.bits
+    codec = Codec("jpeg", bits / (picture.width * picture.height))
+    file = codec.fit(picture)
+    jpeg = to_tensor(Image.open(io.BytesIO(file)))
+    metrics = ReconstructionMetrics()
+    metrics.update(jpeg[None], image)
+    figures = metrics.compute()
+    return Look(ours, bits, jpeg, 8 * len(file), figures["psnr"], figures["ssim"])
+
+
+def figures(seen: Look, label: str) -> list[list[str]]:
+    """Rows for a table: what, bytes, bits/px, PSNR in dB, SSIM."""
+    pixels = seen.ours.original[0].numel()
+    rows = [
+        (f"tokens of {label}", seen.bits, seen.ours.psnr, seen.ours.ssim),
+        ("JPEG of the same size", seen.jpeg_bits, seen.jpeg_psnr, seen.jpeg_ssim),
+    ]
+    if seen.jpeg_bits > seen.bits:
+        rows[1] = ("JPEG at its lowest quality", *rows[1][1:])
+    return [
+        [
+            what,
+            f"{math.ceil(bits / 8):,}",
+            f"{bits / pixels:.3f}",
+            f"{psnr:.2f}",
+            "too small" if math.isnan(ssim) else f"{ssim:.3f}",
+        ]
+        for what, bits, psnr, ssim in rows
+    ]
+
+
+def error_map(original: Tensor, reconstruction: Tensor, gain: float = 4.0) -> Image.Image:
+    """The difference of two pictures (3, H, W) in [-1, 1], each channel by itself: black is none.
+
+    Args:
+        original: one.
+        reconstruction: the other.
+        gain: 8-bit steps shown for one of difference.
+    """
+    return to_pil((original - reconstruction).abs() * gain - 1)
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """Where the token maps of all groups lie on one picture.
+
+    Attributes:
+        shape: rows h, columns w and groups G of the tokens.
+    """
+
+    shape: tuple[int, int, int]
+
+    @property
+    def cell(self) -> int:
+        """Pixels of a token's side."""
+        return max(1, round(MAP / max(self.shape[:2])))
+
+    @property
+    def columns(self) -> int:
+        """Maps side by side."""
+        return min(4, self.shape[2])
+
+    def corner(self, group: int) -> tuple[int, int]:
+        """Left and top pixel of a group's map."""
+        row, column = divmod(group, self.columns)
+        return column * (self.shape[1] * self.cell + GAP), row * (self.shape[0] * self.cell + GAP + CAPTION) + CAPTION
+
+    def position(self, x: int, y: int) -> tuple[int, int, int] | None:
+        """Row, column and group under a pixel; None beside the maps."""
+        height, width, groups = self.shape
+        for group in range(groups):
+            left, top = self.corner(group)
+            row, column = (y - top) // self.cell, (x - left) // self.cell
+            if 0 <= row < height and 0 <= column < width:
+                return row, column, group
+        return None
+
+    def draw(self, tokens: Tensor, chosen: tuple[int, int] | None = None) -> Image.Image:
+        """The maps: (h, w, G) integers, a colour for each codeword, the same one in all groups.
+
+        Args:
+            tokens: of ``shape``.
+            chosen: row and column to frame.
+        """
+        height, width, groups = self.shape
+        right, bottom = self.corner(groups - 1)
+        right = self.corner(self.columns - 1)[0]
+        sheet = Image.new("RGB", (right + width * self.cell, bottom + height * self.cell), "white")
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(13)
+        for group in range(groups):
+            left, top = self.corner(group)
+            colours = Image.fromarray(token_colours(tokens[:, :, group].numpy()))
+            size = (width * self.cell, height * self.cell)
+            sheet.paste(colours.resize(size, Image.Resampling.NEAREST), (left, top))
+            draw.text((left, top - CAPTION), f"group {group + 1}", fill="black", font=font)
+            if chosen is not None:
+                x, y = left + chosen[1] * self.cell, top + chosen[0] * self.cell
+                draw.rectangle((x - 2, y - 2, x + self.cell + 1, y + self.cell + 1), outline="black")
+                draw.rectangle((x - 1, y - 1, x + self.cell, y + self.cell), outline="white")
+        return sheet
+
+
+def region(box: Box, shape: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of a grid that a box covers; a position belongs to it with its centre.
+
+    Args:
+        box: left, top, right, bottom as shares of width and height, in [0, 1]; in any order.
+        shape: rows and columns of the grid.
+    """
+    left, right = sorted((box[0], box[2]))
+    top, bottom = sorted((box[1], box[3]))
+    height, width = shape
+    rows, columns = (
+        slice(*(min(n, max(0, math.ceil(edge * n - 0.5))) for edge in edges))
+        for edges, n in (((top, bottom), height), ((left, right), width))
+    )
+    return rows, columns
+
+
+def swapped(first: Tensor, second: Tensor, groups: list[int], box: Box) -> tuple[Tensor, Tensor]:
+    """Both grids of tokens with those of some groups, inside a box, exchanged.
+
+    Args:
+        first: (h, w, G) integers.
+        second: the same shape.
+        groups: which, from 0.
+        box: as `region` takes it; (0, 0, 1, 1) is everything.
+
+    Raises:
+        ValueError: grids of different shapes, or a group that is not there.
+    """
+    if first.shape != second.shape:
+        raise ValueError(f"tokens of {tuple(first.shape)} and {tuple(second.shape)} cannot be swapped")
+    if wrong := [group for group in groups if not 0 <= group < first.shape[2]]:
+        raise ValueError(f"there is no group {wrong[0] + 1}: these tokens have {first.shape[2]}")
+    chosen = torch.zeros(first.shape, dtype=torch.bool)
+    rows, columns = region(box, tuple(first.shape[:2]))
+    chosen[rows, columns] = torch.isin(torch.arange(first.shape[2]), torch.tensor(groups, dtype=torch.int64))
+    return torch.where(chosen, second, first), torch.where(chosen, first, second)
+
+
+def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scaled to cover ``size`` (width, height) and cut to it, centre kept: two pictures get grids of one shape."""
+    if picture.size == size:
+        return picture
+    wide = picture.width * size[1] > picture.height * size[0]  # than the size wanted
+    width = picture.height * size[0] / size[1] if wide else picture.width
+    height = picture.height if wide else picture.width * size[1] / size[0]
+    left, top = (picture.width - width) / 2, (picture.height - height) / 2
+    box = (left, top, left + width, top + height)
+    return picture.resize(size, Image.Resampling.LANCZOS, box=box)
+
+
+def framed(picture: Image.Image, box: Box) -> Image.Image:
+    """The picture with a box (shares of width and height) drawn on it."""
+    picture = picture.copy()
+    left, right = sorted((box[0] * picture.width, box[2] * picture.width))
+    top, bottom = sorted((box[1] * picture.height, box[3] * picture.height))
+    draw = ImageDraw.Draw(picture)
+    for inset, colour in ((0, "black"), (1, "white"), (2, "white"), (3, "black")):
+        if right - left > 2 * inset + 1 and bottom - top > 2 * inset + 1:
+            draw.rectangle((left + inset, top + inset, right - 1 - inset, bottom - 1 - inset), outline=colour)
+    return picture

@@ -1,0 +1,187 @@
+"""The page, served to this machine and opened in a browser: upload, reconstruct, swap, and what must be refused."""
+
+import io
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+gradio = pytest.importorskip("gradio")
+httpx = pytest.importorskip("httpx")
+pytest.importorskip("matplotlib")
+
+from gsqtok.app.actions import DEMO  # noqa: E402
+from gsqtok.app.serve import serve  # noqa: E402
+from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig  # noqa: E402
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+LABELS = ("one", "<b>two")
+
+
+@pytest.fixture(scope="module")
+def tokenizers():
+    tokenizers = {}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for label, dim in zip(LABELS, (6, 8), strict=True):
+            quantizer = {"name": "gsq", "groups": 2, "codebook_size": 64}
+            config = TokenizerConfig(dim, 32, (1, 1, 1), 1, 1, 1, 1, quantizer=quantizer)
+            tokenizers[label] = ImageTokenizer(config).eval()
+    return tokenizers
+
+
+@pytest.fixture(scope="module")
+def address(tokenizers):
+    blocks, address = serve(tokenizers, max_pixels=64 * 64, max_mb=1, block=False)
+    yield address
+    blocks.close()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no chromium; on Debian: apt-get install chromium")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(browser, address):
+    tab = browser.new_page(viewport={"width": 1200, "height": 900})
+    tab.set_default_timeout(20_000)
+    tab.problems, tab.requests = [], []
+    tab.on("pageerror", lambda error: tab.problems.append(str(error)))
+    tab.on("request", lambda request: tab.requests.append(request.url))
+    tab.goto(address)
+    tab.wait_for_selector("#upload input[type=file]", state="attached")
+    yield tab
+    tab.close()
+    assert tab.problems == []
+    assert all(url.startswith((address, "data:", "blob:")) for url in tab.requests)
+
+
+def png(width, height):
+    file = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def give(tab, where, data, name="a.png"):
+    tab.set_input_files(f"{where} input[type=file]", {"name": name, "mimeType": "image/png", "buffer": data})
+
+
+def wait_for(tab, selector, text):
+    tab.wait_for_function(
+        "([selector, text]) => document.querySelector(selector)?.textContent.includes(text)", arg=[selector, text]
+    )
+
+
+def size(tab, selector):
+    tab.wait_for_function("s => document.querySelector(s)?.naturalWidth > 0", arg=selector)
+    return tab.eval_on_selector(selector, "image => [image.naturalWidth, image.naturalHeight]")
+
+
+def test_upload_reconstruct_and_point_at_a_token(tab, tokenizers):
+    give(tab, "#upload", png(60, 40))
+    wait_for(tab, "#line", "60 x 40 pixels, 10 x 15 positions of 2 tokens")
+    assert "Shrunk" not in tab.text_content("#line")
+    assert size(tab, "#slider img") == [60, 40]
+    wait_for(tab, "#figures", "tokens of one")
+    assert "225" in tab.text_content("#figures")  # 10 * 15 * 2 tokens of 6 bits
+    assert tab.locator("#errors img").count() == 4
+    tab.get_by_role("tab", name="Tokens").click()
+    assert size(tab, "#maps img")[0] > 500
+    tab.click("#maps img", position={"x": 100, "y": 100})
+    wait_for(tab, "#position", "row")
+    tab.wait_for_function(r"/\d \(\d\.\d\d\)/.test(document.querySelector('#neighbours').textContent)")
+    tab.get_by_role("tab", name="Codebook").click()
+    assert size(tab, "#sphere img") == size(tab, "#usage img")
+
+
+def test_another_tokenizer_takes_the_same_picture(tab):
+    give(tab, "#upload", png(60, 40))
+    wait_for(tab, "#figures", "tokens of one")
+    tab.click("#tokenizer input")
+    tab.get_by_role("option", name="<b>two").click()
+    wait_for(tab, "#figures", "tokens of <b>two")
+
+
+def test_a_large_picture_is_shrunk_and_the_page_says_so(tab):
+    give(tab, "#upload", png(256, 64))
+    wait_for(tab, "#line", "Shrunk from 256 x 64")
+    assert size(tab, "#slider img") == [128, 32]
+
+
+def test_swap_two_pictures(tab):
+    give(tab, "#upload", png(60, 40))
+    wait_for(tab, "#line", "60 x 40")
+    tab.get_by_role("tab", name="Swap").click()
+    tab.click("#swap")
+    wait_for(tab, "body", "Choose a first picture above and a second one here")
+    tab.click("#other-demo input")
+    tab.get_by_role("option", name=next(iter(DEMO))).click()
+    wait_for(tab, "#other-line", f"Second: {next(iter(DEMO))}")
+    tab.click("#swap")
+    wait_for(tab, "#swapped", "second, with tokens of the first")
+    assert size(tab, "#swapped img") == [60, 40]
+    assert tab.locator("#swapped img").count() == 4
+
+
+def test_a_broken_file_is_answered_and_the_page_goes_on(tab):
+    whole = png(60, 40)
+    give(tab, "#upload", whole[: len(whole) // 2])
+    wait_for(tab, "body", "This file is not shown")
+    tab.click("[data-testid=toast-close]")
+    tab.click("#upload button[aria-label=Clear]")
+    give(tab, "#upload", whole)
+    wait_for(tab, "#line", "60 x 40")
+
+
+def test_a_file_beyond_the_limit_is_refused(address):
+    answers = [
+        httpx.post(f"{address}gradio_api/upload", files={"files": ("a.png", bytes(size), "image/png")}).status_code
+        for size in (900_000, 1_100_000)
+    ]
+    assert answers == [200, 413]
+
+
+@pytest.mark.parametrize("path", ["/etc/passwd", "../../../etc/passwd", "https://example.com/a.png", __file__])
+def test_no_path_or_address_of_a_client_is_opened(address, path):
+    config = httpx.get(f"{address}config").json()
+    fields = {c["id"] for c in config["components"] if c["props"].get("elem_id") in ("upload", "other-upload")}
+    events = [d for d in config["dependencies"] if {target[0] for target in d["targets"]} & fields]
+    assert len(events) == 2
+    for event in events:
+        data = {"path": path, "url": path, "meta": {"_type": "gradio.FileData"}}
+        call = {"data": [data], "fn_index": event["id"], "session_hash": "abc"}
+        httpx.post(f"{address}gradio_api/queue/join", json=call).raise_for_status()
+        with httpx.stream("GET", f"{address}gradio_api/queue/data", params={"session_hash": "abc"}, timeout=30) as told:
+            messages = [json.loads(line[5:]) for line in told.iter_lines() if line.startswith("data:")]
+        (end,) = [message for message in messages if message["msg"] == "process_completed"]
+        assert not end["success"]
+        assert "not shown" not in str(end)  # what is answered to bytes that are no picture: none were read
+        assert ("Addresses are not fetched" in str(end)) == path.startswith("https:")
+
+
+def test_files_of_the_machine_are_not_served(address):
+    for path in ("/etc/passwd", __file__, str(DEMO["coffee"])):
+        assert httpx.get(f"{address}gradio_api/file={path}").status_code in (403, 404)
+
+
+def test_only_this_machine_by_its_own_name(address):
+    assert address.startswith("http://127.0.0.1:")
+    assert httpx.get(address).headers["content-security-policy"].startswith("default-src 'self'")
+    assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 400
+
+
+def test_limits_and_an_empty_page_are_refused(tokenizers):
+    with pytest.raises(ValueError, match="needs a tokenizer"):
+        serve({})
+    with pytest.raises(ValueError, match="positive"):
+        serve(tokenizers, max_pixels=0)
