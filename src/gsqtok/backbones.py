@@ -6,7 +6,6 @@ module finds its weights, checks that they are the right ones, and hands out fea
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import re
 from collections.abc import Callable, Sequence
@@ -19,6 +18,8 @@ from safetensors.torch import load_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from gsqtok.digest import sha256_of
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -176,7 +177,7 @@ def load_backbone(
         raise ValueError(f"timm has no network {name!r}; timm.list_models() lists those it has")
     file = _file_in(Path(weights), name) if weights is not None else _packaged_weights(name) or _hub_weights(name)
     network = _create(name, _read_state_dict(file), file)
-    return Backbone(network, name, _sha256(file), out_indices, input_size, embedding)
+    return Backbone(network, name, sha256_of(file), out_indices, input_size, embedding)
 
 
 def random_backbone(
@@ -299,11 +300,3 @@ def _read_state_dict(file: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise ValueError(f"{file} holds no state dict (a mapping of names to tensors)")
     return dict(loaded)
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

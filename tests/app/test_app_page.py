@@ -2,7 +2,6 @@
 
 import io
 import json
-import shutil
 
 import numpy as np
 import pytest
@@ -17,7 +16,6 @@ from gsqtok.app.actions import DEMO  # noqa: E402
 from gsqtok.app.serve import serve  # noqa: E402
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig  # noqa: E402
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 LABELS = ("one", "<b>two")
 
 
@@ -38,17 +36,6 @@ def address(tokenizers):
     blocks, address = serve(tokenizers, max_pixels=64 * 64, max_mb=1, block=False)
     yield address
     blocks.close()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no chromium; on Debian: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

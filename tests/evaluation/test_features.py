@@ -6,8 +6,9 @@ import pytest
 import timm
 import torch
 
+from gsqtok.digest import sha256_of
 from gsqtok.evaluation import InceptionFeatures, TimmFeatures, build_features
-from gsqtok.evaluation.features import full_precision, hub_file, sha256_of
+from gsqtok.evaluation.features import full_precision, hub_file
 
 
 def pictures(batch=2, height=40, width=56):

@@ -1,7 +1,6 @@
 """The page, opened in a browser: its table, its pictures, paging, and names that would be markup."""
 
 import logging
-import shutil
 
 import numpy as np
 import pytest
@@ -14,7 +13,6 @@ pytest.importorskip("matplotlib")
 
 BOOK = {"counts_sorted": [6, 3, 2, 1], "codebook_size": 64, "groups": 2, "positions": 6}
 PICTURES = [("a.png", "best"), (HOSTILE, "worst")]
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture
@@ -63,17 +61,6 @@ def test_token_colours_tell_tokens_apart():
     assert len(np.unique(colours.reshape(-1, 3), axis=0)) > 4000
     steps = np.abs(np.diff(colours[:, :, :].reshape(-1, 3).astype(int), axis=0)).sum(1)
     assert steps.min() > 20  # neighbours in the codebook do not look alike
-
-
-@pytest.fixture(scope="module")
-def browser():
-    playwright = pytest.importorskip("playwright.sync_api")
-    if CHROMIUM is None:
-        pytest.skip("no chromium; on Debian: apt-get install chromium")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

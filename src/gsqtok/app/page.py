@@ -56,16 +56,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
                 slider = gr.ImageSlider(
                     label="Original | reconstruction", format="png", interactive=False, elem_id="slider", buttons=[]
                 )
-                gallery = gr.Gallery(
-                    show_label=False,
-                    columns=2,
-                    format="png",
-                    interactive=False,
-                    elem_id="errors",
-                    object_fit="contain",
-                    height="auto",
-                    buttons=[],
-                )
+                gallery = _gallery(2, "errors")
         with gr.Tab("Tokens"):
             gr.Markdown(
                 "One map a group, a colour for each codeword. **Click a position** for its codewords' neighbours."
@@ -92,16 +83,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
                     for name, value in (("Left", 25), ("Top", 25), ("Right", 75), ("Bottom", 75))
                 ]
             button = gr.Button("Swap and decode", variant="primary", elem_id="swap")
-            results = gr.Gallery(
-                show_label=False,
-                columns=4,
-                format="png",
-                interactive=False,
-                elem_id="swapped",
-                object_fit="contain",
-                height="auto",
-                buttons=[],
-            )
+            results = _gallery(4, "swapped")
         with gr.Tab("Codebook"):
             about = gr.Markdown()
             with gr.Row():
@@ -127,6 +109,20 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
         button.click(do.swap, [shown, other, groups, *edges], results, **queued)
         blocks.load(do.plots, [shown, label], [usage, sphere, about], **quiet)
     return blocks.queue(max_size=32)
+
+
+def _gallery(columns: int, name: str) -> gr.Gallery:
+    """Pictures beside each other, whole."""
+    return gr.Gallery(
+        show_label=False,
+        columns=columns,
+        format="png",
+        interactive=False,
+        elem_id=name,
+        object_fit="contain",
+        height="auto",
+        buttons=[],
+    )
 
 
 def _upload(label: str, name: str) -> gr.File:

@@ -10,7 +10,6 @@ models differ by the models alone.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from gsqtok.digest import sha256_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -234,12 +235,3 @@ def hub_file(url: str, purpose: str, *, download: bool) -> Path:
                 f"{purpose} needs weights that cannot be downloaded ({error}): get {url} and put it at {file}"
             ) from error
     raise FileNotFoundError(f"{purpose} needs weights that are not here: get {url} and put it at {file}")
-
-
-def sha256_of(file: Path) -> str:
-    """Digest of a file."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

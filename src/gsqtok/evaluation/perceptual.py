@@ -19,7 +19,8 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import dists as torchmetrics_dists
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
-from gsqtok.evaluation.features import full_precision, hub_file, sha256_of
+from gsqtok.digest import sha256_of
+from gsqtok.evaluation.features import full_precision, hub_file
 from gsqtok.evaluation.metrics import to_8_bits
 
 _VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
+from gsqtok.digest import sha256_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens.dataset import require
 from gsqtok.tokens.manifest import REJECTS, read_manifest
@@ -143,11 +144,7 @@ def _shard_keys(folder: Path, manifest: dict[str, Any], part: dict[str, Any]) ->
 
 
 def _check_hash(path: Path, expected: str) -> None:
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    if digest.hexdigest() != expected:
+    if sha256_of(path) != expected:
         raise ValueError("not the file that was written: its SHA-256 differs from the manifest's")
 
 
