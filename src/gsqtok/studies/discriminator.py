@@ -17,7 +17,7 @@ LOSSES = {  # generator, discriminator
     "HV": ("hinge", "vanilla"),
     "HN": ("hinge", "non_saturating"),
 }
-PAIRS = {"smoke": ("NH",), "small": ("NH", "NV", "HH"), "paper": tuple(LOSSES)}
+PAIRS = {"smoke": ("NH",), "small": ("NH", "HH"), "paper": tuple(LOSSES)}
 KINDS = {"smoke": ("patch",), "small": ("patch", "stylegan", "projected"), "paper": ("patch", "stylegan", "projected")}
 BETAS = ((0.5, 0.9), (0.9, 0.99))
 QUANTIZER = {"smoke": (2, 2, 16), "small": (4, 4, 4096), "paper": (1, 8, 8192)}  # G, d, V

@@ -63,7 +63,8 @@ def run_studies(
     """
     output = Path(output)
     held = held_at(SCALES[scale], steps)
-    tables = [_Plan(study, held, pictures, output, command) for study in studies]
+    folders: dict[str, Path] = {}
+    tables = [_Plan(study, held, pictures, output, command, folders) for study in studies]
     jobs = {job.folder: job for table in tables for job in table.jobs if Outcome.of(job.folder) is None}
     failures: dict[Path, str] = {}
     left = set(jobs)
@@ -101,19 +102,30 @@ def held_at(scale: Scale, steps: int | None) -> Scale:
 class _Plan:
     """The jobs of a study, and its results as far as they are there."""
 
-    def __init__(self, study: Study, scale: Scale, pictures: Pictures, output: Path, command: str) -> None:
+    def __init__(
+        self,
+        study: Study,
+        scale: Scale,
+        pictures: Pictures,
+        output: Path,
+        command: str,
+        folders: dict[str, Path],
+    ) -> None:
         self.study, self.scale, self.command = study, scale, command
         self.folder = output / f"{study.name}-{scale.name}"
         runs = study.runs(scale)
         self.runs = [dataclasses.replace(run, config=_with(run.config, pictures)) for run in runs]
-        self.jobs = [self._job(run, output / "runs") for run in self.runs]
+        self.jobs = [self._job(run, output / "runs", folders) for run in self.runs]
 
-    def _job(self, run: Run, runs: Path) -> Job:
+    def _job(self, run: Run, runs: Path, folders: dict[str, Path]) -> Job:
+        """The run's job, in the folder that another study may have given it."""
         name = "-".join(str(value) for value in run.varied.values())
         digest = run.digest
-        there = sorted(runs.glob(f"*-{digest}"))
-        slug = re.sub(r"[^a-z0-9.]+", "-", f"{self.study.name}-{name}".lower())
-        folder = there[0] if there else runs / f"{slug}-{digest}"
+        if digest not in folders:
+            there = sorted(runs.glob(f"*-{digest}"))
+            slug = re.sub(r"[^a-z0-9.]+", "-", f"{self.study.name}-{name}".lower())
+            folders[digest] = there[0] if there else runs / f"{slug}-{digest}"
+        folder = folders[digest]
         return Job(
             f"{self.study.name}: {name}", folder, run.config, run.batch, self.scale.features, self.scale.perceptual
         )
