@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from gsqtok.training.sharding import local
+
 
 def averaged(model: nn.Module, decay: float) -> AveragedModel:
     """An exponential moving average of a model's weights and buffers, on torch's ``AveragedModel``.
@@ -16,6 +18,7 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
 
     def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:
         # AveragedModel hands over tensors of one type at a time
+        averages, current = [local(x) for x in averages], [local(x) for x in current]
         if not averages[0].is_floating_point():
             torch._foreach_copy_(averages, current)
             return
