@@ -13,7 +13,7 @@ _BLOCK = 1 << 27  # entries of the matrix held at a time
 
 
 def nearest(latents: Tensor, codebook: Tensor, precision: torch.dtype) -> Tensor:
-    """argmin over |z|^2 + |c|^2 - 2 z.c, the products in ``precision``, their sums in float32.
+    """argmin over |c|^2 - 2 z.c, the products in ``precision``, the difference in float32; |z|^2 is the same for all.
 
     Args:
         latents: (N, d), already scaled as the lookup wants them.
@@ -28,7 +28,7 @@ def nearest(latents: Tensor, codebook: Tensor, precision: torch.dtype) -> Tensor
         squares = codebook.square().sum(1)
         transposed = codebook.to(precision).T
         found = [
-            (rows.square().sum(1, keepdim=True) + squares - 2 * (rows.to(precision) @ transposed)).argmin(1)
+            torch.sub(squares, rows.to(precision) @ transposed, alpha=2).argmin(1)
             for rows in latents.float().split(max(1, _BLOCK // len(codebook)))
         ]
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=latents.device)
