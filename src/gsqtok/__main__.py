@@ -4,4 +4,5 @@ import sys
 
 from gsqtok.cli import main
 
-sys.exit(main())
+if __name__ == "__main__":  # processes that decode import this file, too
+    sys.exit(main())

@@ -130,7 +130,7 @@ class ImageTokenizer(Pretrained, nn.Module):
         return network(x) if self._replays is None else self._replays(network, x, pixels)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, tile: int | None = None) -> Tensor:
+    def encode(self, images: Tensor, tile: int | None = None, check: bool = True) -> Tensor:
         """Images to tokens.
 
         Args:
@@ -138,6 +138,8 @@ class ImageTokenizer(Pretrained, nn.Module):
             tile: for pictures that do not fit the device: positions a side, of any layer, that are on it at a time
                 (even, such as 512); feature maps are kept where ``images`` are, which may be another device. Latents
                 are those of the whole picture up to rounding (`gsqtok.networks.tiled`). None takes the whole at once.
+            check: look at values, for which the host waits for the device. False leaves the device to run behind, for
+                images known to lie in [-1, 1]; where the encoder produces NaN or infinity tokens are then -1.
 
         Returns:
             (B, ceil(H / f), ceil(W / f), G) int64, each in [0, V); on the device of ``images``.
@@ -147,7 +149,7 @@ class ImageTokenizer(Pretrained, nn.Module):
             TypeError: not floating point.
         """
         _check_images(images)
-        if images.numel():
+        if check and images.numel():
             low, high = (float(x) for x in torch.aminmax(images))
             if not (low >= -1.001 and high <= 1.001):  # also refuses NaN
                 raise ValueError(
@@ -156,8 +158,8 @@ class ImageTokenizer(Pretrained, nn.Module):
                 )
         images = self._pad(images)
         latent = self._run(self.encoder, images, images[:, 0].numel(), tile).movedim(1, -1)
-        indices = self._in_rows(lambda rows: self.quantizer(rows).indices, latent, tile)
-        if (indices < 0).any():
+        indices = self._in_rows(lambda rows: self.quantizer(rows, check).indices, latent, tile)
+        if check and (indices < 0).any():
             raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
         return indices
 

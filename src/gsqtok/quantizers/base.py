@@ -71,11 +71,13 @@ class Quantizer(nn.Module, ABC):
         parameters = list(inspect.signature(type(self).__init__).parameters)[1:]
         return {"name": self.name} | {p: getattr(self, p) for p in parameters}
 
-    def forward(self, latent: Tensor) -> QuantizerOutput:
+    def forward(self, latent: Tensor, check: bool = True) -> QuantizerOutput:
         """Quantize latents.
 
         Args:
             latent: (..., dim), any float type; quantized in float32.
+            check: outside training, raise for latents that are not finite, for which the host waits for the device;
+                False treats them as in training.
 
         Raises:
             ValueError: the last dimension is not ``dim``, or, outside training, a latent is NaN or infinite. In
@@ -92,7 +94,7 @@ class Quantizer(nn.Module, ABC):
             latent = torch.where(finite, latent.float(), 0)
             out = self.quantize(latent)
             found = finite & (out.indices >= 0).all(-1, keepdim=True)
-            if not self.training and not torch.compiler.is_compiling() and not found.all():
+            if check and not self.training and not torch.compiler.is_compiling() and not found.all():
                 bad = (~found).sum().item()
                 raise ValueError(f"{bad} of {found.numel()} latent vectors, or the codebook, hold NaN or infinity")
             out.indices = torch.where(found, out.indices, -1)

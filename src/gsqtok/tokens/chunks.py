@@ -49,7 +49,7 @@ class DecodedChunk:
         pictures: those that could be read.
         rejects: (key, reason) of the others.
         groups: the views by shape, in the order of ``pixels``.
-        pixels: uint8, one after another, (H, W, 3) each: one tensor, so that it is shared and pinned at once.
+        pixels: uint8, one after another, (H, W, 3) each; None on the way between processes that share their memory.
         bytes_read: encoded bytes.
         seconds: of a processor, for decoding.
     """
@@ -59,22 +59,25 @@ class DecodedChunk:
     pictures: list[Picture]
     rejects: list[tuple[str, str]]
     groups: list[Group]
-    pixels: Tensor
+    pixels: Tensor | None
     bytes_read: int
     seconds: float
 
-    def pin_memory(self) -> DecodedChunk:
-        """What a ``DataLoader`` calls before a copy to a GPU."""
-        return self.on(self.pixels.pin_memory())
+    @property
+    def size(self) -> int:
+        """Bytes of the pixels."""
+        return sum(self._sizes())
 
-    def on(self, pixels: Tensor) -> DecodedChunk:
+    def _sizes(self) -> list[int]:
+        return [len(group.members) * group.shape[0] * group.shape[1] * 3 for group in self.groups]
+
+    def on(self, pixels: Tensor | None) -> DecodedChunk:
         """The same with its pixels elsewhere."""
         return replace(self, pixels=pixels)
 
     def views(self) -> list[Tensor]:
         """The pixels of each group: uint8 (n, H, W, 3)."""
-        sizes = [len(group.members) * group.shape[0] * group.shape[1] * 3 for group in self.groups]
-        pieces = self.pixels.split(sizes) if sizes else []
+        pieces = self.pixels.split(self._sizes()) if self.groups else []
         return [piece.view(-1, *group.shape, 3) for piece, group in zip(pieces, self.groups, strict=True)]
 
 
@@ -109,8 +112,18 @@ class Decode:
     factor: int
     max_pixels: int | None = None
 
-    def __call__(self, task: Task) -> DecodedChunk:
+    def room(self, task: Task) -> int:
+        """Bytes that the pixels of a task take, if its pictures have the size of the views or are 512 pixels wide."""
+        side = self.views.size or 512
+        side += -side % self.factor
+        return task.chunk.span.count * self.views.number * side**2 * 3
+
+    def __call__(self, task: Task, room: Tensor | None = None) -> DecodedChunk:
         """Read and decode; a picture that cannot be read is rejected, with the reason.
+
+        Args:
+            task: what to read.
+            room: bytes for the pixels, if they suffice.
 
         Raises:
             OSError, ValueError: see ``Chunk.rows``.
@@ -132,7 +145,9 @@ class Decode:
                 groups.setdefault(view.shape[:2], []).append(((len(pictures), number), view))
             pictures.append(Picture(row.key, (picture.height, picture.width), row.columns))
         flat = [view for group in groups.values() for _, view in group]
-        pixels = torch.empty(sum(view.size for view in flat), dtype=torch.uint8)
+        total = sum(view.size for view in flat)
+        fits = room is not None and total <= len(room)
+        pixels = room[:total] if fits else torch.empty(total, dtype=torch.uint8)
         place = 0
         for view in flat:
             pixels.numpy()[place : place + view.size].reshape(view.shape)[:] = view

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import time
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -16,6 +18,8 @@ _logger = logging.getLogger("gsqtok.tokens")
 CPU_BATCH = 8  # larger batches are no faster on a CPU
 NATIVE_SIDE = 512  # pictures of any size share a batch of as many pixels as so large squares would
 _LARGEST_BATCH = 512
+_SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # torch's unsigned types lack operators
+NOT_FINITE = "the encoder produced NaN or infinity: its weights or the precision are not fit for use"
 _WORTHWHILE = 1.03  # a batch twice as large must be so many times as fast
 
 
@@ -47,8 +51,9 @@ class Encode:
         self.dtype = np.min_scalar_type(tokenizer.quantizer.codebook_size - 1)
         self.device = tokenizer.device
         self._autocast = precision == "bf16"
+        self._copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.device.type == "cuda" and not compile:
-            # No CUDA graphs: while one is recorded, the thread that pins the next pictures must not allocate.
+            # No CUDA graphs: the host runs ahead of the device, which does not wait for kernels to be launched.
             tokenizer.optimize(torch.bfloat16 if precision == "bf16" else torch.float32, cuda_graphs=False)
             self._autocast = False
         elif compile:
@@ -58,29 +63,69 @@ class Encode:
         self.batch_size = batch_size or self._find_batch_size()
 
     def __call__(self, chunk: DecodedChunk) -> EncodedChunk:
-        """Tokens of a chunk, whose pixels may already lie on the device."""
-        chunk = chunk.on(chunk.pixels.to(self.device, non_blocking=True))
-        grids: list[np.ndarray | str] = []
+        """Tokens of a chunk."""
+        return self.start(chunk)()
+
+    def start(self, chunk: DecodedChunk) -> Callable[[], EncodedChunk]:
+        """Queue the work on a chunk; the result waits for it. On a CPU it is done at once.
+
+        A GPU copies the pixels while it works on the chunk before, if they lie in pinned memory, which must be left
+        alone until the result has been fetched.
+        """
+        chunk = chunk.on(self._copied(chunk.pixels))
+        parts: list[tuple[Tensor, Tensor] | str] = []
         for views in chunk.views():
             batch = max(1, self.batch_size * self.side**2 // (views.shape[1] * views.shape[2]))
             for part in views.split(batch):
-                grids += self._grids(part)
+                parts += self._parts(part)
+        return functools.partial(self._fetched, chunk.on(None), parts, self._event())
+
+    def _copied(self, pixels: Tensor) -> Tensor:
+        """Pixels on the device, by a stream of their own."""
+        if self.device.type != "cuda":
+            return pixels.to(self.device)
+        current = torch.cuda.current_stream(self.device)
+        with torch.cuda.stream(self._copying):
+            pixels = pixels.to(self.device, non_blocking=True)
+        current.wait_stream(self._copying)
+        pixels.record_stream(current)
+        return pixels
+
+    def _fetched(
+        self, chunk: DecodedChunk, parts: list[tuple[Tensor, Tensor] | str], event: torch.cuda.Event | None
+    ) -> EncodedChunk:
+        if event is not None:
+            event.synchronize()
+        grids: list[np.ndarray | str] = []
+        for part in parts:
+            if isinstance(part, str):
+                grids.append(part)
+                continue
+            tokens, finite = part
+            if not finite:
+                raise ValueError(NOT_FINITE)
+            grids += list(tokens.numpy().view(self.dtype).copy())  # pinned memory is for the next
         return encoded(chunk, grids)
 
     def tokens(self, views: Tensor) -> Tensor:
-        """uint8 (n, H, W, 3) on the device -> (n, h, w, G) int64."""
+        """uint8 (n, H, W, 3) on the device -> (n, h, w, G) int64, -1 where the encoder's output is not finite."""
         layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         images = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(127.5).sub_(1)
         count = len(images)
         if count == 1 and images.shape[2:].numel() == self.tokenizer.factor**2:
             images = images.repeat(2, 1, 1, 1)  # torch refuses to normalise a single value, alone in its batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.tokenizer.encode(images)[:count]
+            return self.tokenizer.encode(images, check=False)[:count]
 
-    def _grids(self, views: Tensor) -> list[np.ndarray | str]:
-        """The same as arrays; where memory does not suffice, in halves, and a single picture is given up."""
+    def _parts(self, views: Tensor) -> list[tuple[Tensor, Tensor] | str]:
+        """The same in the signed type of the size of ``dtype``, on its way to the host, and whether all are finite.
+
+        Where memory does not suffice, in halves, and a single picture is given up.
+        """
         try:
-            return list(self.tokens(views).cpu().numpy().astype(self.dtype))
+            tokens = self.tokens(views)
+            finite = (tokens >= 0).all()
+            return [(self._to_host(tokens.to(_SIGNED[self.dtype.itemsize])), self._to_host(finite))]
         except torch.cuda.OutOfMemoryError:
             pass  # outside the handler, or the traceback keeps the tensors
         torch.cuda.empty_cache()
@@ -89,7 +134,13 @@ class Encode:
             return [f"too large: {width} x {height} pixels do not fit in the memory of {self.device}"]
         half = len(views) // 2
         _logger.warning("a batch of %d x %s does not fit in memory: taking halves", len(views), tuple(views.shape[1:3]))
-        return self._grids(views[:half]) + self._grids(views[half:])
+        return self._parts(views[:half]) + self._parts(views[half:])
+
+    def _to_host(self, values: Tensor) -> Tensor:
+        if self.device.type != "cuda":
+            return values.cpu()
+        host = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+        return host.copy_(values, non_blocking=True)
 
     def _find_batch_size(self) -> int:
         """Double the batch while that pays."""
@@ -115,12 +166,20 @@ class Encode:
         self.tokens(views)  # compiles, and lets the libraries choose
         self.tokens(views)
         _wait(self.device)
-        start, runs = time.perf_counter(), 0
-        while (elapsed := time.perf_counter() - start) < seconds:
+        start, runs, before = time.perf_counter(), 0, None
+        while time.perf_counter() - start < seconds:
             self.tokens(views)
-            _wait(self.device)
+            event = self._event()
+            if before is not None:  # one batch is launched while the one before is computed
+                before.synchronize()
+            before = event
             runs += 1
-        return runs * batch / elapsed
+        _wait(self.device)
+        return runs * batch / (time.perf_counter() - start)
+
+    def _event(self) -> torch.cuda.Event | None:
+        """Happens when the device has done all that it has been given."""
+        return torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
 
 
 def _wait(device: torch.device) -> None:

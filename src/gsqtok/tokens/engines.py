@@ -9,17 +9,18 @@ import logging
 import os
 import pickle
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
 
 from gsqtok.tokens.chunks import Decode, DecodedChunk, EncodedChunk, Task
+from gsqtok.tokens.decoders import Decoders
 from gsqtok.tokens.encode import Encode
 
-_PREFETCH = 2  # chunks each decoding process prepares ahead
+AHEAD = 2  # chunks that a GPU has been given when the tokens of the first are fetched
 RAY_MISSING = "--engine ray needs Ray Data: pip install 'gsqtok[ray]'"
 
 
@@ -41,19 +42,18 @@ def local(
     Raises:
         RuntimeError: a decoding process died.
     """
-    loader = DataLoader(
-        _Decoding(decode),  # tasks travel as the "indices": what has been done leaves no trace in memory
-        sampler=tasks,
-        batch_size=None,
-        num_workers=workers,
-        collate_fn=_as_it_is,
-        pin_memory=encode.device.type == "cuda",
-        prefetch_factor=_PREFETCH if workers else None,
-        generator=torch.Generator(),
-    )
+    if not tasks:
+        return
+    ahead = AHEAD if encode.device.type == "cuda" else 0
+    decoders = Decoders(tasks, decode, workers, encode.device, ahead)
+    started: deque[Callable[[], EncodedChunk]] = deque()
     try:
-        for chunk in _ahead(_timed(iter(loader), waiting), encode.device):
-            yield encode(chunk)
+        for chunk in _timed(iter(decoders), waiting):
+            started.append(encode.start(chunk))
+            if len(started) > ahead:
+                yield _finished(started, decoders)
+        while started:
+            yield _finished(started, decoders)
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):  # of the loader itself, not of what it ran
             raise
@@ -63,16 +63,10 @@ def local(
         ) from None
 
 
-class _Decoding(Dataset[DecodedChunk]):
-    def __init__(self, decode: Decode) -> None:
-        self.decode = decode
-
-    def __getitem__(self, task: Task) -> DecodedChunk:
-        return self.decode(task)
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
+def _finished(started: deque[Callable[[], EncodedChunk]], decoders: Decoders) -> EncodedChunk:
+    chunk = started.popleft()()
+    decoders.release()
+    return chunk
 
 
 def _timed(chunks: Iterator[DecodedChunk], waiting: Waiting) -> Iterator[DecodedChunk]:
@@ -83,25 +77,6 @@ def _timed(chunks: Iterator[DecodedChunk], waiting: Waiting) -> Iterator[Decoded
         if chunk is None:
             return
         yield chunk
-
-
-def _ahead(chunks: Iterator[DecodedChunk], device: torch.device) -> Iterator[DecodedChunk]:
-    """Copy the next chunk to a GPU while the one before is encoded."""
-    if device.type != "cuda":
-        yield from chunks
-        return
-    stream = torch.cuda.Stream(device)
-    current: DecodedChunk | None = None
-    for chunk in chunks:
-        with torch.cuda.stream(stream):
-            following = chunk.on(chunk.pixels.to(device, non_blocking=True))
-        if current is not None:
-            yield current
-        torch.cuda.current_stream(device).wait_stream(stream)
-        following.pixels.record_stream(torch.cuda.current_stream(device))
-        current = following
-    if current is not None:
-        yield current
 
 
 # Ray

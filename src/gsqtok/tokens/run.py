@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import torch
 
+from gsqtok import forkserver
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens import engines, manifest
 from gsqtok.tokens.chunks import Decode, EncodedChunk, Task
@@ -25,6 +26,7 @@ from gsqtok.tokens.sources import PictureSource, open_pictures
 from gsqtok.tokens.views import Views
 
 CARRIED = ("label", "caption")
+PRELOAD = ("gsqtok.tokens.decoders",)
 _WRITERS = 2  # threads; compressing takes one about as long as a fast GPU takes to encode
 _WRITING = 3  # shards waiting to be written
 
@@ -104,6 +106,8 @@ def tokenize(
         ValueError: the folder was begun with another tokenizer, source or option; the source holds no pictures.
         OSError: the source or the output is out of reach, or the disk is full.
     """
+    if options.engine == "local" and options.workers != 0:
+        forkserver.start(PRELOAD)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
