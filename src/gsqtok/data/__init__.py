@@ -1,6 +1,6 @@
 """Pictures from anywhere: sources, decoding, transforms and loaders, on Hugging Face ``datasets``."""
 
-from gsqtok.data.decode import BrokenImageError, decode_image
+from gsqtok.data.decode import BrokenImageError, decode_image, decode_pixels
 from gsqtok.data.loading import EvalLoader, ImageDataset, ImageStream, Sample, eval_loader, train_loader
 from gsqtok.data.rejects import RejectLog
 from gsqtok.data.sampling import EpochSampler
@@ -17,6 +17,7 @@ __all__ = [
     "RejectLog",
     "Sample",
     "decode_image",
+    "decode_pixels",
     "eval_loader",
     "open_source",
     "to_pil",

@@ -88,6 +88,31 @@ def decode_image(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pix
         raise BrokenImageError(_one_line(error)) from error
 
 
+def decode_pixels(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pixels: int | None = None) -> np.ndarray:
+    """The same as uint8 (H, W, 3), sooner: Pillow need not look at a JPEG without metadata, which cannot be turned.
+
+    Raises:
+        BrokenImageError: see ``decode_image``.
+    """
+    encoded = _read(data)
+    pixels = _plain_jpeg(encoded, Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels)
+    return np.asarray(decode_image(encoded, max_pixels=max_pixels)) if pixels is None else pixels
+
+
+def _plain_jpeg(encoded: bytes, limit: int | None) -> np.ndarray | None:
+    if simplejpeg is None or ImageFile.LOAD_TRUNCATED_IMAGES or not encoded.startswith(b"\xff\xd8\xff"):
+        return None
+    if b"\xff\xe1" in encoded or b"MPF\0" in encoded:  # EXIF or XMP, which may turn it; several pictures in one
+        return None
+    try:
+        height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
+        if colours not in ("YCbCr", "Gray") or (limit is not None and width * height > limit):
+            return None
+        return simplejpeg.decode_jpeg(encoded, "RGB", strict=True)
+    except ValueError:  # Pillow finds the reason
+        return None
+
+
 def _read(data: bytes | str | Path | Mapping[str, Any] | None) -> bytes:
     if isinstance(data, Mapping):
         data = data.get("bytes") if data.get("bytes") is not None else data.get("path")

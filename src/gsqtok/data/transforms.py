@@ -71,15 +71,18 @@ class ImageTransform:
         """
         return to_tensor(self.pixels(image, generator))
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
-        """The same before the change of type: uint8 (H, W, 3). A batch is turned into floats at once."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """The same before the change of type: uint8 (H, W, 3), also from such. A batch is turned into floats at once.
+
+        It may be a view of the array.
+        """
         if self.random and generator is None:
             raise ValueError("a random crop or flip needs a numpy Generator")
         pixels = np.asarray(image) if self.size is None else self._resized(image, self.size, generator)
         return pixels[:, ::-1] if self.flip and generator.random() < 0.5 else pixels
 
-    def _resized(self, image: Image.Image, size: int, generator: np.random.Generator | None) -> np.ndarray:
-        width, height = image.size
+    def _resized(self, image: Image.Image | np.ndarray, size: int, generator: np.random.Generator | None) -> np.ndarray:
+        width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
         short, target = min(width, height), size
         if self.max_resize is not None:
             target = int(generator.integers(size, max(size, min(self.max_resize, short)) + 1))
@@ -94,14 +97,16 @@ class ImageTransform:
             top = int(generator.integers(full_height - size + 1))
         if self.crop != "none":
             right, bottom = left + size, top + size
-        if image.size != full and self.fast:
+        if (width, height) == full:
+            return np.asarray(image)[top:bottom, left:right]
+        if self.fast:
             return _fast(image, full)[top:bottom, left:right]
-        if image.size != full:
-            image = image.resize(full, _FILTERS[self.resample])
+        image = image if isinstance(image, Image.Image) else Image.fromarray(image)
+        image = image.resize(full, _FILTERS[self.resample])
         return np.asarray(image if self.crop == "none" else image.crop((left, top, right, bottom)))
 
 
-def _fast(image: Image.Image, size: tuple[int, int]) -> np.ndarray:
+def _fast(image: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
     """Bicubic and antialiased, on bytes, for which torch has vector instructions: uint8 (H, W, 3)."""
     pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     return functional.interpolate(pixels, size[::-1], mode="bicubic", antialias=True)[0].permute(1, 2, 0).numpy()

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gsqtok.data import BrokenImageError, decode_image
+from gsqtok.data import BrokenImageError, decode_pixels
 from gsqtok.tokens.sources import Chunk
 from gsqtok.tokens.views import Views
 
@@ -136,14 +136,14 @@ class Decode:
             try:
                 if row.error is not None:
                     raise BrokenImageError(row.error)
-                picture = decode_image(row.data, max_pixels=self.max_pixels)
+                picture = decode_pixels(row.data, max_pixels=self.max_pixels)
                 views = [self._pad(view) for view in self.views(picture)]
             except BrokenImageError as error:
                 rejects.append((row.key, str(error)))
                 continue
             for number, view in enumerate(views):
                 groups.setdefault(view.shape[:2], []).append(((len(pictures), number), view))
-            pictures.append(Picture(row.key, (picture.height, picture.width), row.columns))
+            pictures.append(Picture(row.key, picture.shape[:2], row.columns))
         flat = [view for group in groups.values() for _, view in group]
         total = sum(view.size for view in flat)
         fits = room is not None and total <= len(room)

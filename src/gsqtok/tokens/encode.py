@@ -178,8 +178,12 @@ class Encode:
         return runs * batch / (time.perf_counter() - start)
 
     def _event(self) -> torch.cuda.Event | None:
-        """Happens when the device has done all that it has been given."""
-        return torch.cuda.current_stream(self.device).record_event() if self.device.type == "cuda" else None
+        """Happens when the device has done all that it has been given; who waits leaves the processor to others."""
+        if self.device.type != "cuda":
+            return None
+        event = torch.cuda.Event(blocking=True)
+        event.record(torch.cuda.current_stream(self.device))
+        return event
 
 
 def _wait(device: torch.device) -> None:

@@ -79,7 +79,7 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     Parquet knows no integers under 32 bits, so tokens are split into their byte planes and compressed: what is left is
     log2(V) bits a token.
     """
-    buffer = io.BytesIO()
+    buffer = pa.BufferOutputStream()  # Python's own would stop other threads at every write
     pq.write_table(
         table,
         buffer,
@@ -88,7 +88,7 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
         use_dictionary=[name for name in _leaves(table.schema) if not name.startswith(("key", "tokens"))],
         column_encoding={"tokens.list.element": "BYTE_STREAM_SPLIT"},
     )
-    data = buffer.getbuffer()
+    data = memoryview(buffer.getvalue())
     write_bytes(path, data)
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 

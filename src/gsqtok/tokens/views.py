@@ -57,8 +57,8 @@ class Views:
         settings = {"size": self.size, "crop": self.crop, "resize": self._resized.size}
         return settings | {"flip": self.flip, "resample": self.resample, "fast": self.fast}
 
-    def __call__(self, picture: Image.Image) -> list[np.ndarray]:
-        """RGB picture -> its views, uint8 (H, W, 3) each.
+    def __call__(self, picture: Image.Image | np.ndarray) -> list[np.ndarray]:
+        """RGB picture, or uint8 (H, W, 3) -> its views, uint8 (H, W, 3) each.
 
         Raises:
             BrokenImageError: a strip so thin that the resized picture would not fit in memory.
