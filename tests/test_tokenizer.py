@@ -131,6 +131,11 @@ def test_broken_weights_are_refused(tiny_tokenizer, images):
         tiny_tokenizer.encoder.conv_out.bias.fill_(torch.nan)
     with pytest.raises(ValueError, match="NaN or infinity"):
         tiny_tokenizer.encode(images)
+    assert (tiny_tokenizer.encode(images, check=False) == -1).all()
+
+
+def test_tokens_do_not_depend_on_checking(tiny_tokenizer, images):
+    assert torch.equal(tiny_tokenizer.encode(images, check=False), tiny_tokenizer.encode(images))
 
 
 @pytest.mark.parametrize(

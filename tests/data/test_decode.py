@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile, ImageOps
 
-from gsqtok.data import BrokenImageError, decode, decode_image
+from gsqtok.data import BrokenImageError, decode, decode_image, decode_pixels
 
 
 def encode(image, image_format="PNG", **options):
@@ -209,6 +209,56 @@ def test_too_many_pixels(encoded, monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)  # Pillow itself refuses twice its limit
     with pytest.raises(BrokenImageError, match="too many pixels"):
         decode_image(data)
+
+
+TURNED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"format": "JPEG"},
+        {"format": "JPEG", "progressive": True, "quality": 30},
+        {"format": "JPEG", "exif": TURNED},
+        {"format": "JPEG", "icc_profile": b"x" * 500, "comment": b"\xff\xe1"},
+        {"format": "PNG"},
+    ],
+    ids=["plain", "progressive", "turned", "profile", "png"],
+)
+def test_pixels_are_those_of_the_picture(encoded, options):
+    data = encoded(1, (40, 30), options["format"], **{k: v for k, v in options.items() if k != "format"})
+    assert decode_pixels(data).shape == ((40, 30, 3) if "exif" in options else (30, 40, 3))
+    assert np.array_equal(decode_pixels(data), np.asarray(decode_image(data)))
+    with pytest.raises(BrokenImageError, match="more than the limit of 1199"):
+        decode_pixels(data, max_pixels=1199)
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_pixels_of_other_colours_are_those_of_the_picture(noise, mode):
+    data = encode(noise(1).convert(mode), "JPEG")
+    assert np.array_equal(decode_pixels(data), np.asarray(decode_image(data)))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_pixels_of_damaged_pictures_end_like_the_picture(encoded, pillow_flag):
+    rng = np.random.default_rng(0)
+    data = encoded(1, (40, 30), "JPEG")
+    ends = {"pixels": 0, "reason": 0}
+    for _ in range(300):
+        damaged = np.frombuffer(data, np.uint8).copy()
+        damaged[rng.integers(2, len(damaged), 2)] = rng.integers(0, 256, 2)
+        damaged = damaged.tobytes()[: rng.choice([len(data), len(data) - 20])]
+        kind, expected = _end(decode_image, damaged)
+        assert _end(decode_pixels, damaged) == (kind, expected)
+        ends[kind] += 1
+    assert min(ends.values()) > 20
+
+
+def _end(function, data):
+    try:
+        return "pixels", np.asarray(function(data, max_pixels=10**6)).tolist()
+    except BrokenImageError as error:
+        return "reason", str(error)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")

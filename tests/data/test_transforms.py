@@ -66,6 +66,14 @@ def test_same_size_is_untouched(noise):
     np.testing.assert_array_equal(ImageTransform(8, "center").pixels(noise(1)), np.asarray(noise(1)))
 
 
+@pytest.mark.parametrize(
+    "options", [{"size": 16}, {"size": 12}, {"size": 12, "fast": True}, {"size": 8, "crop": "none"}]
+)
+def test_an_array_gives_the_pixels_of_the_picture(noise, options):
+    transform = ImageTransform(**options)
+    assert np.array_equal(transform.pixels(np.asarray(noise(1))), transform.pixels(noise(1)))
+
+
 def test_random_crop_reaches_every_offset(noise):
     image = noise(1, (11, 8))
     rng = np.random.default_rng(0)

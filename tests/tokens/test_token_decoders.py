@@ -1,0 +1,53 @@
+"""Decoded chunks through shared memory, from processes and from this one."""
+
+from collections import deque
+
+import numpy as np
+import pytest
+import torch
+from token_pictures import png
+
+from gsqtok.data import decode_image
+from gsqtok.tokens.chunks import Decode, Task
+from gsqtok.tokens.decoders import Decoders
+from gsqtok.tokens.encode import Encode
+from gsqtok.tokens.sources import open_pictures
+from gsqtok.tokens.views import Views
+
+SIZES = [(8, 8), (8, 12), (300, 8), (8, 9), (8, 500), (20, 8), (8, 8)] * 4  # some chunks are larger than planned
+
+
+@pytest.fixture
+def tasks(tmp_path):
+    (tmp_path / "in").mkdir()
+    for number, size in enumerate(SIZES):
+        (tmp_path / f"in/{number:02d}.png").write_bytes(png(number, size))
+    source = open_pictures(tmp_path / "in")
+    return [Task(0, index, source.chunk(span)) for index, (span, _) in enumerate(source.spans(1))]
+
+
+@pytest.mark.parametrize(("workers", "held"), [(0, 0), (0, 2), (2, 0), (2, 2)])
+def test_pixels_are_left_alone_until_they_are_released(tasks, workers, held):
+    decoders = Decoders(tasks, Decode(Views(8, "none"), 4), workers, torch.device("cpu"), held)
+    assert len(decoders.memory) < len(tasks)
+    assert any(decoders.memory.shape[1] < 3 * width * height for width, height in SIZES)
+    waiting, found = deque(), []
+    for chunk in decoders:
+        waiting.append(chunk)
+        while len(waiting) > held:
+            found.append((waiting.popleft().views()[0][0].clone(), decoders.release())[0])
+    found += [chunk.views()[0][0].clone() for chunk in waiting]
+    assert len(found) == len(SIZES)
+    for number, (pixels, (width, height)) in enumerate(zip(found, SIZES, strict=True)):
+        picture = np.asarray(decode_image(png(number, (width, height))))
+        assert np.array_equal(pixels[:height, :width], picture), number
+
+
+def test_an_encoder_that_fails_is_told(tasks, tiny_tokenizer):
+    encode, decode = Encode(tiny_tokenizer, side=8), Decode(Views(8), 4)
+    before = encode(decode(tasks[0]))
+    assert before.tokens[0][1].dtype == np.uint8
+    with torch.no_grad():
+        tiny_tokenizer.encoder.conv_out.bias.fill_(torch.nan)
+    with pytest.raises(ValueError, match="NaN or infinity"):
+        encode(decode(tasks[0]))
