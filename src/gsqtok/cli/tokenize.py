@@ -7,6 +7,7 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
+from gsqtok import forkserver
 from gsqtok.cli.options import SOURCE, add_model, console, load_model, parser
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ For a handful of pictures in one .npz file, which numpy reads and gsqtok decode 
 def main(argv: list[str]) -> None:
     """Tokenize pictures to a token data set."""
     args = _parse(argv)
+    if args.engine == "local":
+        forkserver.start(args.workers)  # first, for its imports take as long as those of this process
     from gsqtok.tokens.run import tokenize
 
     if args.device is None and "LOCAL_RANK" in os.environ:

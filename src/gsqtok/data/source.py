@@ -7,7 +7,7 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -312,6 +312,11 @@ def _features(extras: dict[str, Any] | None = None) -> datasets.Features:
 
 
 def _is_image(feature: Any) -> bool:
+    import pyarrow as pa
+
+    if isinstance(feature, pa.DataType):
+        binary = pa.types.is_binary(feature) or pa.types.is_large_binary(feature)
+        return binary or (pa.types.is_struct(feature) and feature.get_field_index("bytes") >= 0)
     import datasets
 
     if isinstance(feature, dict):
@@ -320,8 +325,13 @@ def _is_image(feature: Any) -> bool:
     return binary or isinstance(feature, datasets.Image)
 
 
-def image_column(features: datasets.Features, where: str) -> str:
-    """The name of the column of encoded images: ``image``, or the only one there is; ValueError otherwise."""
+def image_column(features: Mapping[str, Any], where: str) -> str:
+    """The name of the column of encoded images: ``image``, or the only one there is; ValueError otherwise.
+
+    Args:
+        features: of ``datasets``, or Arrow's types, for which ``datasets`` need not be imported.
+        where: for the message.
+    """
     candidates = [name for name, feature in features.items() if _is_image(feature)]
     if "image" in candidates:
         return "image"
@@ -332,7 +342,7 @@ def image_column(features: datasets.Features, where: str) -> str:
     raise ValueError(f"{where!r} has no column of encoded images, only {', '.join(features) or 'nothing'}")
 
 
-def extra_columns(features: datasets.Features, image: str) -> dict[str, Any]:
+def extra_columns(features: Mapping[str, Any], image: str) -> dict[str, Any]:
     """The columns carried along: all but other images and a ``key`` of the file's own."""
     return {
         name: feature

@@ -20,6 +20,7 @@ NATIVE_SIDE = 512  # pictures of any size share a batch of as many pixels as so 
 _LARGEST_BATCH = 512
 _SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # torch's unsigned types lack operators
 NOT_FINITE = "the encoder produced NaN or infinity: its weights or the precision are not fit for use"
+_RUNS = 4  # of a batch, at least, to time it
 _WORTHWHILE = 1.03  # a batch twice as large must be so many times as fast
 
 
@@ -160,14 +161,14 @@ class Encode:
         torch.cuda.empty_cache()
         return best
 
-    def pictures_per_second(self, batch: int, seconds: float = 0.3) -> float:
+    def pictures_per_second(self, batch: int, seconds: float = 0.1) -> float:
         """Pictures a second in batches of this size, without reading or decoding."""
         views = torch.randint(256, (batch, self.side, self.side, 3), dtype=torch.uint8, device=self.device)
         self.tokens(views)  # compiles, and lets the libraries choose
         self.tokens(views)
         _wait(self.device)
         start, runs, before = time.perf_counter(), 0, None
-        while time.perf_counter() - start < seconds:
+        while runs < _RUNS or time.perf_counter() - start < seconds:
             self.tokens(views)
             event = self._event()
             if before is not None:  # one batch is launched while the one before is computed

@@ -14,7 +14,7 @@ from gsqtok.tokens.shards import write_bytes
 from gsqtok.tokens.sources import PictureSource, Span
 
 PLAN = "plan.json"
-_PIXELS = 2**24  # decoded pixels in a chunk, about: 50 MB
+_PIXELS = 2**23  # decoded pixels in a chunk, about: 25 MB
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def fingerprint(settings: dict[str, Any]) -> str:
 
 
 def chunk_pictures(side: int, views: int, shard_size: int) -> int:
-    """Pictures decoded at once: about 50 MB of pixels."""
+    """Pictures decoded at once: about 25 MB of pixels."""
     return min(shard_size, max(16, min(512, _PIXELS // (side * side * views))))
 
 

@@ -47,7 +47,8 @@ class RunProgress:
             disable=rank > 0 or not self.console.is_terminal,
         )
         self.task = self.bar.add_task("", total=pictures, figures="")
-        self.start = self.said = time.perf_counter()
+        self.start = self.said = self.last = time.perf_counter()
+        self.first: tuple[float, int] | None = None  # when the first chunk was finished, and its pictures
 
     def __enter__(self) -> RunProgress:
         self.bar.start()
@@ -63,6 +64,8 @@ class RunProgress:
         self.rejects += len(chunk.rejects)
         self.bytes_read += chunk.bytes_read
         self.decode_seconds += chunk.seconds
+        self.last = time.perf_counter()
+        self.first = self.first or (self.last, self.pictures)
         figures = self.figures()
         self.bar.update(self.task, completed=self.pictures, figures=_line(figures))
         if time.perf_counter() - self.said > _EVERY:
@@ -75,15 +78,22 @@ class RunProgress:
                 )
 
     def figures(self) -> dict[str, Any]:
-        """Figures of this process since it began; rates per second, ``decoded_per_core_second`` of processor time."""
+        """Figures of this process since it began; rates per second.
+
+        ``steady_pictures_per_second``: from the first finished chunk to the last, without starting and the last
+        shard's writing. ``decoded_per_core_second``: of processor time.
+        """
         elapsed = max(time.perf_counter() - self.start, 1e-9)
         rate = self.pictures / elapsed
+        since, already = self.first or (self.last, 0)
+        steady = (self.pictures - already) / (self.last - since) if self.last > since else None
         return {
             "pictures": self.pictures,
             "of": self.total,
             "rejects": self.rejects,
             "seconds": round(elapsed, 3),
             "pictures_per_second": round(rate, 3),
+            "steady_pictures_per_second": steady and round(steady, 3),
             "bytes_per_second": round(self.bytes_read / elapsed),
             "seconds_left": round((self.total - self.pictures) / rate, 1) if rate else None,
             "decoded_per_core_second": round(self.pictures / self.decode_seconds, 1) if self.decode_seconds else None,

@@ -26,7 +26,6 @@ from gsqtok.tokens.sources import PictureSource, open_pictures
 from gsqtok.tokens.views import Views
 
 CARRIED = ("label", "caption")
-PRELOAD = ("gsqtok.tokens.decoders",)
 _WRITERS = 2  # threads; compressing takes one about as long as a fast GPU takes to encode
 _WRITING = 3  # shards waiting to be written
 
@@ -106,8 +105,8 @@ def tokenize(
         ValueError: the folder was begun with another tokenizer, source or option; the source holds no pictures.
         OSError: the source or the output is out of reach, or the disk is full.
     """
-    if options.engine == "local" and options.workers != 0:
-        forkserver.start(PRELOAD)
+    if options.engine == "local":
+        forkserver.start(options.workers)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,8 +176,7 @@ def _settings(tokenizer: ImageTokenizer, pictures: PictureSource, options: RunOp
 def _workers(options: RunOptions, tasks: int) -> int:
     if options.workers is not None:
         return options.workers
-    processors = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    share = max(1, processors // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    share = forkserver.processors()
     return min(share, tasks) if share > 1 else 0
 
 

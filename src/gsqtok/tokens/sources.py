@@ -152,8 +152,6 @@ def _read_images(span: Span, files: list[tuple[str, str]]) -> Iterator[Row]:
 
 
 def _parquet(digest: str, files: list[SourceFile], carry: Sequence[str]) -> PictureSource:
-    import datasets
-
     images, schemas, groups = [], [], []
     for file in files:
         try:
@@ -161,7 +159,7 @@ def _parquet(digest: str, files: list[SourceFile], carry: Sequence[str]) -> Pict
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file.path!r} is not a readable parquet file: {_one_line(error)}") from None
         schema = metadata.schema.to_arrow_schema().remove_metadata()
-        features = datasets.Features.from_arrow_schema(schema)
+        features = dict(zip(schema.names, schema.types, strict=True))
         images.append(image_column(features, file.path))
         own = [name for name in extra_columns(features, images[-1]) if name in carry]
         schemas.append({name: pa.field(name, schema.field(name).type) for name in own})
