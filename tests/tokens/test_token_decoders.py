@@ -43,6 +43,19 @@ def test_pixels_are_left_alone_until_they_are_released(tasks, workers, held):
         assert np.array_equal(pixels[:height, :width], picture), number
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_is_pinned_while_a_gpu_reads_it(tasks):
+    decoders = Decoders(tasks, Decode(Views(8), 4), 2, torch.device("cuda"), 0)
+    for number, chunk in enumerate(decoders):
+        assert chunk.pixels.is_pinned()
+        on_gpu = chunk.pixels.to("cuda", non_blocking=True)
+        torch.cuda.synchronize()
+        assert torch.equal(on_gpu.cpu(), Decode(Views(8), 4)(tasks[number]).pixels)
+        decoders.release()
+    assert not decoders.memory.is_pinned()
+
+
 def test_an_encoder_that_fails_is_told(tasks, tiny_tokenizer):
     encode, decode = Encode(tiny_tokenizer, side=8), Decode(Views(8), 4)
     before = encode(decode(tasks[0]))

@@ -16,6 +16,7 @@ from gsqtok import forkserver
 from gsqtok.tokens.chunks import Decode, DecodedChunk, Task
 
 PREFETCH = 2  # chunks each decoding process prepares ahead
+_PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 _logger = logging.getLogger("gsqtok.tokens")
 
 
@@ -91,7 +92,7 @@ def _pinned(memory: Tensor, device: torch.device) -> Iterator[None]:
         yield
         return
     runtime = torch.cuda.cudart()
-    status = runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, 0)
+    status = runtime.cudaHostRegister(memory.data_ptr(), memory.nbytes, _PORTABLE)
     if status != runtime.cudaError.success:
         _logger.warning("%d MB of shared memory cannot be pinned (%s)", memory.nbytes // 2**20, status)
         with contextlib.suppress(RuntimeError):  # or the next kernel would be blamed for it

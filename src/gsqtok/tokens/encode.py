@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens.chunks import DecodedChunk, EncodedChunk, encoded
+from gsqtok.tokens.plan import chunk_pictures
 
 _logger = logging.getLogger("gsqtok.tokens")
 CPU_BATCH = 8  # larger batches are no faster on a CPU
@@ -144,12 +145,12 @@ class Encode:
         return host.copy_(values, non_blocking=True)
 
     def _find_batch_size(self) -> int:
-        """Double the batch while that pays."""
+        """Double the batch while that pays; none is larger than a chunk."""
         if self.device.type != "cuda":
             return CPU_BATCH
         best, rate = 1, 0.0
         batch = 4
-        while batch <= _LARGEST_BATCH:
+        while batch <= chunk_pictures(self.side, 1, _LARGEST_BATCH):
             try:
                 now = self.pictures_per_second(batch)
             except torch.cuda.OutOfMemoryError:

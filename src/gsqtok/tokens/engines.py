@@ -26,7 +26,7 @@ RAY_MISSING = "--engine ray needs Ray Data: pip install 'gsqtok[ray]'"
 
 @dataclass
 class Waiting:
-    """Seconds that the model waited for pictures."""
+    """Seconds in which no decoded picture was there; a GPU may still have had up to ``AHEAD`` chunks to work on."""
 
     seconds: float = 0.0
 
@@ -59,7 +59,8 @@ def local(
             raise
         reason = " ".join(str(error).split())
         raise RuntimeError(
-            f"a decoding process died, for want of memory perhaps ({reason}); repeat the command"
+            f"a decoding process died, for want of memory perhaps, or, in a script, of an "
+            f"'if __name__ == \"__main__\":' ({reason}); repeat the command"
         ) from None
 
 

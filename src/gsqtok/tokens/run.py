@@ -76,7 +76,8 @@ class RunResult:
     """What one process did.
 
     Attributes:
-        figures: see ``RunProgress.figures``; ``waiting`` is the share of the time that the model waited for pictures.
+        figures: see ``RunProgress.figures``; ``waiting`` is the share of the time that no decoded picture was there
+            (a GPU may still have had two chunks to work on).
         manifest: of the whole data set; None while other processes are still at work.
         workers: processes that decoded.
     """
@@ -94,6 +95,9 @@ def tokenize(
     The source is cut into units of ``shard_size`` pictures, one shard each. Of W processes started by torchrun, rank r
     takes the units r, r + W, ...; they do not talk to each other: a unit is done when its files are there. So a killed
     process loses the unit in hand, and the same command, with any number of processes, goes on.
+
+    Processes that decode import the script that calls this, which must therefore do so below
+    ``if __name__ == "__main__":``, or ask for no ``workers``.
 
     Args:
         tokenizer: on its device; on CUDA it is optimized in place, to bfloat16 if the options say so.
