@@ -48,7 +48,7 @@ def everything(tiny_config):
     """A tokenizer with every part of the networks, few of each, whose decoder is driven past [-1, 1]."""
     options = {"adaptive_norm": True, "depth_to_space": True, "middle_attention": True, "attention_factors": (2,)}
     options |= {"multipliers": (1, 2), "encoder_blocks": 1, "decoder_blocks": 0}
-    tokenizer = tokenizer_with(tiny_config, {"name": "gsq", "groups": 4, "codebook_size": 500}, **options)  # by angle
+    tokenizer = tokenizer_with(tiny_config, {"name": "gsq", "groups": 2, "codebook_size": 500}, **options)
     torch.nn.init.normal_(tokenizer.decoder.conv_out.weight)
     return tokenizer
 
@@ -100,6 +100,7 @@ assert "gsqtok.tokenizer" not in sys.modules
 @pytest.mark.parametrize(
     "quantizer",
     [
+        {"name": "gsq", "groups": 4, "codebook_size": 64},  # d = 2: by angle
         {"name": "fsq", "levels": [5] * 8},
         {"name": "lfq"},
         {"name": "rvq", "stages": 2, "codebook_size": 32},
