@@ -72,6 +72,9 @@ def train(frozen, images, sharded):
         if states:
             for part, state in zip((tokenizer, average, optimizer), states[-1], strict=True):
                 part.load_state_dict(copy.deepcopy(state))  # an optimiser goes on in the tensors that it is given
+            if sharded:
+                for moment in (optimizer.state[p]["exp_avg"].to_local() for p in optimizer.param_groups[0]["params"]):
+                    assert moment.untyped_storage().nbytes() == 4 * moment.numel()
         norms += finish(tokenizer, average, optimizer, images, 2)
         with whole_state(optimizer):
             states.append(state_of(tokenizer, average, optimizer))
@@ -85,6 +88,28 @@ def run_rank(rank, folder):
     images = torch.load(f"{folder}/images.pt").unflatten(0, (2, 2, 2))[:, rank].flatten(0, 1)
     torch.save([train(frozen, images, sharded=True) for frozen in (False, True)], f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
+
+
+def test_a_state_lies_in_memory_as_the_parameters_do():
+    """Fused AdamW needs that, and a checkpoint may come from a CPU, or from shares."""
+
+    def taught(layout):
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(4, 8, 3).to(memory_format=layout)
+        optimizer = adamw(network, OptimizerConfig(), CPU)
+        network(torch.ones(1, 4, 3, 3)).square().sum().backward()
+        optimizer.step()
+        take_whole_state(optimizer)
+        return network, optimizer
+
+    _, other = taught(torch.contiguous_format)
+    network, optimizer = taught(torch.channels_last)
+    optimizer.load_state_dict(other.state_dict())
+    for parameter, theirs in zip(network.parameters(), other.param_groups[0]["params"], strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            ours = optimizer.state[parameter][name]
+            assert ours.stride() == parameter.stride()
+            assert torch.equal(ours, other.state[theirs][name])
 
 
 @pytest.mark.slow
