@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.training import OptimizerConfig
-from gsqtok.training.ema import averaged
+from gsqtok.training.ema import Average
 from gsqtok.training.optimizer import adamw
 from gsqtok.training.sharding import shard, take_whole_state, whole, whole_state
 
@@ -35,7 +35,7 @@ def start(frozen):
         for part in (tokenizer.encoder, tokenizer.quantizer):
             part.requires_grad_(False).eval()
     tokenizer.decoder.recompute_levels = 1
-    return tokenizer, averaged(tokenizer, 0.5)
+    return tokenizer, Average(tokenizer, 0.5)
 
 
 def finish(tokenizer, average, optimizer, images, steps):

@@ -31,13 +31,13 @@ from gsqtok.evaluation.metrics import usage_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
 from gsqtok.training.config import TrainConfig
-from gsqtok.training.ema import averaged
+from gsqtok.training.ema import Average
 from gsqtok.training.graphs import record
 from gsqtok.training.guards import CollapseWatch, DominanceWatch, FiniteGuard
 from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.objective import Objective
-from gsqtok.training.optimizer import adamw, learning_rate
+from gsqtok.training.optimizer import adamw, learning_rate, update_where
 from gsqtok.training.pictures import fixed_pictures, training_pictures, validation_pictures
 from gsqtok.training.run_folder import RunFolder, step_of, together
 from gsqtok.training.sharding import shard, take_whole_state, whole, whole_state
@@ -105,7 +105,7 @@ class Trainer:
         self.fixed = fixed_pictures(config.data, self.pictures if self.validation is None else self.validation)
 
         layout = torch.contiguous_format if self.sharded else self.layout  # torch shares out no others
-        self.ema = averaged(tokenizer.to(device=device, memory_format=layout), config.ema_decay)
+        self.ema = Average(tokenizer.to(device=device, memory_format=layout), config.ema_decay)
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
             self.record_graphs(tokenizer)
         if self.sharded:
@@ -126,7 +126,7 @@ class Trainer:
         if self.usage is not None:
             self.usage.persistent(True)  # part of a checkpoint: figures over an epoch outlive a restart
             self.usage.to(device)
-        self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest)
+        self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest, wait=self.sharded)
         self.collapse, self.dominance = CollapseWatch(), DominanceWatch()
         self.rejects = RejectLog()
         self.start = 0
@@ -217,20 +217,21 @@ class Trainer:
                 terms |= adversary.learn(step, images, out.reconstruction.detach(), part, parts)
             tokens.append(out.tokens)
             for name, term in terms.items():
-                means[name] = means.get(name, 0) + term / parts
+                means[name] = means[name] + term / parts if name in means else term / parts if parts > 1 else term
 
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, config.steps)
         means["gradient_norm"] = whole(accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip))
         if adversary is not None:
             means["discriminator/gradient_norm"] = adversary.clip(step)
-        if self.guard.allows(step, means):
-            if self.usage is not None:  # waits for the device, which has just been waited for
-                self.usage.update(torch.cat(tokens))
-            self.optimizer.step()
+        finite = self.guard.allows(step, means)
+        update_where(finite, self.optimizer)
+        if adversary is not None:
+            update_where(finite, adversary.optimizer)
+        if finite.is_cuda or finite:  # nobody waits for a GPU's answer: an average of unchanged weights does no harm
             self.ema.update_parameters(self.tokenizer)
-            if adversary is not None:
-                adversary.optimizer.step()
+        if self.usage is not None:
+            self.usage.update(torch.where(finite.to(accelerator.device), torch.cat(tokens), -1))
         # a recorded graph hands over gradients in its own memory: to add up several, there must be some to add to
         self.optimizer.zero_grad(set_to_none=parts == 1)
         if adversary is not None:
@@ -245,6 +246,7 @@ class Trainer:
         )
         if judged := window.get("discriminator/accuracy"):
             self.warn(self.dominance.see(step, figures["discriminator/accuracy"], len(judged)))
+        self.guard.settle()
         figures["learning_rate"] = learning_rate(config.optimizer, step, config.steps)
         if self.adversary is not None and self.adversary.joins(step):
             figures["discriminator/learning_rate"] = self.adversary.learning_rate(step)
@@ -352,9 +354,9 @@ class Trainer:
         """What watches over the run, by the names under which a checkpoint keeps it."""
         return {"finite": self.guard, "collapse": self.collapse, "dominance": self.dominance}
 
-    def on_every_rank(self, holds: Tensor) -> bool:
-        """Whether something holds on every rank."""
-        return bool(self.accelerator.reduce(holds.float(), "mean") == 1)
+    def on_every_rank(self, holds: Tensor) -> Tensor:
+        """Whether something, a bool scalar, holds on every rank."""
+        return self.accelerator.reduce(holds.float(), "mean") == 1
 
     def reports(self, report: str | None) -> list[str | None]:
         """What every rank has to say; waits for all of them."""
