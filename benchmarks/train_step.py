@@ -18,11 +18,9 @@ import dataclasses
 import json
 import os
 import resource
-import statistics
 import tempfile
 import time
 from itertools import repeat
-from operator import sub
 from pathlib import Path
 from unittest import mock
 
@@ -79,17 +77,20 @@ def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
         batches = repeat({"image": images, "rejected": []})
         for step in range(1, args.warmup + 1):
             trainer.step(step, batches)
+        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        wait()
         if device.type == "cuda":
-            torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        ends = [time.perf_counter()]
+        start = time.perf_counter()
         for step in range(args.warmup + 1, args.warmup + args.steps + 1):
-            trainer.step(step, batches)  # which waits for its gradients, so that the host is never a step ahead
-            ends.append(time.perf_counter())
+            trainer.step(step, batches)
+        wait()  # once: in training the host may be some steps ahead of a GPU, too
+        seconds = (time.perf_counter() - start) / args.steps
+        trainer.guard.settle()
         if trainer.guard.skipped:
             raise RuntimeError(f"{stage}: {trainer.guard.skipped} steps were not finite")
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else process_peak()
-        median, peak = (max(gather_object([value])) for value in (statistics.median(map(sub, ends[1:], ends)), peak))
+        seconds, peak = (max(gather_object([value])) for value in (seconds, peak))
         return {
             "stage": stage,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -98,9 +99,9 @@ def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
             "size": size,
             "batch_size": config.batch_size,
             "precision": config.precision,
-            "seconds_per_step": median,
-            "images_per_second": config.batch_size / median,
-            "images_per_second_per_rank": config.batch_size / median / ranks,
+            "seconds_per_step": seconds,
+            "images_per_second": config.batch_size / seconds,
+            "images_per_second_per_rank": config.batch_size / seconds / ranks,
             "peak_gib": peak / 2**30,
         }
 
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("--backbone", default=None, help="of the projected discriminator")
     parser.add_argument("--batch-size", type=int, help="over all ranks")
     parser.add_argument("--precision", choices=("bf16", "fp32"))
-    parser.add_argument("--steps", type=int, default=None, help="timed steps; the median counts")
+    parser.add_argument("--steps", type=int, default=None, help="timed steps; their mean counts")
     parser.add_argument("--warmup", type=int, default=None)
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
