@@ -38,18 +38,16 @@ def start(frozen):
     return tokenizer, Average(tokenizer, 0.5)
 
 
-def finish(tokenizer, average, optimizer, images, steps):
-    """Training steps; the norms of their gradients."""
-    norms = []
-    for _ in range(steps):
-        for part in images.chunk(2):  # gradients add up
-            out = tokenizer(part)
-            (out.reconstruction.square().mean() + out.quantizer_loss).backward()
-        norms.append(whole(torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 0.1)))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-        average.update_parameters(tokenizer)
-    return norms
+def one_step(tokenizer, average, optimizer, images):
+    """A training step; the norm of its gradient."""
+    for part in images.chunk(2):  # gradients add up
+        out = tokenizer(part)
+        (out.reconstruction.square().mean() + out.quantizer_loss).backward()
+    norm = whole(torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 0.1))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    average.update_parameters(tokenizer)
+    return norm
 
 
 def state_of(tokenizer, average, optimizer):
@@ -57,7 +55,7 @@ def state_of(tokenizer, average, optimizer):
 
 
 def train(frozen, images, sharded):
-    """Two steps, then two more by another tokenizer that takes over from the state dicts."""
+    """A step, then one more by another tokenizer that takes over from the state dicts."""
     norms, states = [], []
     for _ in range(2):
         tokenizer, average = start(frozen)
@@ -75,7 +73,7 @@ def train(frozen, images, sharded):
             if sharded:
                 for moment in (optimizer.state[p]["exp_avg"].to_local() for p in optimizer.param_groups[0]["params"]):
                     assert moment.untyped_storage().nbytes() == 4 * moment.numel()
-        norms += finish(tokenizer, average, optimizer, images, 2)
+        norms.append(one_step(tokenizer, average, optimizer, images))
         with whole_state(optimizer):
             states.append(state_of(tokenizer, average, optimizer))
     return norms, states
