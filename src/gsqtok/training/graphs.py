@@ -81,7 +81,7 @@ def record(
             graph.replay()
             return features
 
-        backbone.forward = only_like(source, backbone, replay, backbone.forward, precision)
+        backbone.forward = only_like(source, backbone, replay, backbone.forward, precision, gradient=False)
 
 
 def only_like(
@@ -90,10 +90,11 @@ def only_like(
     replay: Callable[[Tensor], Any],
     eager: Callable[[Tensor], Any],
     precision: torch.dtype | None,
+    gradient: bool = True,
 ) -> Callable[[Tensor], Any]:
     """A forward that replays for inputs like the sample, in the network's present mode, and is eager for others.
 
-    A sample without gradient stands for passes under ``torch.no_grad``.
+    ``gradient`` says whether passes with or those without it (``torch.no_grad``) were recorded.
     """
     mode = network.training
     like = (sample.shape, sample.dtype, sample.device, sample.requires_grad)
@@ -102,7 +103,7 @@ def only_like(
     def forward(x: Tensor) -> Any:
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         known = (
-            torch.is_grad_enabled() == sample.requires_grad
+            torch.is_grad_enabled() == gradient
             and network.training == mode
             and (x.shape, x.dtype, x.device, x.requires_grad) == like
             and autocast == precision
