@@ -240,3 +240,21 @@ def test_resize_statistics():
     assert abs(shrunk.min() - 3 / 4) < 0.02
     expected = (1 - 3 / 4) / math.log(4 / 3)  # mean of a log-uniform number between 3/4 and 1
     assert abs(shrunk.mean() - expected) < 0.01
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_batch_gets_the_same_draws_however_many_ranks_share_it(policy, monkeypatch):
+    images = torch.rand(6, 3, 16, 16)
+    torch.manual_seed(3)
+    whole = [DiffAugment([policy])(images) for _ in range(2)]
+    assert not torch.equal(*whole)
+    monkeypatch.setattr(module.distributed, "is_initialized", lambda: True)
+    for ranks in (1, 2, 3):
+        monkeypatch.setattr(module.distributed, "get_world_size", lambda ranks=ranks: ranks)
+        parts = []
+        for rank in range(ranks):
+            monkeypatch.setattr(module.distributed, "get_rank", lambda rank=rank: rank)
+            torch.manual_seed(3)
+            parts.append([DiffAugment([policy])(images.chunk(ranks)[rank]) for _ in range(2)])
+        for call in range(2):
+            torch.testing.assert_close(torch.cat([part[call] for part in parts]), whole[call])

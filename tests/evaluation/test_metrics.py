@@ -280,7 +280,7 @@ def test_usage_bad_input():
     metric = CodebookUsage(8, 2)
     with pytest.raises(ValueError, match="no indices"), pytest.warns(UserWarning, match="before"):
         metric.compute()
-    for indices in ([[0, 8]], [[-1, 0]]):
+    for indices in ([[0, 8]], [[-2, 0]]):
         with pytest.raises(ValueError, match=r"\[0, 8\)"):
             metric.update(torch.tensor(indices))
     for shape in ((3, 1), (4, 3), ()):

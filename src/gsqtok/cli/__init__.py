@@ -19,6 +19,7 @@ VERBS = {
     "evaluate": "measure a tokenizer on a set of pictures",
     "compare": "results of evaluations beside each other, as a table and a report",
     "train": "train a tokenizer on pictures",
+    "study": "the paper's experiments and its open questions, with results, plots and a page",
     "plan": "the quantizers' settings that spend the same bits a pixel",
     "convert": "a checkpoint of the official GSQ implementation to a tokenizer of this package",
     "export": "a tokenizer to ONNX or torch.export, verified",

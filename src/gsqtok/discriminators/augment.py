@@ -7,10 +7,10 @@ the discriminator's step and in the generator's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 _SHIFT = 1 / 8  # translation, at most, as a part of a side
 _CUT = 1 / 2  # side of the square that is cut out, as a part of the picture's
@@ -30,6 +30,9 @@ class DiffAugment(nn.Module):
     Zero is mid-grey. Values may leave [-1, 1]. Every change is affine in the picture and can be differentiated any
     number of times; it is done in the picture's own precision. The draws come from the global generator of the
     pictures' device: what restores that one repeats them.
+
+    Under torch.distributed every rank must call this with equally many pictures, its part of a batch in the order of
+    the ranks, and its generator in the same state: a batch then gets the same draws however many ranks share it.
 
     Raises:
         ValueError: an unknown policy (the message lists the known ones).
@@ -59,12 +62,19 @@ class DiffAugment(nn.Module):
 
 def _uniform(images: Tensor) -> Tensor:
     """One number in [0, 1) for every picture, (B, 1, 1, 1)."""
-    return torch.rand(len(images), 1, 1, 1, device=images.device, dtype=images.dtype)
+    return _own(images, lambda count: torch.rand(count, 1, 1, 1, device=images.device, dtype=images.dtype))
 
 
 def _below(images: Tensor, end: int) -> Tensor:
     """One whole number in [0, end) for every picture, (B, 1)."""
-    return torch.randint(end, (len(images), 1), device=images.device)
+    return _own(images, lambda count: torch.randint(end, (count, 1), device=images.device))
+
+
+def _own(images: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
+    """Of a draw for the pictures of all ranks, those of this one: every rank makes the draw of the whole batch."""
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return draw(len(images))
+    return draw(len(images) * distributed.get_world_size()).narrow(0, distributed.get_rank() * len(images), len(images))
 
 
 def _color(images: Tensor) -> Tensor:

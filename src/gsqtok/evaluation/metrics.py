@@ -210,11 +210,13 @@ class CodebookUsage(Metric):
         self.add_state("positions", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, indices: Tensor) -> None:
-        """Add integer indices (..., G), each in [0, codebook_size).
+        """Add integer indices (..., G), each in [0, codebook_size). Positions with an index of -1, which a quantizer
+        gives to a latent that is not finite, do not count.
 
         Raises:
             TypeError: indices that are not integers.
-            ValueError: another number of groups, or an index outside the codebook.
+            ValueError: another number of groups, or an index outside the codebook. On a GPU, where looking would make
+                the host wait, an index beyond the codebook stops the process (CUDA's own assertion).
         """
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise TypeError(f"indices must be integers, got {indices.dtype}")
@@ -223,14 +225,16 @@ class CodebookUsage(Metric):
         if indices.numel() == 0:
             return
         indices = indices.detach().to(self.device).long().reshape(-1, self.groups)
-        low, high = (int(bound) for bound in indices.aminmax())
-        if low < 0 or high >= self.codebook_size:
-            raise ValueError(f"indices must lie in [0, {self.codebook_size}), got {low} to {high}")
+        if not indices.is_cuda:
+            low, high = (int(bound) for bound in indices.aminmax())
+            if low < -1 or high >= self.codebook_size:
+                raise ValueError(f"indices must lie in [0, {self.codebook_size}), got {low} to {high}")
+        found = (indices >= 0).all(1)
         # scatter_add rather than bincount: integers add up the same in any order, and nothing of the codebook's size
         # is allocated for each batch
-        ones = torch.ones((), dtype=self.counts.dtype, device=self.device).expand(self.groups, len(indices))
-        self.counts.scatter_add_(1, indices.T, ones)
-        self.positions += len(indices)
+        ones = found.to(self.counts.dtype).expand(self.groups, len(indices))
+        self.counts.scatter_add_(1, indices.clamp_min(0).T, ones)
+        self.positions += found.sum()
 
     def ranked_counts(self, points: int = 1024) -> list[int]:
         """Counts of the codewords over all groups and processes, the largest first, at evenly spaced ranks.

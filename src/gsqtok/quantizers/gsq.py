@@ -18,8 +18,10 @@ from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_b
 from gsqtok.quantizers.codebook import codebook_and_commitment, nearest_codewords, take_codewords
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.soft_assignment import sample_codewords, softmax_entropies
+from gsqtok.search import rounded
 
 Norm = Literal["l2", "l1", "none", "clip"]
+ROUNDED = {"float32": torch.float32, "bf16": torch.bfloat16}  # searches by a matrix of distances
 
 
 @register_quantizer("gsq")
@@ -44,6 +46,8 @@ class GSQ(Quantizer):
         coding_rate_weight: weight of a loss that spreads the codewords' directions; see ``coding_rate_gap``.
         temperature: of that softmax.
         sample: draw the index from that softmax in training, instead of taking the nearest codeword.
+        search: ``"exact"``, or ``"float32"`` or ``"bf16"``: the matrix of distances in that precision, as the original
+            implementation computes it (bf16 under autocast). For studying what that rounding does; slower.
 
     Losses: ``codebook`` = mse(codeword, sg(zn)) with weight 1, ``commitment`` = mse(sg(codeword), zn), where zn is the
     normalised latent; with their weights ``sample_entropy``, ``batch_entropy`` (nats) and ``coding_rate``. The
@@ -66,6 +70,7 @@ class GSQ(Quantizer):
         coding_rate_weight: float = 0.0,
         temperature: float = 0.01,
         sample: bool = False,
+        search: Literal["exact", "float32", "bf16"] = "exact",
     ) -> None:
         super().__init__()
         d = group_size(dim, groups)
@@ -88,6 +93,7 @@ class GSQ(Quantizer):
         self.coding_rate_weight = not_below("coding_rate_weight", coding_rate_weight, 0)
         self.temperature = temperature
         self.sample = sample
+        self.search = one_of("search", search, ("exact", *ROUNDED))
         self.codebook = nn.Parameter(torch.empty(codebook_size, d))
         self.reset_parameters()
 
@@ -113,6 +119,10 @@ class GSQ(Quantizer):
             rows = latent.reshape(-1, self.group_dim)
             codebook = self._normalize(self.codebook.float())
             indices = sample_codewords(rows, codebook, self.temperature).view(latent.shape[:-1])
+        elif self.search in ROUNDED:
+            rows = latent.detach().reshape(-1, self.group_dim)
+            indices = rounded.nearest(rows, self._normalize(self.codebook.detach().float()), ROUNDED[self.search])
+            indices = indices.view(latent.shape[:-1])
         elif self.norm == "l2":
             indices = nearest_codewords(latent, self.codebook, "cosine")  # which normalises, and in higher precision
         else:

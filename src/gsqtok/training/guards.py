@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 log = logging.getLogger("gsqtok.training")
+_AHEAD = 4  # steps that the host may be ahead of what it knows
+
+
+class _Judged(NamedTuple):
+    """A step whose answer is on its way from the device."""
+
+    step: int
+    answer: Tensor
+    copied: torch.cuda.Event
+    names: list[str]
+    values: Tensor
 
 
 class TrainingDivergedError(RuntimeError):
@@ -23,24 +35,29 @@ class FiniteGuard:
 
     Args:
         limit: so many skipped steps in a row end the run.
-        agreed: whether something holds on every rank, so that all ranks skip together.
+        agreed: whether something holds on every rank (a bool scalar each), so that all ranks skip together.
         last_checkpoint: the newest checkpoint, for the message that ends the run.
+        wait: for a GPU to tell whether a step was finite, before anything else is launched. Without it the GPU itself
+            leaves the update out (``update_where``), and the count follows a few steps later.
     """
 
     def __init__(
         self,
         limit: int = 20,
-        agreed: Callable[[Tensor], bool] = bool,
+        agreed: Callable[[Tensor], Tensor] = lambda holds: holds,
         last_checkpoint: Callable[[], Path | None] = lambda: None,
+        wait: bool = True,
     ) -> None:
         self.limit = limit
         self.agreed = agreed
         self.last_checkpoint = last_checkpoint
+        self.wait = wait
         self.skipped = 0
         self.in_a_row = 0
+        self._unsettled: deque[_Judged] = deque()
 
-    def allows(self, step: int, figures: dict[str, Tensor]) -> bool:
-        """Whether the step's updates may be made.
+    def allows(self, step: int, figures: dict[str, Tensor]) -> Tensor:
+        """Whether the step's updates may be made: a bool scalar, on the CPU if it was waited for.
 
         Args:
             step: the step.
@@ -49,12 +66,36 @@ class FiniteGuard:
         Raises:
             TrainingDivergedError: the limit is reached; the message names the step and what blew up.
         """
-        if self.agreed(torch.stack([value.detach().float() for value in figures.values()]).isfinite().all()):
+        values = torch.stack([value.detach().float() for value in figures.values()])
+        finite = self.agreed(values.isfinite().all())
+        if self.wait or not finite.is_cuda:
+            self._count(step, bool(finite), figures.keys(), values)
+            return finite.cpu()
+        answer = finite.to("cpu", non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record()
+        self._unsettled.append(_Judged(step, answer, copied, list(figures), values))
+        while self._unsettled and (len(self._unsettled) > _AHEAD or self._unsettled[0].copied.query()):
+            self._settle_first()
+        return finite
+
+    def settle(self) -> None:
+        """Count every step so far, waiting for the device."""
+        while self._unsettled:
+            self._settle_first()
+
+    def _settle_first(self) -> None:
+        judged = self._unsettled.popleft()
+        judged.copied.synchronize()
+        self._count(judged.step, bool(judged.answer), judged.names, judged.values)
+
+    def _count(self, step: int, finite: bool, names: Iterable[str], values: Tensor) -> None:
+        if finite:
             self.in_a_row = 0
-            return True
+            return
         self.skipped += 1
         self.in_a_row += 1
-        broken = [name for name, value in figures.items() if not math.isfinite(value)]
+        broken = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
         terms = [name for name in broken if name != "total" and not name.endswith("gradient_norm")]
         if terms:
             culprit = f"loss term {', '.join(terms)}"
@@ -73,10 +114,10 @@ class FiniteGuard:
             raise TrainingDivergedError(
                 f"{self.limit} steps in a row up to step {step} were not finite: {culprit}; {go_on}"
             )
-        return False
 
     def state_dict(self) -> dict[str, int]:
         """What a checkpoint keeps."""
+        self.settle()
         return {"skipped": self.skipped, "in_a_row": self.in_a_row}
 
     def load_state_dict(self, state: dict[str, int]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from accelerate.optimizer import AcceleratedOptimizer
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from gsqtok.training.config import OptimizerConfig
@@ -31,3 +32,16 @@ def adamw(network: nn.Module, config: OptimizerConfig, device: torch.device) -> 
         weight_decay=config.weight_decay,
         fused=device.type == "cuda",
     )
+
+
+def update_where(finite: Tensor, optimizer: AcceleratedOptimizer) -> None:
+    """Make an optimiser's update if ``finite``, a bool scalar, holds.
+
+    Where it lies on a GPU, nobody waits for it: fused AdamW leaves the update out there (``found_inf``, by which
+    gradient scaling does the same).
+    """
+    if finite.is_cuda:
+        optimizer.optimizer.found_inf = (~finite).float()
+        optimizer.step()
+    elif finite:
+        optimizer.step()

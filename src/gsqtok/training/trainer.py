@@ -14,8 +14,16 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, ProjectConfiguration, gather_object, set_seed, synchronize_rng_states
+from accelerate.utils import (
+    DistributedDataParallelKwargs,
+    DistributedType,
+    ProjectConfiguration,
+    gather_object,
+    set_seed,
+    synchronize_rng_states,
+)
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from gsqtok.data import ImageTransform, RejectLog, train_loader
 from gsqtok.evaluation import evaluate
@@ -23,21 +31,22 @@ from gsqtok.evaluation.metrics import usage_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
 from gsqtok.training.config import TrainConfig
-from gsqtok.training.ema import averaged
+from gsqtok.training.ema import Average
 from gsqtok.training.graphs import record
 from gsqtok.training.guards import CollapseWatch, DominanceWatch, FiniteGuard
 from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.objective import Objective
-from gsqtok.training.optimizer import adamw, learning_rate
+from gsqtok.training.optimizer import adamw, learning_rate, update_where
 from gsqtok.training.pictures import fixed_pictures, training_pictures, validation_pictures
 from gsqtok.training.run_folder import RunFolder, step_of, together
+from gsqtok.training.sharding import shard, take_whole_state, whole, whole_state
 
 log = logging.getLogger("gsqtok.training")
 # In a checkpoint, what accelerate's own files do not hold:
 EXTRA = "extra.pt"
 USAGE = "usage-{}.pt"  # of each rank
-# The average of the weights, the adaptive weight and the frozen encoder all need whole tensors:
+# What Accelerate would do with the networks by itself; see gsqtok.training.sharding for what is done instead.
 SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
@@ -70,14 +79,16 @@ class Trainer:
         self.folder.check(config, resume)
         AcceleratorState._reset_state()  # else a process could train in one precision only
         self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not know of each other
             mixed_precision="bf16" if config.precision == "bf16" else "no",
             log_with=checked_trackers(config.trackers) or None,
             project_config=ProjectConfiguration(project_dir=str(self.folder.path)),
+            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # a copy less of each
         )
         if self.accelerator.distributed_type in SHARDED:
             raise ValueError(
-                f"training in {self.accelerator.distributed_type.value} is not supported: every rank holds the whole "
-                "model (launch without --use_fsdp and --use_deepspeed); to save memory, raise gradient_accumulation"
+                f"{self.accelerator.distributed_type.value} by Accelerate is not supported: launch without --use_fsdp "
+                "and --use_deepspeed; --fsdp true shares the model out, gradient_accumulation saves more memory"
             )
         device, ranks = self.accelerator.device, self.accelerator.num_processes
         if config.batch_size % (config.gradient_accumulation * ranks):
@@ -87,24 +98,35 @@ class Trainer:
             )
         # with channels innermost, what stands between convolutions runs fused on a GPU
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.sharded = config.fsdp and ranks > 1
         self.objective = Objective(config.loss).to(device=device, memory_format=self.layout)
         self.pictures, self.transform = training_pictures(config.data)
         self.validation = validation_pictures(config.data)
         self.fixed = fixed_pictures(config.data, self.pictures if self.validation is None else self.validation)
 
-        self.ema = averaged(tokenizer.to(device=device, memory_format=self.layout), config.ema_decay)
+        layout = torch.contiguous_format if self.sharded else self.layout  # torch shares out no others
+        self.ema = Average(tokenizer.to(device=device, memory_format=layout), config.ema_decay)
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
             self.record_graphs(tokenizer)
+        if self.sharded:
+            shard(tokenizer)
+            shard(self.ema.module)
         self.tokenizer = tokenizer
-        self.model, self.optimizer = self.accelerator.prepare(tokenizer, adamw(tokenizer, config.optimizer, device))
+        optimizer = adamw(tokenizer, config.optimizer, device)
+        take_whole_state(optimizer)
+        self.model = self.accelerator.prepare_model(tokenizer, evaluation_mode=self.sharded)  # no data parallelism then
+        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
         self.adversary = None
         if config.adversarial.discriminator != "none":
             self.adversary = Adversary(config.adversarial, self.accelerator, config.steps)
+        for network in (self.model, self.adversary and self.adversary.objective):
+            if isinstance(network, DistributedDataParallel):
+                network.broadcast_buffers = False  # they change alike on all ranks
         self.usage = usage_of(tokenizer.quantizer)
         if self.usage is not None:
             self.usage.persistent(True)  # part of a checkpoint: figures over an epoch outlive a restart
             self.usage.to(device)
-        self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest)
+        self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest, wait=self.sharded)
         self.collapse, self.dominance = CollapseWatch(), DominanceWatch()
         self.rejects = RejectLog()
         self.start = 0
@@ -195,20 +217,21 @@ class Trainer:
                 terms |= adversary.learn(step, images, out.reconstruction.detach(), part, parts)
             tokens.append(out.tokens)
             for name, term in terms.items():
-                means[name] = means.get(name, 0) + term / parts
+                means[name] = means[name] + term / parts if name in means else term / parts if parts > 1 else term
 
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, config.steps)
-        means["gradient_norm"] = accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip)
+        means["gradient_norm"] = whole(accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip))
         if adversary is not None:
             means["discriminator/gradient_norm"] = adversary.clip(step)
-        if self.guard.allows(step, means):
-            self.optimizer.step()
+        finite = self.guard.allows(step, means)
+        update_where(finite, self.optimizer)
+        if adversary is not None:
+            update_where(finite, adversary.optimizer)
+        if finite.is_cuda or finite:  # nobody waits for a GPU's answer: an average of unchanged weights does no harm
             self.ema.update_parameters(self.tokenizer)
-            if adversary is not None:
-                adversary.optimizer.step()
-            if self.usage is not None:
-                self.usage.update(torch.cat(tokens))
+        if self.usage is not None:
+            self.usage.update(torch.where(finite.to(accelerator.device), torch.cat(tokens), -1))
         # a recorded graph hands over gradients in its own memory: to add up several, there must be some to add to
         self.optimizer.zero_grad(set_to_none=parts == 1)
         if adversary is not None:
@@ -223,6 +246,7 @@ class Trainer:
         )
         if judged := window.get("discriminator/accuracy"):
             self.warn(self.dominance.see(step, figures["discriminator/accuracy"], len(judged)))
+        self.guard.settle()
         figures["learning_rate"] = learning_rate(config.optimizer, step, config.steps)
         if self.adversary is not None and self.adversary.joins(step):
             figures["discriminator/learning_rate"] = self.adversary.learning_rate(step)
@@ -246,7 +270,7 @@ class Trainer:
 
     def validate(self, step: int, run_log: RunLog) -> None:
         """Measure the averaged weights on the validation source, and draw the grid of fixed pictures."""
-        model = self.ema.module.eval()
+        model = self.average().eval()
         if self.validation is not None:
             figures = evaluate(
                 model,
@@ -264,7 +288,9 @@ class Trainer:
 
     def save(self, step: int) -> None:
         """Write a checkpoint and the averaged tokenizer."""
-        rank = self.accelerator.process_index
+        rank, main = self.accelerator.process_index, self.accelerator.is_main_process
+        # gathered where the ranks share it out, before anything is written
+        ema, average = self.ema.state_dict(), self.average()
 
         def write(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
@@ -272,15 +298,15 @@ class Trainer:
                 torch.save(self.usage.state_dict(), folder / USAGE.format(rank))
             if main:
                 guards = {name: guard.state_dict() for name, guard in self.guards.items()}
-                torch.save({"ema": self.ema.state_dict(), "guards": guards}, folder / EXTRA)
+                torch.save({"ema": ema, "guards": guards}, folder / EXTRA)
 
         def publish() -> None:
             if main:
                 self.folder.clear_leftovers()
-                self.ema.module.save_pretrained(self.folder.tokenizer)
+                average.save_pretrained(self.folder.tokenizer)
 
-        main = self.accelerator.is_main_process
-        self.folder.save(step, write, self.reports, main, self.config.keep_checkpoints)
+        with whole_state(self.optimizer.optimizer):
+            self.folder.save(step, write, self.reports, main, self.config.keep_checkpoints)
         together(publish, self.reports, f"the tokenizer of step {step} could not be written")
 
     def load(self, checkpoint: Path) -> None:
@@ -297,6 +323,15 @@ class Trainer:
             self.usage.load_state_dict(torch.load(usage, map_location="cpu", weights_only=True))
             self.usage.to(self.accelerator.device)
         self.start = step_of(checkpoint)
+
+    def average(self) -> ImageTokenizer:
+        """The tokenizer with the averaged weights, whole; where ranks share it out, a copy that all must ask for."""
+        if not self.sharded:
+            return self.ema.module
+        with torch.random.fork_rng(devices=[]):  # its random weights are replaced, and must change no later draw
+            average = ImageTokenizer(self.config.model)
+        average.load_state_dict(self.ema.module.state_dict())
+        return average.to(device=self.accelerator.device, memory_format=self.layout)
 
     def steps_of_usage(self) -> int:
         """Steps over which codebook usage is counted: an epoch or more, since a batch's perplexity says little.
@@ -319,9 +354,9 @@ class Trainer:
         """What watches over the run, by the names under which a checkpoint keeps it."""
         return {"finite": self.guard, "collapse": self.collapse, "dominance": self.dominance}
 
-    def on_every_rank(self, holds: Tensor) -> bool:
-        """Whether something holds on every rank."""
-        return bool(self.accelerator.reduce(holds.float(), "mean") == 1)
+    def on_every_rank(self, holds: Tensor) -> Tensor:
+        """Whether something, a bool scalar, holds on every rank."""
+        return self.accelerator.reduce(holds.float(), "mean") == 1
 
     def reports(self, report: str | None) -> list[str | None]:
         """What every rank has to say; waits for all of them."""
@@ -341,5 +376,6 @@ class Trainer:
             f"{self.folder.path}: {millions:.1f}M parameters{against}, f{self.tokenizer.factor}, {quantizer.name}, "
             f"{quantizer.bits:g} bits a position, {self.tokenizer.bits_per_pixel:.3g} bits/px, on "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {self.config.precision}"
+            + (", sharded" if self.sharded else "")
             + (f"; goes on after step {self.start}" if self.start else "")
         )

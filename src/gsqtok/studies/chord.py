@@ -1,0 +1,54 @@
+"""How far a spherical codebook is from the latents of real pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gsqtok.data import ImageTransform, eval_loader
+from gsqtok.quantizers import GSQ
+from gsqtok.quantizers.fixed_sphere import FixedSphere
+from gsqtok.search import nearest
+from gsqtok.tokenizer import ImageTokenizer
+
+
+@torch.no_grad()
+def chord_error(
+    tokenizer: ImageTokenizer,
+    source: Any,
+    transform: ImageTransform,
+    pictures: int,
+    codebook: Tensor | None = None,
+) -> float | None:
+    """Mean squared chord |z - c|^2 between the directions of the groups' latents and of their nearest codewords.
+
+    0 is lossless, 2 a right angle; ``gsqtok.quantizers.sphere`` has what a random code and what none can reach.
+
+    Args:
+        tokenizer: its quantizer normalises latents by l2 and looks up in one codebook.
+        source: what ``open_source`` returns.
+        transform: of the pictures.
+        pictures: about so many, the first ones.
+        codebook: (V, d), measure this one instead of the trained one.
+
+    Returns:
+        The error; None for a quantizer that does not work on the sphere.
+    """
+    quantizer = tokenizer.quantizer
+    spherical = isinstance(quantizer, FixedSphere) or (isinstance(quantizer, GSQ) and quantizer.norm == "l2")
+    if not spherical:
+        return None
+    codewords = F.normalize((quantizer.codebook if codebook is None else codebook).to(tokenizer.device), dim=-1)
+    total, count = 0.0, 0
+    for batch in eval_loader(source, transform, batch_size=100):
+        latent = tokenizer.encoder(batch["image"].to(tokenizer.device)).movedim(1, -1)
+        latent = F.normalize(latent.unflatten(-1, (-1, codewords.shape[1])).flatten(0, -2), dim=-1)
+        chords = (codewords[nearest(latent, codewords)] - latent).double().square().sum(-1)
+        total, count = total + chords.sum().item(), count + len(chords)
+        pictures -= len(batch["image"])
+        if pictures <= 0:
+            break
+    return total / count

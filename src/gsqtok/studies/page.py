@@ -1,0 +1,108 @@
+"""A study's page: question, setting, figures, plots, and what they say; in Markdown."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from gsqtok.output import written_aside
+from gsqtok.studies.plots import draw
+from gsqtok.studies.study import Finding, Study
+from gsqtok.studies.table import Table, shown, title_of
+
+log = logging.getLogger("gsqtok.studies")
+
+
+def write_page(study: Study, table: Table, folder: Path) -> Path:
+    """Write ``README.md`` and the plots into the folder; without matplotlib, the page has no plots."""
+    pictures = []
+    try:
+        pictures = [draw(plot, table, folder) for plot in study.plots]
+    except ImportError as error:
+        log.warning("%s", error)
+    page = folder / "README.md"
+    with written_aside(page) as aside:
+        aside.write_text(page_of(study, table, [path.name for path in pictures if path is not None]), "utf-8")
+    return page
+
+
+def said(study: Study, table: Table) -> list[Finding]:
+    """The study's findings; at the smoke scale, which tests the program, there are none."""
+    return [] if table.scale == "smoke" else study.findings(table)
+
+
+def page_of(study: Study, table: Table, pictures: list[str]) -> str:
+    """The page as Markdown."""
+    done = [row for row in table.rows if row.state == "done"]
+    parts = [f"# {study.name}: {table.scale} scale", study.question, f"Source: {study.source}."]
+    parts.append(_setting(table))
+    if findings := said(study, table):
+        lines = ["| claim | says | figures |", "|---|---|---|"]
+        lines += [f"| {finding.claim} | **{finding.verdict}** | {finding.because} |" for finding in findings]
+        parts += ["## What the figures say", "\n".join(lines)]
+    parts.append(f"**What this cannot say:** {study.silent}")
+    parts += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
+    parts += ["## Figures", figures_table(study, table)]
+    if undone := [row for row in table.rows if row.state != "done"]:
+        lines = [f"- {_varied(row.varied)}: {row.state}{f': {row.message}' if row.message else ''}" for row in undone]
+        parts += [f"## Runs without figures ({len(undone)} of {len(undone) + len(done)})", "\n".join(lines)]
+    return "\n\n".join(parts) + "\n"
+
+
+def figures_table(study: Study, table: Table) -> str:
+    """One line for each setting, means over its seeds with their standard deviation."""
+    columns = list(dict.fromkeys(column for row in table.rows for column in row.varied if column != "seed"))
+    present = list(dict.fromkeys(name for row in table.rows for name in row.figures))
+    names = [
+        name
+        for asked in study.figures
+        for name in present
+        if name == asked
+        or name.startswith(f"{asked}_timm")
+        or (asked == "frechet_distance" and name.startswith("frechet_distance_"))
+    ]
+    names = list(dict.fromkeys(names))
+    seeds = len(table.values("seed"))
+    head = [*columns, *(title_of(name) for name in names), *(["seeds"] if seeds > 1 else [])]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(columns)}{'--:|' * (len(head) - len(columns))}"]
+    for setting in table.settings():
+        values = [table.value(name, **setting) for name in names]
+        if not any(values):
+            continue
+        cells = [_cell(setting.get(column, "")) for column in columns]
+        cells += ["" if value is None else shown(name, value) for name, value in zip(names, values, strict=True)]
+        if seeds > 1:
+            cells.append(str(max(value.count for value in values if value is not None)))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _setting(table: Table) -> str:
+    held, where = table.setting.get("first_run", {}), table.environment
+    data = held.get("data", {})
+    lines = [
+        f"**Setting:** {table.setting.get('summary', '')}. {held.get('steps', 0):,} steps of "
+        f"{held.get('batch_size')} pictures, {held.get('precision')}; trained on {_names(data.get('train'))}, measured "
+        f"on {_names(data.get('validation'))}"
+        + (f"; {table.setting['features']} for the Fréchet distance" if table.setting.get("features") else "")
+        + "."
+    ]
+    if where:
+        lines.append(f"{where.get('device')}, torch {where.get('torch')}, {str(where.get('date'))[:10]}.")
+    if command := table.setting.get("command"):
+        lines.append(f"\n```bash\n{command}\n```")
+    return "\n".join(lines)
+
+
+def _names(sources: Any) -> str:
+    sources = [sources] if isinstance(sources, str) else sources or []
+    return ", ".join("/".join(Path(source).parts[-2:]) for source in sources)
+
+
+def _varied(varied: dict[str, Any]) -> str:
+    return ", ".join(f"{name} {_cell(value)}" for name, value in varied.items())
+
+
+def _cell(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,87 @@
+"""Plots of a study's table."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gsqtok.evaluation.plots import COLOURS, DPI, MARKERS, style
+from gsqtok.studies.study import Plot
+from gsqtok.studies.table import Table, title_of
+
+_PANEL = (4.4, 3.6)  # inches
+
+
+def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
+    """Draw a plot into the folder as PNG; None where the table holds nothing for it.
+
+    Raises:
+        ImportError: no matplotlib.
+    """
+    only = dict(plot.only)
+    panels = table.values(plot.panels, **only) if plot.panels else [None]
+    curves = {panel: _curves(plot, table, only | ({plot.panels: panel} if plot.panels else {})) for panel in panels}
+    curves = {panel: lines for panel, lines in curves.items() if lines}
+    if not curves:
+        return None
+    with style():
+        from matplotlib.figure import Figure
+
+        figure = Figure((max(5.4, _PANEL[0] * len(curves)), _PANEL[1] + 0.5), layout="constrained")
+        axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
+        labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
+        for axis, (panel, lines) in zip(axes, curves.items(), strict=True):
+            for label, points in lines.items():
+                number = labels.index(label)
+                x, y, spread = zip(*points, strict=True)
+                axis.errorbar(
+                    range(len(x)) if isinstance(x[0], str) else x,
+                    y,
+                    yerr=[s or 0 for s in spread] if any(spread) else None,
+                    color=COLOURS[number % len(COLOURS)],
+                    linestyle="-" if number < len(COLOURS) else "--",
+                    marker=MARKERS[number % len(MARKERS)],
+                    markersize=5,
+                    linewidth=1.5,
+                    capsize=3,
+                    label=label,
+                )
+                if isinstance(x[0], str):
+                    axis.set_xticks(range(len(x)), x)
+            axis.set_xlabel(title_of(plot.x))
+            if panel is not None:
+                axis.set_title(f"{plot.panels} {panel}")
+            if plot.log_x:
+                axis.set_xscale("log", base=2)
+                axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+            if plot.log_y:
+                axis.set_yscale("log")
+        axes[0].set_ylabel(title_of(plot.y))
+        handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+        if len(handles) > 1 or plot.lines:
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 4))
+        path = folder / f"{plot.file}.png"
+        figure.savefig(path, dpi=DPI)
+    return path
+
+
+def _curves(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, list[tuple[Any, float, float | None]]]:
+    """Points (x, mean, spread) of each line."""
+    lines: dict[str, list[tuple[Any, float, float | None]]] = {}
+    for setting in table.settings():
+        if any(setting.get(column) != value for column, value in only.items()):
+            continue
+        y = table.value(plot.y, **setting)
+        x = setting.get(plot.x)
+        if x is None:
+            measured = table.value(plot.x, **setting)
+            x = None if measured is None else measured.mean
+        if x is None or y is None:
+            continue
+        label = ", ".join(_label(column, setting[column]) for column in plot.lines if column in setting)
+        lines.setdefault(label, []).append((x, y.mean, y.spread))
+    return {label: points if isinstance(points[0][0], str) else sorted(points) for label, points in lines.items()}
+
+
+def _label(column: str, value: Any) -> str:
+    return str(value) if isinstance(value, str) else f"{column} = {value:,}"

@@ -1,0 +1,83 @@
+"""Sharing out runs to devices: each has one or several worker processes, each works through runs one by one."""
+
+from __future__ import annotations
+
+import multiprocessing
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+
+from gsqtok.studies.work import Job, Outcome, start, work
+
+Report = Callable[[Job, "Outcome | None", str], None]
+
+
+def do_all(jobs: Sequence[Job], devices: Sequence[int | None], per_device: int, report: Report) -> None:
+    """Do every job; one that fails does not stop the others.
+
+    Those that time a model come last, alone on their device: another run beside it would be part of what is measured.
+
+    Args:
+        jobs: done in this order, as workers become free.
+        devices: GPUs by number; None is the CPU.
+        per_device: jobs that share a device; a small model alone does not fill a GPU.
+        report: called with each job's outcome, or with None and why it failed; never by two threads at once.
+    """
+    for timed in (False, True):
+        part = [job for job in jobs if (job.batch is not None) == timed]
+        _share_out(part, [device for _ in range(1 if timed else per_device) for device in devices], report)
+
+
+def _share_out(jobs: Iterable[Job], slots: Sequence[int | None], report: Report) -> None:
+    waiting: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    for job in jobs:
+        waiting.put(job)
+    one_at_a_time = threading.Lock()
+    stopped = threading.Event()
+
+    def serve(device: int | None) -> None:
+        worker = None
+        try:
+            while not stopped.is_set():
+                try:
+                    job = waiting.get_nowait()
+                except queue.Empty:
+                    return
+                worker = worker or _worker(device, len(slots))
+                outcome, problem = None, ""
+                try:
+                    outcome = worker.submit(work, job).result()
+                except BrokenProcessPool:
+                    problem = "its process was killed (out of memory?)"
+                    worker = None
+                except KeyboardInterrupt:  # of the worker, whose process Ctrl-C reaches as well
+                    return
+                except Exception as error:  # whatever a run may raise, the next one may do better
+                    problem = " ".join(f"{type(error).__name__}: {error}".split())
+                with one_at_a_time:
+                    report(job, outcome, problem)
+        finally:
+            if worker is not None:
+                worker.shutdown(wait=False)
+
+    threads = [threading.Thread(target=serve, args=(device,), daemon=True) for device in slots[: waiting.qsize()]]
+    for thread in threads:
+        thread.start()
+    try:
+        for thread in threads:
+            while thread.is_alive():
+                thread.join(0.2)  # a join without end would not let Ctrl-C through
+    except BaseException:
+        stopped.set()
+        for process in multiprocessing.active_children():  # they would first finish their runs
+            process.terminate()
+        raise
+
+
+def _worker(device: int | None, slots: int) -> ProcessPoolExecutor:
+    """A pool of one process, so that a run which takes its process down takes no other with it."""
+    threads = max(1, (multiprocessing.cpu_count() or 1) // slots) if device is None else None
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=start, initargs=(device, threads))

@@ -1,0 +1,127 @@
+"""What a study is: a question, a table of runs (what varies, what is held), and what its figures say."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from gsqtok.studies.scale import Scale
+from gsqtok.training.config import TrainConfig
+from gsqtok.training.run_folder import as_plain
+
+if TYPE_CHECKING:
+    from gsqtok.studies.table import Table, Value
+
+Verdict = Literal["supported", "not supported", "undecided", "not tested"]
+# What does not change a run's figures:
+_IMMATERIAL = ("output", "log_every", "save_every", "validate_every", "keep_checkpoints", "trackers", "cuda_graphs")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One line of a study before it is run.
+
+    Attributes:
+        varied: what varies, by column, such as {"G": 8, "d": 2, "seed": 0}; unique within its study.
+        config: what is trained (without output folder and pictures), or whose model is timed.
+        batch: pictures a pass, for a run that times the model untrained; None for one that trains.
+    """
+
+    varied: dict[str, Any]
+    config: TrainConfig
+    batch: int | None = None
+
+    @property
+    def digest(self) -> str:
+        """Of everything that changes the figures: runs of two studies with the same one are the same run."""
+        plain = {name: value for name, value in as_plain(self.config).items() if name not in _IMMATERIAL}
+        plain["data"].pop("workers")
+        return hashlib.sha256(json.dumps([plain, self.batch], sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the figures say about a claim.
+
+    Attributes:
+        claim: the claim, with its source.
+        verdict: supported, not supported, undecided (the seeds do not tell), or not tested (runs are missing).
+        because: the figures, in a sentence.
+    """
+
+    claim: str
+    verdict: Verdict
+    because: str
+
+
+@dataclass(frozen=True)
+class Plot:
+    """A picture of a study: a figure over what varies, one line for each value of ``lines``, one panel for ``panels``.
+
+    Attributes:
+        file: its name, without suffix.
+        x: a column of what varies, or a figure such as bits_per_pixel.
+        y: a figure.
+        lines: columns whose values name a line.
+        panels: a column whose values make panels.
+        log_x: logarithmic.
+        log_y: logarithmic.
+        only: columns and the values that a run must have to be shown.
+    """
+
+    file: str
+    x: str
+    y: str
+    lines: tuple[str, ...] = ()
+    panels: str | None = None
+    log_x: bool = False
+    log_y: bool = False
+    only: tuple[tuple[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class Study:
+    """A question and the runs that answer it.
+
+    Attributes:
+        name: on the command line.
+        question: in one or two sentences.
+        source: where the question comes from.
+        runs: the table at a scale.
+        figures: the columns of the results' table, first the most telling.
+        plots: the pictures.
+        findings: what the results say about each claim.
+        silent: what the study cannot say.
+    """
+
+    name: str
+    question: str
+    source: str
+    runs: Callable[[Scale], list[Run]]
+    figures: tuple[str, ...]
+    plots: tuple[Plot, ...]
+    findings: Callable[[Table], list[Finding]]
+    silent: str
+
+
+QUALITY = ("bits_per_pixel", "psnr", "ssim", "frechet_distance", "lpips", "rfid")
+CODEBOOK = ("usage", "perplexity", "bits_per_pixel_entropy")
+
+
+def seeds(scale: Scale, count: int = 3) -> range:
+    """The seeds of a study that shows error bars; one at the smoke scale."""
+    return range(1 if scale.name == "smoke" else count)
+
+
+def exceeds(a: Value | None, b: Value | None, least: float) -> Verdict:
+    """Whether a is above b by at least ``least`` and by twice the spread over seeds: the verdict on "a > b"."""
+    if a is None or b is None:
+        return "not tested"
+    gap = a.mean - b.mean
+    threshold = max(least, 2 * max(a.spread or 0.0, b.spread or 0.0))
+    if abs(gap) < threshold:
+        return "undecided"
+    return "supported" if gap > 0 else "not supported"

@@ -1,0 +1,195 @@
+"""What a worker does: one run of a study, trained and measured, or timed."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsqtok.output import written_aside
+
+if TYPE_CHECKING:
+    from gsqtok.training.config import TrainConfig
+
+OUTCOME = "outcome.json"
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run and where it happens.
+
+    Attributes:
+        name: for a person.
+        folder: of the run; holds what training writes, ``log.txt`` and at the end ``outcome.json``.
+        config: with output folder and pictures.
+        batch: pictures a pass of a run that times; None for one that trains.
+        features: network of the Fréchet distance.
+        perceptual: further distances.
+    """
+
+    name: str
+    folder: Path
+    config: TrainConfig
+    batch: int | None
+    features: str | None
+    perceptual: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: "done" with its figures, or "diverged" with why."""
+
+    state: str
+    figures: dict[str, float]
+    environment: dict[str, Any]
+    message: str = ""
+
+    @classmethod
+    def of(cls, folder: Path) -> Outcome | None:
+        """The outcome in a run's folder; None while there is none."""
+        file = folder / OUTCOME
+        return cls(**json.loads(file.read_text("utf-8"))) if file.exists() else None
+
+
+def start(device: int | None, threads: int | None) -> None:
+    """Prepare a worker's process: its GPU (None: the CPU), its threads, and that it ends when its parent is killed."""
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(device)
+    else:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def _visible(device: int) -> str:
+    """The device's name among those that this machine's owner lets us see."""
+    allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return allowed.split(",")[device] if allowed else str(device)
+
+
+def work(job: Job) -> Outcome:
+    """Do a job, with everything that it prints in its log; goes on where an earlier attempt stopped."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with _logged(job.folder / LOG):
+        try:
+            outcome = _trained(job) if job.batch is None else _timed(job)
+        finally:
+            _release()
+    with written_aside(job.folder / OUTCOME) as aside:
+        aside.write_text(json.dumps(asdict(outcome), indent=1) + "\n", "utf-8")
+    shutil.rmtree(job.folder / "training" / "checkpoints", ignore_errors=True)  # several times the tokenizer's size
+    return outcome
+
+
+def _trained(job: Job) -> Outcome:
+    import torch
+
+    from gsqtok.data import ImageTransform, open_source
+    from gsqtok.evaluation import evaluate
+    from gsqtok.evaluation.environment import environment
+    from gsqtok.studies.chord import chord_error
+    from gsqtok.tokenizer import ImageTokenizer
+    from gsqtok.training import train
+    from gsqtok.training.guards import TrainingDivergedError
+
+    folder = job.folder / "training"
+    config = replace(job.config, output=str(folder))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    try:
+        train(config, resume=(folder / "config.yaml").exists())
+    except TrainingDivergedError as error:
+        return Outcome("diverged", {}, environment(device), " ".join(str(error).split("; the last good")[0].split()))
+    seconds = time.perf_counter() - began
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else None
+    _release()
+
+    tokenizer = ImageTokenizer.from_pretrained(folder).to(device)
+    validation = open_source(config.data.validation, split=config.data.validation_split)
+    transform = ImageTransform(config.data.size)
+    result = evaluate(
+        tokenizer,
+        validation,
+        name=job.name,
+        transform=transform,
+        features=job.features,
+        perceptual=job.perceptual,
+        source=str(config.data.validation),
+        split=config.data.validation_split,
+        batch_size=100,
+        workers=config.data.workers,
+    )
+    result.save(job.folder / "evaluation.json")
+    figures = {name: value for name, value in result.items() if name != "images_per_second"}
+    figures |= {"skipped_steps": _skipped_steps(folder / "metrics.jsonl"), "training_seconds": seconds}
+    if peak is not None:
+        figures["training_memory_gib"] = peak
+    error = chord_error(tokenizer, validation, transform, pictures=1000)
+    if error is not None:
+        figures["chord_error"] = error
+    return Outcome("done", {k: float(v) for k, v in figures.items() if v is not None}, result.environment)
+
+
+def _timed(job: Job) -> Outcome:
+    import torch
+
+    from gsqtok.evaluation.environment import environment
+    from gsqtok.studies.timing import time_tokenizer
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Outcome("done", time_tokenizer(job.config, job.batch, device), environment(device))
+
+
+def _skipped_steps(metrics: Path) -> float:
+    """Of the last log line."""
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    return next((line["skipped_steps"] for line in reversed(lines) if "skipped_steps" in line), 0.0)
+
+
+def _release() -> None:
+    """Give back what the last run held: graphs and modules refer to themselves."""
+    gc.collect()
+    if "torch" in sys.modules:
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+@contextmanager
+def _logged(file: Path) -> Iterator[None]:
+    """Everything printed, by libraries and loader processes too, goes to the file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = os.dup(1), os.dup(2)
+    with file.open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for number, original in enumerate(kept, 1):
+            os.dup2(original, number)
+            os.close(original)
