@@ -60,7 +60,7 @@ def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
     assert timed["encode_ms"] > timed["quantizer_ms"] > 0
     page = (folder / "README.md").read_text()
     assert "gsqtok study vocabulary --scale smoke" in page
-    assert "3 steps" in page
+    assert "3 steps of 4 pictures" in page
     (run,) = (tmp_path / "runs").glob("*trained*")
     assert (run / "training" / "tokenizer" / "model.safetensors").exists()
     assert not (run / "training" / "checkpoints").exists()

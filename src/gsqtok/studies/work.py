@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import shutil
 import sys
@@ -147,7 +148,8 @@ def _trained(job: Job) -> Outcome:
     error = chord_error(tokenizer, validation, transform, pictures=1000)
     if error is not None:
         figures["chord_error"] = error
-    return Outcome("done", {k: float(v) for k, v in figures.items() if v is not None}, result.environment)
+    finite = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
+    return Outcome("done", finite, result.environment)
 
 
 def _timed(job: Job) -> Outcome:
