@@ -103,6 +103,8 @@ class Backbone(nn.Module):
             value = 2 * torch.tensor(network.pretrained_cfg[statistic], dtype=torch.float32).view(1, 3, 1, 1)
             self.register_buffer(statistic, value - 1 if statistic == "mean" else value, persistent=False)
 
+        # cuDNN launches a kernel for each channel of a depthwise convolution over channels-last pictures
+        self._depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
         self._indices = network.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
         self._outside_the_tree = (network.eval().requires_grad_(False),)
 
@@ -113,6 +115,8 @@ class Backbone(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         self.network._apply(fn, recurse)
+        if self._depthwise:
+            self.network.to(memory_format=torch.contiguous_format)
         return super()._apply(fn, recurse)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -123,9 +127,10 @@ class Backbone(nn.Module):
         images = images.float()
         if size != images.shape[-2:]:
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
-        return self.network.forward_intermediates(
-            (images - self.mean) / self.std, indices=self._indices, intermediates_only=True
-        )
+        images = (images - self.mean) / self.std
+        if self._depthwise:
+            images = images.contiguous()
+        return self.network.forward_intermediates(images, indices=self._indices, intermediates_only=True)
 
     def _working_size(self, height: int, width: int) -> tuple[int, int]:
         height, width = self.input_size or (height, width)

@@ -1,10 +1,10 @@
 """Exported tokenizers, run by onnxruntime and by torch.export, against the originals."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
-from collections import OrderedDict
 
 import onnxruntime
 import pytest
@@ -13,6 +13,7 @@ import torch
 import gsqtok.interop.export as module
 from gsqtok.cli import main
 from gsqtok.interop.export import ExportError, export, verify
+from gsqtok.quantizers import build_quantizer, list_quantizers
 from gsqtok.tokenizer import ImageTokenizer
 
 pytestmark = pytest.mark.slow
@@ -23,24 +24,11 @@ def tokenizer_with(tiny_config, quantizer, **options):
     return ImageTokenizer(dataclasses.replace(tiny_config, quantizer=quantizer, **options)).eval()
 
 
-class FewLayers(ImageTokenizer):
-    """Two layers to the latent and one back, where the quantizer is what matters: tracing costs seconds a layer."""
-
-    def __init__(self, config):
-        super().__init__(config)
-        dim, f = config.latent_dim, self.factor
-        to_latent = {"conv_in": torch.nn.Conv2d(3, dim, f, f), "conv_out": torch.nn.Conv2d(dim, dim, 1)}
-        self.encoder = torch.nn.Sequential(OrderedDict(to_latent))
-        self.decoder = torch.nn.Sequential(OrderedDict(conv_in=torch.nn.ConvTranspose2d(dim, 3, f, f)))
-
-
 @pytest.fixture
-def few_layers(tiny_config):
-    def make(**quantizer):
-        torch.manual_seed(0)
-        return FewLayers(dataclasses.replace(tiny_config, quantizer=quantizer)).eval()
-
-    return make
+def small(tiny_config):
+    """Networks of few layers, where the quantizer is what matters: tracing costs seconds a layer."""
+    few = {"multipliers": (1, 1), "encoder_blocks": 0, "decoder_blocks": 0}
+    return dataclasses.replace(tiny_config, encoder_middle_blocks=0, decoder_middle_blocks=0, **few)
 
 
 @pytest.fixture
@@ -97,25 +85,57 @@ assert "gsqtok.tokenizer" not in sys.modules
     torch.testing.assert_close(pictures, everything.decode(tokens), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize(
-    "quantizer",
-    [
-        {"name": "gsq", "groups": 4, "codebook_size": 64},  # d = 2: by angle
-        {"name": "fsq", "levels": [5] * 8},
-        {"name": "lfq"},
-        {"name": "rvq", "stages": 2, "codebook_size": 32},
-    ],
-    ids=lambda q: q["name"],
-)
-def test_other_quantizers_in_onnx(quantizer, few_layers, tmp_path):
-    result = export(few_layers(**quantizer), tmp_path)
-    assert result.tokens_differing == 0
-    assert result.picture_error < 1e-3
+OPTIONS = {
+    "gsq": {"groups": 12, "codebook_size": 64},  # d = 2: by angle
+    "vq": {"groups": 2, "codebook_size": 64},
+    "vq by cosine": {"codebook_size": 64, "metric": "cosine", "gradient": "rotation", "init": "kmeans"},
+    "ema_vq": {"codebook_size": 64},
+    "rvq": {"stages": 2, "codebook_size": 32},
+    "rsq": {"groups": 2, "stages": 2, "codebook_size": 32},
+    "fsq": {"levels": [5] * 24},  # indices of 55 bits
+    "lfq": {"groups": 2},
+    "bsq": {"groups": 2},
+    "leech": {},
+}
+LIKE_LEECH = {"random_sphere", "fibonacci_sphere"}  # with other codewords
 
 
-def test_a_quantizer_that_cannot_be_exported_says_so(few_layers, tmp_path):
+class Quantizers(torch.nn.Module):
+    """Every quantizer on one latent, so that one export covers them all."""
+
+    def __init__(self):
+        super().__init__()
+        self.all = torch.nn.ModuleList(build_quantizer(name.split()[0], 24, **o) for name, o in OPTIONS.items())
+
+    def forward(self, latent):
+        indices = [quantizer(latent).indices for quantizer in self.all]
+        return *indices, *(quantizer.decode(i) for quantizer, i in zip(self.all, indices, strict=True))
+
+
+def test_every_quantizer_but_identity(tmp_path, monkeypatch):
+    assert {name.split()[0] for name in OPTIONS} == set(list_quantizers()) - LIKE_LEECH - {"identity"}
+    torch.manual_seed(0)
+    quantizers = Quantizers().eval().requires_grad_(False)
+    traced = module._program(quantizers, torch.randn(2, 3, 4, 24), (1, 2))
+    monkeypatch.setattr(module, "_program", lambda *_: traced)  # tracing takes as long as all the rest
+    names = [f"{what} {n}" for what in ("indices", "values") for n in range(len(OPTIONS))]
+    runs = []
+    for form in ("pt2", "onnx"):
+        write, load = getattr(module, f"_write_{form}"), getattr(module, f"_load_{form}")
+        write(quantizers, torch.empty(0), ["latent"], names, (1, 2), tmp_path / f"all.{form}")
+        runs.append(load(tmp_path / f"all.{form}"))
+    for run, shape in itertools.product(runs, ((1, 5, 2, 24), (3, 4, 7, 24))):
+        latent = torch.randn(shape)
+        for name, found, expected in zip(names, run(latent), quantizers(latent), strict=True):
+            if name.startswith("indices"):
+                assert torch.equal(found, expected), name
+            else:
+                torch.testing.assert_close(found, expected, atol=1e-6, rtol=0)
+
+
+def test_a_quantizer_that_cannot_be_exported_says_so(small, tmp_path):
     with pytest.raises(ExportError, match="quantizer 'identity' cannot be exported to onnx") as caught:
-        export(few_layers(name="identity"), tmp_path)
+        export(tokenizer_with(small, {"name": "identity"}), tmp_path)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "export.json").exists()
 

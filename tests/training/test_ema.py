@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gsqtok.training.ema import averaged
+from gsqtok.training.ema import Average
 
 
 class Model(nn.Module):
@@ -19,7 +19,7 @@ class Model(nn.Module):
 def test_closed_form(decay):
     torch.manual_seed(0)
     model = Model()
-    average = averaged(model, decay)
+    average = Average(model, decay)
     expected = {}
     for step in range(40):
         with torch.no_grad():
@@ -39,7 +39,7 @@ def test_closed_form(decay):
 
 def test_leaves_the_model_alone():
     model = Model()
-    average = averaged(model, 0.9)
+    average = Average(model, 0.9)
     before = model.weight.detach().clone()
     average.update_parameters(model)
     with torch.no_grad():

@@ -10,7 +10,7 @@ from torch.distributed.tensor import DTensor
 
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.training import OptimizerConfig
-from gsqtok.training.ema import averaged
+from gsqtok.training.ema import Average
 from gsqtok.training.optimizer import adamw
 from gsqtok.training.sharding import shard, take_whole_state, whole, whole_state
 
@@ -35,21 +35,19 @@ def start(frozen):
         for part in (tokenizer.encoder, tokenizer.quantizer):
             part.requires_grad_(False).eval()
     tokenizer.decoder.recompute_levels = 1
-    return tokenizer, averaged(tokenizer, 0.5)
+    return tokenizer, Average(tokenizer, 0.5)
 
 
-def finish(tokenizer, average, optimizer, images, steps):
-    """Training steps; the norms of their gradients."""
-    norms = []
-    for _ in range(steps):
-        for part in images.chunk(2):  # gradients add up
-            out = tokenizer(part)
-            (out.reconstruction.square().mean() + out.quantizer_loss).backward()
-        norms.append(whole(torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 0.1)))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-        average.update_parameters(tokenizer)
-    return norms
+def one_step(tokenizer, average, optimizer, images):
+    """A training step; the norm of its gradient."""
+    for part in images.chunk(2):  # gradients add up
+        out = tokenizer(part)
+        (out.reconstruction.square().mean() + out.quantizer_loss).backward()
+    norm = whole(torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 0.1))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    average.update_parameters(tokenizer)
+    return norm
 
 
 def state_of(tokenizer, average, optimizer):
@@ -57,7 +55,7 @@ def state_of(tokenizer, average, optimizer):
 
 
 def train(frozen, images, sharded):
-    """Two steps, then two more by another tokenizer that takes over from the state dicts."""
+    """A step, then one more by another tokenizer that takes over from the state dicts."""
     norms, states = [], []
     for _ in range(2):
         tokenizer, average = start(frozen)
@@ -72,7 +70,10 @@ def train(frozen, images, sharded):
         if states:
             for part, state in zip((tokenizer, average, optimizer), states[-1], strict=True):
                 part.load_state_dict(copy.deepcopy(state))  # an optimiser goes on in the tensors that it is given
-        norms += finish(tokenizer, average, optimizer, images, 2)
+            if sharded:
+                for moment in (optimizer.state[p]["exp_avg"].to_local() for p in optimizer.param_groups[0]["params"]):
+                    assert moment.untyped_storage().nbytes() == 4 * moment.numel()
+        norms.append(one_step(tokenizer, average, optimizer, images))
         with whole_state(optimizer):
             states.append(state_of(tokenizer, average, optimizer))
     return norms, states
@@ -85,6 +86,28 @@ def run_rank(rank, folder):
     images = torch.load(f"{folder}/images.pt").unflatten(0, (2, 2, 2))[:, rank].flatten(0, 1)
     torch.save([train(frozen, images, sharded=True) for frozen in (False, True)], f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
+
+
+def test_a_state_lies_in_memory_as_the_parameters_do():
+    """Fused AdamW needs that, and a checkpoint may come from a CPU, or from shares."""
+
+    def taught(layout):
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(4, 8, 3).to(memory_format=layout)
+        optimizer = adamw(network, OptimizerConfig(), CPU)
+        network(torch.ones(1, 4, 3, 3)).square().sum().backward()
+        optimizer.step()
+        take_whole_state(optimizer)
+        return network, optimizer
+
+    _, other = taught(torch.contiguous_format)
+    network, optimizer = taught(torch.channels_last)
+    optimizer.load_state_dict(other.state_dict())
+    for parameter, theirs in zip(network.parameters(), other.param_groups[0]["params"], strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            ours = optimizer.state[parameter][name]
+            assert ours.stride() == parameter.stride()
+            assert torch.equal(ours, other.state[theirs][name])
 
 
 @pytest.mark.slow

@@ -51,14 +51,15 @@ class Replays:
             return network(x)
         self.graphs.move_to_end(key)
         if self.graphs[key] is None:
-            self.graphs[key] = _record(network, x)
+            self.graphs[key] = recorded(network, x)
         graph, source, out = self.graphs[key]
         source.copy_(x)
         graph.replay()
         return out.clone()
 
 
-def _record(network: nn.Module, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Tensor]:
+def recorded(network: nn.Module, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Any]:
+    """A graph of ``network(x)`` without gradient, the tensor that it reads and what it writes."""
     with torch.cuda.device(x.device), torch.no_grad():
         source = x.clone()
         beside = torch.cuda.Stream()

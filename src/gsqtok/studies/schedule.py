@@ -52,6 +52,8 @@ def _share_out(jobs: Iterable[Job], slots: Sequence[int | None], report: Report)
                 except BrokenProcessPool:
                     problem = "its process was killed (out of memory?)"
                     worker = None
+                except KeyboardInterrupt:  # of the worker, whose process Ctrl-C reaches as well
+                    return
                 except Exception as error:  # whatever a run may raise, the next one may do better
                     problem = " ".join(f"{type(error).__name__}: {error}".split())
                 with one_at_a_time:
@@ -67,8 +69,11 @@ def _share_out(jobs: Iterable[Job], slots: Sequence[int | None], report: Report)
         for thread in threads:
             while thread.is_alive():
                 thread.join(0.2)  # a join without end would not let Ctrl-C through
-    finally:
+    except BaseException:
         stopped.set()
+        for process in multiprocessing.active_children():  # they would first finish their runs
+            process.terminate()
+        raise
 
 
 def _worker(device: int | None, slots: int) -> ProcessPoolExecutor:

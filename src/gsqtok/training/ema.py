@@ -2,28 +2,44 @@
 
 from __future__ import annotations
 
+import copy
+from itertools import chain
+
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 
 from gsqtok.training.sharding import local
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel:
-    """An exponential moving average of a model's weights and buffers, on torch's ``AveragedModel``.
+class Average(nn.Module):
+    """An exponential moving average of a model's weights and buffers.
 
-    Buffers that count (integers) are copied. The decay rises as (1 + n) / (10 + n) until it reaches ``decay``, so that
-    the random first weights are forgotten within a short run too.
+    As torch's ``AveragedModel`` keeps one, but nothing in it waits for the device. Buffers that count (integers) are
+    copied. The decay rises as (1 + n) / (10 + n) until it reaches ``decay``, so that the random first weights are
+    forgotten within a short run too.
+
+    Attributes:
+        module: the averaged model, a copy.
+        n_averaged: updates so far, on the CPU.
     """
 
-    def update(averages: list[Tensor], current: list[Tensor], count: Tensor) -> None:
-        # AveragedModel hands over tensors of one type at a time
-        averages, current = [local(x) for x in averages], [local(x) for x in current]
-        if not averages[0].is_floating_point():
-            torch._foreach_copy_(averages, current)
-            return
-        n = count.float()  # stays on its device: a number would make the host wait for it
-        rate = 1 - torch.clamp((1 + n) / (10 + n), max=decay)
-        torch._foreach_lerp_(averages, current, rate)
+    n_averaged: Tensor
 
-    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(model)
+        self.decay = decay
+        self.register_buffer("n_averaged", torch.tensor(0))
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take in the model as it is now."""
+        n = int(self.n_averaged)
+        share = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
+        averages, current = ([local(x) for x in chain(m.parameters(), m.buffers())] for m in (self.module, model))
+        counts = [i for i, x in enumerate(averages) if not x.is_floating_point()]
+        if counts:
+            torch._foreach_copy_([averages[i] for i in counts], [current[i] for i in counts])
+        floats = [i for i, x in enumerate(averages) if x.is_floating_point()]
+        torch._foreach_lerp_([averages[i] for i in floats], [current[i] for i in floats], share)
+        self.n_averaged += 1

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsqtok.networks.replay import recorded
 from gsqtok.tokenizer import ImageTokenizer
 
 
@@ -71,6 +72,16 @@ def record(
         torch.cuda.make_graphed_callables(tuple(networks), tuple((sample,) for _, sample in samples))
     for (network, sample), plain in zip(samples, eager, strict=True):
         network.forward = only_like(sample, network, network.forward, plain, precision)
+    if backbone is not None:  # which looks at the pictures themselves, too, without gradient
+        with torch.autocast("cuda", precision, enabled=precision is not None):
+            graph, source, features = recorded(backbone, samples[-1][1].detach())
+
+        def replay(x: Tensor) -> list[Tensor]:
+            source.copy_(x)
+            graph.replay()
+            return features
+
+        backbone.forward = only_like(source, backbone, replay, backbone.forward, precision, gradient=False)
 
 
 def only_like(
@@ -79,20 +90,24 @@ def only_like(
     replay: Callable[[Tensor], Any],
     eager: Callable[[Tensor], Any],
     precision: torch.dtype | None,
+    gradient: bool = True,
 ) -> Callable[[Tensor], Any]:
-    """A forward that replays for inputs like the sample, in the network's present mode, and is eager for others."""
+    """A forward that replays for inputs like the sample, in the network's present mode, and is eager for others.
+
+    ``gradient`` says whether passes with or those without it (``torch.no_grad``) were recorded.
+    """
     mode = network.training
     like = (sample.shape, sample.dtype, sample.device, sample.requires_grad)
     device = sample.device.type
 
     def forward(x: Tensor) -> Any:
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        recorded = (
-            torch.is_grad_enabled()
+        known = (
+            torch.is_grad_enabled() == gradient
             and network.training == mode
             and (x.shape, x.dtype, x.device, x.requires_grad) == like
             and autocast == precision
         )
-        return (replay if recorded else eager)(x)
+        return (replay if known else eager)(x)
 
     return forward

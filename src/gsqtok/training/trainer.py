@@ -31,7 +31,7 @@ from gsqtok.evaluation.metrics import usage_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
 from gsqtok.training.config import TrainConfig
-from gsqtok.training.ema import averaged
+from gsqtok.training.ema import Average
 from gsqtok.training.graphs import record
 from gsqtok.training.guards import CollapseWatch, DominanceWatch, FiniteGuard
 from gsqtok.training.initial import initial_tokenizer
@@ -105,7 +105,7 @@ class Trainer:
         self.fixed = fixed_pictures(config.data, self.pictures if self.validation is None else self.validation)
 
         layout = torch.contiguous_format if self.sharded else self.layout  # torch shares out no others
-        self.ema = averaged(tokenizer.to(device=device, memory_format=layout), config.ema_decay)
+        self.ema = Average(tokenizer.to(device=device, memory_format=layout), config.ema_decay)
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
             self.record_graphs(tokenizer)
         if self.sharded:
