@@ -2,10 +2,13 @@
 
     python benchmarks/train_step.py --device cuda          the paper's f8 model at 128 px
     python benchmarks/train_step.py --quick                a tiny model on the CPU, to see that it runs
+    torchrun --nproc-per-node 2 benchmarks/train_step.py --recipe embedded --stages none --batch-size 320
+                                                           160 pictures on each of two GPUs
 
 One step is what training does: the tokenizer's gradient, the discriminator's, both updates, the average. Reading
 pictures and the perceptual term are left out. Stage ``none`` is the VAE stage; ``cost`` is a step's time over that of
-``none`` in the same run. The projected discriminator's backbone has random weights: they cost what trained ones do.
+the first stage in the same run. The batch is that of all ranks together; memory is that of the fullest rank. The
+projected discriminator's backbone has random weights: they cost what trained ones do.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ from pathlib import Path
 from unittest import mock
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 
 import gsqtok
 from gsqtok.backbones import random_backbone
@@ -48,6 +53,8 @@ def configured(args: argparse.Namespace, stage: str, folder: str) -> TrainConfig
         loss=loss,
         trackers=(),
         batch_size=args.batch_size or (4 if args.quick else config.batch_size),
+        cuda_graphs=not (args.eager or args.fsdp),
+        fsdp=args.fsdp,
         precision=args.precision or config.precision,
     )
 
@@ -62,34 +69,39 @@ def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
 
         with mock.patch.object(adversarial_side, "DiscriminatorObjective", objective):
             trainer = Trainer(config)
-        device = trainer.accelerator.device
+        device, ranks = trainer.accelerator.device, trainer.accelerator.num_processes
         size = config.data.size
-        images = torch.rand(config.batch_size, 3, size, size, device=device) * 2 - 1
+        parts = config.gradient_accumulation
+        graphs = config.cuda_graphs and device.type == "cuda"
+        images = torch.rand(config.batch_size // parts // ranks, 3, size, size, device=device) * 2 - 1
         batches = repeat({"image": images, "rejected": []})
         for step in range(1, args.warmup + 1):
             trainer.step(step, batches)
+        wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+        wait()
         if device.type == "cuda":
-            torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
-        times = []
+        start = time.perf_counter()
         for step in range(args.warmup + 1, args.warmup + args.steps + 1):
-            start = time.perf_counter()
             trainer.step(step, batches)
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            times.append(time.perf_counter() - start)
+        wait()  # once: in training the host may be some steps ahead of a GPU, too
+        seconds = (time.perf_counter() - start) / args.steps
+        trainer.guard.settle()
         if trainer.guard.skipped:
             raise RuntimeError(f"{stage}: {trainer.guard.skipped} steps were not finite")
         peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else process_peak()
-        median = sorted(times)[len(times) // 2]
+        seconds, peak = (max(gather_object([value])) for value in (seconds, peak))
         return {
             "stage": stage,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
+            "ranks": ranks,
+            "mode": "fsdp" if trainer.sharded else "graphs" if graphs else "eager",
             "size": size,
             "batch_size": config.batch_size,
             "precision": config.precision,
-            "seconds_per_step": median,
-            "images_per_second": config.batch_size / median,
+            "seconds_per_step": seconds,
+            "images_per_second": config.batch_size / seconds,
+            "images_per_second_per_rank": config.batch_size / seconds / ranks,
             "peak_gib": peak / 2**30,
         }
 
@@ -104,10 +116,13 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="a tiny model and few steps")
     parser.add_argument("--recipe", default="gan-f8-128", help="whose model, size and batch (default: gan-f8-128)")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="default: all")
+    parser.add_argument("--eager", action="store_true", help="record no CUDA graphs")
+    parser.add_argument("--fsdp", action="store_true", help="ranks share the tokenizer out (eager)")
     parser.add_argument("--backbone", default=None, help="of the projected discriminator")
-    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--batch-size", type=int, help="over all ranks")
     parser.add_argument("--precision", choices=("bf16", "fp32"))
-    parser.add_argument("--steps", type=int, default=None, help="timed steps; the median counts")
+    parser.add_argument("--steps", type=int, default=None, help="timed steps; their mean counts")
     parser.add_argument("--warmup", type=int, default=None)
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
@@ -117,14 +132,17 @@ def main() -> None:
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
     rows = []
-    for stage in STAGES:
+    for stage in args.stages:
         rows.append(measure(args, stage))
         rows[-1]["cost"] = rows[-1]["seconds_per_step"] / rows[0]["seconds_per_step"]
-    print(f"{'stage':<10} {'images/s':>9} {'s/step':>8} {'cost':>6} {'peak GiB':>9}")
+    if not PartialState().is_main_process:
+        return
+    print("{ranks} x {device}, {mode}, {precision}, {batch_size} pictures of {size} px a step".format(**rows[0]))
+    print(f"{'stage':<10} {'images/s':>9} {'per rank':>9} {'s/step':>8} {'cost':>6} {'peak GiB':>9}")
     for row in rows:
         print(
-            f"{row['stage']:<10} {row['images_per_second']:>9.1f} {row['seconds_per_step']:>8.3f} {row['cost']:>5.2f}x "
-            f"{row['peak_gib']:>9.2f}"
+            f"{row['stage']:<10} {row['images_per_second']:>9.1f} {row['images_per_second_per_rank']:>9.1f} "
+            f"{row['seconds_per_step']:>8.4f} {row['cost']:>5.2f}x {row['peak_gib']:>9.2f}"
         )
     print(json.dumps(rows))
     if args.json:

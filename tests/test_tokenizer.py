@@ -184,8 +184,10 @@ def test_tiles_give_the_tokens_and_the_picture_of_the_whole(tiny_config, size, o
     tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, encoder_middle_blocks=2, **options)).eval().double()
     images = torch.rand(2, 3, *size, dtype=torch.float64) * 2 - 1
     tokens = tokenizer.encode(images)
-    assert torch.equal(tokenizer.encode(images, tile=8), tokens)
-    tiled = tokenizer.decode(tokens, size, tile=8)
+    told = []
+    assert torch.equal(tokenizer.encode(images, tile=8, progress=lambda *numbers: told.append(numbers)), tokens)
+    tiled = tokenizer.decode(tokens, size, tile=8, progress=lambda *numbers: told.append(numbers))
+    assert sum(done == total for done, total in told) == 2
     torch.testing.assert_close(tiled, tokenizer.decode(tokens, size), atol=1e-9, rtol=1e-9)
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,11 +40,25 @@ class Reconstruction:
     ssim: float
 
 
-def reconstruct(tokenizer: ImageTokenizer, batches: Iterable[dict[str, Any]]) -> Iterator[Reconstruction]:
-    """Reconstruct the pictures of an ``eval_loader``."""
+def reconstruct(
+    tokenizer: ImageTokenizer,
+    batches: Iterable[dict[str, Any]],
+    tile: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> Iterator[Reconstruction]:
+    """Reconstruct the pictures of an ``eval_loader``.
+
+    Args:
+        tokenizer: what they go through.
+        batches: of pictures on the CPU.
+        tile: as ``ImageTokenizer.encode`` takes it; pictures and feature maps then stay on the CPU.
+        progress: with ``tile``, called after each: "encoding" or "decoding", tiles done, tiles in all.
+    """
+    encoding, decoding = (progress and partial(progress, what) for what in ("encoding", "decoding"))
     for batch in batches:
-        tokens = tokenizer.encode(batch["image"].to(tokenizer.device))
-        reconstructions = tokenizer.decode(tokens, tuple(batch["image"].shape[2:])).cpu()
+        images = batch["image"] if tile else batch["image"].to(tokenizer.device)
+        tokens = tokenizer.encode(images, tile, encoding)
+        reconstructions = tokenizer.decode(tokens, tuple(images.shape[2:]), tile, decoding).cpu()
         for name, original, new, grid in zip(batch["keys"], batch["image"], reconstructions, tokens.cpu(), strict=True):
             metrics = ReconstructionMetrics()
             metrics.update(new[None], original[None])

@@ -124,13 +124,21 @@ class ImageTokenizer(Pretrained, nn.Module):
         self._replays = Replays() if cuda and cuda_graphs else None
         return self.eval()
 
-    def _run(self, network: Encoder | Decoder, x: Tensor, pixels: int, tile: int | None) -> Tensor:
+    def _run(
+        self, network: Encoder | Decoder, x: Tensor, pixels: int, tile: int | None, progress: tiled.Progress | None
+    ) -> Tensor:
         if tile is not None:
-            return tiled.run(network, x, tile)
+            return tiled.run(network, x, tile, progress)
         return network(x) if self._replays is None else self._replays(network, x, pixels)
 
     @torch.no_grad()
-    def encode(self, images: Tensor, tile: int | None = None, check: bool = True) -> Tensor:
+    def encode(
+        self,
+        images: Tensor,
+        tile: int | None = None,
+        progress: tiled.Progress | None = None,
+        check: bool = True,
+    ) -> Tensor:
         """Images to tokens.
 
         Args:
@@ -138,6 +146,8 @@ class ImageTokenizer(Pretrained, nn.Module):
             tile: for pictures that do not fit the device: positions a side, of any layer, that are on it at a time
                 (even, such as 512); feature maps are kept where ``images`` are, which may be another device. Latents
                 are those of the whole picture up to rounding (`gsqtok.networks.tiled`). None takes the whole at once.
+            progress: with ``tile``, called after each with the number that is done and that of all; what it raises
+                ends the call.
             check: look at values, for which the host waits for the device. False leaves the device to run behind, for
                 images known to lie in [-1, 1]; where the encoder produces NaN or infinity tokens are then -1.
 
@@ -157,20 +167,27 @@ class ImageTokenizer(Pretrained, nn.Module):
                     "images.float() / 127.5 - 1"
                 )
         images = self._pad(images)
-        latent = self._run(self.encoder, images, images[:, 0].numel(), tile).movedim(1, -1)
+        latent = self._run(self.encoder, images, images[:, 0].numel(), tile, progress).movedim(1, -1)
         indices = self._in_rows(lambda rows: self.quantizer(rows, check).indices, latent, tile)
         if check and (indices < 0).any():
             raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
         return indices
 
     @torch.no_grad()
-    def decode(self, tokens: Tensor, size: tuple[int, int] | None = None, tile: int | None = None) -> Tensor:
+    def decode(
+        self,
+        tokens: Tensor,
+        size: tuple[int, int] | None = None,
+        tile: int | None = None,
+        progress: tiled.Progress | None = None,
+    ) -> Tensor:
         """Tokens to images.
 
         Args:
             tokens: (B, h, w, G) integers in [0, V).
             size: height and width in pixels to crop to; None keeps h * f and w * f.
             tile: as for ``encode``; feature maps are kept where ``tokens`` are.
+            progress: as for ``encode``.
 
         Returns:
             (B, 3, H, W) in [-1, 1], on the device of ``tokens``.
@@ -188,7 +205,7 @@ class ImageTokenizer(Pretrained, nn.Module):
             raise ValueError(f"a grid of {tuple(tokens.shape[1:3])} tokens makes {height}x{width} pixels, not {size}")
         quantized = self._in_rows(self.quantizer.decode, tokens, tile).movedim(-1, 1)
         quantized = quantized.to(self.decoder.conv_in.weight.dtype)
-        images = self._run(self.decoder, quantized, len(tokens) * height * width, tile).clamp_(-1, 1)
+        images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp_(-1, 1)
         return images if size is None else images[:, :, : size[0], : size[1]]
 
     def _in_rows(self, function: Callable[[Tensor], Tensor], x: Tensor, tile: int | None) -> Tensor:

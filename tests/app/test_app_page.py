@@ -12,6 +12,7 @@ gradio = pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("matplotlib")
 
+from gsqtok.app import views  # noqa: E402
 from gsqtok.app.actions import DEMO  # noqa: E402
 from gsqtok.app.serve import serve  # noqa: E402
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig  # noqa: E402
@@ -33,7 +34,7 @@ def tokenizers():
 
 @pytest.fixture(scope="module")
 def address(tokenizers):
-    blocks, address = serve(tokenizers, max_pixels=64 * 64, max_mb=1, block=False)
+    blocks, address = serve(tokenizers, max_pixels=300 * 300, max_mb=1, block=False)
     yield address
     blocks.close()
 
@@ -99,10 +100,45 @@ def test_another_tokenizer_takes_the_same_picture(tab):
     wait_for(tab, "#figures", "tokens of <b>two")
 
 
-def test_a_large_picture_is_shrunk_and_the_page_says_so(tab):
-    give(tab, "#upload", png(256, 64))
-    wait_for(tab, "#line", "Shrunk from 256 x 64")
-    assert size(tab, "#slider img") == [128, 32]
+WATCH = """
+window.told = new Set();
+new MutationObserver(() => {
+  for (const found of document.body.textContent.matchAll(/tiles.{0,40}?(encoding|decoding)/gs)) told.add(found[1]);
+}).observe(document.body, {childList: true, subtree: true, characterData: true});
+"""
+
+
+def test_a_large_picture_goes_in_tiles_and_its_tokens_stay_in_sight(tab, tokenizers, monkeypatch):
+    monkeypatch.setattr(views, "WHOLE", 100 * 100)
+    monkeypatch.setattr(views, "TILE", 32)
+    asked = []
+    encode = tokenizers["one"].encode
+    monkeypatch.setattr(tokenizers["one"], "encode", lambda *a: asked.append(a[1]) or encode(*a))
+    tab.evaluate(WATCH)
+    give(tab, "#upload", png(298, 260))
+    wait_for(tab, "#line", "298 x 260 pixels, 65 x 75 positions of 2 tokens")
+    assert "Shrunk" not in tab.text_content("#line")
+    assert size(tab, "#slider img") == [298, 260]
+    wait_for(tab, "#figures", "tokens of one")
+    assert asked == [32]
+    assert set(tab.evaluate("[...told]")) == {"encoding", "decoding"}
+    tab.get_by_role("tab", name="Tokens").click()
+    assert size(tab, "#maps img") == [3 * 75 * 2 + views.GAP, 3 * 65 + views.CAPTION]
+    assert size(tab, "#closer img") == [8 * 32 * 2 + views.GAP, 8 * 32 + views.CAPTION]
+    tab.click("#maps img", position={"x": 1, "y": views.CAPTION + 5})  # scaled or not, by its left edge
+    wait_for(tab, "#position", "column 1")
+    scale = tab.locator("#closer img").bounding_box()["width"] / (8 * 32 * 2 + views.GAP)
+    tab.click("#closer img", position={"x": scale * (8 * 31 + 4), "y": scale * (views.CAPTION + 8 * 1 + 4)})
+    wait_for(tab, "#position", "row 2, column 32")
+    tab.wait_for_function(r"/\d \(\d\.\d\d\)/.test(document.querySelector('#neighbours').textContent)")
+
+
+def test_a_picture_beyond_the_limit_is_shrunk_and_the_page_says_so(tab):
+    assert "Files of up to 1 MB and 67 million pixels are taken" in tab.text_content("body")
+    give(tab, "#upload", png(600, 200))
+    wait_for(tab, "#line", "Shrunk from 600 x 200")
+    assert size(tab, "#slider img") == [519, 173]
+    assert not tab.locator("#closer img").is_visible()
 
 
 def test_swap_two_pictures(tab):

@@ -8,7 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
-from gsqtok.app.views import Sheet, error_map, figures, fitted, framed, look, region, shrunk, swapped
+from gsqtok.app import views
+from gsqtok.app.views import (
+    Sheet,
+    closer,
+    decoded,
+    encoded,
+    error_map,
+    figures,
+    fitted,
+    framed,
+    look,
+    region,
+    shrunk,
+    swapped,
+)
+from gsqtok.data import to_pil
 from gsqtok.evaluation.report import token_colours
 
 ALL = (0.0, 0.0, 1.0, 1.0)
@@ -54,7 +69,7 @@ def test_error_map_is_the_difference_times_the_gain():
     assert np.abs(shown - np.minimum(255, 4 * difference)).max() <= 1
 
 
-@pytest.mark.parametrize("shape", [(3, 5, 6), (1, 1, 1), (64, 40, 8), (300, 2, 3)])
+@pytest.mark.parametrize("shape", [(3, 5, 6), (1, 1, 1), (64, 40, 8), (300, 2, 3), (5, 900, 3)])
 def test_a_token_is_drawn_where_a_click_finds_it(shape):
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 4096, shape))
     sheet = Sheet(shape)
@@ -66,9 +81,61 @@ def test_a_token_is_drawn_where_a_click_finds_it(shape):
         assert (pixels[y, x] == token_colours(tokens[row, column, group].numpy())).all()
     assert sheet.position(0, 0) is None  # a caption
     assert sheet.position(pixels.shape[1], pixels.shape[0]) is None
-    framed = np.asarray(sheet.draw(tokens, (0, 0)))
+    framed = np.asarray(sheet.draw(tokens, (slice(0, 1), slice(0, 1))))
     assert framed.shape == pixels.shape
     assert (framed != pixels).any()
+
+
+def test_a_frame_surrounds_what_it_frames():
+    tokens = torch.zeros(10, 20, 1, dtype=torch.int64)
+    sheet = Sheet((10, 20, 1))
+    plain, framed = (np.asarray(sheet.draw(tokens, frame)) for frame in (None, (slice(2, 5), slice(3, 9))))
+    rows, columns = (plain != framed).any(2).nonzero()
+    left, top = sheet.corner(0)
+    edges = rows.min() - top, rows.max() - top, columns.min() - left, columns.max() - left
+    assert edges == (2 * sheet.cell - 2, 5 * sheet.cell + 1, 3 * sheet.cell - 2, 9 * sheet.cell + 1)
+    inside = slice(top + 2 * sheet.cell, top + 5 * sheet.cell), slice(left + 3 * sheet.cell, left + 9 * sheet.cell)
+    assert (plain[inside] == framed[inside]).all()
+
+
+def test_maps_stand_beside_each_other_as_far_as_they_are_legible():
+    assert [Sheet((n, n, 8)).columns for n in (1, 28, 73, 256, 512, 1024)] == [4, 4, 4, 4, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("shape", "position", "rows", "columns"),
+    [
+        ((256, 300, 8), (128, 150), (112, 144), (134, 166)),
+        ((256, 300, 8), (0, 299), (0, 32), (268, 300)),
+        ((3, 300, 1), (2, 20), (0, 3), (4, 36)),
+    ],
+)
+def test_a_closer_view_of_small_tokens_holds_the_position(shape, position, rows, columns):
+    assert closer(shape, *position) == (slice(*rows), slice(*columns))
+
+
+def test_there_is_no_closer_view_where_tokens_are_large():
+    assert closer((73, 64, 8), 0, 0) is None
+
+
+def test_a_large_picture_goes_in_tiles_with_progress_and_the_same_outcome(tiny_tokenizer, monkeypatch):
+    original = picture(50, 38)
+    whole = look(tiny_tokenizer, original, "a")
+    back = decoded(tiny_tokenizer, whole.ours.tokens, original.size)
+    monkeypatch.setattr(views, "WHOLE", 50 * 38 - 1)
+    monkeypatch.setattr(views, "TILE", 16)
+    told = []
+    tiles = look(tiny_tokenizer, original, "a", lambda *report: told.append(report))
+    assert torch.equal(tiles.ours.tokens, whole.ours.tokens)
+    torch.testing.assert_close(tiles.ours.reconstruction, whole.ours.reconstruction, atol=1e-5, rtol=0)
+    assert figures(tiles, "t") == figures(whole, "t")
+    last = {what: (done, total) for what, done, total in told}
+    assert list(last) == ["encoding", "decoding"]
+    assert all(done == total > 12 for done, total in last.values())
+    assert torch.equal(encoded(tiny_tokenizer, original), whole.ours.tokens)
+    again = decoded(tiny_tokenizer, whole.ours.tokens, original.size)
+    assert np.abs(np.asarray(again, int) - np.asarray(back, int)).max() <= 1
+    assert np.abs(np.asarray(again, int) - np.asarray(to_pil(whole.ours.reconstruction), int)).max() <= 1
 
 
 def test_region_takes_positions_by_their_centres():

@@ -44,6 +44,22 @@ def test_encode_then_decode_keeps_names_and_sizes(model, pictures, tmp_path, cap
     assert np.load(tokens)["a.png"].shape == (-(-40 // factor), -(-33 // factor), 2)
 
 
+def test_tiles_write_what_the_whole_writes(model, pictures, tmp_path):
+    written = []
+    for name, options in (("whole", []), ("tiled", ["--tile", "16"])):
+        folder = tmp_path / name
+        assert main(["encode", model, str(pictures), "-o", str(folder / "t.npz"), *options]) == 0
+        assert main(["decode", model, str(folder / "t.npz"), "-o", str(folder / "decoded"), *options]) == 0
+        assert main(["reconstruct", model, str(pictures), "-o", str(folder / "there-and-back"), *options]) == 0
+        tokens = np.load(folder / "t.npz")
+        files = [np.asarray(Image.open(file), int) for file in sorted(folder.rglob("*.png"))]
+        written.append(({key: tokens[key] for key in ("a.png", "sub/b.jpg")}, files))
+    (tokens, whole), (tiled_tokens, tiled) = written
+    assert all((tokens[key] == tiled_tokens[key]).all() for key in tokens)
+    assert len(whole) == len(tiled) == 6
+    assert max(np.abs(a - b).max() for a, b in zip(whole, tiled, strict=True)) <= 1  # rounding
+
+
 def test_a_broken_picture_is_counted_and_named(model, pictures, tmp_path, capsys):
     whole = (pictures / "a.png").read_bytes()
     (pictures / "broken.png").write_bytes(whole[: len(whole) // 2])
@@ -165,6 +181,7 @@ def test_one_line_says_what_is_wrong(model, pictures, tmp_path, capsys):
     assert "no such folder" in error_of(capsys, "info", "nosuch")
     assert ".npz" in error_of(capsys, "encode", model, pictures, "-o", tmp_path / "t.bin")
     assert "--size" in error_of(capsys, "encode", model, pictures, "-o", out, "--crop")
+    assert "tile must be an even number" in error_of(capsys, "encode", model, pictures, "-o", out, "--tile", 7)
     assert "codec:webp@0.5" in error_of(capsys, "evaluate", "codec:gif@1", pictures)
     assert "--precision" in error_of(capsys, "evaluate", "codec:jpeg@1", pictures, "--precision", "float16")
     assert "--pictures-as" in error_of(capsys, "evaluate", model, pictures, "--pictures-as", "a.json")

@@ -71,10 +71,10 @@ def test_a_full_disk_is_said_in_a_line(model, pictures, tmp_path, capsys, monkey
     ],
 )
 def test_options_that_do_not_go_together(model, pictures, tmp_path, capsys, arguments, reason):
-    assert main(["tokenize", model, pictures, "-o", str(tmp_path / "out"), *arguments]) == 1
+    assert main(["tokenize", model, pictures, "-o", str(tmp_path / "out"), "--workers", "0", *arguments]) == 1
     assert reason in capsys.readouterr().err
 
 
 def test_an_unreadable_source(model, tmp_path, capsys):
-    assert main(["tokenize", model, str(tmp_path / "nothing"), "-o", str(tmp_path / "out")]) == 1
+    assert main(["tokenize", model, str(tmp_path / "nothing"), "-o", str(tmp_path / "out"), "--workers", "0"]) == 1
     assert "no file or folder" in capsys.readouterr().err

@@ -101,6 +101,17 @@ def test_what_is_computed_at_a_time_depends_on_the_tile_alone(options):
         assert largest.computed >= 32 * 128 * 128  # what the whole takes
 
 
+@pytest.mark.parametrize("options", OPTIONS)
+def test_progress_counts_every_tile_to_the_last(options):
+    for network, channels, scale in zip(networks(8, **options), (3, 5), (1, 8), strict=True):
+        told = []
+        x = torch.randn(1, channels, 40 // scale, 56 // scale)
+        tiled.run(network, x, 6, lambda *numbers: told.append(numbers))  # noqa: B023
+        total = tiled.count(network, x.shape[2:], 6)
+        assert total > 7 * 10  # of the layers at full resolution
+        assert told == [(n, total) for n in range(1, total + 1)]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_maps_stay_in_host_memory():

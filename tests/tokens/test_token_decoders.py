@@ -3,6 +3,7 @@
 from collections import deque
 
 import numpy as np
+import processes
 import pytest
 import torch
 from token_pictures import png
@@ -28,6 +29,7 @@ def tasks(tmp_path):
 
 @pytest.mark.parametrize(("workers", "held"), [(0, 0), (0, 2), (2, 0), (2, 2)])
 def test_pixels_are_left_alone_until_they_are_released(tasks, workers, held):
+    processes.serve()
     decoders = Decoders(tasks, Decode(Views(8, "none"), 4), workers, torch.device("cpu"), held)
     assert len(decoders.memory) < len(tasks)
     assert any(decoders.memory.shape[1] < 3 * width * height for width, height in SIZES)

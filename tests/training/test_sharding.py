@@ -2,10 +2,10 @@
 
 import copy
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
@@ -38,18 +38,16 @@ def start(frozen):
     return tokenizer, Average(tokenizer, 0.5)
 
 
-def finish(tokenizer, average, optimizer, images, steps):
-    """Training steps; the norms of their gradients."""
-    norms = []
-    for _ in range(steps):
-        for part in images.chunk(2):  # gradients add up
-            out = tokenizer(part)
-            (out.reconstruction.square().mean() + out.quantizer_loss).backward()
-        norms.append(whole(torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 0.1)))
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=False)
-        average.update_parameters(tokenizer)
-    return norms
+def one_step(tokenizer, average, optimizer, images):
+    """A training step; the norm of its gradient."""
+    for part in images.chunk(2):  # gradients add up
+        out = tokenizer(part)
+        (out.reconstruction.square().mean() + out.quantizer_loss).backward()
+    norm = whole(torch.nn.utils.clip_grad_norm_(tokenizer.parameters(), 0.1))
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=False)
+    average.update_parameters(tokenizer)
+    return norm
 
 
 def state_of(tokenizer, average, optimizer):
@@ -57,7 +55,7 @@ def state_of(tokenizer, average, optimizer):
 
 
 def train(frozen, images, sharded):
-    """Two steps, then two more by another tokenizer that takes over from the state dicts."""
+    """A step, then one more by another tokenizer that takes over from the state dicts."""
     norms, states = [], []
     for _ in range(2):
         tokenizer, average = start(frozen)
@@ -72,7 +70,10 @@ def train(frozen, images, sharded):
         if states:
             for part, state in zip((tokenizer, average, optimizer), states[-1], strict=True):
                 part.load_state_dict(copy.deepcopy(state))  # an optimiser goes on in the tensors that it is given
-        norms += finish(tokenizer, average, optimizer, images, 2)
+            if sharded:
+                for moment in (optimizer.state[p]["exp_avg"].to_local() for p in optimizer.param_groups[0]["params"]):
+                    assert moment.untyped_storage().nbytes() == 4 * moment.numel()
+        norms.append(one_step(tokenizer, average, optimizer, images))
         with whole_state(optimizer):
             states.append(state_of(tokenizer, average, optimizer))
     return norms, states
@@ -87,11 +88,33 @@ def run_rank(rank, folder):
     dist.destroy_process_group()
 
 
+def test_a_state_lies_in_memory_as_the_parameters_do():
+    """Fused AdamW needs that, and a checkpoint may come from a CPU, or from shares."""
+
+    def taught(layout):
+        torch.manual_seed(0)
+        network = torch.nn.Conv2d(4, 8, 3).to(memory_format=layout)
+        optimizer = adamw(network, OptimizerConfig(), CPU)
+        network(torch.ones(1, 4, 3, 3)).square().sum().backward()
+        optimizer.step()
+        take_whole_state(optimizer)
+        return network, optimizer
+
+    _, other = taught(torch.contiguous_format)
+    network, optimizer = taught(torch.channels_last)
+    optimizer.load_state_dict(other.state_dict())
+    for parameter, theirs in zip(network.parameters(), other.param_groups[0]["params"], strict=True):
+        for name in ("exp_avg", "exp_avg_sq"):
+            ours = optimizer.state[parameter][name]
+            assert ours.stride() == parameter.stride()
+            assert torch.equal(ours, other.state[theirs][name])
+
+
 @pytest.mark.slow
 def test_two_ranks_equal_one(tmp_path):
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     torch.save(images, tmp_path / "images.pt")
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    processes.spawn(run_rank, (str(tmp_path),))
     for number, frozen in enumerate((False, True)):
         expected = train(frozen, images, sharded=False)
         for rank in range(2):

@@ -8,9 +8,10 @@ import yaml
 from gsqtok.cli.recipes import FOLDER, lineage
 from gsqtok.cli.train import parse
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
-from gsqtok.training import TrainConfig
+from gsqtok.training import AdversarialConfig, TrainConfig
 
 RECIPES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+ADAPTIVE = AdversarialConfig(adaptive_weight=True)
 COUNTS = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate_every", "save_every")
 
 
@@ -19,6 +20,8 @@ COUNTS = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate
     [({name: 0}, name) for name in (*COUNTS, "keep_checkpoints")]
     + [({"batch_size": 6, "gradient_accumulation": 4}, "gradient_accumulation 4")]
     + [({"freeze": "encoder"}, "initialize_from")]
+    + [({"fsdp": True}, "cuda_graphs: false")]
+    + [({"fsdp": True, "cuda_graphs": False, "adversarial": ADAPTIVE}, "adaptive_weight")]
     + [({"ema_decay": value}, "ema_decay") for value in (1.0, -0.1, float("nan"))],
 )
 def test_names_what_is_wrong(values, named):

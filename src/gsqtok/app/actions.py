@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import gradio as gr
-import torch
 from PIL import Image
+from torch import Tensor
 
 from gsqtok.app import codebook, views
-from gsqtok.data import BrokenImageError, decode_image, to_pil, to_tensor
+from gsqtok.data import BrokenImageError, decode_image, to_pil
 from gsqtok.tokenizer import ImageTokenizer
 
 MAX_DECODED = 2**26  # pixels of an uploaded picture, 192 MiB as RGB: more is refused before it is decoded
@@ -42,6 +42,32 @@ class Shown:
     opened: Opened
     label: str
     seen: views.Look
+
+
+def _tiles(progress: gr.Progress) -> views.Progress:
+    return lambda what, done, total: progress((done, total), what, unit="tiles")
+
+
+def _pixel(event: gr.SelectData) -> tuple[int, int]:
+    return int(event.index[0]), int(event.index[1])
+
+
+def _maps(
+    tokens: Tensor, window: views.Window | None, position: tuple[int, int] | None = None
+) -> tuple[Image.Image, dict, views.Window | None]:
+    """The token maps, their closer view (hidden where there is none), and the rows and columns that it shows."""
+    chosen = None if position is None else tuple(slice(n, n + 1) for n in position)
+    sheet = views.Sheet(tuple(tokens.shape))
+    if window is None:
+        return sheet.draw(tokens, chosen), gr.Image(None, visible=False), None
+    near = tokens[window]
+    inside = (
+        None
+        if position is None
+        else tuple(slice(n - part.start, n - part.start + 1) for n, part in zip(position, window, strict=True))
+    )
+    view = views.Sheet(tuple(near.shape)).draw(near, inside)
+    return sheet.draw(tokens, window), gr.Image(view, visible=True), window
 
 
 class Actions:
@@ -81,18 +107,18 @@ class Actions:
         """Through the tokenizer and back.
 
         Returns:
-            what is shown now, a line about it, the table, the slider's pair, the gallery, the token maps, the groups,
-            and an empty position and table of neighbours.
+            what is shown now, a line about it, the table, the slider's pair, the gallery, the token maps, their closer
+            view and what it shows, the groups, and an empty position and table of neighbours.
         """
         if opened is None:
-            return (gr.skip(),) * 9
+            return (gr.skip(),) * 11
         tokenizer = self._tokenizer(label)
-        progress(0.1, "encoding and decoding")
+        progress(0, "encoding and decoding")
         try:
-            seen = views.look(tokenizer, opened.picture, opened.name)
+            seen = views.look(tokenizer, opened.picture, opened.name, _tiles(progress))
         except (ValueError, RuntimeError) as error:
             raise gr.Error(f"The tokenizer could not take this picture: {error}", print_exception=False) from error
-        progress(0.8, "drawing")
+        progress(0.9, "drawing")
         original, reconstruction = seen.ours.original, seen.ours.reconstruction
         pair = opened.picture, to_pil(reconstruction)
         gallery = [
@@ -101,11 +127,14 @@ class Actions:
             (views.error_map(original, reconstruction), "tokens: error x 4"),
             (views.error_map(original, seen.jpeg), "JPEG: error x 4"),
         ]
-        sheet = views.Sheet(tuple(seen.ours.tokens.shape)).draw(seen.ours.tokens)
+        height, width = seen.ours.tokens.shape[:2]
+        window = views.closer(tuple(seen.ours.tokens.shape), height // 2, width // 2)
+        maps = _maps(seen.ours.tokens, window)
         names = [f"group {n + 1}" for n in range(seen.ours.tokens.shape[2])]
         groups = gr.CheckboxGroup(choices=names, value=names)
         table = views.figures(seen, label)
-        return Shown(opened, label, seen), self._line(opened, seen), table, pair, gallery, sheet, groups, "", None
+        line = self._line(opened, seen)
+        return Shown(opened, label, seen), line, table, pair, gallery, *maps, groups, "", None
 
     def _line(self, opened: Opened, seen: views.Look) -> str:
         width, height = opened.picture.size
@@ -119,16 +148,32 @@ class Actions:
         return line
 
     def point(self, shown: Shown | None, event: gr.SelectData) -> tuple:
-        """A click on the token maps: the maps with the position framed, its name, and its codewords' neighbours."""
+        """A click on the token maps.
+
+        Returns:
+            the maps with the position framed, their closer view and what it shows, the position's name, and its
+            codewords' neighbours.
+        """
         if shown is None:
-            return (gr.skip(),) * 3
-        tokens = shown.seen.ours.tokens
-        sheet = views.Sheet(tuple(tokens.shape))
-        x, y = event.index
-        found = sheet.position(int(x), int(y))
+            return (gr.skip(),) * 5
+        shape = tuple(shown.seen.ours.tokens.shape)
+        found = views.Sheet(shape).position(*_pixel(event))
         if found is None:
-            return (gr.skip(),) * 3
-        row, column, _ = found
+            return (gr.skip(),) * 5
+        return self._at(shown, found[:2], views.closer(shape, *found[:2]))
+
+    def point_closer(self, shown: Shown | None, window: views.Window | None, event: gr.SelectData) -> tuple:
+        """A click on the closer view, which stays where it is; the rest as for `point`."""
+        if shown is None or window is None:
+            return (gr.skip(),) * 5
+        tokens = shown.seen.ours.tokens
+        found = views.Sheet(tuple(tokens[window].shape)).position(*_pixel(event))
+        if found is None:
+            return (gr.skip(),) * 5
+        return self._at(shown, (found[0] + window[0].start, found[1] + window[1].start), window)
+
+    def _at(self, shown: Shown, position: tuple[int, int], window: views.Window | None) -> tuple:
+        tokens, (row, column) = shown.seen.ours.tokens, position
         quantizer = self._tokenizer(shown.label).quantizer
         rows = []
         try:
@@ -138,7 +183,7 @@ class Actions:
                 rows.append([str(group + 1), str(token), *cells, *[""] * (NEAREST - len(cells))])
         except ValueError as error:
             raise gr.Error(f"No neighbours: {error}.", print_exception=False) from None
-        return sheet.draw(tokens, (row, column)), f"Position: row {row + 1}, column {column + 1}", rows
+        return *_maps(tokens, window, position), f"Position: row {row + 1}, column {column + 1}", rows
 
     def second(self, other: Opened | None) -> str:
         """A line about the second picture."""
@@ -162,17 +207,17 @@ class Actions:
         first, size = shown.seen.ours.tokens, shown.opened.picture.size
         second_picture = views.fitted(other.picture, size)
         box = (left / 100, top / 100, right / 100, bottom / 100)
-        progress(0.1, "encoding")
-        second = tokenizer.encode(to_tensor(second_picture)[None].to(tokenizer.device))[0].cpu()
+        progress(0, "encoding and decoding")
+        told = _tiles(progress)
+        second = views.encoded(tokenizer, second_picture, told)
         chosen = [int(name.removeprefix("group ")) - 1 for name in groups]
-        pair = torch.stack(views.swapped(first, second, chosen, box))
-        progress(0.5, "decoding")
-        ours, theirs = tokenizer.decode(pair.to(tokenizer.device), size[::-1]).cpu()
+        pair = views.swapped(first, second, chosen, box)
+        ours, theirs = (views.decoded(tokenizer, tokens, size, told) for tokens in pair)
         return [
             (views.framed(shown.opened.picture, box), "first"),
             (views.framed(second_picture, box), "second, cut to the first's size"),
-            (to_pil(ours), "first, with tokens of the second"),
-            (to_pil(theirs), "second, with tokens of the first"),
+            (ours, "first, with tokens of the second"),
+            (theirs, "second, with tokens of the first"),
         ]
 
     def plots(self, shown: Shown | None, label: str) -> tuple:

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from gsqtok.app.actions import DEMO, MAX_DECODED, NEAREST, Actions
+from gsqtok.app.views import CLOSER
 from gsqtok.tokenizer import ImageTokenizer
 
 TITLE = "gsqtok"
@@ -17,26 +18,28 @@ THEME = gr.themes.Default(font=_FONT, font_mono=_MONO)  # a plain name is not fe
 CSS = """
 .gradio-container { max-width: 1180px !important; width: 100% !important; margin: 0 auto !important; }
 #errors .grid-wrap, #swapped .grid-wrap { max-height: none !important; }
-#maps img { image-rendering: pixelated; cursor: crosshair; }
+#maps img, #closer img { image-rendering: pixelated; cursor: crosshair; }
 """
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}  # of events: the page is for people
 
 
-def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks:
+def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: float) -> gr.Blocks:
     """The page, not yet served.
 
     Args:
         tokenizers: by label, at least one; the first is chosen.
         max_pixels: larger pictures are shrunk to so many, and the page says so.
+        max_mb: the size of files, in units of 10^6 bytes, that the server takes.
     """
     do = Actions(tokenizers, max_pixels)
     labels = list(tokenizers)
     # uploads and results are temporary files: gone an hour after they came
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
-        opened, other, shown = gr.State(time_to_live=3600), gr.State(time_to_live=3600), gr.State(time_to_live=3600)
+        opened, other, shown, window = (gr.State(time_to_live=3600) for _ in range(4))
         gr.Markdown(
             "# gsqtok\nA picture as discrete tokens, and back. "
-            f"Pictures of more than {max_pixels:,} pixels are shrunk; up to {MAX_DECODED // 10**6} million are taken."
+            f"Files of up to {max_mb:g} MB and {MAX_DECODED // 10**6} million pixels are taken; pictures of more than "
+            f"{max_pixels:,} pixels are shrunk to that. Large ones go through in tiles, at full resolution."
         )
         with gr.Row():
             with gr.Column():
@@ -59,9 +62,13 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
                 gallery = _gallery(2, "errors")
         with gr.Tab("Tokens"):
             gr.Markdown(
-                "One map a group, a colour for each codeword. **Click a position** for its codewords' neighbours."
+                "One map a group, a colour for each codeword. **Click a position** for its codewords' neighbours. "
+                f"Of a large picture, the {CLOSER} x {CLOSER} positions in the frame are below, larger."
             )
             maps = gr.Image(show_label=False, format="png", interactive=False, elem_id="maps", buttons=[])
+            closer = gr.Image(
+                show_label=False, format="png", interactive=False, visible=False, elem_id="closer", buttons=[]
+            )
             position = gr.Markdown(elem_id="position")
             near = gr.Dataframe(
                 headers=["group", "codeword", *(f"nearest {n + 1}" for n in range(NEAREST))],
@@ -92,7 +99,8 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
 
         queued = _HIDDEN | {"concurrency_id": "network", "concurrency_limit": 1}  # one picture at a time
         quiet = _HIDDEN | {"show_progress": "hidden"}
-        views = [shown, line, table, slider, gallery, maps, groups, position, near]
+        tokens = [maps, closer, window]
+        views = [shown, line, table, slider, gallery, *tokens, groups, position, near]
         for event in (
             upload.upload(do.upload, upload, [opened, demo], **quiet).success,
             demo.input(do.choose, demo, [opened, upload], **quiet).success,
@@ -100,7 +108,8 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> gr.Blocks
         ):
             done = event(do.show, [opened, label], views, show_progress_on=[line, slider], **queued)
             done.success(do.plots, [shown, label], [usage, sphere, about], **quiet)
-        maps.select(do.point, shown, [maps, position, near], **quiet)
+        maps.select(do.point, shown, [*tokens, position, near], **quiet)
+        closer.select(do.point_closer, [shown, window], [*tokens, position, near], **quiet)
         for event in (
             other_upload.upload(do.upload, other_upload, [other, other_demo], **quiet),
             other_demo.input(do.choose, other_demo, [other, other_upload], **quiet),

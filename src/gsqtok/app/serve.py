@@ -52,7 +52,7 @@ def serve(
     *,
     host: str = "127.0.0.1",
     port: int | None = None,
-    max_pixels: int = 512 * 512,
+    max_pixels: int = 2048 * 2048,
     max_mb: float = 20,
     block: bool = True,
 ) -> tuple[gr.Blocks, str]:
@@ -80,7 +80,7 @@ def serve(
     middleware = [Middleware(Headers)]
     if _loopback(host):  # another name that leads here is a page of somebody else's (DNS rebinding)
         middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host]))
-    blocks = page(tokenizers, max_pixels)
+    blocks = page(tokenizers, max_pixels, max_mb)
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -17,9 +19,16 @@ from gsqtok.evaluation.report import token_colours
 from gsqtok.reconstruct import Reconstruction, reconstruct
 from gsqtok.tokenizer import ImageTokenizer
 
+WHOLE = 512 * 512  # pixels of a picture that goes through the networks at once; a larger one goes in tiles
+TILE = 256  # positions a side
 MAP = 256  # pixels of the longer side of a token map, about
+WIDEST = 1400  # pixels that maps beside each other take, unless one map takes more
 GAP = 8  # pixels between token maps
 CAPTION = 18  # pixels above each
+READABLE = 4  # pixels of a token's side, at least, where one can see and click a single token
+CLOSER = 32  # positions a side of the closer view, where maps of the whole have smaller tokens
+Progress = Callable[[str, int, int], None]  # gets what is done ("encoding" or "decoding"), tiles done, and all
+Window = tuple[slice, slice]  # rows and columns of a grid
 Box = tuple[float, float, float, float]
 
 
@@ -56,10 +65,15 @@ class Look:
     jpeg_ssim: float
 
 
-def look(tokenizer: ImageTokenizer, picture: Image.Image, name: str) -> Look:
-    """Through the tokenizer and back, and through JPEG at no more bits."""
+def tile_for(size: tuple[int, int]) -> int | None:
+    """What ``ImageTokenizer.encode`` takes as tile for a picture of this width and height: None for a small one."""
+    return TILE if size[0] * size[1] > WHOLE else None
+
+
+def look(tokenizer: ImageTokenizer, picture: Image.Image, name: str, progress: Progress | None = None) -> Look:
+    """Through the tokenizer and back, in tiles if it is large, and through JPEG at no more bits."""
     image = to_tensor(picture)[None]
-    (ours,) = reconstruct(tokenizer, [{"image": image, "keys": [name]}])
+    (ours,) = reconstruct(tokenizer, [{"image": image, "keys": [name]}], tile_for(picture.size), progress)
     bits = ours.tokens.shape[0] * ours.tokens.shape[1] * tokenizer.quantizer.bits
     codec = Codec("jpeg", bits / (picture.width * picture.height))
     file = codec.fit(picture)
@@ -68,6 +82,22 @@ def look(tokenizer: ImageTokenizer, picture: Image.Image, name: str) -> Look:
     metrics.update(jpeg[None], image)
     figures = metrics.compute()
     return Look(ours, bits, jpeg, 8 * len(file), figures["psnr"], figures["ssim"])
+
+
+def encoded(tokenizer: ImageTokenizer, picture: Image.Image, progress: Progress | None = None) -> Tensor:
+    """Tokens (h, w, G) of a picture, on the CPU; in tiles if it is large."""
+    image, tile = to_tensor(picture)[None], tile_for(picture.size)
+    image = image if tile else image.to(tokenizer.device)
+    return tokenizer.encode(image, tile, progress and partial(progress, "encoding"))[0].cpu()
+
+
+def decoded(
+    tokenizer: ImageTokenizer, tokens: Tensor, size: tuple[int, int], progress: Progress | None = None
+) -> Image.Image:
+    """The picture, ``size`` (width, height), of tokens (h, w, G); in tiles if it is large."""
+    tile = tile_for(size)
+    tokens = tokens[None] if tile else tokens[None].to(tokenizer.device)
+    return to_pil(tokenizer.decode(tokens, size[::-1], tile, progress and partial(progress, "decoding"))[0])
 
 
 def figures(seen: Look, label: str) -> list[list[str]]:
@@ -120,7 +150,7 @@ class Sheet:
     @property
     def columns(self) -> int:
         """Maps side by side."""
-        return min(4, self.shape[2])
+        return min(4, self.shape[2], max(1, WIDEST // (self.shape[1] * self.cell + GAP)))
 
     def corner(self, group: int) -> tuple[int, int]:
         """Left and top pixel of a group's map."""
@@ -137,12 +167,12 @@ class Sheet:
                 return row, column, group
         return None
 
-    def draw(self, tokens: Tensor, chosen: tuple[int, int] | None = None) -> Image.Image:
+    def draw(self, tokens: Tensor, framed: Window | None = None) -> Image.Image:
         """The maps: (h, w, G) integers, a colour for each codeword, the same one in all groups.
 
         Args:
             tokens: of ``shape``.
-            chosen: row and column to frame.
+            framed: rows and columns to frame.
         """
         height, width, groups = self.shape
         right, bottom = self.corner(groups - 1)
@@ -155,14 +185,35 @@ class Sheet:
             size = (width * self.cell, height * self.cell)
             sheet.paste(colours.resize(size, Image.Resampling.NEAREST), (left, top))
             draw.text((left, top - CAPTION), f"group {group + 1}", fill="black", font=font)
-            if chosen is not None:
-                x, y = left + chosen[1] * self.cell, top + chosen[0] * self.cell
-                draw.rectangle((x - 2, y - 2, x + self.cell + 1, y + self.cell + 1), outline="black")
-                draw.rectangle((x - 1, y - 1, x + self.cell, y + self.cell), outline="white")
+            if framed is not None:
+                rows, columns = framed
+                x, y = left + columns.start * self.cell, top + rows.start * self.cell
+                x_end, y_end = left + columns.stop * self.cell, top + rows.stop * self.cell
+                draw.rectangle((x - 2, y - 2, x_end + 1, y_end + 1), outline="black")
+                draw.rectangle((x - 1, y - 1, x_end, y_end), outline="white")
         return sheet
 
 
-def region(box: Box, shape: tuple[int, int]) -> tuple[slice, slice]:
+def closer(shape: tuple[int, int, int], row: int, column: int) -> Window | None:
+    """Rows and columns about a position that a closer view shows, all of the grid's; None where it needs none.
+
+    Args:
+        shape: rows, columns and groups of the tokens.
+        row: the position's.
+        column: the position's.
+    """
+    if Sheet(shape).cell >= READABLE:
+        return None
+
+    def about(at: int, size: int) -> slice:
+        side = min(CLOSER, size)
+        start = min(max(0, at - side // 2), size - side)
+        return slice(start, start + side)
+
+    return about(row, shape[0]), about(column, shape[1])
+
+
+def region(box: Box, shape: tuple[int, int]) -> Window:
     """Rows and columns of a grid that a box covers; a position belongs to it with its centre.
 
     Args:

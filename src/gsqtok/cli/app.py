@@ -20,7 +20,10 @@ def main(argv: list[str]) -> None:
     p.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
     p.add_argument("--port", type=int, help="(default: the first free one from 7860)")
     p.add_argument(
-        "--max-pixels", type=int, default=512 * 512, help="larger pictures are shrunk (default: 262144, 512 x 512)"
+        "--max-pixels",
+        type=int,
+        default=2048 * 2048,
+        help="larger pictures are shrunk to so many (default: 4194304, 2048 x 2048)",
     )
     p.add_argument("--max-mb", type=float, default=20, help="larger files are refused (default: 20)")
     args = p.parse_args(argv)

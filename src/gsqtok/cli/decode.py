@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gsqtok.cli.options import add_model, console, load_model, parser, progress
+from gsqtok.cli.options import add_model, add_tile, console, load_model, parser, progress
 
 
 def main(argv: list[str]) -> None:
@@ -14,6 +14,7 @@ def main(argv: list[str]) -> None:
     )
     add_model(p)
     p.add_argument("tokens", metavar="TOKENS", help="a file written by gsqtok encode")
+    add_tile(p)
     p.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where the pictures go")
     args = p.parse_args(argv)
 
@@ -27,6 +28,7 @@ def main(argv: list[str]) -> None:
     paths = picture_paths(args.output, archive.sizes)
     with progress("decoding") as bar:
         for name, tokens, size in bar.track(archive, total=len(archive)):
-            image = tokenizer.decode(tokens[None].to(tokenizer.device), size)[0]
+            grid = tokens[None] if args.tile else tokens[None].to(tokenizer.device)
+            image = tokenizer.decode(grid, size, args.tile)[0]
             save_picture(to_pil(image), paths[name])
     console.print(f"{len(archive)} pictures -> {args.output}")

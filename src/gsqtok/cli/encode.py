@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from gsqtok.cli.options import add_model, add_source, console, count, load_model, parser, progress, transform
+from gsqtok.cli.options import (
+    add_model,
+    add_source,
+    add_tile,
+    console,
+    count,
+    load_model,
+    parser,
+    progress,
+    transform,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -15,6 +25,7 @@ def main(argv: list[str]) -> None:
     )
     add_model(p)
     add_source(p)
+    add_tile(p)
     p.add_argument("-o", "--output", required=True, metavar="FILE", help="the file to write, such as tokens.npz")
     args = p.parse_args(argv)
     if not args.output.endswith(".npz"):
@@ -30,7 +41,8 @@ def main(argv: list[str]) -> None:
     with TokenArchiveWriter(args.output, tokenizer) as archive, progress("encoding") as bar:
         task = bar.add_task("", total=count(source))
         for batch in loader:
-            tokens = tokenizer.encode(batch["image"].to(tokenizer.device))
+            images = batch["image"] if args.tile else batch["image"].to(tokenizer.device)
+            tokens = tokenizer.encode(images, args.tile)
             for name, grid in zip(batch["keys"], tokens, strict=True):
                 archive.add(name, grid, tuple(batch["image"].shape[2:]))
             positions += tokens[..., 0].numel()

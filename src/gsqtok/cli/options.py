@@ -65,6 +65,17 @@ def add_source(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
 
 
+def add_tile(parser: argparse.ArgumentParser) -> None:
+    """--tile."""
+    parser.add_argument(
+        "--tile",
+        type=int,
+        metavar="N",
+        help="for pictures too large for the device: compute N x N positions of a layer at a time (even, such as 512), "
+        "and keep the rest in host memory; the result is that of the whole (default: whole pictures)",
+    )
+
+
 def device(args: argparse.Namespace) -> torch.device:
     """The device that ``add_model`` names; by default a GPU if there is one."""
     import torch

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from gsqtok.cli.options import add_model, add_source, console, count, load_model, parser, progress, transform
+from gsqtok.cli.options import (
+    add_model,
+    add_source,
+    add_tile,
+    console,
+    count,
+    load_model,
+    parser,
+    progress,
+    transform,
+)
 
 
 def main(argv: list[str]) -> None:
@@ -15,6 +25,7 @@ def main(argv: list[str]) -> None:
     )
     add_model(p)
     add_source(p)
+    add_tile(p)
     p.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where the reconstructions go")
     p.add_argument("--side-by-side", action="store_true", help="write each beside its original, figures below")
     args = p.parse_args(argv)
@@ -29,7 +40,7 @@ def main(argv: list[str]) -> None:
     loader = eval_loader(source, transform(args), batch_size=args.batch_size, workers=args.workers)
     figures = []
     with progress("reconstructing") as bar:
-        for result in bar.track(reconstruct(tokenizer, loader), total=count(source)):
+        for result in bar.track(reconstruct(tokenizer, loader, args.tile), total=count(source)):
             picture = side_by_side([result]) if args.side_by_side else to_pil(result.reconstruction)
             save_picture(picture, paths[result.name])
             figures.append((result.name, tuple(result.original.shape[1:]), result.psnr, result.ssim))

@@ -44,7 +44,10 @@ def main(argv: list[str]) -> None:
     p.add_argument("-o", "--output", default="studies", metavar="FOLDER", help="default: studies")
     p.add_argument("--devices", help="GPUs by number, such as 0,1, or cpu (default: all GPUs, else the CPU)")
     p.add_argument(
-        "--per-device", type=int, default=None, help="runs that share a device (default: 3 on a GPU at small, else 1)"
+        "--per-device",
+        type=int,
+        default=1,
+        help="runs that share a device (default: 1; on a GPU they take turns, so more of them are rarely done sooner)",
     )
     p.add_argument("--steps", type=int, help="of each training (default: the scale's)")
     args = p.parse_args(argv)
@@ -58,10 +61,9 @@ def main(argv: list[str]) -> None:
     if unknown := [name for name in names if name not in STUDIES]:
         raise ValueError(f"no study '{unknown[0]}'; there are {', '.join(STUDIES)}, all")
     pictures, devices = _pictures(args), _devices(args.devices)
-    per_device = args.per_device or (3 if args.scale == "small" and devices != [None] else 1)
-    if per_device < 1:
-        raise ValueError(f"--per-device must be at least 1, got {per_device}")
-    _run([STUDIES[name] for name in names], args, argv, pictures, devices, per_device)
+    if args.per_device < 1:
+        raise ValueError(f"--per-device must be at least 1, got {args.per_device}")
+    _run([STUDIES[name] for name in names], args, argv, pictures, devices)
 
 
 def _run(
@@ -70,13 +72,13 @@ def _run(
     argv: list[str],
     pictures: Pictures,
     devices: list[int | None],
-    per_device: int,
 ) -> None:
     from gsqtok.studies.page import said
     from gsqtok.studies.run import run_studies
 
     where = "the CPU" if devices == [None] else f"GPU {', '.join(map(str, devices))}"
     console.print(f"{', '.join(study.name for study in studies)} at the {args.scale} scale, on {where}")
+    console.print(f"each run's own log: {args.output}/runs/*/log.txt")
     began = time.monotonic()
     with progress("runs") as bar:
         task = bar.add_task("", total=None)
@@ -92,7 +94,7 @@ def _run(
             pictures,
             args.output,
             devices=devices,
-            per_device=per_device,
+            per_device=args.per_device,
             steps=args.steps,
             command=f"gsqtok study {shlex.join(argv)}",
             progress=seen,

@@ -196,7 +196,9 @@ def _write_onnx(
     graph: nn.Module, example: Tensor, inputs: list[str], outputs: list[str], free: tuple[int, int], path: Path
 ) -> None:
     from gsqtok.interop.onnx_search import translate_nearest
+    from gsqtok.interop.onnx_sum import translate_sum
 
+    translations = {torch.ops.gsqtok.nearest.default: translate_nearest, torch.ops.aten.sum.dim_IntList: translate_sum}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter, about itself
         program = torch.onnx.export(
@@ -207,7 +209,7 @@ def _write_onnx(
             input_names=inputs,
             output_names=outputs,
             opset_version=18,
-            custom_translation_table={torch.ops.gsqtok.nearest.default: translate_nearest},
+            custom_translation_table=translations,
         )
     with written_aside(path) as aside:
         program.save(aside, external_data=False)

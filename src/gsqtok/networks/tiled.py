@@ -10,6 +10,8 @@ the tile alone.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator
 
 import torch
@@ -32,6 +34,7 @@ from gsqtok.networks.encoder import Encoder
 
 Window = tuple[int, int, int, int]  # first and last + 1 row, first and last + 1 column
 Layer = Callable[[Tensor], Tensor]
+Progress = Callable[[int, int], None]  # gets the number of tiles that are done, and of all
 
 
 class FeatureMap:
@@ -73,6 +76,9 @@ class Tiled:
     Args:
         tile: positions a side of what is computed at a time, even.
         device: where it is computed.
+
+    Attributes:
+        done: called after each tile.
     """
 
     def __init__(self, tile: int, device: torch.device) -> None:
@@ -80,6 +86,7 @@ class Tiled:
             raise ValueError(f"tile must be an even number of pixels, got {tile}")
         self.tile = tile
         self.device = device
+        self.done: Callable[[], None] = lambda: None
 
     def windows(self, x: Tensor, scale: int = 1) -> Iterator[Window]:
         """Windows of x of at most ``tile / scale`` positions a side."""
@@ -88,6 +95,7 @@ class Tiled:
         for top in range(0, height, step):
             for left in range(0, width, step):
                 yield top, min(top + step, height), left, min(left + step, width)
+                self.done()
 
     def convolve(
         self,
@@ -210,8 +218,21 @@ def _norm(norm: GroupNorm, source: FeatureMap) -> Layer:
     return _affine(*source.factors(norm.eps, norm.weight, norm.bias), norm.silu)
 
 
+def count(network: Encoder | Decoder, size: tuple[int, int], tile: int) -> int:
+    """How many tiles ``run`` computes, over all layers, for an input of height and width ``size``."""
+    total, (height, width) = 0, size
+    for block in (network.conv_in, *network.blocks, network.conv_out):
+        upsamples = isinstance(block, NearestUpsample | DepthToSpaceUpsample)
+        step = tile // 2 if upsamples else tile
+        passes = 2 if isinstance(block, ResidualBlock | Attention) else 1
+        total += passes * math.ceil(height / step) * math.ceil(width / step)
+        scale = 2 if upsamples else 0.5 if isinstance(block, Downsample) else 1
+        height, width = int(height * scale), int(width * scale)
+    return total
+
+
 @torch.no_grad()
-def run(network: Encoder | Decoder, x: Tensor, tile: int) -> Tensor:
+def run(network: Encoder | Decoder, x: Tensor, tile: int, progress: Progress | None = None) -> Tensor:
     """``network(x)`` without gradient, in tiles.
 
     Two feature maps at a time are kept where x is, three where a block has fewer channels than its input.
@@ -220,6 +241,7 @@ def run(network: Encoder | Decoder, x: Tensor, tile: int) -> Tensor:
         network: an encoder or a decoder.
         x: its input, on any device: there its feature maps and the result are kept.
         tile: positions a side of what is on the network's device at a time, even.
+        progress: called after each tile of each layer.
 
     Returns:
         What the network returns, up to rounding, on x's device.
@@ -228,6 +250,9 @@ def run(network: Encoder | Decoder, x: Tensor, tile: int) -> Tensor:
         ValueError: ``tile`` is not a positive even number.
     """
     tiled = Tiled(tile, network.conv_in.weight.device)
+    if progress is not None:
+        done, total = itertools.count(1), count(network, tuple(x.shape[2:]), tile)
+        tiled.done = lambda: progress(next(done), total)
     current = tiled.convolve(FeatureMap(x), network.conv_in)
     for block in network.blocks:
         match block:

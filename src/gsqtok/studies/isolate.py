@@ -6,7 +6,7 @@ from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds
 from gsqtok.studies.table import Table
 
-D = {"smoke": 4, "small": 16, "paper": 16}
+D = {"smoke": 8, "small": 16, "paper": 16}
 BITS = {"smoke": 4, "small": 16, "paper": 16}  # a position
 
 

@@ -50,7 +50,7 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
                     axis.set_xticks(range(len(x)), x)
             axis.set_xlabel(title_of(plot.x))
             if panel is not None:
-                axis.set_title(f"{plot.panels} {panel}")
+                axis.set_title(_label(plot.panels, panel))
             if plot.log_x:
                 axis.set_xscale("log", base=2)
                 axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")

@@ -78,11 +78,13 @@ def run_studies(
         left.discard(job.folder)
         progress(job, outcome, problem, len(left))
 
-    do_all(list(jobs.values()), devices, per_device, report)
-    results = [table.results(failures) for table in tables]
-    for table, result in zip(tables, results, strict=True):
-        result.save(table.folder / "results.json")
-        write_page(table.study, result, table.folder)
+    try:
+        do_all(list(jobs.values()), devices, per_device, report)
+    finally:  # also when stopped: the pages say what is done
+        results = [table.results(failures) for table in tables]
+        for table, result in zip(tables, results, strict=True):
+            result.save(table.folder / "results.json")
+            write_page(table.study, result, table.folder)
     return results
 
 

@@ -111,7 +111,7 @@ _MULTIPLIERS = {8: (1, 2, 2, 4), 16: (1, 1, 2, 2, 4), 32: (1, 1, 2, 2, 4, 4), 64
 SCALES = {
     "smoke": Scale(
         name="smoke",
-        summary="3 steps of 4 pictures at 32 px, to see that everything works; its figures mean nothing",
+        summary="a few steps at 32 px, to see that everything works; its figures mean nothing",
         config=_SMOKE,
         ablations=_SMOKE,
         adversarial=AdversarialConfig(
@@ -121,7 +121,7 @@ SCALES = {
     ),
     "small": Scale(
         name="small",
-        summary="1,000 steps of 128 pictures at 64 px (made for Tiny ImageNet), without a discriminator",
+        summary="64 px (made for Tiny ImageNet), a model of about 4M parameters, without a discriminator",
         config=_SMALL,
         ablations=_SMALL,
         adversarial=AdversarialConfig(

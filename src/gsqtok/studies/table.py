@@ -66,7 +66,7 @@ class Table:
         scale: its name.
         rows: one a run, in the study's order.
         setting: what all runs held: configuration, data, command.
-        environment: versions, device, date of each run's measurement by digest would repeat itself: of the newest.
+        environment: versions, device and date of the newest run.
     """
 
     study: str
@@ -131,9 +131,10 @@ def title_of(name: str) -> str:
 
 
 def shown(name: str, value: Value) -> str:
-    """A figure with its spread."""
+    """A figure with its spread, where that is not nothing."""
     form = TITLES[name][1] if name in TITLES else figure_of(name).format
-    return format(value.mean, form) + (f" ± {format(value.spread, form)}" if value.spread is not None else "")
+    spread = None if value.spread is None else format(value.spread, form)
+    return format(value.mean, form) + (f" ± {spread}" if spread and float(spread.strip("%").replace(",", "")) else "")
 
 
 def _has(row: Row, varied: dict[str, Any]) -> bool:

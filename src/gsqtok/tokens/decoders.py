@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import multiprocessing
+import os
+import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -49,6 +52,7 @@ class Decoders:
             num_workers=workers,
             collate_fn=_as_it_is,
             prefetch_factor=PREFETCH if workers else None,
+            worker_init_fn=_end_with_the_encoder,
             multiprocessing_context=forkserver.METHOD if workers else None,
             generator=torch.Generator(),
         )
@@ -79,6 +83,16 @@ class _Decoding(Dataset[tuple[int, DecodedChunk]]):
         chunk = self.decode(task, self.memory[slot])
         inside = chunk.pixels.data_ptr() == self.memory[slot].data_ptr()
         return slot, chunk.on(None) if inside else chunk  # larger than planned: it travels by itself
+
+
+def _end_with_the_encoder(number: int) -> None:
+    """The loader's own watch is over the process that forked this one, which lives as long as any of these."""
+
+    def watch() -> None:
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(item: Any) -> Any:

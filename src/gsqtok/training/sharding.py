@@ -73,7 +73,10 @@ def whole_state(optimizer: Optimizer) -> Iterator[None]:
 
 
 def take_whole_state(optimizer: Optimizer) -> None:
-    """Let ``optimizer.load_state_dict`` take whole tensors for the parameters that are shared out."""
+    """Let ``optimizer.load_state_dict`` take whole tensors, for parameters that are shared out and for others.
+
+    They may lie otherwise in memory than the parameters; a fused optimizer needs its state to lie as they do.
+    """
     optimizer.register_load_state_dict_pre_hook(_share_out_state)
 
 
@@ -90,7 +93,7 @@ def _gathered(value: DTensor) -> Tensor:
 
 def _share_out_weights(tokenizer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
     for name, parameter in tokenizer.named_parameters():
-        if prefix + name in state:
+        if prefix + name in state:  # what is missing is named by torch
             state[prefix + name] = _share_out(state[prefix + name], parameter)
 
 
@@ -109,7 +112,7 @@ def _share_out_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, A
 
 
 def _share_out(value: Tensor, parameter: Tensor) -> Tensor:
-    if not isinstance(parameter, DTensor):
-        return value
-    value = value.to(parameter.device, memory_format=torch.contiguous_format)
-    return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    if isinstance(parameter, DTensor):  # this rank's part of what every rank has read
+        value = value.to(parameter.device, memory_format=torch.contiguous_format)
+        value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
+    return torch.empty_like(parameter).copy_(value)  # else the part would keep the whole in memory

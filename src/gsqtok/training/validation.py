@@ -152,7 +152,7 @@ def _add_memory(
     Not counted: what a layer needs while it runs, cuDNN's workspace, CUDA itself, the search for the nearest codewords,
     and the second graph of an R1 penalty. A GPU's autocast keeps more in float32 (normalisations) than a CPU's.
     """
-    constant = _state_bytes(tokenizer, average=True)
+    of_tokenizer, constant = _state_bytes(tokenizer, average=True), 0
     if discriminator is not None:
         constant += _state_bytes(discriminator, average=False)
     for frozen in (perceptual, discriminator and discriminator.discriminator):
@@ -169,15 +169,13 @@ def _add_memory(
     a_picture = (counted[1] - counted[0]) / 8
     constant += max(0, 2 * counted[0] - counted[1])
     per_rank = config.batch_size // config.gradient_accumulation
-    shares = {ranks: per_rank // ranks for ranks in (1, 4, 8) if per_rank % ranks == 0}
+    counts = [ranks for ranks in (1, 4, 8) if per_rank % ranks == 0]
+    totals = {n: of_tokenizer / (n if config.fsdp else 1) + constant + per_rank // n * a_picture for n in counts}
     report.facts["GPU memory"] = (
-        f"{constant / GIB:.2f} GiB (weights, gradients, AdamW, EMA, frozen networks) + {a_picture / GIB:.3f} GiB a "
-        "picture; "
+        f"{(of_tokenizer + constant) / GIB:.2f} GiB (weights, gradients, AdamW, EMA, frozen networks"
+        f"{'; the tokenizer shared out' if config.fsdp else ''}) + {a_picture / GIB:.3f} GiB a picture; "
         + ", ".join(
-            f"{(constant + share * a_picture) / GIB:.1f} GiB on each of {n} GPUs"
-            if n > 1
-            else f"{(constant + share * a_picture) / GIB:.1f} GiB on one GPU"
-            for n, share in shares.items()
+            f"{total / GIB:.1f} GiB on " + (f"each of {n} GPUs" if n > 1 else "one GPU") for n, total in totals.items()
         )
         + "; estimated from what autograd keeps, without the layers' scratch memory"
     )

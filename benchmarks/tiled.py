@@ -1,0 +1,113 @@
+"""A large picture with and without tiles: peak memory, processor time, PSNR, and how many tokens are equal.
+
+    python benchmarks/tiled.py                        # 2048 x 2048, tiles of 256, the tokenizer inside the package
+    python benchmarks/tiled.py runs/mine --size 1024 --tile 512 --threads 8
+
+Each way runs on the CPU, in a process of its own. Its memory is the peak resident memory of that process beyond what it
+held with the tokenizer and the picture loaded; time is user time, over all threads. The picture is a mosaic of the
+package's own, so that tokens are those of real content.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+MEASURE = "--measure"
+
+
+def used() -> tuple[float, float]:
+    """User seconds and peak resident MiB of this process so far."""
+    usage = resource.getrusage(resource.RUSAGE_SELF)
+    return usage.ru_utime, usage.ru_maxrss / 1024
+
+
+def mosaic(size: int):
+    """(1, 3, size, size) in [-1, 1]: central squares of the package's pictures, in turn, every other one mirrored."""
+    import torch
+
+    import gsqtok
+    from gsqtok.data import decode_image, to_tensor
+
+    squares = []
+    for path in sorted((Path(gsqtok.__file__).parent / "demo_pictures").glob("*.png")):
+        picture = to_tensor(decode_image(path))
+        top, left = ((n - 256) // 2 for n in picture.shape[1:])
+        square = picture[:, top : top + 256, left : left + 256]
+        squares += [square, square.flip(2)]
+    count = range(-(-size // 256))
+    rows = [torch.cat([squares[(row + 3 * column) % len(squares)] for column in count], 2) for row in count]
+    return torch.cat(rows, 1)[None, :, :size, :size].contiguous()
+
+
+def measure(model: str, size: int, tile: int, threads: int, target: str) -> None:
+    """Print figures of one way as JSON, and save tokens and picture to ``target``; tile 0 is the whole at once."""
+    import torch
+
+    from gsqtok import ImageTokenizer
+    from gsqtok.evaluation import ReconstructionMetrics
+
+    torch.set_num_threads(threads)
+    tokenizer = ImageTokenizer.from_pretrained(model or None).eval()
+    image = mosaic(size)
+    tokenizer.decode(tokenizer.encode(image[:, :, :64, :64]))  # what libraries set aside on first use
+    start = used()
+    tokens = tokenizer.encode(image, tile=tile or None)
+    middle = used()
+    picture = tokenizer.decode(tokens, (size, size), tile=tile or None)
+    end = used()
+    metrics = ReconstructionMetrics()
+    metrics.update(picture, image)
+    torch.save({"tokens": tokens, "picture": picture}, target)
+    figures = {
+        "encode_s": middle[0] - start[0],
+        "decode_s": end[0] - middle[0],
+        "encode_mib": middle[1] - start[1],
+        "both_mib": end[1] - start[1],
+        "psnr": metrics.compute()["psnr"],
+    }
+    print(json.dumps(figures))
+
+
+def main() -> None:
+    """Measure both ways and compare them."""
+    if len(sys.argv) > 1 and sys.argv[1] == MEASURE:
+        measure(sys.argv[2], *map(int, sys.argv[3:6]), sys.argv[6])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", default="")
+    parser.add_argument("--size", type=int, default=2048)
+    parser.add_argument("--tile", type=int, default=256)
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+
+    import torch
+
+    print(f"{args.size} x {args.size} pixels, {args.threads} CPU threads, torch {torch.__version__}")
+    print("              encode, s  decode, s  peak of encode, MiB  peak of both, MiB  PSNR, dB")
+    outputs = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name, tile in (("whole", 0), (f"tile {args.tile}", args.tile)):
+            target = Path(folder) / f"{tile}.pt"
+            command = [sys.executable, __file__, MEASURE, args.model, str(args.size), str(tile), str(args.threads)]
+            done = subprocess.run([*command, str(target)], check=True, stdout=subprocess.PIPE, text=True)
+            f = json.loads(done.stdout.splitlines()[-1])
+            print(
+                f"{name:<12} {f['encode_s']:>10.0f} {f['decode_s']:>10.0f} {f['encode_mib']:>20,.0f} "
+                f"{f['both_mib']:>18,.0f} {f['psnr']:>9.4f}",
+                flush=True,
+            )
+            outputs.append(torch.load(target))
+    whole, tiled = outputs
+    equal, total = int((whole["tokens"] == tiled["tokens"]).sum()), whole["tokens"].numel()
+    error = float((whole["picture"] - tiled["picture"]).abs().max())
+    print(f"tokens equal: {equal:,} of {total:,}; pictures within {error:.1e}")
+
+
+if __name__ == "__main__":
+    main()

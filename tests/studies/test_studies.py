@@ -1,0 +1,231 @@
+"""Every study's table of runs, and what it says of figures whose verdict is known."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from gsqtok.quantizers import build_quantizer
+from gsqtok.studies import STUDIES
+from gsqtok.studies.page import figures_table, page_of, said
+from gsqtok.studies.plots import draw
+from gsqtok.studies.scale import SCALES
+from gsqtok.studies.study import exceeds
+from gsqtok.studies.table import Row, Table, Value
+from gsqtok.tokenizer import ImageTokenizer
+
+FIGURES = {
+    **dict.fromkeys(("bits_per_pixel", "bits_per_pixel_entropy"), 0.5),
+    **{"psnr": 20.0, "ssim": 0.6, "usage": 0.9, "perplexity": 100.0, "frechet_distance_net": 50.0, "chord_error": 1e-3},
+    **{"quantizer_ms": 1.0, "quantizer_step_ms": 2.0, "encode_ms": 4.0, "decode_ms": 4.0, "quantizer_share": 0.25},
+    **{"skipped_steps": 0.0},
+}
+
+
+def table_of(name, scale="small", figures=lambda varied: {}, state="done"):
+    """A table of made-up figures: FIGURES, but what ``figures`` says of a run."""
+    rows = [
+        Row(run.varied, FIGURES | figures(run.varied) if state == "done" else {}, state)
+        for run in STUDIES[name].runs(SCALES[scale])
+    ]
+    return Table(name, scale, rows)
+
+
+def verdicts(table):
+    return {finding.claim: finding.verdict for finding in STUDIES[table.study].findings(table)}
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("name", STUDIES)
+def test_runs_differ_and_can_be_built(name, scale):
+    runs = STUDIES[name].runs(SCALES[scale])
+    assert len({tuple(run.varied.items()) for run in runs}) == len(runs)
+    for run in runs:
+        model = run.config.model
+        options = {k: v for k, v in model.quantizer.items() if k != "name"}
+        large = options.get("codebook_size", 0) > 1 << 16
+        with torch.device("meta" if large and model.quantizer["name"] != "random_sphere" else "cpu"):
+            quantizer = build_quantizer(model.quantizer["name"], dim=model.latent_dim, **options)
+        if "V" in run.varied and run.varied["V"] != "none":
+            assert quantizer.codebook_size == run.varied["V"]
+        if "G" in run.varied:
+            assert quantizer.tokens_per_position == run.varied["G"]
+        if "f" in run.varied:
+            assert model.factor == SCALES[scale].factor(run.varied["f"])
+        if scale == "smoke":
+            assert ImageTokenizer(model).factor == model.factor
+
+
+def test_a_digest_is_of_what_changes_figures():
+    run = STUDIES["isolate"].runs(SCALES["small"])[0]
+    quiet = dataclasses.replace(run.config, log_every=7, data=dataclasses.replace(run.config.data, workers=0))
+    assert dataclasses.replace(run, config=quiet).digest == run.digest
+    assert dataclasses.replace(run, varied={"another": "name"}).digest == run.digest
+    for changed in (
+        dataclasses.replace(run.config, seed=1),
+        dataclasses.replace(run.config, steps=7),
+        dataclasses.replace(run.config, data=dataclasses.replace(run.config.data, train="elsewhere")),
+    ):
+        assert dataclasses.replace(run, config=changed).digest != run.digest
+    assert dataclasses.replace(run, batch=4).digest != run.digest
+
+
+def test_equal_bits_are_equal():
+    for run in STUDIES["groups"].runs(SCALES["small"]):
+        if run.varied["held"] != "V":
+            bits = run.varied["G"] * (run.varied["V"].bit_length() - 1)
+            assert f"{bits} bits" == run.varied["held"]
+    for run in STUDIES["isolate"].runs(SCALES["small"]):
+        assert run.varied["G"] * (run.varied["V"].bit_length() - 1) == 16
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_without_figures_nothing_is_claimed(name):
+    table = table_of(name, state="not run")
+    assert set(verdicts(table).values()) == {"not tested"}
+    page = page_of(STUDIES[name], table, [])
+    assert "not run" in page
+    assert not said(STUDIES[name], table_of(name, "smoke"))  # three steps say nothing
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_plot_is_drawn(name, tmp_path):
+    pytest.importorskip("matplotlib")
+    for plot in STUDIES[name].plots:
+        assert draw(plot, table_of(name, state="not run"), tmp_path) is None
+        assert draw(plot, table_of(name), tmp_path).stat().st_size > 5000
+
+
+def test_codebook():
+    def usage(varied):
+        return {"usage": 0.03 if (varied["init"], varied["norm"]) == ("uniform", "none") else 1.0}
+
+    said_of = verdicts(table_of("codebook", figures=usage))
+    assert len(said_of) == 8  # four claims at two V
+    for claim, verdict in said_of.items():
+        assert verdict == ("supported" if "collapses" in claim else "not supported"), claim
+
+
+def test_groups():
+    said_of = verdicts(table_of("groups", figures=lambda v: {"psnr": 20 + v["G"] * (v["held"] == "V") - v["f"] / 8}))
+    assert said_of["more groups give better pictures at f8 and the same V"] == "supported"
+    assert said_of["more groups give better pictures at f8 and the same 32 bits"] == "not supported"
+    assert said_of["at G = 1 quality stalls as f grows"] == "supported"
+
+
+def test_factor():
+    def rate(varied):
+        return {"bits_per_pixel": varied["G"] * 12 / varied["f"] ** 2, "psnr": 20 + varied["G"] - varied["f"] / 8}
+
+    table = table_of("factor", figures=lambda v: rate(v) | {"psnr": 25 - v["f"] / 8})
+    assert list(verdicts(table).values()) == ["supported"]
+    table = table_of("factor", figures=lambda v: rate(v) | {"psnr": 25 + v["f"] / 8})
+    assert list(verdicts(table).values()) == ["not supported"]
+
+
+def test_vocabulary():
+    def quality(varied):
+        return {"psnr": 20 + (varied["V"].bit_length() / 10 if varied["d"] > 4 else 0)}
+
+    said_of = verdicts(table_of("vocabulary", figures=quality))
+    assert said_of == {
+        "quality rises with V at d = 4": "not supported",
+        "quality rises with V at d = 8": "supported",
+        "quality rises with V at d = 16": "supported",
+    }
+
+
+def test_precision():
+    def figures(varied):
+        rounded = varied["search"] == "bf16" and varied["d"] <= 2
+        return {"usage": 0.01 if rounded else 0.9, "psnr": 20 + 0.01 * varied["seed"] - (0.5 if rounded else 0)}
+
+    said_of = verdicts(table_of("precision", figures=figures))
+    assert said_of["rounding to bf16 makes the usage fall at d = 2, V = 65,536"] == "supported"
+    assert said_of["rounding to bf16 makes the usage fall at d = 8, V = 65,536"] == "not supported"
+    assert said_of["the exact search gives better pictures than bf16 at d = 2, V = 1,024"] == "supported"
+    assert said_of["the exact search gives better pictures than bf16 at d = 4, V = 65,536"] == "undecided"
+
+
+@pytest.mark.parametrize(("psnr", "verdict"), [(21, "supported"), (20.05, "undecided"), (19, "not supported")])
+def test_methods(psnr, verdict):
+    said_of = verdicts(table_of("methods", figures=lambda v: {"psnr": psnr if v["method"] == "gsq" else 20.0}))
+    assert said_of == {f"GSQ gives the best pictures at {bits} bits a position": verdict for bits in (18, 36, 64)}
+
+
+def test_isolate():
+    said_of = verdicts(table_of("isolate", figures=lambda v: {"psnr": 20 + (v["init"] == "sphere") - (v["G"] > 1)}))
+    assert said_of["the spherical start alone helps over a uniform start, no norm, one group"] == "supported"
+    assert said_of["the l2 norm alone helps over a uniform start, no norm, one group"] == "undecided"
+    assert said_of["decomposition into 4 groups alone helps over a uniform start, no norm, one group"] == (
+        "not supported"
+    )
+
+
+def test_latency():
+    slow = table_of("latency", figures=lambda v: {"quantizer_ms": 3.0 if v["quantizer"] == "gsq" else 1.0})
+    assert set(verdicts(slow).values()) == {"not supported"}
+    assert set(verdicts(table_of("latency")).values()) == {"supported"}
+
+
+def test_discriminator():
+    def figures(varied):
+        near = varied["discriminator"] == "projected" and varied["losses"] == "NH"
+        return {"frechet_distance_net": 20.0 if near else 50.0}
+
+    table = table_of("discriminator", figures=figures)
+    said_of = verdicts(table)
+    assert said_of["a projected discriminator brings reconstructions closer in features"] == "supported"
+    assert said_of["a patch discriminator brings reconstructions closer in features"] == "not supported"
+    assert said_of["with the StyleGAN discriminator training breaks (NaN)"] == "not supported"
+    broken = [
+        Row(row.varied, {}, "diverged", "20 steps in a row") if row.varied["discriminator"] == "stylegan" else row
+        for row in table.rows
+    ]
+    table = Table("discriminator", "small", broken)
+    assert verdicts(table)["with the StyleGAN discriminator training breaks (NaN)"] == "supported"
+    assert "diverged: 20 steps in a row" in page_of(STUDIES["discriminator"], table, [])
+
+
+def test_limits():
+    def figures(varied):
+        return {"chord_error": 0.0, "psnr": 24.0 if varied["V"] in ("none", 2**20) else 20.0}
+
+    said_of = verdicts(table_of("limits", figures=figures))
+    assert set(said_of.values()) == {"supported"}
+    said_of = verdicts(table_of("limits", figures=lambda v: {"chord_error": 1.99, "psnr": 20 + (v["V"] == "none")}))
+    assert set(said_of.values()) == {"not supported"}
+
+
+def test_exceeds():
+    assert exceeds(Value(21, None, 1), Value(20, None, 1), 0.3) == "supported"
+    assert exceeds(Value(20, None, 1), Value(21, None, 1), 0.3) == "not supported"
+    assert exceeds(Value(20.2, None, 1), Value(20, None, 1), 0.3) == "undecided"
+    assert exceeds(Value(21, 0.6, 3), Value(20, 0.1, 3), 0.3) == "undecided"  # within twice the spread
+    assert exceeds(None, Value(20, None, 1), 0.3) == "not tested"
+
+
+def test_means_over_seeds_and_their_spread():
+    rows = [Row({"d": d, "seed": s}, {"psnr": 20.0 + d + s}, "done") for d in (1, 2) for s in (0, 1, 2)]
+    table = Table("precision", "small", [*rows, Row({"d": 2, "seed": 3}, {}, "failed", "why")])
+    assert table.value("psnr", d=1) == Value(22.0, 1.0, 3)
+    assert table.value("psnr", d=1, seed=0) == Value(21.0, None, 1)
+    assert table.value("psnr", d=3) is None
+    assert table.value("ssim", d=1) is None
+    assert table.settings() == [{"d": 1}, {"d": 2}]
+    assert "| 1 | 22.00 ± 1.00 | 3 |" in figures_table(STUDIES["precision"], table)
+
+
+def test_results_on_disk(tmp_path):
+    rows = [Row({"V": 4}, {"psnr": 20.0, "ssim": float("nan")}, "done", digest="abc"), Row({"V": 8}, {}, "failed", "x")]
+    table = Table("isolate", "small", rows, {"command": "gsqtok study isolate"}, {"torch": "2"})
+    table.save(tmp_path / "results.json")
+    again = Table.load(tmp_path / "results.json")
+    assert again.rows[0].figures == {"psnr": 20.0, "ssim": None}  # JSON has no NaN
+    assert again.rows[1] == rows[1]
+    assert (again.setting, again.environment) == (table.setting, table.environment)
+    assert again.value("ssim") is None
+    for content in ("nothing", "[]", "{}"):
+        (tmp_path / "other.json").write_text(content)
+        with pytest.raises(ValueError, match=r"other\.json"):
+            Table.load(tmp_path / "other.json")

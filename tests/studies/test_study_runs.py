@@ -1,0 +1,150 @@
+"""Runs of studies: done once, taken up again, and what fails stops nothing else."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import gsqtok
+from gsqtok.cli import main
+from gsqtok.data import ImageTransform, eval_loader, open_source
+from gsqtok.studies import STUDIES
+from gsqtok.studies.chord import chord_error
+from gsqtok.studies.run import Pictures, run_studies
+from gsqtok.studies.scale import SCALES
+from gsqtok.studies.schedule import do_all
+from gsqtok.studies.study import Study
+from gsqtok.studies.table import Table
+from gsqtok.studies.timing import time_tokenizer
+from gsqtok.studies.work import Job, Outcome, work
+
+DEMO = str(Path(gsqtok.__file__).parent / "demo_pictures" / "*.png")
+
+
+class Deadly:
+    """Ends the process that unpickles it."""
+
+    name, batch, folder = "deadly", None, Path("deadly")
+
+    def __reduce__(self):
+        return os._exit, (3,)
+
+
+def two_runs():
+    """A study of a training and a timing."""
+    whole = STUDIES["vocabulary"]
+    return dataclasses.replace(whole, runs=lambda scale: [whole.runs(scale)[0], whole.runs(scale)[-1]])
+
+
+@pytest.mark.slow
+def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
+    pytest.importorskip("matplotlib")
+    study: Study = two_runs()
+    monkeypatch.setitem(STUDIES, "vocabulary", study)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    command = ["study", "vocabulary", "--scale", "smoke", "--devices", "cpu", "-o", str(tmp_path)]
+    assert main(command) == 0
+    said = capsys.readouterr().out
+    assert "bits/px" in said
+    assert "quantizer" in said
+    folder = tmp_path / "vocabulary-smoke"
+    table = Table.load(folder / "results.json")
+    assert [row.state for row in table.rows] == ["done", "done"]
+    trained, timed = (row.figures for row in table.rows)
+    assert 5 < trained["psnr"] < 30
+    assert trained["bits_per_pixel"] == 0.25  # four bits for a position of 4 x 4 pixels
+    assert 0 < trained["usage"] <= 1
+    assert trained["chord_error"] > 0
+    assert timed["encode_ms"] > timed["quantizer_ms"] > 0
+    page = (folder / "README.md").read_text()
+    assert "gsqtok study vocabulary --scale smoke" in page
+    assert "3 steps of 4 pictures" in page
+    (run,) = (tmp_path / "runs").glob("*trained*")
+    assert (run / "training" / "tokenizer" / "model.safetensors").exists()
+    assert not (run / "training" / "checkpoints").exists()
+    with Image.open(run / "pictures.png") as picture:
+        assert picture.size == (5 * 34 + 2, 2 * 34 + 2)  # originals above reconstructions
+    assert "step 3" in (run / "log.txt").read_text()
+
+    # what is done is not done again, by whichever study; a page that was lost is made anew
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("outcome.json")}
+    (folder / "README.md").unlink()
+    assert main(command) == 0
+    assert (folder / "README.md").read_text() == page
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("outcome.json")} == before
+    (other,) = run_studies([dataclasses.replace(study, name="other")], "smoke", Pictures(DEMO, DEMO), tmp_path)
+    assert [row.figures for row in other.rows] == [row.figures for row in table.rows]
+
+
+@pytest.mark.slow
+def test_a_dead_worker_and_a_missing_source_stop_nothing(tmp_path):
+    config = dataclasses.replace(SCALES["smoke"].gsq(1, 4, 16), batch_size=2, steps=1)
+    data = dataclasses.replace(config.data, train=str(tmp_path / "nowhere"), validation=DEMO)
+    lost = Job("lost", tmp_path / "lost", dataclasses.replace(config, data=data), None, None, ())
+    timed = Job("timed", tmp_path / "timed", config, 1, None, ())
+    seen = {}
+    do_all(
+        [Deadly(), lost, timed], [None], 1, lambda job, outcome, problem: seen.update({job.name: (outcome, problem)})
+    )
+    assert "was killed" in seen["deadly"][1]
+    assert "nowhere" in seen["lost"][1]
+    assert seen["timed"][0].state == "done"
+    assert Outcome.of(tmp_path / "timed") == seen["timed"][0]
+    assert Outcome.of(tmp_path / "lost") is None  # so that the next start tries again
+
+
+def test_a_run_that_diverges_is_a_result(tmp_path):
+    config = SCALES["smoke"].gsq(1, 4, 16, steps=25)
+    config = dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, train=DEMO, validation=DEMO),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=1e30),
+    )
+    outcome = work(Job("steep", tmp_path / "steep", config, None, None, ()))
+    assert outcome.state == "diverged"
+    assert "20 steps in a row" in outcome.message
+    assert Outcome.of(tmp_path / "steep") == outcome
+
+
+def test_timing_of_a_model():
+    figures = time_tokenizer(SCALES["smoke"].gsq(2, 2, 16), 2, torch.device("cpu"))
+    assert set(figures) == {"quantizer_ms", "quantizer_step_ms", "encode_ms", "decode_ms", "quantizer_share"}
+    assert all(value > 0 for value in figures.values())
+
+
+def test_chord_error_against_all_pairs(tiny_tokenizer):
+    source, transform = open_source(DEMO), ImageTransform(32)
+    images = torch.cat([batch["image"] for batch in eval_loader(source, transform, batch_size=5)])
+    with torch.no_grad():
+        latent = tiny_tokenizer.encoder(images).movedim(1, -1).reshape(-1, 4).double()
+    codebook = tiny_tokenizer.quantizer.codebook.detach().double()
+    latent, codebook = (x / x.norm(dim=1, keepdim=True) for x in (latent, codebook))
+    expected = torch.cdist(latent, codebook).square().amin(1).mean().item()
+    assert chord_error(tiny_tokenizer, source, transform, pictures=5) == pytest.approx(expected, rel=1e-5)
+    rotated = codebook.flip(0)
+    assert chord_error(tiny_tokenizer, source, transform, 5, rotated.float()) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["nothing"], "no study 'nothing'; there are codebook"),
+        (["groups"], "--data"),
+        (["groups", "--scale", "smoke", "--devices", "two"], "GPUs by number"),
+        (["groups", "--scale", "smoke", "--devices", "99"], "no GPU 99"),
+        (["groups", "--scale", "smoke", "--per-device", "0"], "--per-device"),
+        (["groups", "--scale", "smoke", "--steps", "0"], "steps must be at least 1"),
+    ],
+)
+def test_wrong_usage_is_told(argv, message, capsys, tmp_path):
+    assert main(["study", *argv, "-o", str(tmp_path)]) == 1
+    assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_ls(capsys):
+    assert main(["study", "ls", "--scale", "paper"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in STUDIES)
