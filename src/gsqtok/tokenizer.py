@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsqtok.checkpoint import EMBEDDED, CheckpointError, Pretrained
-from gsqtok.networks import Decoder, Encoder, tiled
+from gsqtok.networks import Decoder, Encoder, cpu, tiled
 from gsqtok.networks.replay import Replays
 from gsqtok.quantizers import build_quantizer
 from gsqtok.tokenizer_config import TokenizerConfig
@@ -129,6 +129,8 @@ class ImageTokenizer(Pretrained, nn.Module):
     ) -> Tensor:
         if tile is not None:
             return tiled.run(network, x, tile, progress)
+        if x.device.type == "cpu":
+            return cpu.run(network, x, pixels)
         return network(x) if self._replays is None else self._replays(network, x, pixels)
 
     @torch.no_grad()
