@@ -117,7 +117,7 @@ def serve(pipe: Connection, model: str, way: str, threads: int, batch: int, size
     decode(encode(images if way == "compiled" else images[:1, :, :64, :64].contiguous()))
     pipe.send(time.perf_counter() - start)
     forget_peak()
-    while (command := pipe.recv()) != "end":
+    while (command := pipe.recv()) is not None:
         begin = time.process_time()
         tokens = encode(images)
         middle = time.process_time()
@@ -146,7 +146,7 @@ def measure(args: argparse.Namespace, batch: int) -> None:
             )
             process.start()
             stack.callback(process.join)
-            stack.callback(pipes[way].send, "end")
+            stack.callback(pipes[way].send, None)
             setup[way] = pipes[way].recv()
         for number in range(args.rounds):
             for way in args.ways:
@@ -192,7 +192,7 @@ def main() -> None:
         args.ways.insert(0, "plain")
     torch.set_num_threads(args.threads)
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    kinds = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name}" in flags]
+    kinds = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in flags]
     print(f"{environment(torch.device('cpu'))['device']} ({', '.join(kinds)}), torch {torch.__version__}")
     for batch in args.batches:
         measure(args, batch)

@@ -104,6 +104,10 @@ class ImageTokenizer(Pretrained, nn.Module):
         quantizer stay in float32. Half precision changes some tokens, those of latents near the border of two
         codewords: `benchmarks/throughput.py` prints the share.
 
+        On a CPU `encode` and `decode` run the fastest exact way by themselves (`gsqtok.networks.cpu`); this sets the
+        layout of the weights, which gains little, and half precision pays only where the processor has it
+        (docs/performance.md). For more speed compile both networks: ``tokenizer.encoder.compile()``.
+
         Call it on the device where the tokenizer is to run. Weights loaded later replace the optimized ones in place.
 
         Args:
