@@ -11,10 +11,10 @@ demo: $(VENV)/.installed
 	$(BIN)/gsqtok demo -o demo
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -q -n 2
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
 test-fast: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -q -n 2 -m "not slow"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow"
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

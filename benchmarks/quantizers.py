@@ -25,50 +25,12 @@ import torch
 from torch import nn
 
 from gsqtok.quantizers import build_quantizer
+from gsqtok.studies.methods import SETTINGS as EQUAL_BITS
 
 # bits a position: method: options. Leech and FSQ come as near as they can.
 SETTINGS: dict[int, dict[str, dict[str, Any]]] = {
-    13: {
-        "gsq": {"dim": 8, "groups": 1, "codebook_size": 2**13},
-        "vq": {"dim": 8, "groups": 1, "codebook_size": 2**13},
-        "ema_vq": {"dim": 8, "groups": 1, "codebook_size": 2**13},
-    },
-    18: {
-        "gsq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
-        "vq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
-        "ema_vq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
-        "random_sphere": {"dim": 8, "groups": 1, "codebook_size": 2**18},
-        "rvq": {"dim": 8, "stages": 2, "codebook_size": 2**9},
-        "rsq": {"dim": 8, "stages": 2, "codebook_size": 2**9},
-        "fsq": {"dim": 6, "levels": [8] * 6},
-        "lfq": {"dim": 18},
-        "bsq": {"dim": 18},
-        "leech": {"dim": 24},
-    },
-    36: {
-        "gsq": {"dim": 16, "groups": 2, "codebook_size": 2**18},
-        "vq": {"dim": 16, "groups": 2, "codebook_size": 2**18},
-        "ema_vq": {"dim": 16, "groups": 2, "codebook_size": 2**18},
-        "random_sphere": {"dim": 16, "groups": 2, "codebook_size": 2**18},
-        "rvq": {"dim": 8, "stages": 4, "codebook_size": 2**9},
-        "rsq": {"dim": 8, "stages": 4, "codebook_size": 2**9},
-        "fsq": {"dim": 12, "groups": 2, "levels": [8] * 6},
-        "lfq": {"dim": 36, "groups": 2},
-        "bsq": {"dim": 36, "groups": 2},
-        "leech": {"dim": 48, "groups": 2},
-    },
-    64: {
-        "gsq": {"dim": 32, "groups": 4, "codebook_size": 2**16},
-        "vq": {"dim": 32, "groups": 4, "codebook_size": 2**16},
-        "ema_vq": {"dim": 32, "groups": 4, "codebook_size": 2**16},
-        "random_sphere": {"dim": 32, "groups": 4, "codebook_size": 2**16},
-        "rvq": {"dim": 8, "stages": 8, "codebook_size": 2**8},
-        "rsq": {"dim": 8, "stages": 8, "codebook_size": 2**8},
-        "fsq": {"dim": 24, "groups": 4, "target_bits": 16},
-        "lfq": {"dim": 64, "groups": 4},
-        "bsq": {"dim": 64, "groups": 4},
-        "leech": {"dim": 96, "groups": 4},
-    },
+    13: {method: {"dim": 8, "groups": 1, "codebook_size": 2**13} for method in ("gsq", "vq", "ema_vq")},
+    **EQUAL_BITS,
 }
 PEERS = ("gsq", "vq", "ema_vq", "rvq", "fsq", "lfq", "bsq")  # that vector-quantize-pytorch has too
 

@@ -1,9 +1,16 @@
+import logging
 import shutil
 
 import pytest
 import torch
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(autouse=True)
+def _no_trace_log(monkeypatch):
+    """PyTorch's log of all that it traces would be made and collected by pytest, record by record."""
+    monkeypatch.setattr(logging.getLogger("torch.__trace"), "handlers", [])
 
 
 @pytest.fixture

@@ -8,36 +8,12 @@ from __future__ import annotations
 import argparse
 
 import torch
-from torch.nn import functional as F
 
 from gsqtok import ImageTokenizer
-from gsqtok.data import ImageTransform, eval_loader, open_source
+from gsqtok.data import ImageTransform, open_source
 from gsqtok.quantizers import GSQ
-from gsqtok.quantizers.sphere import random_code_error, sphere_bound
-from gsqtok.search import nearest
-
-
-@torch.no_grad()
-def error(tokenizer: ImageTokenizer, source: str, size: int, pictures: int) -> tuple[float, float]:
-    """Mean squared chord from the latents' directions to their codewords', and to those of a random code."""
-    quantizer = tokenizer.quantizer
-    generator = torch.Generator().manual_seed(0)
-    random = F.normalize(torch.randn(quantizer.codebook.shape, generator=generator), dim=-1).to(tokenizer.device)
-    ours, others, count = 0.0, 0.0, 0
-    for batch in eval_loader(open_source(source), ImageTransform(size), batch_size=50):
-        images = batch["image"].to(tokenizer.device)
-        latent = tokenizer.encoder(images).movedim(1, -1).unflatten(-1, (-1, quantizer.group_dim)).flatten(0, -2)
-        latent = F.normalize(latent, dim=-1)
-        for codebook in (F.normalize(quantizer.codebook, dim=-1), random):
-            chord = (codebook[nearest(latent, codebook)] - latent).double().square().sum(-1).mean().item()
-            if codebook is random:
-                others += chord * len(images)
-            else:
-                ours += chord * len(images)
-        count += len(images)
-        if count >= pictures:
-            break
-    return ours / count, others / count
+from gsqtok.quantizers.sphere import random_code_error, random_sphere, sphere_bound
+from gsqtok.studies.chord import chord_error
 
 
 def main() -> None:
@@ -56,7 +32,8 @@ def main() -> None:
         if not isinstance(quantizer, GSQ) or quantizer.norm != "l2":
             raise SystemExit(f"{name} has no gsq quantizer on the sphere")
         d, v = quantizer.group_dim, quantizer.codebook_size
-        trained, random = error(tokenizer, arguments.data, arguments.size, arguments.pictures)
+        measure = (tokenizer, open_source(arguments.data), ImageTransform(arguments.size), arguments.pictures)
+        trained, random = chord_error(*measure), chord_error(*measure, codebook=random_sphere(d, v))
         figures = (sphere_bound(d, v), random_code_error(d, v), random, trained)
         print(f"| {name} | {quantizer.groups} | {d} | {v:,} | {' | '.join(f'{x:.3g}' for x in figures)} |")
 

@@ -1,11 +1,9 @@
-"""gsqtok evaluate: options, what it says about weights that are not there, and torchrun."""
+"""gsqtok evaluate: options, what it says about weights that are not there, and two processes."""
 
 import json
-import os
-import subprocess
-import sys
 
 import numpy as np
+import processes
 import pytest
 import timm
 import torch
@@ -101,21 +99,12 @@ def test_wrong_options(model, pictures, capsys, options, message):
 
 
 @pytest.mark.slow
-def test_two_processes_of_torchrun(model, pictures, network, tmp_path):
-    command = ["evaluate", model, pictures, "--device", "cpu", *network, "--perceptual", "--batch-size", "1", "-o"]
-    assert main([*command, str(tmp_path / "one.json")]) == 0
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    command = [word for word in command if word not in ("--device", "cpu")]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(
-        [*launcher, "-m", "gsqtok", *command, str(tmp_path / "two.json")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("frechet_distance") == 1  # one process speaks
+def test_two_processes_equal_one(model, pictures, network, tmp_path):
+    command = ["evaluate", model, pictures, *network, "--perceptual", "--batch-size", "1", "-o"]
+    assert main([*command, str(tmp_path / "one.json"), "--device", "cpu"]) == 0
+    done = processes.run_ranks([*command, tmp_path / "two.json"])
+    assert [rank.returncode for rank in done] == [0, 0], [rank.stderr for rank in done]
+    assert "".join(rank.stdout for rank in done).count("frechet_distance") == 1  # one process speaks
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
     assert two["environment"]["processes"] == 2
     for part in ("model", "data", "protocol", "codebook"):

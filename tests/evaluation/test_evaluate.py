@@ -1,6 +1,7 @@
 """The figures of a set of pictures against those of each picture by itself, in one process and in two."""
 
 import numpy as np
+import processes
 import pytest
 import torch
 import torch.multiprocessing
@@ -285,7 +286,7 @@ def test_two_processes_equal_one(pictures, mean_colours, tmp_path):
     assert min(expected[0]["figures"][f"{name}_mean_colours"] for name in ("precision", "inception_score")) > 0
     assert expected[3] == "no picture could be read"
     arguments = (str(tmp_path), str(pictures), str(broken), mean_colours)
-    torch.multiprocessing.spawn(process, arguments, nprocs=2)
+    processes.spawn(process, arguments)
     for rank in range(2):
         outcomes = torch.load(tmp_path / f"outcomes{rank}.pt")
         assert outcomes[3] == expected[3]

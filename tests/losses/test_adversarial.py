@@ -4,10 +4,10 @@ import copy
 import itertools
 import math
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -360,7 +360,7 @@ def run_rank(rank, folder):
 def test_two_ranks_equal_one(tmp_path):
     images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
     torch.save(images, tmp_path / "images.pt")
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    processes.spawn(run_rank, (str(tmp_path),))
     generator, discriminator = networks()
     expected = gan_step(generator, discriminator, generator[-1].weight, LeCam(), images)
     for rank in range(2):

@@ -98,8 +98,8 @@ def make(kind, n, v, d, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
-@given(n=st.integers(1, 90), v=st.integers(1, 400), d=st.sampled_from([3, 4, 5, 8, 16, 24, 32, 64]), data=st.data())
-@settings(max_examples=8, deadline=None)
+@given(n=st.integers(1, 70), v=st.integers(1, 300), d=st.sampled_from([3, 4, 5, 8, 16, 24, 32, 64]), data=st.data())
+@settings(max_examples=4, deadline=None)
 def test_kernel_is_exact(kind, metric, n, v, d, data):
     plan = data.draw(
         st.fixed_dictionaries(
@@ -119,7 +119,7 @@ def test_kernel_is_exact(kind, metric, n, v, d, data):
 @pytest.mark.parametrize("d", [3, 4, 6, 8, 16, 24, 64, pytest.param(100, marks=SLOW), pytest.param(128, marks=SLOW)])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_every_dimension_with_its_own_plan(d, metric):
-    latents, codebook = make("uniform", 70, 400, d, seed=d)
+    latents, codebook = make("uniform", 70, 300, d, seed=d)
     found = nearest(latents.to(DEVICE), codebook.to(DEVICE), metric=metric, use_triton=True).cpu()
     assert torch.equal(found, reference.nearest(latents, codebook, metric))
 
@@ -195,7 +195,7 @@ def test_half_bfloat16_and_strided_input(d):
 
 
 @runs_kernels
-@pytest.mark.parametrize("d", [1, 2, 3, 8, 16])
+@pytest.mark.parametrize("d", [1, 2, 3, 16])
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 @pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
 def test_nan_and_infinity_give_minus_one(d, metric, bad):

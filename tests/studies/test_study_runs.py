@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 import gsqtok
 from gsqtok.cli import main
@@ -64,6 +65,8 @@ def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
     (run,) = (tmp_path / "runs").glob("*trained*")
     assert (run / "training" / "tokenizer" / "model.safetensors").exists()
     assert not (run / "training" / "checkpoints").exists()
+    with Image.open(run / "pictures.png") as picture:
+        assert picture.size == (5 * 34 + 2, 2 * 34 + 2)  # originals above reconstructions
     assert "step 3" in (run / "log.txt").read_text()
 
     # what is done is not done again, by whichever study; a page that was lost is made anew

@@ -1,18 +1,11 @@
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 from token_pictures import BAD, GOOD, MAX_PIXELS, ODD
 
-import gsqtok
 from gsqtok.tokens.run import RunOptions, tokenize
 from gsqtok.tokens.views import Views
-
-PACKAGE = Path(gsqtok.__file__).parent
 
 
 @pytest.fixture(autouse=True)
@@ -55,23 +48,12 @@ def model(tmp_path, tiny_tokenizer):
 
 @pytest.fixture
 def command(model):
-    """The command line that does what ``run`` does, and its environment."""
+    """The arguments of ``gsqtok`` that do what ``run`` does."""
 
-    def make(source, output, *more, launcher=()):
+    def make(source, output, *more):
         options = ["--size", "8", "--shard-size", "4", "--workers", "0", "--max-pixels", str(MAX_PIXELS)]
-        start = [sys.executable, *launcher, "-m", "gsqtok", "tokenize", str(model), str(source), "-o", str(output)]
-        return [*start, *options, *map(str, more)]
+        return ["tokenize", str(model), str(source), "-o", str(output), *options, *map(str, more)]
 
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(PACKAGE.parent),
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HUB_OFFLINE": "1",
-    }
-    make.environment = environment
-    make.run = lambda *arguments, **options: subprocess.run(
-        make(*arguments, **options), env=environment, capture_output=True, text=True, timeout=280
-    )
     return make
 
 

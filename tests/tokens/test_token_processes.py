@@ -2,10 +2,11 @@
 
 import os
 import random
-import signal
 import subprocess
+import sys
 import time
 
+import processes
 import psutil
 import pytest
 from token_pictures import BAD, hashes, png, rejects_of, write_tar
@@ -14,7 +15,6 @@ from gsqtok.tokens.verify import verify
 from gsqtok.tokens.views import Views
 
 pytestmark = pytest.mark.slow
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
 @pytest.fixture
@@ -35,18 +35,16 @@ def test_kill_and_resume_at_random_points(many, tmp_path, run, command):
     generator = random.Random(0)
     out, kills = tmp_path / "out", 0
     for target in (0, *sorted(generator.sample(range(1, units), 2))):  # 0: while the plan is made
-        process = subprocess.Popen(
-            command(many, out), env=command.environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = processes.Command(command(many, out))
         deadline = time.monotonic() + 120
         while process.poll() is None and time.monotonic() < deadline:
             names = [name for _, _, names in os.walk(out) for name in names]  # also of files still aside
             if names and sum(name.endswith(".json") and name[0].isdigit() for name in names) >= target:
-                process.send_signal(signal.SIGKILL)
+                process.kill()
                 kills += 1
                 break
-        process.wait(60)
-        assert not (out / "manifest.json").exists() or process.returncode == 0
+        done = process.finish(60)
+        assert not (out / "manifest.json").exists() or done.returncode == 0
     assert kills >= 2
     run(many, out)
     assert hashes(out) == hashes(tmp_path / "whole")
@@ -54,20 +52,27 @@ def test_kill_and_resume_at_random_points(many, tmp_path, run, command):
     assert verify(out) == []
 
 
-@pytest.mark.parametrize("processes", [2, 3])
-def test_torchrun_gives_the_same_shards(many, tmp_path, run, command, processes):
+def torchrun(arguments, count):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+    environment = os.environ | processes.ENVIRONMENT
+    return [subprocess.run([*command, "-m", "gsqtok", *arguments], env=environment, stderr=subprocess.PIPE, text=True)]
+
+
+@pytest.mark.parametrize(("launch", "count"), [(torchrun, 2), (processes.run_ranks, 3)])
+def test_several_processes_give_the_same_shards(many, tmp_path, run, command, launch, count):
     run(many, tmp_path / "whole")
-    result = command.run(many, tmp_path / "out", launcher=(*TORCHRUN, str(processes)))
-    assert result.returncode == 0, result.stderr[-3000:]
+    for done in launch(command(many, tmp_path / "out"), count=count):
+        assert done.returncode == 0, done.stderr[-3000:]
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
     assert rejects_of(tmp_path / "out") == rejects_of(tmp_path / "whole")
     assert verify(tmp_path / "out") == []
 
 
 def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(mixed, tmp_path, run, command):
-    process = subprocess.Popen(
-        command(mixed, tmp_path / "out", "--workers", "1", "--size", "256", "--max-pixels", "5001"),
-        env=command.environment,
+    arguments = command(mixed, tmp_path / "out", "--workers", "1", "--size", "256", "--max-pixels", "5001")
+    process = subprocess.Popen(  # not from the server of the tests, whose child the decoding process would be
+        [sys.executable, "-m", "gsqtok", *arguments],
+        env=os.environ | processes.ENVIRONMENT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -90,13 +95,8 @@ def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(mixed, 
 def test_ray_with_a_killed_actor_gives_the_same_shards(mixed, tmp_path, run, command):
     pytest.importorskip("ray.data")
     run(mixed, tmp_path / "whole")
-    process = subprocess.Popen(
-        command(mixed, tmp_path / "out", "--engine", "ray"),
-        env=command.environment | {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    environment = processes.ENVIRONMENT | {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
+    process = processes.Command(command(mixed, tmp_path / "out", "--engine", "ray"), environment)
     killed = False
     deadline = time.monotonic() + 200
     while process.poll() is None and time.monotonic() < deadline and not killed:
@@ -109,9 +109,9 @@ def test_ray_with_a_killed_actor_gives_the_same_shards(mixed, tmp_path, run, com
             except psutil.NoSuchProcess:
                 continue
         time.sleep(0.05)
-    error = process.communicate(timeout=250)[1]
+    done = process.finish(250)
     assert killed
-    assert process.returncode == 0, error[-3000:]
+    assert done.returncode == 0, done.stderr[-3000:]
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
     assert rejects_of(tmp_path / "out").keys() == BAD.keys()
     assert verify(tmp_path / "out") == []

@@ -1,11 +1,9 @@
 import dataclasses
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -63,24 +61,9 @@ def metrics():
 
 
 @pytest.fixture
-def command_line():
-    """Arguments and environment that run ``gsqtok`` in a process of its own, from this tree, on one thread."""
-    environment = os.environ | {
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(PACKAGE.parent),
-        "CUDA_VISIBLE_DEVICES": "",
-        "HF_HUB_OFFLINE": "1",
-    }
-    return [sys.executable, "-m", "gsqtok"], environment
-
-
-@pytest.fixture
-def gsqtok_command(command_line):
-    def run(*arguments):
-        command, environment = command_line
-        return subprocess.run([*command, *map(str, arguments)], env=environment, capture_output=True, text=True)
-
-    return run
+def gsqtok_command():
+    """``gsqtok`` in a process of its own, to its end."""
+    return lambda *arguments: processes.run(arguments)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Where the curves go."""
 
+import processes
 import pytest
 from accelerate import tracking
 
@@ -54,16 +55,16 @@ def test_a_tracker_without_pictures(tiny, monkeypatch):
 
 
 @pytest.mark.slow
-def test_wandb_offline(tmp_path, demo_copy, gsqtok_command, command_line):
+def test_wandb_offline(tmp_path, demo_copy):
     pytest.importorskip("wandb")
-    _, environment = command_line
-    environment |= {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    environment = processes.ENVIRONMENT | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
     environment |= {f"WANDB_{name}_DIR": str(tmp_path / name) for name in ("CACHE", "CONFIG", "DATA")}
     run = tmp_path / "run"
-    result = gsqtok_command(
+    arguments = [
         *("train", "smoke", "--data.train", demo_copy, "--output", run, "--trackers", "[tensorboard, wandb]"),
         *("--steps", 2, "--validate_every", 2, "--model.multipliers", "[1, 1]", "--data.size", 16),
-    )
+    ]
+    result = processes.run(arguments, environment)
     assert result.returncode == 0, result.stderr
     (written,) = (run / "wandb").glob("offline-run-*/run-*.wandb")
     content = written.read_bytes()

@@ -2,9 +2,9 @@
 
 import json
 import random
-import subprocess
 import time
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -37,28 +37,22 @@ def assert_same(one, other, where=""):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["smoke", "smoke-gan"])
-def test_killed_runs_end_with_the_same_bits(recipe, tmp_path, arguments, command_line, gsqtok_command, metrics):
+def test_killed_runs_end_with_the_same_bits(recipe, tmp_path, arguments, gsqtok_command, metrics):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     result = gsqtok_command(*arguments(recipe, whole))
     assert result.returncode == 0, result.stderr
 
-    command, environment = command_line
     chance = random.Random(0)
     kills = 0
     for least in (6, 17, 31, 40):  # steps to reach before the blow falls
-        process = subprocess.Popen(
-            [*command, *arguments(recipe, killed), "--resume"],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        process = processes.Command([*arguments(recipe, killed), "--resume"])
         deadline = time.monotonic() + 60
         while process.poll() is None and _steps(killed) < least and time.monotonic() < deadline:
             time.sleep(0.005)
         time.sleep(chance.uniform(0, 0.15))
         kills += process.poll() is None
         process.kill()
-        process.wait()
+        process.finish()
     assert kills >= 3
 
     result = gsqtok_command(*arguments(recipe, killed), "--resume")

@@ -2,10 +2,10 @@
 
 import copy
 
+import processes
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch.distributed.tensor import DTensor
 
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
@@ -114,7 +114,7 @@ def test_a_state_lies_in_memory_as_the_parameters_do():
 def test_two_ranks_equal_one(tmp_path):
     images = torch.rand(8, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 2 - 1
     torch.save(images, tmp_path / "images.pt")
-    mp.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    processes.spawn(run_rank, (str(tmp_path),))
     for number, frozen in enumerate((False, True)):
         expected = train(frozen, images, sharded=False)
         for rank in range(2):

@@ -1,8 +1,12 @@
 """Two processes on one global batch take the steps of one."""
 
+import errno
+import os
+import signal
 import subprocess
 import sys
 
+import processes
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,22 +17,25 @@ GAN = ["--adversarial.optimizer.eps", "1e-3", "--adversarial.augment", "[color, 
 PENALTIES = ["--adversarial.r1", "1", "--adversarial.r1_every", "2", "--adversarial.adaptive_weight", "true"]
 
 
-@pytest.fixture
-def two_ranks(command_line):
-    """``gsqtok`` in two processes that talk through gloo."""
+def two_ranks(*arguments):
+    """``gsqtok`` in two processes that talk through gloo; a launcher that does not say which device."""
+    done = processes.run_ranks(arguments)
+    assert [rank.returncode for rank in done] == [0, 0], [rank.stderr for rank in done]
+    return "".join(rank.stderr for rank in done)
 
-    def run(*arguments):
-        _, environment = command_line
-        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-        return subprocess.run(
-            [*launcher, "-m", "gsqtok", *map(str, arguments)],
-            env=environment,  # a launcher that does not say which device
-            capture_output=True,
-            text=True,
-            timeout=200,
-        )
 
-    return run
+def torchrun(*arguments):
+    """The same, by PyTorch's own launcher."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "gsqtok"]
+    done = subprocess.run(
+        [*command, *map(str, arguments)],
+        env=os.environ | processes.ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stderr
 
 
 @pytest.fixture
@@ -45,23 +52,22 @@ def arguments(demo_copy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("recipe", "more"),
+    ("recipe", "launch", "more"),
     [
-        ("smoke", []),
-        ("smoke", ["--gradient_accumulation", "2"]),
-        ("smoke-gan", [*GAN, *PENALTIES, "--adversarial.start_step", "2"]),
-        ("smoke-gan", [*GAN, "--adversarial.start_step", "0", "--gradient_accumulation", "2"]),
+        ("smoke", torchrun, []),
+        ("smoke", two_ranks, ["--gradient_accumulation", "2"]),
+        ("smoke-gan", two_ranks, [*GAN, *PENALTIES, "--adversarial.start_step", "2"]),
+        ("smoke-gan", two_ranks, [*GAN, "--adversarial.start_step", "0", "--gradient_accumulation", "2"]),
     ],
     ids=["vae", "vae in parts", "gan with penalties", "gan in parts"],
 )
-def test_two_ranks_equal_one(tmp_path, arguments, gsqtok_command, two_ranks, metrics, demo_copy, recipe, more):
+def test_two_ranks_equal_one(tmp_path, arguments, gsqtok_command, metrics, demo_copy, recipe, launch, more):
     more = [*more, "--data.validation", str(demo_copy)]
     result = gsqtok_command(*arguments(recipe, tmp_path / "one", *more))
     assert result.returncode == 0, result.stderr
-    result = two_ranks(*arguments(recipe, tmp_path / "two", *more))
-    assert result.returncode == 0, result.stderr
-    assert "on 2 x cpu" in result.stderr
-    assert result.stderr.count("done:") == 1
+    said = launch(*arguments(recipe, tmp_path / "two", *more))
+    assert "on 2 x cpu" in said
+    assert said.count("done:") == 1
 
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [line["step"] for line in two] == [1, 2, 3, 4, 5, 6]
@@ -73,45 +79,37 @@ def test_two_ranks_equal_one(tmp_path, arguments, gsqtok_command, two_ranks, met
     assert len(list((tmp_path / "two/tensorboard").rglob("events*"))) == 1
 
 
+def die_while_saving():
+    """The second rank is killed while it writes the checkpoint of step 4."""
+    real = torch.save
+
+    def save(value, target, *arguments, **options):
+        if "writing-00000004" in str(target) and "usage-1" in str(target):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(value, target, *arguments, **options)
+
+    torch.save = save
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_however_many_ranks_share_it(
-    tmp_path, arguments, command_line, gsqtok_command, two_ranks, metrics
-):
+def test_a_run_goes_on_however_many_ranks_share_it(tmp_path, arguments, gsqtok_command, metrics):
     """Two ranks that share the tokenizer out, one killed while it saves; then one process, shares again, two ranks."""
     more = [*GAN, "--adversarial.start_step", "1", "--save_every", "2", "--gradient_accumulation", "2"]
     sharded = ["--fsdp", "true", "--cuda_graphs", "false"]
     result = gsqtok_command(*arguments("smoke-gan", tmp_path / "one", *more))
     assert result.returncode == 0, result.stderr
 
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import os, signal, sys, torch\n"
-        "from gsqtok.cli import main\n"
-        "real = torch.save\n"
-        "def save(value, target, *arguments, **options):\n"
-        "    if 'writing-00000004' in str(target) and 'usage-1' in str(target):\n"
-        "        os.kill(os.getpid(), signal.SIGKILL)\n"
-        "    return real(value, target, *arguments, **options)\n"
-        "torch.save = save\n"
-        "sys.exit(main(sys.argv[1:]))\n"
-    )
-    _, environment = command_line
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(program)]
-    result = subprocess.run(
-        [*launcher, *arguments("smoke-gan", tmp_path / "mixed", *more, *sharded)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert result.returncode
-    assert "on 2 x cpu, fp32, sharded" in result.stderr
+    mixed = arguments("smoke-gan", tmp_path / "mixed", *more)
+    first, second = processes.run_ranks([*mixed, *sharded], die_while_saving)
+    assert first.returncode != 0
+    assert second.returncode == -signal.SIGKILL, second.stderr
+    assert "on 2 x cpu, fp32, sharded" in first.stderr
     assert [file.name for file in (tmp_path / "mixed/checkpoints").glob("step-*")] == ["step-00000002"]
     ImageTokenizer.from_pretrained(tmp_path / "mixed")
-    for steps, launch, options in ((4, gsqtok_command, []), (5, two_ranks, sharded), (6, two_ranks, [])):
-        command = arguments("smoke-gan", tmp_path / "mixed", *more, *options, "--steps", steps, "--resume")
-        result = launch(*command)
-        assert result.returncode == 0, result.stderr
+    result = gsqtok_command(*mixed, "--steps", 4, "--resume")
+    assert result.returncode == 0, result.stderr
+    two_ranks(*mixed, *sharded, "--steps", 5, "--resume")
+    two_ranks(*mixed, "--steps", 6, "--resume")
     one, mixed = metrics(tmp_path / "one"), metrics(tmp_path / "mixed")
     assert [line["step"] for line in mixed] == [1, 2, 3, 4, 5, 6]
     compare_losses(one, mixed)
@@ -119,34 +117,25 @@ def test_a_run_goes_on_however_many_ranks_share_it(
         compare_states(tmp_path / "one" / name, tmp_path / "mixed" / name)
 
 
+def fill_the_second_disk():
+    """What the second rank saves does not fit."""
+    real = torch.save
+
+    def save(value, target, *arguments, **options):
+        if "usage-1" in str(target):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(value, target, *arguments, **options)
+
+    torch.save = save
+
+
 @pytest.mark.slow
-def test_a_rank_that_cannot_write_stops_all(tmp_path, arguments, command_line):
+def test_a_rank_that_cannot_write_stops_all(tmp_path, arguments):
     """The second rank's disk is full: both end with one line that says so, and neither waits."""
-    program = tmp_path / "program.py"
-    program.write_text(
-        "import errno, os, sys, torch\n"
-        "from gsqtok.cli import main\n"
-        "real = torch.save\n"
-        "def save(value, target, *arguments, **options):\n"
-        "    if 'usage-1' in str(target):\n"
-        "        raise OSError(errno.ENOSPC, 'No space left on device')\n"
-        "    return real(value, target, *arguments, **options)\n"
-        "torch.save = save\n"
-        "status = main(sys.argv[1:])\n"
-        f"open(r'{tmp_path}/status-' + os.environ['RANK'], 'w').write(str(status))\n"
-    )
-    _, environment = command_line
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    result = subprocess.run(
-        [*launcher, str(program), *arguments("smoke", tmp_path / "run", "--save_every", "3")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert [(tmp_path / f"status-{rank}").read_text() for rank in (0, 1)] == ["1", "1"], result.stderr
-    assert result.stderr.count("checkpoint at step 3 could not be written") == 2
-    assert "No space left on device" in result.stderr
+    done = processes.run_ranks(arguments("smoke", tmp_path / "run", "--save_every", "3"), fill_the_second_disk)
+    assert [rank.returncode for rank in done] == [1, 1]
+    assert all(rank.stderr.count("checkpoint at step 3 could not be written") == 1 for rank in done)
+    assert "No space left on device" in done[1].stderr
     assert list((tmp_path / "run/checkpoints").iterdir()) == []
 
 

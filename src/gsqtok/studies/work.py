@@ -19,6 +19,9 @@ from typing import TYPE_CHECKING, Any
 from gsqtok.output import written_aside
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gsqtok.tokenizer import ImageTokenizer
     from gsqtok.training.config import TrainConfig
 
 OUTCOME = "outcome.json"
@@ -110,9 +113,11 @@ def _trained(job: Job) -> Outcome:
     from gsqtok.tokenizer import ImageTokenizer
     from gsqtok.training import train
     from gsqtok.training.guards import TrainingDivergedError
+    from gsqtok.training.pictures import fixed_pictures
 
     folder = job.folder / "training"
-    config = replace(job.config, output=str(folder))
+    # measured below, in full: the run need not do it as well
+    config = replace(job.config, output=str(folder), data=replace(job.config.data, validation=""))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
@@ -126,8 +131,10 @@ def _trained(job: Job) -> Outcome:
     _release()
 
     tokenizer = ImageTokenizer.from_pretrained(folder).to(device)
-    validation = open_source(config.data.validation, split=config.data.validation_split)
-    transform = ImageTransform(config.data.size)
+    data = job.config.data
+    validation = open_source(data.validation, split=data.validation_split)
+    transform = ImageTransform(data.size)
+    _show(tokenizer, fixed_pictures(data, validation), job.folder / "pictures.png")
     result = evaluate(
         tokenizer,
         validation,
@@ -135,10 +142,10 @@ def _trained(job: Job) -> Outcome:
         transform=transform,
         features=job.features,
         perceptual=job.perceptual,
-        source=str(config.data.validation),
-        split=config.data.validation_split,
+        source=str(data.validation),
+        split=data.validation_split,
         batch_size=100,
-        workers=config.data.workers,
+        workers=data.workers,
     )
     result.save(job.folder / "evaluation.json")
     figures = {name: value for name, value in result.items() if name != "images_per_second"}
@@ -150,6 +157,18 @@ def _trained(job: Job) -> Outcome:
         figures["chord_error"] = error
     finite = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
     return Outcome("done", finite, result.environment)
+
+
+def _show(tokenizer: ImageTokenizer, images: Tensor, file: Path) -> None:
+    """Write pictures (N, 3, H, W) above their reconstructions."""
+    from torchvision.utils import make_grid
+
+    from gsqtok.data import to_pil
+    from gsqtok.output import save_picture
+
+    images = images.to(tokenizer.device)
+    restored = tokenizer.decode(tokenizer.encode(images), tuple(images.shape[2:]))
+    save_picture(to_pil(make_grid([*images.cpu(), *restored.cpu()], nrow=len(images), padding=2, pad_value=1.0)), file)
 
 
 def _timed(job: Job) -> Outcome:

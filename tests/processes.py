@@ -1,0 +1,149 @@
+"""Processes that have PyTorch and this package as soon as they start.
+
+Importing both costs a process seconds, and the suite starts many. One server imports them once and forks: what comes
+out are real processes, with an environment of their own, files for what they print and an exit status, and can be
+killed.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing import forkserver
+from pathlib import Path
+from typing import Any
+
+import torch.multiprocessing
+
+import gsqtok
+
+SOURCE = str(Path(gsqtok.__file__).parents[1])
+PRELOADED = ["gsqtok.training", "gsqtok.tokens.run", "datasets", "jsonargparse", "torch.utils.tensorboard"]
+# For commands in processes of their own: this tree, one thread, which rounds alike everywhere, and no device.
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCE, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(PRELOADED)
+
+
+def serve() -> None:
+    """Start the server, if it is not there yet; what it imports reads the environment that it starts with."""
+    before = dict(os.environ)
+    os.environ.update(ENVIRONMENT)
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def spawn(function: Any, arguments: tuple[Any, ...], nprocs: int = 2) -> None:
+    """``torch.multiprocessing.spawn``, from the server: run ``function(rank, *arguments)`` and raise what it raises."""
+    serve()
+    torch.multiprocessing.start_processes(function, arguments, nprocs=nprocs, start_method="forkserver")
+
+
+class Command:
+    """``gsqtok ARGUMENTS`` running in a process of its own.
+
+    Args:
+        arguments: of the command line.
+        environment: added to this process's.
+        before: called in the new process first, to break something there; a function of a module, to be pickled.
+    """
+
+    def __init__(
+        self,
+        arguments: Sequence[Any],
+        environment: Mapping[str, str] = ENVIRONMENT,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        serve()
+        self._printed = tempfile.TemporaryDirectory()
+        self._arguments = [str(argument) for argument in arguments]
+        files = [f"{self._printed.name}/{name}" for name in ("stdout", "stderr")]
+        self._process = _context.Process(
+            target=_run, args=(self._arguments, os.environ | dict(environment), *files, before)
+        )
+        self._process.start()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def poll(self) -> int | None:
+        """The exit status, None while it runs; negative after a signal."""
+        return self._process.exitcode
+
+    def kill(self) -> None:
+        """As ``kill -9``."""
+        self._process.kill()
+
+    def finish(self, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+        """Wait for the end.
+
+        Raises:
+            TimeoutError: it had not ended after ``timeout`` seconds, and was killed.
+        """
+        self._process.join(timeout)
+        if late := self.poll() is None:
+            self.kill()
+            self._process.join()
+        out, err = (Path(self._printed.name, name).read_text() for name in ("stdout", "stderr"))
+        self._printed.cleanup()
+        if late:
+            raise TimeoutError(f"gsqtok {' '.join(self._arguments)} did not end in {timeout} s\n{err}")
+        return subprocess.CompletedProcess(self._arguments, self.poll(), out, err)
+
+
+def run(arguments: Sequence[Any], environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess[str]:
+    """Run ``gsqtok ARGUMENTS`` to its end."""
+    return Command(arguments, environment).finish()
+
+
+def run_ranks(
+    arguments: Sequence[Any], before: Callable[[], None] | None = None, count: int = 2
+) -> list[subprocess.CompletedProcess[str]]:
+    """Run ``gsqtok ARGUMENTS`` in processes that find each other as torchrun's do, each to its end.
+
+    Where one fails and the others do not within seconds, they are killed, as torchrun would.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
+    world |= ENVIRONMENT | {"LOCAL_WORLD_SIZE": str(count)}
+    ranks = [Command(arguments, world | {"RANK": str(r), "LOCAL_RANK": str(r)}, before) for r in range(count)]
+    deadline = time.monotonic() + 200
+    while None in (ended := [rank.poll() for rank in ranks]) and time.monotonic() < deadline:
+        if any(ended):
+            deadline = min(deadline, time.monotonic() + 20)
+        time.sleep(0.02)
+    for rank in ranks:
+        if rank.poll() is None:
+            rank.kill()
+    return [rank.finish() for rank in ranks]
+
+
+def _run(
+    arguments: list[str], environment: dict[str, str], stdout: str, stderr: str, before: Callable[[], None] | None
+) -> None:
+    for path, descriptor in ((stdout, 1), (stderr, 2)):
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(file, descriptor)
+        os.close(file)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = ["gsqtok", *arguments]
+    if before is not None:
+        before()
+    from gsqtok.cli import main
+
+    sys.exit(main())
