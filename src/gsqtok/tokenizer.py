@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsqtok.checkpoint import EMBEDDED, CheckpointError, Pretrained
-from gsqtok.networks import Decoder, Encoder, tiled
+from gsqtok.networks import Decoder, Encoder, cpu, tiled
 from gsqtok.networks.replay import Replays
 from gsqtok.quantizers import build_quantizer
 from gsqtok.tokenizer_config import TokenizerConfig
@@ -104,6 +104,10 @@ class ImageTokenizer(Pretrained, nn.Module):
         quantizer stay in float32. Half precision changes some tokens, those of latents near the border of two
         codewords: `benchmarks/throughput.py` prints the share.
 
+        On a CPU `encode` and `decode` run the fastest exact way by themselves (`gsqtok.networks.cpu`); this sets the
+        layout of the weights, which gains little, and half precision pays only where the processor has it
+        (docs/performance.md). For more speed compile both networks: ``tokenizer.encoder.compile()``.
+
         Call it on the device where the tokenizer is to run. Weights loaded later replace the optimized ones in place.
 
         Args:
@@ -129,6 +133,8 @@ class ImageTokenizer(Pretrained, nn.Module):
     ) -> Tensor:
         if tile is not None:
             return tiled.run(network, x, tile, progress)
+        if x.device.type == "cpu":
+            return cpu.run(network, x, pixels)
         return network(x) if self._replays is None else self._replays(network, x, pixels)
 
     @torch.no_grad()

@@ -3,7 +3,8 @@
 All take and return (B, C, H, W). The layout of weights is that of the paper's official checkpoints, up to names.
 
 Each says first what it computes, in PyTorch's own operators. Where `gsqtok.networks.fused` can run (CUDA, channels
-innermost in memory) it computes the same in fewer passes over memory.
+innermost in memory) it computes the same in fewer passes over memory; so it does on a CPU without gradient
+(`gsqtok.networks.cpu`).
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gsqtok.networks import fused
+from gsqtok.networks import cpu, fused
 
 NORM_GROUPS = 32
 
@@ -44,10 +45,12 @@ class GroupNorm(nn.GroupNorm):
         x = _group_norm(x if dtype is None else x.to(self.weight.dtype), self)
         if dtype is not None:
             x = x.to(dtype)
-        return F.silu(x) if self.silu else x
+        return F.silu(x, inplace=not torch.is_grad_enabled()) if self.silu else x
 
 
 def _group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
+    if cpu.applies(x):
+        return cpu.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
     # F.group_norm refuses a single value a group, also in evaluation, but only where the batch is one picture.
     return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
@@ -77,6 +80,8 @@ class ResidualBlock(nn.Module):
             return fused.add(fused.convolve(self.skip, x), h, self.skip.bias + self.conv2.bias)
         h = self.conv1(self.norm1(x))
         h = self.conv2(self.norm2(h))
+        if cpu.applies(h) and h.dtype == x.dtype:
+            return h.add_(self.skip(x))
         return self.skip(x) + h
 
 
@@ -129,6 +134,8 @@ class NearestUpsample(nn.Module):
             return fused.interleave(
                 F.conv2d(x, self._weight_before_repetition(), padding=1), self.conv.bias.repeat(4), 1
             )
+        if cpu.applies(x):
+            return cpu.upsample(x, self.conv)
         return self.conv(F.interpolate(x, scale_factor=2, mode="nearest"))
 
     def _weight_before_repetition(self) -> Tensor:
