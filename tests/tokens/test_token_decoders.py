@@ -1,5 +1,6 @@
 """Decoded chunks through shared memory, from processes and from this one."""
 
+import shutil
 from collections import deque
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from token_pictures import png
 
 from gsqtok.data import decode_image
+from gsqtok.tokens import decoders
 from gsqtok.tokens.chunks import Decode, Task
 from gsqtok.tokens.decoders import Decoders
 from gsqtok.tokens.encode import Encode
@@ -30,14 +32,14 @@ def tasks(tmp_path):
 @pytest.mark.parametrize(("workers", "held"), [(0, 0), (0, 2), (2, 0), (2, 2)])
 def test_pixels_are_left_alone_until_they_are_released(tasks, workers, held):
     processes.serve()
-    decoders = Decoders(tasks, Decode(Views(8, "none"), 4), workers, torch.device("cpu"), held)
-    assert len(decoders.memory) < len(tasks)
-    assert any(decoders.memory.shape[1] < 3 * width * height for width, height in SIZES)
+    source = Decoders(tasks, Decode(Views(8, "none"), 4), workers, torch.device("cpu"), held)
+    assert len(source.memory) < len(tasks)
+    assert any(source.memory.shape[1] < 3 * width * height for width, height in SIZES)
     waiting, found = deque(), []
-    for chunk in decoders:
+    for chunk in source:
         waiting.append(chunk)
         while len(waiting) > held:
-            found.append((waiting.popleft().views()[0][0].clone(), decoders.release())[0])
+            found.append((waiting.popleft().views()[0][0].clone(), source.release())[0])
     found += [chunk.views()[0][0].clone() for chunk in waiting]
     assert len(found) == len(SIZES)
     for number, (pixels, (width, height)) in enumerate(zip(found, SIZES, strict=True)):
@@ -48,14 +50,23 @@ def test_pixels_are_left_alone_until_they_are_released(tasks, workers, held):
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_is_pinned_while_a_gpu_reads_it(tasks):
-    decoders = Decoders(tasks, Decode(Views(8), 4), 2, torch.device("cuda"), 0)
-    for number, chunk in enumerate(decoders):
+    source = Decoders(tasks, Decode(Views(8), 4), 2, torch.device("cuda"), 0)
+    for number, chunk in enumerate(source):
         assert chunk.pixels.is_pinned()
         on_gpu = chunk.pixels.to("cuda", non_blocking=True)
         torch.cuda.synchronize()
         assert torch.equal(on_gpu.cpu(), Decode(Views(8), 4)(tasks[number]).pixels)
-        decoders.release()
-    assert not decoders.memory.is_pinned()
+        source.release()
+    assert not source.memory.is_pinned()
+
+
+def test_too_little_shared_memory_is_told(tasks, monkeypatch, tmp_path):
+    monkeypatch.setattr(decoders, "_SHARED_MEMORY", tmp_path)
+    monkeypatch.setattr(decoders.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(64, 60, 4))
+    with pytest.raises(OSError, match=r"use fewer --workers than 2, or enlarge it \(docker run --shm-size"):
+        Decoders(tasks, Decode(Views(8), 4), 2, torch.device("cpu"), 0)
+    monkeypatch.setattr(decoders, "_SHARED_MEMORY", tmp_path / "none")  # a system without
+    Decoders(tasks, Decode(Views(8), 4), 2, torch.device("cpu"), 0)
 
 
 def test_an_encoder_that_fails_is_told(tasks, tiny_tokenizer):

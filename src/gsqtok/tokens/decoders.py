@@ -6,9 +6,11 @@ import contextlib
 import logging
 import multiprocessing
 import os
+import shutil
 import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from gsqtok import forkserver
 from gsqtok.tokens.chunks import Decode, DecodedChunk, Task
 
 PREFETCH = 2  # chunks each decoding process prepares ahead
+_SHARED_MEMORY = Path("/dev/shm")
 _PORTABLE = 1  # cudaHostRegisterPortable: pinned for every device
 _logger = logging.getLogger("gsqtok.tokens")
 
@@ -35,11 +38,15 @@ class Decoders:
         workers: processes; 0: this one.
         device: the pixels are for; memory is pinned for CUDA.
         held: chunks that are not given back before the next is asked for, at most.
+
+    Raises:
+        OSError: the system's shared memory does not suffice.
     """
 
     def __init__(self, tasks: Sequence[Task], decode: Decode, workers: int, device: torch.device, held: int) -> None:
         slots = min(max(1, workers * PREFETCH) + 1 + held, len(tasks) + 1)
         size = max((decode.room(task) for task in tasks), default=0)
+        _require_shared_memory(slots * size, workers)
         self.memory = torch.empty(0, dtype=torch.uint8).set_(torch.UntypedStorage._new_shared(slots * size))
         self.memory = self.memory.view(slots, size)
         self._free = deque(range(slots))
@@ -71,6 +78,19 @@ class Decoders:
     def _places(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Task]]:
         for task in tasks:
             yield self._free.popleft(), task
+
+
+def _require_shared_memory(size: int, workers: int) -> None:
+    """Containers often have little; writing beyond it would end a process without a word."""
+    if not _SHARED_MEMORY.is_dir():
+        return
+    free = shutil.disk_usage(_SHARED_MEMORY).free
+    if size > free:
+        fewer = f"use fewer --workers than {workers}, or " if workers > 1 else ""
+        raise OSError(
+            f"decoding needs {size / 1e6:,.0f} MB of shared memory and {_SHARED_MEMORY} has {free / 1e6:,.0f}: "
+            f"{fewer}enlarge it (docker run --shm-size {-(-size // 2**30) + 1}g)"
+        )
 
 
 class _Decoding(Dataset[tuple[int, DecodedChunk]]):
