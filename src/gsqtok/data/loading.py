@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
-from gsqtok.data.decode import BrokenImageError, decode_image
+from gsqtok.data.decode import BrokenImageError, decode_image, decode_pixels
 from gsqtok.data.rejects import RejectLog
 from gsqtok.data.sampling import EpochSampler, epoch_seed, local_batch_size
 from gsqtok.data.source import rows
@@ -88,7 +88,7 @@ class ImageDataset(Dataset[Sample]):
 
     def _pixels(self, row: Mapping[str, Any], epoch: int, index: int) -> np.ndarray:
         generator = _generator(self.seed, epoch, index) if self.transform.random else None
-        return self.transform.pixels(decode_image(row["image"]), generator)
+        return self.transform.pixels(decode_pixels(row["image"]), generator)
 
 
 class ImageStream(IterableDataset[Sample]):
@@ -183,7 +183,7 @@ class ImageStream(IterableDataset[Sample]):
     def _pixels(self, row: Mapping[str, Any], epoch: int) -> np.ndarray:
         key = zlib.crc32(row["key"].encode())
         generator = _generator(self.seed, epoch, key) if self.transform.random else None
-        return self.transform.pixels(decode_image(row["image"]), generator)
+        return self.transform.pixels(decode_pixels(row["image"]), generator)
 
 
 def train_loader(
