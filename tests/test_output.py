@@ -1,3 +1,5 @@
+import json
+import math
 import os
 from pathlib import Path
 
@@ -5,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsqtok.output import picture_paths, save_picture
+from gsqtok.output import json_values, picture_paths, save_picture
 
 
 def test_names_become_png():
@@ -84,3 +86,9 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path, monkeypat
         save_picture(Image.new("RGB", (2, 2)), path)
     assert path.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["a.png"]
+
+
+def test_json_values():
+    values = {1: (1.5, math.nan), "a": {"b": [-math.inf, True, None, 2]}}
+    assert json_values(values) == {"1": [1.5, None], "a": {"b": [None, True, None, 2]}}
+    json.dumps(json_values(values), allow_nan=False)

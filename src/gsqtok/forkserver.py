@@ -7,7 +7,8 @@ writes to them afterwards, and CUDA must not be used in its children.
 from __future__ import annotations
 
 import multiprocessing
-import os
+
+from gsqtok.processes import processors
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _PRELOAD = ("gsqtok.tokens.decoders",)
@@ -24,9 +25,3 @@ def start(workers: int | None = None) -> None:
 
         forkserver.set_forkserver_preload(list(_PRELOAD))
         forkserver.ensure_running()
-
-
-def processors() -> int:
-    """Processors of this process's share, of those that torchrun starts on a machine."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))

@@ -216,6 +216,14 @@ def test_means_over_seeds_and_their_spread():
     assert "| 1 | 22.00 ± 1.00 | 3 |" in figures_table(STUDIES["precision"], table)
 
 
+def test_figures_of_a_network_have_columns():
+    figures = {"psnr": 20.0, "psnr_pooled": 19.0, "frechet_distance_net": 50.0, "lpips_vgg": 0.1}
+    head = figures_table(STUDIES["isolate"], Table("isolate", "small", [Row({"V": 4}, figures, "done")])).splitlines()[
+        0
+    ]
+    assert head == "| V | PSNR, dB | Fréchet distance net | LPIPS vgg |"  # and no pooled PSNR
+
+
 def test_results_on_disk(tmp_path):
     rows = [Row({"V": 4}, {"psnr": 20.0, "ssim": float("nan")}, "done", digest="abc"), Row({"V": 8}, {}, "failed", "x")]
     table = Table("isolate", "small", rows, {"command": "gsqtok study isolate"}, {"torch": "2"})

@@ -105,7 +105,7 @@ def rate_distortion(comparison: Comparison) -> Figure | None:
         axis.set(xscale="log", title=f"{shown.title} ({'higher' if shown.better > 0 else 'lower'} is better)")
         axis.set_xlabel("bits/px")
         _plain_ticks(axis, [bits for points in curves.values() for bits, _ in points])
-    _legend(figure, axes)
+    legend(figure, axes)
     return figure
 
 
@@ -130,7 +130,7 @@ def codebook_usage(comparison: Comparison) -> Figure | None:
         scale.set_minor_formatter(lambda value, _: "")
     axis.set_title("Use of the codebook (dashed: all equal)")
     if len(books) > 1:
-        _legend(figure, [axis])
+        legend(figure, [axis])
     return figure
 
 
@@ -186,7 +186,8 @@ def _panels(count: int, legend: bool) -> tuple[Figure, list[Axes]]:
     return figure, list(axes[:count])
 
 
-def _legend(figure: Figure, axes: list[Axes]) -> None:
+def legend(figure: Figure, axes: list[Axes]) -> None:
+    """One legend below all panels, each label once."""
     handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 4))
 

@@ -27,13 +27,12 @@ pictures into pictures, such as an image codec,
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gsqtok.output import written_aside
+from gsqtok.output import json_values, written_aside
 
 FORMAT = "gsqtok-evaluation-1"
 
@@ -77,7 +76,7 @@ class Result(Mapping):
 
     def to_dict(self) -> dict[str, Any]:
         """What `save` writes: plain values, None for numbers that are not finite."""
-        return {"format": FORMAT, **_plain(asdict(self))}
+        return {"format": FORMAT, **json_values(asdict(self))}
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file, whole or not at all."""
@@ -176,14 +175,4 @@ def _expect(parts: dict[str, Any], name: str, kind: type, default: Any = None) -
     if not isinstance(value, kind):
         noun = {dict: "an object", list: "a list"}[kind]
         raise ResultError(f"lacks {name!r}" if value is None else f"{name!r} is not {noun}")
-    return value
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no NaN
     return value

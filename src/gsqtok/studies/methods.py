@@ -8,42 +8,31 @@ from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study
 from gsqtok.studies.table import Table
 
+_ONE_CODEBOOK = ("gsq", "vq", "ema_vq", "random_sphere")
+_RESIDUAL = ("rvq", "rsq")
+_BINARY = ("lfq", "bsq")
+
 # bits a position -> method -> options of build_quantizer
 SETTINGS: dict[int, dict[str, dict[str, Any]]] = {
     18: {
-        "gsq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
-        "vq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
-        "ema_vq": {"dim": 8, "groups": 1, "codebook_size": 2**18},
-        "random_sphere": {"dim": 8, "groups": 1, "codebook_size": 2**18},
-        "rvq": {"dim": 8, "stages": 2, "codebook_size": 2**9},
-        "rsq": {"dim": 8, "stages": 2, "codebook_size": 2**9},
+        **{method: {"dim": 8, "groups": 1, "codebook_size": 2**18} for method in _ONE_CODEBOOK},
+        **{method: {"dim": 8, "stages": 2, "codebook_size": 2**9} for method in _RESIDUAL},
         "fsq": {"dim": 6, "levels": [8] * 6},
-        "lfq": {"dim": 18},
-        "bsq": {"dim": 18},
+        **{method: {"dim": 18} for method in _BINARY},
         "leech": {"dim": 24},
     },
     36: {
-        "gsq": {"dim": 16, "groups": 2, "codebook_size": 2**18},
-        "vq": {"dim": 16, "groups": 2, "codebook_size": 2**18},
-        "ema_vq": {"dim": 16, "groups": 2, "codebook_size": 2**18},
-        "random_sphere": {"dim": 16, "groups": 2, "codebook_size": 2**18},
-        "rvq": {"dim": 8, "stages": 4, "codebook_size": 2**9},
-        "rsq": {"dim": 8, "stages": 4, "codebook_size": 2**9},
+        **{method: {"dim": 16, "groups": 2, "codebook_size": 2**18} for method in _ONE_CODEBOOK},
+        **{method: {"dim": 8, "stages": 4, "codebook_size": 2**9} for method in _RESIDUAL},
         "fsq": {"dim": 12, "groups": 2, "levels": [8] * 6},
-        "lfq": {"dim": 36, "groups": 2},
-        "bsq": {"dim": 36, "groups": 2},
+        **{method: {"dim": 36, "groups": 2} for method in _BINARY},
         "leech": {"dim": 48, "groups": 2},
     },
     64: {
-        "gsq": {"dim": 32, "groups": 4, "codebook_size": 2**16},
-        "vq": {"dim": 32, "groups": 4, "codebook_size": 2**16},
-        "ema_vq": {"dim": 32, "groups": 4, "codebook_size": 2**16},
-        "random_sphere": {"dim": 32, "groups": 4, "codebook_size": 2**16},
-        "rvq": {"dim": 8, "stages": 8, "codebook_size": 2**8},
-        "rsq": {"dim": 8, "stages": 8, "codebook_size": 2**8},
+        **{method: {"dim": 32, "groups": 4, "codebook_size": 2**16} for method in _ONE_CODEBOOK},
+        **{method: {"dim": 8, "stages": 8, "codebook_size": 2**8} for method in _RESIDUAL},
         "fsq": {"dim": 24, "groups": 4, "target_bits": 16},
-        "lfq": {"dim": 64, "groups": 4},
-        "bsq": {"dim": 64, "groups": 4},
+        **{method: {"dim": 64, "groups": 4} for method in _BINARY},
         "leech": {"dim": 96, "groups": 4},
     },
 }

@@ -11,6 +11,7 @@ from gsqtok.studies.plots import draw
 from gsqtok.studies.study import Finding, Study
 from gsqtok.studies.table import Table, shown, title_of
 
+_OF_A_NETWORK = ("frechet_distance", "lpips")  # figures whose names go on with the network's
 log = logging.getLogger("gsqtok.studies")
 
 
@@ -58,9 +59,7 @@ def figures_table(study: Study, table: Table) -> str:
         name
         for asked in study.figures
         for name in present
-        if name == asked
-        or name.startswith(f"{asked}_timm")
-        or (asked == "frechet_distance" and name.startswith("frechet_distance_"))
+        if name == asked or (asked in _OF_A_NETWORK and name.startswith(f"{asked}_"))
     ]
     names = list(dict.fromkeys(names))
     seeds = len(table.values("seed"))

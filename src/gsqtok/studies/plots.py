@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gsqtok.evaluation.plots import COLOURS, DPI, MARKERS, style
+from gsqtok.evaluation.plots import COLOURS, DPI, MARKERS, legend, style
 from gsqtok.studies.study import Plot
 from gsqtok.studies.table import Table, title_of
 
@@ -57,9 +57,8 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
             if plot.log_y:
                 axis.set_yscale("log")
         axes[0].set_ylabel(title_of(plot.y))
-        handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-        if len(handles) > 1 or plot.lines:
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 4))
+        if plot.lines:
+            legend(figure, list(axes))
         path = folder / f"{plot.file}.png"
         figure.savefig(path, dpi=DPI)
     return path

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
+from gsqtok.processes import processors
 from gsqtok.studies.work import Job, Outcome, start, work
 
 Report = Callable[[Job, "Outcome | None", str], None]
@@ -78,6 +79,6 @@ def _share_out(jobs: Iterable[Job], slots: Sequence[int | None], report: Report)
 
 def _worker(device: int | None, slots: int) -> ProcessPoolExecutor:
     """A pool of one process, so that a run which takes its process down takes no other with it."""
-    threads = max(1, (multiprocessing.cpu_count() or 1) // slots) if device is None else None
+    threads = max(1, processors() // slots) if device is None else None
     context = multiprocessing.get_context("spawn")
     return ProcessPoolExecutor(1, mp_context=context, initializer=start, initargs=(device, threads))

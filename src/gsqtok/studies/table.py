@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from gsqtok.evaluation.compare import figure_of
-from gsqtok.output import written_aside
+from gsqtok.output import json_values, written_aside
 
 FORMAT = "gsqtok-study-1"
 TITLES = {
@@ -105,9 +105,8 @@ class Table:
     def save(self, path: Path) -> None:
         """Write the JSON file, whole or not at all."""
         with written_aside(path) as aside:
-            content = {"format": FORMAT} | {name: getattr(self, name) for name in self.__dataclass_fields__}
-            content["rows"] = [{name: getattr(r, name) for name in Row.__dataclass_fields__} for r in self.rows]
-            aside.write_text(json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+            content = json_values({"format": FORMAT} | asdict(self))
+            aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Table:
@@ -143,13 +142,3 @@ def _has(row: Row, varied: dict[str, Any]) -> bool:
 
 def _number(value: Any) -> float | None:
     return value if isinstance(value, (int, float)) and math.isfinite(value) else None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None  # JSON has no NaN
-    return value

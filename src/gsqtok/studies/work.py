@@ -8,7 +8,6 @@ import math
 import os
 import shutil
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsqtok.output import written_aside
+from gsqtok.processes import end_with_parent
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,20 +67,10 @@ class Outcome:
 
 def start(device: int | None, threads: int | None) -> None:
     """Prepare a worker's process: its GPU (None: the CPU), its threads, and that it ends when its parent is killed."""
-    if device is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = _visible(device)
-    else:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["CUDA_VISIBLE_DEVICES"] = "" if device is None else _visible(device)
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    end_with_parent()
 
 
 def _visible(device: int) -> str:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import multiprocessing
-import os
 import shutil
-import threading
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -18,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gsqtok import forkserver
+from gsqtok.processes import end_with_parent
 from gsqtok.tokens.chunks import Decode, DecodedChunk, Task
 
 PREFETCH = 2  # chunks each decoding process prepares ahead
@@ -59,7 +57,7 @@ class Decoders:
             num_workers=workers,
             collate_fn=_as_it_is,
             prefetch_factor=PREFETCH if workers else None,
-            worker_init_fn=_end_with_the_encoder,
+            worker_init_fn=end_with_parent,  # the loader's own watch is over the server that forked them
             multiprocessing_context=forkserver.METHOD if workers else None,
             generator=torch.Generator(),
         )
@@ -103,16 +101,6 @@ class _Decoding(Dataset[tuple[int, DecodedChunk]]):
         chunk = self.decode(task, self.memory[slot])
         inside = chunk.pixels.data_ptr() == self.memory[slot].data_ptr()
         return slot, chunk.on(None) if inside else chunk  # larger than planned: it travels by itself
-
-
-def _end_with_the_encoder(number: int) -> None:
-    """The loader's own watch is over the process that forked this one, which lives as long as any of these."""
-
-    def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _as_it_is(item: Any) -> Any:

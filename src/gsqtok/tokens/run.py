@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from gsqtok import forkserver
+from gsqtok.processes import processors
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens import engines, manifest
 from gsqtok.tokens.chunks import Decode, EncodedChunk, Task
@@ -181,7 +182,7 @@ def _settings(tokenizer: ImageTokenizer, pictures: PictureSource, options: RunOp
 def _workers(options: RunOptions, tasks: int) -> int:
     if options.workers is not None:
         return options.workers
-    share = forkserver.processors()
+    share = processors()
     return min(share, tasks) if share > 1 else 0
 
 

@@ -217,7 +217,8 @@ class Trainer:
                 terms |= adversary.learn(step, images, out.reconstruction.detach(), part, parts)
             tokens.append(out.tokens)
             for name, term in terms.items():
-                means[name] = means[name] + term / parts if name in means else term / parts if parts > 1 else term
+                share = term / parts if parts > 1 else term
+                means[name] = means[name] + share if name in means else share
 
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, config.steps)
