@@ -156,7 +156,8 @@ def _run(connection: Any, *arguments: Any) -> None:
 
 def measure_apart(*arguments: Any) -> dict[str, float] | str:
     """``measure`` in a process of its own; a line that says why not, where it fails."""
-    context = multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")  # which imports once for all
+    context.set_forkserver_preload(["__main__", "vector_quantize_pytorch"])
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(sender, *arguments))
     process.start()
