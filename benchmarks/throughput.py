@@ -202,9 +202,11 @@ def training(
         tokenizer.encoder.compile()
         tokenizer.decoder.compile()
     if way in ("graphs", "recompute") and device == "cuda":
-        from gsqtok.training.graphs import record
+        from gsqtok.training.graphs import record, record_backbone
 
-        record(tokenizer, images, torch.bfloat16, perceptual)
+        record(tokenizer, images, torch.bfloat16)
+        if perceptual is not None:
+            record_backbone(perceptual, images, torch.bfloat16)
 
     def step() -> Tensor:
         with torch.autocast(device, torch.bfloat16):

@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch import nn
 
+from gsqtok.backbones import random_backbone
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.training.graphs import only_like, record
+from gsqtok.training.graphs import only_like, record, record_backbone
 
 
 def test_only_inputs_like_the_sample_replay():
@@ -30,6 +31,15 @@ def test_only_the_recorded_precision_replays():
     assert forward(torch.ones(1)) == "eager"
     with torch.autocast("cpu", torch.bfloat16):
         assert forward(torch.ones(1)) == "replayed"
+
+
+def test_passes_with_and_without_gradient_are_told_apart():
+    options = (torch.zeros(1), nn.Identity(), lambda x: "replayed", lambda x: "eager", None)
+    forward = only_like(*options, gradient=False)
+    assert forward(torch.ones(1)) == "eager"
+    with torch.no_grad():
+        assert forward(torch.ones(1)) == "replayed"
+        assert only_like(*options)(torch.ones(1)) == "eager"
 
 
 def test_graphs_need_a_gpu(tiny_tokenizer):
@@ -65,13 +75,12 @@ def test_record_refuses_what_it_cannot_record(tiny_tokenizer):
 @pytest.mark.parametrize("recompute", [0, 2])
 def test_steps_from_graphs_equal_eager_ones(tiny_config, precision, layout, recompute):
     torch.manual_seed(0)
-    backbone = nn.Conv2d(3, 8, 3).cuda().requires_grad_(False)
     eager = ImageTokenizer(tiny_config).cuda().train().to(memory_format=layout)
     eager.encoder.recompute_levels = eager.decoder.recompute_levels = recompute
     graphed = copy.deepcopy(eager)
     batches = torch.rand(3, 4, 3, 16, 24, device="cuda") * 2 - 1
     unchanged, version = batches.clone(), batches._version
-    record(graphed, batches[0], precision, backbone)
+    record(graphed, batches[0], precision)
 
     def train(tokenizer):
         optimizer = torch.optim.SGD(tokenizer.parameters(), lr=0.01)
@@ -80,7 +89,6 @@ def test_steps_from_graphs_equal_eager_ones(tiny_config, precision, layout, reco
             with torch.autocast("cuda", precision, enabled=precision is not None):
                 out = tokenizer(images)
                 loss = (out.reconstruction.float() - images).square().mean() + out.quantizer_loss
-                loss = loss + backbone(out.reconstruction.float()).float().square().mean()
             loss.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -111,6 +119,34 @@ def test_accumulating_into_existing_gradients(tiny_config):
             ((out.reconstruction - images).square().mean() + out.quantizer_loss).backward()
     for found, expected in zip(graphed.parameters(), eager.parameters(), strict=True):
         torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("precision", [None, torch.bfloat16])
+def test_features_from_graphs_equal_eager_ones(precision):
+    torch.manual_seed(0)
+    eager = random_backbone("tf_efficientnet_lite0").cuda()
+    graphed = copy.deepcopy(eager)
+    batches = torch.rand(3, 4, 3, 32, 32, device="cuda") * 2 - 1
+    record_backbone(graphed, batches[0].to(memory_format=torch.channels_last), precision)
+
+    def passes(backbone):
+        found = []
+        with torch.autocast("cuda", precision, enabled=precision is not None):
+            with torch.no_grad():
+                kept = [backbone(images) for images in batches]  # a pass must not overwrite the features before it
+            images = batches[1].clone().requires_grad_()
+            features = backbone(images)
+            sum(feature.float().square().mean() for feature in features).backward()
+            found = [feature for list_ in (*kept, features) for feature in list_]
+            found += backbone(batches[:1, :2].flatten(0, 1))  # another size
+        return [feature.detach().float().clone() for feature in found], images.grad
+
+    tolerance = {"rtol": 1e-3, "atol": 1e-4} if precision is None else {"rtol": 5e-2, "atol": 5e-2}
+    (found, gradient), (expected, right) = passes(graphed), passes(eager)
+    torch.testing.assert_close(found, expected, **tolerance)
+    torch.testing.assert_close(gradient, right, rtol=5e-2, atol=float(right.abs().max()) / 50)
 
 
 def generator():

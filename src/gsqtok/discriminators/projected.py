@@ -64,7 +64,9 @@ class ProjectedDiscriminator(Discriminator):
 
     def logits(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> a map (B, 1, h_i, w_i) for each head."""
-        features = self.backbone(images)
+        # no gradient stays in the frozen network: where none goes to the pictures, there is none
+        with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
+            features = self.backbone(images)
         return [head(feature) for head, feature in zip(self.heads, features, strict=True)]
 
 

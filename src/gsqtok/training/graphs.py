@@ -8,15 +8,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from gsqtok.networks.replay import recorded
 from gsqtok.tokenizer import ImageTokenizer
 
 
-def record(
-    tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | None, backbone: nn.Module | None = None
-) -> None:
-    """Record encoder, decoder and the perceptual term's backbone, in place, for training on batches like ``images``.
+def record(tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | None) -> None:
+    """Record encoder and decoder, in place, for training on batches like ``images``.
 
     What then comes in training mode, with gradient, with this shape, type and precision replays the graphs; anything
     else (another size, evaluation, no gradient) runs as before. Values and gradients are those of the eager networks.
@@ -29,15 +28,14 @@ def record(
     pass a step. To accumulate several, let every parameter have a ``.grad`` before the first (and zero it with
     ``set_to_none=False``), since a gradient taken over as it is would be overwritten by the next replay.
 
-    What the graphs return lives there too, latent, reconstruction and features: the next forward pass overwrites it, so
-    finish a step's backward pass before the next forward pass, and clone what is to outlast the step. Likewise for
+    What the graphs return lives there too, latent and reconstruction: the next forward pass overwrites it, so finish a
+    step's backward pass before the next forward pass, and clone what is to outlast the step. Likewise for
     ``torch.autograd.grad``: a second one through the same graph overwrites the results of the first.
 
     Args:
         tokenizer: whose ``forward`` the training step calls.
         images: (B, 3, H, W), H and W multiples of f, on the tokenizer's device; its values do not matter.
         precision: of autocast in the training step; None for none.
-        backbone: of the perceptual term, whose gradient goes to the pictures alone.
 
     Raises:
         ValueError: not on CUDA, not in training mode, or a size that would be padded.
@@ -56,32 +54,46 @@ def record(
     # As the quantizer hands it over: channels last in (..., D), hence innermost in memory.
     latent = latent.to(weight.dtype, memory_format=torch.channels_last).requires_grad_()
     # Replays write their input into the sample: it must share no memory with the caller's pictures.
-    samples: list[tuple[nn.Module, Tensor]] = [
-        (tokenizer.encoder, images.detach().to(weight.dtype, copy=True)),
-        (tokenizer.decoder, latent),
-    ]
-    if backbone is not None:
-        samples.append((backbone, images.detach().to(torch.float32, copy=True).requires_grad_()))
+    _record_training(
+        [(tokenizer.encoder, images.detach().to(weight.dtype, copy=True)), (tokenizer.decoder, latent)], precision
+    )
 
+
+def record_backbone(backbone: nn.Module, images: Tensor, precision: torch.dtype | None) -> None:
+    """Record a frozen network's passes over batches like ``images``, in place: with gradient to them, and without.
+
+    Features with gradient live in the graph's memory until the next such pass. A second derivative (R1) cannot go
+    through a graph.
+
+    Args:
+        backbone: pictures (B, 3, H, W) -> feature maps; it trains nothing.
+        images: float32, on the network's device, a GPU; its values do not matter.
+        precision: of autocast in the training step; None for none.
+    """
+    sample = images.detach().to(torch.float32, copy=True)
+    _record_training([(backbone, sample.clone().requires_grad_())], precision)
+    with torch.autocast("cuda", precision, enabled=precision is not None):
+        graph, source, features = recorded(backbone, sample)
+
+    def replay(x: Tensor) -> Any:
+        source.copy_(x)
+        graph.replay()
+        return tree_map(torch.clone, features)  # another pass may come before they are used
+
+    backbone.forward = only_like(source, backbone, replay, backbone.forward, precision, gradient=False)
+
+
+def _record_training(samples: list[tuple[nn.Module, Tensor]], precision: torch.dtype | None) -> None:
+    """Record networks with gradient, each for inputs like its sample."""
     networks = [network for network, _ in samples]
     eager = [network.forward for network in networks]
     gc.collect()  # freeing an earlier graph or event in the middle of a recording would spoil it
-    torch.cuda.synchronize(images.device)
+    torch.cuda.synchronize(samples[0][1].device)
     # autocast may keep no converted weights: a graph would go on reading those of its recording
     with torch.autocast("cuda", precision, enabled=precision is not None, cache_enabled=False):
         torch.cuda.make_graphed_callables(tuple(networks), tuple((sample,) for _, sample in samples))
     for (network, sample), plain in zip(samples, eager, strict=True):
         network.forward = only_like(sample, network, network.forward, plain, precision)
-    if backbone is not None:  # which looks at the pictures themselves, too, without gradient
-        with torch.autocast("cuda", precision, enabled=precision is not None):
-            graph, source, features = recorded(backbone, samples[-1][1].detach())
-
-        def replay(x: Tensor) -> list[Tensor]:
-            source.copy_(x)
-            graph.replay()
-            return features
-
-        backbone.forward = only_like(source, backbone, replay, backbone.forward, precision, gradient=False)
 
 
 def only_like(

@@ -32,7 +32,7 @@ from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
 from gsqtok.training.config import TrainConfig
 from gsqtok.training.ema import Average
-from gsqtok.training.graphs import record
+from gsqtok.training.graphs import record, record_backbone
 from gsqtok.training.guards import CollapseWatch, DominanceWatch, FiniteGuard
 from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.logs import RunLog, checked_trackers
@@ -98,6 +98,7 @@ class Trainer:
             )
         # with channels innermost, what stands between convolutions runs fused on a GPU
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+        self.precision = torch.bfloat16 if config.precision == "bf16" else None
         self.sharded = config.fsdp and ranks > 1
         self.objective = Objective(config.loss).to(device=device, memory_format=self.layout)
         self.pictures, self.transform = training_pictures(config.data)
@@ -119,6 +120,8 @@ class Trainer:
         self.adversary = None
         if config.adversarial.discriminator != "none":
             self.adversary = Adversary(config.adversarial, self.accelerator, config.steps)
+        if config.cuda_graphs and device.type == "cuda":
+            self.record_backbones()
         for network in (self.model, self.adversary and self.adversary.objective):
             if isinstance(network, DistributedDataParallel):
                 network.broadcast_buffers = False  # they change alike on all ranks
@@ -137,22 +140,28 @@ class Trainer:
             self.folder.write_config(config)
 
     def record_graphs(self, tokenizer: ImageTokenizer) -> None:
-        """Record the passes of encoder, decoder and perceptual network on this rank's part of a batch."""
+        """Record the passes of encoder and decoder on this rank's part of a batch."""
         config = self.config
         if config.freeze != "none" or config.data.size % tokenizer.factor:
             return  # graphs need a gradient in both networks, and pictures that are not padded
-        pictures = config.batch_size // (config.gradient_accumulation * self.accelerator.num_processes)
-        images = torch.zeros(pictures, 3, config.data.size, config.data.size, device=self.accelerator.device)
-        perceptual = self.objective.perceptual
-        record(
-            tokenizer.train(),
-            images.to(memory_format=self.layout),
-            torch.bfloat16 if config.precision == "bf16" else None,
-            None if perceptual is None else perceptual.backbone,
-        )
+        record(tokenizer.train(), self.sample_images(), self.precision)
         if config.gradient_accumulation > 1:
             for parameter in tokenizer.parameters():
                 parameter.grad = torch.zeros_like(parameter)
+
+    def record_backbones(self) -> None:
+        """Record the passes of the frozen networks that the losses look through."""
+        backbones = [self.objective.perceptual and self.objective.perceptual.backbone]
+        if self.adversary is not None and not self.config.adversarial.r1:  # a graph has no second derivative
+            backbones.append(getattr(self.adversary.network, "backbone", None))
+        for backbone in filter(None, backbones):
+            record_backbone(backbone, self.sample_images(), self.precision)
+
+    def sample_images(self) -> Tensor:
+        """What this rank's part of a batch looks like."""
+        pictures = self.config.batch_size // (self.config.gradient_accumulation * self.accelerator.num_processes)
+        shape = (pictures, 3, self.config.data.size, self.config.data.size)
+        return torch.zeros(shape, device=self.accelerator.device).to(memory_format=self.layout)
 
     def run(self) -> Path:
         """Train from the start, or from the checkpoint, to the last step."""
