@@ -276,6 +276,8 @@ FIRST = list({case.name: case for case in reversed(CASES)}.values())  # of each 
 @pytest.mark.slow
 @pytest.mark.parametrize(("case", "training"), [(CASES[0], False), *((case, True) for case in FIRST)], ids=str)
 def test_compiles_with_inductor(case, training):
+    if case.name == "ema_vq" and torch.__version__ < "2.14":
+        pytest.xfail("torch 2.11 on a CPU reads the codewords after they have moved (it is right eagerly, and in 2.14)")
     with inductor.patch(fallback_random=True):  # the same draws as in eager mode
         check_compiled(case, training, "inductor")
 
