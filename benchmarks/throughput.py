@@ -144,7 +144,7 @@ def run_inference(args: argparse.Namespace, factor: int, size: int, batch: int, 
         for task, (network, x) in sources.items():
             if args.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            seconds = median_time(lambda network=network, x=x: tokenizer._run(network, x, 1), args.device)
+            seconds = median_time(lambda network=network, x=x: tokenizer._run(network, x, 1, None, None), args.device)
             plain = args.models[factor].encoder if task == "encode" else args.models[factor].decoder
             yield row(args, task, factor, size, batch, way, seconds, flops(plain, x.shape))
 
