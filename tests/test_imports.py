@@ -6,7 +6,7 @@ import sys
 import processes
 import pytest
 
-HEAVY = {"matplotlib", "scipy", "timm", "torchmetrics", "torchvision"}
+HEAVY = {"datasets", "huggingface_hub.hf_api", "matplotlib", "pandas", "scipy", "timm", "torchmetrics", "torchvision"}
 PARTS = [
     "training",
     "tokens.run",

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -271,6 +270,7 @@ def _packaged_weights(name: str) -> Path | None:
 
 def _hub_weights(name: str) -> Path:
     import timm
+    from huggingface_hub import hf_hub_download
 
     config = timm.get_pretrained_cfg(name)
     filename = config.hf_hub_filename or "model.safetensors"
