@@ -2,6 +2,8 @@
 
     python benchmarks/throughput.py                     # everything, on a GPU
     python benchmarks/throughput.py --quick             # f8, one batch, nothing compiled
+    python benchmarks/throughput.py --sweep             # encode and decode over batches and sizes
+    python benchmarks/throughput.py --quick --tasks gan # training against each discriminator
     python benchmarks/throughput.py --profile           # time by kernel, of the fast ways
     python benchmarks/throughput.py --kernels           # the fused kernels alone, bytes a second
     python benchmarks/throughput.py --device cpu --toy  # whether this script works
@@ -16,6 +18,11 @@ recompute  training: fused, graphs, and the residual blocks of the two largest l
 
 TFLOP/s counts what the published formula computes, whatever a way saves of it. `matrix` is that rate over the one of a
 large bfloat16 matrix product in the same run. Times are medians; memory is the peak, weights and all.
+
+`--sweep` sets the published way beside `graphs` at 256 px with batches of 1 to 128, and at 128 to 1,024 px with as many
+pixels as 32 pictures of 256 px have. Task `gan` is `train+perceptual` and a discriminator's step, each way with the
+same discriminator, run eagerly: PatchGAN, or heads on a frozen network, DINOv2 (the paper's) or EfficientNet-Lite, of
+random weights. What the discriminator computes is not in TFLOP/s.
 
 The last table says what a way of running does to tokens: the tokenizer inside the package on its demo pictures, against
 float32: the share of equal tokens, and PSNR of the reconstruction.
@@ -37,11 +44,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsqtok import ImageTokenizer
+from gsqtok.backbones import random_backbone
+from gsqtok.losses import generator_loss
 from gsqtok.networks import fused
 from gsqtok.tokenizer import TokenizerConfig
+from gsqtok.training.adversarial import DiscriminatorObjective
+from gsqtok.training.config import AdversarialConfig
 
 MULTIPLIERS = {8: (1, 2, 2, 4), 16: (1, 1, 2, 2, 4)}
 SECONDS = 0.7  # for one median
+SWEEP = [(256, 1), (256, 8), (256, 32), (256, 128), (128, 128), (512, 8), (1024, 2)]  # size, batch
+OPPONENTS = {"patch": None, "efficientnet": "tf_efficientnet_lite0", "dinov2": "vit_small_patch14_reg4_dinov2"}
 plain_rule = fused.fusible
 
 
@@ -144,7 +157,9 @@ def run_inference(args: argparse.Namespace, factor: int, size: int, batch: int, 
         for task, (network, x) in sources.items():
             if args.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            seconds = median_time(lambda network=network, x=x: tokenizer._run(network, x, 1), args.device)
+            seconds = median_time(
+                lambda network=network, x=x: tokenizer._run(network, x, 1, None, None), args.device, args.seconds
+            )
             plain = args.models[factor].encoder if task == "encode" else args.models[factor].decoder
             yield row(args, task, factor, size, batch, way, seconds, flops(plain, x.shape))
 
@@ -185,11 +200,25 @@ class PerceptualLike(nn.Module):
         return self.layers(x)
 
 
+def opponent(name: str) -> DiscriminatorObjective:
+    backbone = None if OPPONENTS[name] is None else random_backbone(OPPONENTS[name], embedding=True)
+    config = AdversarialConfig(discriminator="patch" if backbone is None else "projected")
+    return DiscriminatorObjective(config, backbone)
+
+
 def training(
-    tokenizer: ImageTokenizer, way: str, images: Tensor, perceptual: PerceptualLike | None, device: str
+    tokenizer: ImageTokenizer,
+    way: str,
+    images: Tensor,
+    perceptual: PerceptualLike | None,
+    device: str,
+    adversary: DiscriminatorObjective | None = None,
 ) -> tuple[Callable[[], Any], contextlib.ExitStack]:
     tokenizer = copy.deepcopy(tokenizer).to(device).train()
     optimizer = torch.optim.AdamW(tokenizer.parameters(), fused=device == "cuda")
+    judge = None if adversary is None else adversary.discriminator
+    judges = None if judge is None else torch.optim.AdamW(judge.parameters(), fused=device == "cuda")
+    shown = images if way == "published" else images.contiguous(memory_format=torch.channels_last)
     stack = contextlib.ExitStack()
     stack.enter_context(fusing(way in ("fused", "graphs", "recompute")))
     if way != "published":
@@ -216,7 +245,18 @@ def training(
                 with torch.no_grad():
                     target = perceptual(images)
                 loss = loss + F.mse_loss(perceptual(out.reconstruction.float()).float(), target.float())
+            if judge is not None:
+                judge.requires_grad_(False)
+                loss = loss + 0.1 * generator_loss(judge(out.reconstruction), adversary.config.generator_loss)
+                judge.requires_grad_(True)
         loss.backward()
+        if judge is not None:
+            with torch.autocast(device, torch.bfloat16):
+                verdict, _ = adversary(shown, out.reconstruction.detach(), False)
+            verdict.backward()
+            nn.utils.clip_grad_norm_(judge.parameters(), 2.0)
+            judges.step()
+            judges.zero_grad(set_to_none=True)
         nn.utils.clip_grad_norm_(tokenizer.parameters(), 2.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -225,21 +265,23 @@ def training(
     return step, stack
 
 
-def run_training(args: argparse.Namespace, factor: int, size: int, batch: int, way: str, perceptual: bool):
+def run_training(args: argparse.Namespace, factor: int, size: int, batch: int, way: str, task: str):
     images = pictures(batch, size, args.device)
+    perceptual = task != "train"
     network = PerceptualLike().to(args.device) if perceptual else None
+    adversary = opponent(task.removeprefix("gan ")).to(args.device).train() if task.startswith("gan ") else None
     if args.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    step, stack = training(args.models[factor], way, images, network, args.device)
+    step, stack = training(args.models[factor], way, images, network, args.device, adversary)
     with stack:
-        seconds = median_time(step, args.device)
+        seconds = median_time(step, args.device, args.seconds)
     tokenizer = args.models[factor]
     latent = (batch, tokenizer.config.latent_dim, size // factor, size // factor)
     count = 3 * (flops(tokenizer.encoder, images.shape) + flops(tokenizer.decoder, latent))
     if perceptual:
         count += 3 * flops(PerceptualLike(), images.shape)  # twice forward, once backward to the pictures
-    return row(args, "train+perceptual" if perceptual else "train", factor, size, batch, way, seconds, count)
+    return row(args, task, factor, size, batch, way, seconds, count)
 
 
 # What it does to tokens
@@ -368,6 +410,29 @@ def table(line: dict[str, Any]) -> str:
     )
 
 
+def sweep_line(lines: list[dict[str, Any]], factor: int, size: int, batch: int, ways: list[str]) -> str:
+    """One case of the sweep: published and ours, of encoding and of decoding."""
+    text = f"f{factor:<3} {size:>5} {batch:>6}"
+    for task in ("encode", "decode"):
+        case = {"task": task, "factor": factor, "size": size, "batch": batch}
+        found = {line["way"]: line for line in lines if case.items() <= line.items()}
+        before, now = (found.get(way) for way in ways)
+        for line in (before, now):
+            text += f"{line['images_per_second']:>11,.1f}" if line else f"{'-':>11}"
+        ratio = f"{now['images_per_second'] / before['images_per_second']:.2f}x" if before and now else "-"
+        share = f"{now['of_matrix']:.1%}" if now else "-"
+        memory = "/".join(f"{line['gib']:.1f}" if line and line["gib"] is not None else "-" for line in (before, now))
+        text += f"{ratio:>7} {share:>7} {memory:>10}"
+    return text
+
+
+def sweep_head() -> str:
+    columns = "".join(
+        f"{f'{task}, img/s':>11}{'ours':>11}{'ratio':>7} {'matrix':>7} {'GiB':>10}" for task in ("enc", "dec")
+    )
+    return f"{'':4} {'px':>5} {'batch':>6}{columns}"
+
+
 def main() -> None:
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("--device", default="cuda")
@@ -376,7 +441,14 @@ def main() -> None:
     p.add_argument("--batches", type=int, nargs="+", default=[1, 4, 32])
     p.add_argument("--train-batches", type=int, nargs="+", default=[32])
     p.add_argument("--ways", nargs="+", help="only these")
-    p.add_argument("--tasks", nargs="+", default=["inference", "train", "train+perceptual", "tokens"])
+    p.add_argument(
+        "--tasks",
+        nargs="+",
+        default=["inference", "train", "train+perceptual", "gan", "tokens"],
+        choices=["inference", "train", "train+perceptual", "gan", "tokens"],
+    )
+    p.add_argument("--discriminators", nargs="+", default=list(OPPONENTS), choices=list(OPPONENTS), help="of task gan")
+    p.add_argument("--sweep", action="store_true", help="encode and decode over batches and sizes instead")
     p.add_argument("--quick", action="store_true", help="f8, batch 32, nothing compiled")
     p.add_argument("--toy", action="store_true", help="tiny networks and pictures")
     p.add_argument("--profile", action="store_true", help="time by kernel instead")
@@ -388,6 +460,7 @@ def main() -> None:
         args.factors, args.batches = [8], [32]
     if args.toy:
         args.sizes, args.batches, args.train_batches = [32], [2], [2]
+    args.seconds = 0.25 if args.sweep else SECONDS
     torch.backends.cudnn.benchmark = args.cudnn_benchmark
     torch.backends.cudnn.allow_tf32 = False  # float32 is the truth here
     if args.kernels:
@@ -408,7 +481,8 @@ def main() -> None:
 
     def tell(line: dict[str, Any]) -> None:
         lines.append(line)
-        print(table(line), flush=True)
+        if not args.sweep:
+            print(table(line), flush=True)
 
     def attempt(run: Callable[[], Any], what: str) -> None:
         try:
@@ -422,18 +496,26 @@ def main() -> None:
             if args.device == "cuda":
                 torch.cuda.empty_cache()
 
-    for factor in args.factors:
+    if args.sweep:
+        args.tasks = []
+        ways = ["published", "graphs" if args.device == "cuda" else "fused"]
+        print(sweep_head(), flush=True)
+    for factor in args.factors if args.sweep else []:
+        for size, batch in [(32, 1), (64, 2)] if args.toy else SWEEP:
+            for way in ways:
+                what = f"f{factor} {size} px batch {batch} {way}"
+                attempt(lambda f=factor, s=size, b=batch, w=way: run_inference(args, f, s, b, w), what)
+            print(sweep_line(lines, factor, size, batch, ways), flush=True)
+    for factor in [] if args.sweep else args.factors:
         for size in args.sizes:
             for batch in args.batches if "inference" in args.tasks else []:
                 for way in [way for way in ways if way != "recompute"]:
                     attempt(lambda f=factor, s=size, b=batch, w=way: run_inference(args, f, s, b, w), way)
             for batch in args.train_batches:
-                for task in ("train", "train+perceptual"):
-                    for way in train_ways if task in args.tasks else []:
+                for task in ("train", "train+perceptual", *(f"gan {name}" for name in args.discriminators)):
+                    for way in train_ways if task.split()[0] in args.tasks else []:
                         attempt(
-                            lambda f=factor, s=size, b=batch, w=way, t=task: [
-                                run_training(args, f, s, b, w, t != "train")
-                            ],
+                            lambda f=factor, s=size, b=batch, w=way, t=task: [run_training(args, f, s, b, w, t)],
                             f"{task} {way}",
                         )
     if "tokens" in args.tasks:

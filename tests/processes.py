@@ -24,7 +24,15 @@ import torch.multiprocessing
 import gsqtok
 
 SOURCE = str(Path(gsqtok.__file__).parents[1])
-PRELOADED = ["gsqtok.training", "gsqtok.tokens.run", "datasets", "jsonargparse", "torch.utils.tensorboard"]
+PRELOADED = [
+    "gsqtok.training",
+    "gsqtok.tokens.run",
+    "gsqtok.evaluation.run",
+    "timm",
+    "datasets",
+    "jsonargparse",
+    "torch.utils.tensorboard",
+]
 # For commands in processes of their own: this tree, one thread, which rounds alike everywhere, and no device.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCE, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
 

@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 
+import huggingface_hub
 import pytest
 import timm
 import torch
@@ -39,7 +40,7 @@ def no_hub(monkeypatch):
     def refuse(*_):
         raise OSError("no network")
 
-    monkeypatch.setattr(gsqtok.backbones, "hf_hub_download", refuse)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", refuse)
 
 
 @pytest.mark.parametrize("name", [SMALL, "resnet18", "convnext_atto", "vgg11"])
@@ -225,7 +226,7 @@ def test_absent_weights_say_what_to_get(tmp_path, no_hub, monkeypatch):
 
 def test_hub_file_is_used(small_file, small_state_dict, monkeypatch):
     asked = []
-    monkeypatch.setattr(gsqtok.backbones, "hf_hub_download", lambda *a: asked.append(a) or str(small_file))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", lambda *a: asked.append(a) or str(small_file))
     assert_holds(load_backbone(SMALL), small_state_dict)
     assert asked == [(timm.get_pretrained_cfg(SMALL).hf_hub_id, "model.safetensors")]
 

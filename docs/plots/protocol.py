@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from gsqtok.data import ImageTransform, eval_loader, open_source
 from gsqtok.evaluation import FrechetDistance, TimmFeatures
-from gsqtok.evaluation.metrics import to_8_bits
 from gsqtok.evaluation.protocol import AdmTransform, TimmTransform
+from gsqtok.evaluation.similarity import to_8_bits
 from gsqtok.tokenizer import ImageTokenizer
 
 SIZE = 64

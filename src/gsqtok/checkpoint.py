@@ -16,8 +16,6 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from gsqtok.interop.flex_gen import CHECKPOINT_FILE, check_fit, load_flex_gen
-from gsqtok.interop.hub import download, upload
-from gsqtok.interop.model_card import CARD_FILE, write_card
 from gsqtok.tokenizer_config import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -73,6 +71,8 @@ class Pretrained:
         evaluation: Result | Mapping[str, Any] | str | Path | None,
         license: str | None,
     ) -> None:
+        from gsqtok.interop.model_card import CARD_FILE, write_card
+
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(f"{target} is a file; a tokenizer is saved as a folder")
@@ -117,6 +117,9 @@ class Pretrained:
             commit_message: what the commit says.
             token: of the hub; None takes that of ``hf auth login``.
         """
+        from gsqtok.interop.hub import upload
+        from gsqtok.interop.model_card import CARD_FILE
+
         return upload(
             lambda folder: self._save(folder, repo_id, dtype, evaluation, license),
             repo_id,
@@ -155,6 +158,8 @@ class Pretrained:
         if not path.exists():
             if "/" not in str(source):
                 raise FileNotFoundError(f"no such folder: {source} (a hub repository is named owner/name)")
+            from gsqtok.interop.hub import download
+
             path = download(
                 str(source),
                 [(CONFIG_FILE, WEIGHTS_FILE), (CHECKPOINT_FILE,)],

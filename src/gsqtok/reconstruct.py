@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gsqtok.data import to_pil
-from gsqtok.evaluation import ReconstructionMetrics
+from gsqtok.evaluation.similarity import similarity
 from gsqtok.tokenizer import ImageTokenizer
 
 GAP = 4  # pixels between pictures
@@ -60,10 +60,8 @@ def reconstruct(
         tokens = tokenizer.encode(images, tile, encoding)
         reconstructions = tokenizer.decode(tokens, tuple(images.shape[2:]), tile, decoding).cpu()
         for name, original, new, grid in zip(batch["keys"], batch["image"], reconstructions, tokens.cpu(), strict=True):
-            metrics = ReconstructionMetrics()
-            metrics.update(new[None], original[None])
-            figures = metrics.compute()
-            yield Reconstruction(name, original, new, grid, figures["psnr"], figures["ssim"])
+            figures = similarity(new[None], original[None])
+            yield Reconstruction(name, original, new, grid, figures["psnr"].item(), figures["ssim"].item())
 
 
 def side_by_side(results: list[Reconstruction], caption: str = "", height: int | None = None) -> Image.Image:

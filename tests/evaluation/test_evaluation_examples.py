@@ -8,9 +8,9 @@ from PIL import Image
 
 from gsqtok.data import ImageTransform, open_source
 from gsqtok.evaluation import evaluate
-from gsqtok.evaluation.evaluate import reconstructor
 from gsqtok.evaluation.examples import choose, save_examples, shown_by
 from gsqtok.evaluation.result import Result
+from gsqtok.evaluation.run import reconstructor
 
 
 @pytest.mark.parametrize(("count", "expected"), [(1, 1), (2, 2), (3, 3), (5, 3), (9, 9), (12, 12), (100, 12)])

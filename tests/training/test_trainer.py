@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from gsqtok.cli.train import parse
 from gsqtok.data import ImageTransform, open_source
 from gsqtok.evaluation import evaluate
-from gsqtok.evaluation.metrics import _say_not_counted
+from gsqtok.evaluation.usage import _say_not_counted
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training import OptimizerConfig, Trainer, train
 from gsqtok.training.trainer import learning_rate

@@ -13,9 +13,9 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from gsqtok.data import to_pil, to_tensor
-from gsqtok.evaluation import ReconstructionMetrics
 from gsqtok.evaluation.codecs import Codec
 from gsqtok.evaluation.report import token_colours
+from gsqtok.evaluation.similarity import similarity
 from gsqtok.reconstruct import Reconstruction, reconstruct
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -78,10 +78,8 @@ def look(tokenizer: ImageTokenizer, picture: Image.Image, name: str, progress: P
     codec = Codec("jpeg", bits / (picture.width * picture.height))
     file = codec.fit(picture)
     jpeg = to_tensor(Image.open(io.BytesIO(file)))
-    metrics = ReconstructionMetrics()
-    metrics.update(jpeg[None], image)
-    figures = metrics.compute()
-    return Look(ours, bits, jpeg, 8 * len(file), figures["psnr"], figures["ssim"])
+    figures = similarity(jpeg[None], image)
+    return Look(ours, bits, jpeg, 8 * len(file), figures["psnr"].item(), figures["ssim"].item())
 
 
 def encoded(tokenizer: ImageTokenizer, picture: Image.Image, progress: Progress | None = None) -> Tensor:

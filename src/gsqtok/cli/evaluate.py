@@ -143,7 +143,7 @@ def _tokenizer(args: argparse.Namespace) -> tuple[Callable[..., Result], Callabl
     import torch
 
     from gsqtok.evaluation import evaluate
-    from gsqtok.evaluation.evaluate import reconstructor
+    from gsqtok.evaluation.run import reconstructor
 
     tokenizer = load_model(args)
     precision = None if args.precision == "float32" else getattr(torch, args.precision)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -22,8 +22,10 @@ from PIL import Image, features
 from torch import Tensor
 
 from gsqtok.data import to_pil, to_tensor
-from gsqtok.evaluation.evaluate import Reconstruction, measure
 from gsqtok.evaluation.result import Result
+
+if TYPE_CHECKING:
+    from gsqtok.evaluation.run import Reconstruction
 
 PREFIX = "codec:"
 """What a codec's name begins with where a tokenizer's would stand: ``codec:webp@0.5``."""
@@ -118,6 +120,8 @@ class Codec:
 
     def __call__(self, images: Tensor) -> Reconstruction:
         """Through the codec and back: (B, 3, H, W) in [-1, 1], with the bits of each file."""
+        from gsqtok.evaluation.run import Reconstruction
+
         files = [self.fit(to_pil(image)) for image in images]
         restored = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
         bits = torch.tensor([8 * len(file) for file in files])
@@ -139,6 +143,8 @@ def evaluate_codec(codec: Codec, dataset: Any, **options: Any) -> Result:
     Raises:
         ValueError: what `measure` raises.
     """
+    from gsqtok.evaluation.run import measure
+
     result = measure(codec, dataset, model=codec.model, **options)
     del result.figures["images_per_second"]
     return result

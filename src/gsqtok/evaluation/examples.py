@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from gsqtok.data import eval_loader, to_pil
-from gsqtok.evaluation.evaluate import Reconstruction
 from gsqtok.evaluation.protocol import PictureTransform
 from gsqtok.evaluation.result import Result
+from gsqtok.evaluation.run import Reconstruction
 from gsqtok.output import save_picture, written_aside
 
 EACH = 4

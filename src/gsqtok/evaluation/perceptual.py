@@ -21,7 +21,7 @@ from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
 from gsqtok.digest import sha256_of
 from gsqtok.evaluation.features import full_precision, hub_file
-from gsqtok.evaluation.metrics import to_8_bits
+from gsqtok.evaluation.similarity import to_8_bits
 
 _VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 _ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"

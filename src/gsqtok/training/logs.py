@@ -16,7 +16,6 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from gsqtok.data import to_pil
 from gsqtok.training.run_folder import RunFolder
@@ -100,6 +99,8 @@ class RunLog:
         """Save pictures (N, 3, H, W) above their reconstructions, to samples/ and to the curves."""
         if not self.main:
             return
+        from torchvision.utils import make_grid
+
         pairs = make_grid([*images, *reconstructions], nrow=len(images), padding=2, pad_value=1.0)
         picture: Image.Image = to_pil(pairs)
         picture.save(self.run.samples / f"step-{step:08d}.png")

@@ -10,16 +10,16 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
 from gsqtok.tokenizer import ImageTokenizer
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard(tokenizer: ImageTokenizer) -> None:
@@ -34,6 +34,9 @@ def shard(tokenizer: ImageTokenizer) -> None:
     Args:
         tokenizer: with its weights on the rank's device, contiguous, the same on all ranks.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # nothing here is changed in place
     mesh = init_device_mesh(tokenizer.device.type, (distributed.get_world_size(),))
     for network in (tokenizer.encoder, tokenizer.decoder):
@@ -44,14 +47,19 @@ def shard(tokenizer: ImageTokenizer) -> None:
     tokenizer.register_load_state_dict_pre_hook(_share_out_weights)
 
 
+def _is_shared(tensor: Tensor) -> bool:
+    """Whether ranks share it out: whether it is a ``DTensor``, whose class takes seconds to import."""
+    return hasattr(tensor, "full_tensor")
+
+
 def local(tensor: Tensor) -> Tensor:
     """This rank's share, in the same memory; a whole tensor itself."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if _is_shared(tensor) else tensor
 
 
 def whole(tensor: Tensor) -> Tensor:
     """The tensor gathered from all ranks, which must all call this; a whole tensor itself."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_shared(tensor) else tensor
 
 
 @contextmanager
@@ -62,7 +70,7 @@ def whole_state(optimizer: Optimizer) -> Iterator[None]:
     """
     state = optimizer.state_dict()
     state["state"] = {
-        number: {name: _gathered(value) if isinstance(value, DTensor) else value for name, value in values.items()}
+        number: {name: _gathered(value) if _is_shared(value) else value for name, value in values.items()}
         for number, values in state["state"].items()
     }
     hook = optimizer.register_state_dict_post_hook(lambda _, __: state)
@@ -82,7 +90,7 @@ def take_whole_state(optimizer: Optimizer) -> None:
 
 def _gather_weights(tokenizer: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
     for name, value in state.items():
-        if name.startswith(prefix) and isinstance(value, DTensor):
+        if name.startswith(prefix) and _is_shared(value):
             state[name] = _gathered(value)
 
 
@@ -112,7 +120,9 @@ def _share_out_state(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, A
 
 
 def _share_out(value: Tensor, parameter: Tensor) -> Tensor:
-    if isinstance(parameter, DTensor):  # this rank's part of what every rank has read
+    if _is_shared(parameter):  # this rank's part of what every rank has read
+        from torch.distributed.tensor import distribute_tensor
+
         value = value.to(parameter.device, memory_format=torch.contiguous_format)
         value = distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
     return torch.empty_like(parameter).copy_(value)  # else the part would keep the whole in memory

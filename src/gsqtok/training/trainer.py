@@ -26,8 +26,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gsqtok.data import ImageTransform, RejectLog, train_loader
-from gsqtok.evaluation import evaluate
-from gsqtok.evaluation.metrics import usage_of
+from gsqtok.evaluation.usage import usage_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
 from gsqtok.training.config import TrainConfig
@@ -126,8 +125,7 @@ class Trainer:
             if isinstance(network, DistributedDataParallel):
                 network.broadcast_buffers = False  # they change alike on all ranks
         self.usage = usage_of(tokenizer.quantizer)
-        if self.usage is not None:
-            self.usage.persistent(True)  # part of a checkpoint: figures over an epoch outlive a restart
+        if self.usage is not None:  # part of a checkpoint: figures over an epoch outlive a restart
             self.usage.to(device)
         self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest, wait=self.sharded)
         self.collapse, self.dominance = CollapseWatch(), DominanceWatch()
@@ -282,6 +280,8 @@ class Trainer:
         """Measure the averaged weights on the validation source, and draw the grid of fixed pictures."""
         model = self.average().eval()
         if self.validation is not None:
+            from gsqtok.evaluation import evaluate  # with torchmetrics, which takes seconds to import
+
             figures = evaluate(
                 model,
                 self.validation,

@@ -19,11 +19,13 @@ from gsqtok.evaluation.environment import environment
 from gsqtok.evaluation.features import FeatureNetwork, build_features
 from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.frechet import Reference
-from gsqtok.evaluation.metrics import CodebookUsage, ReconstructionMetrics, to_8_bits, usage_of
+from gsqtok.evaluation.metrics import ReconstructionMetrics
 from gsqtok.evaluation.perceptual import PictureDistance
 from gsqtok.evaluation.processes import on_first, own_part
 from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
+from gsqtok.evaluation.similarity import to_8_bits
+from gsqtok.evaluation.usage import CodebookUsage, usage_of
 from gsqtok.tokenizer import ImageTokenizer
 
 

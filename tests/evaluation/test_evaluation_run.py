@@ -19,8 +19,8 @@ from gsqtok.evaluation import (
     measure,
 )
 from gsqtok.evaluation.fingerprint import SetFingerprint
-from gsqtok.evaluation.metrics import to_8_bits
 from gsqtok.evaluation.protocol import AdmTransform
+from gsqtok.evaluation.similarity import to_8_bits
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 
 
