@@ -124,11 +124,8 @@ def measure(shape: Shape, batch: int, device: str, said: set[str]) -> dict[str, 
     for name, run in contenders(shape, batch, device).items():
         try:
             if name != "int8":
-                out = (
-                    run().float().view(batch, -1)
-                    if name != "cudnn"
-                    else run().permute(0, 2, 3, 1).float().reshape(batch, -1)
-                )
+                out = run() if name != "cudnn" else run().permute(0, 2, 3, 1)
+                out = out.float().reshape(batch, -1)
                 truth = out if truth is None else truth
                 error = float((out - truth).square().mean().sqrt() / truth.square().mean().sqrt())
                 if not error < 0.1:
