@@ -1,7 +1,6 @@
 """What eight bits in the convolutions do to tokens and pictures.
 
     python benchmarks/eight_bits.py tiny-imagenet-64/validation-*.parquet --size 64     # on any device
-    python benchmarks/eight_bits.py --onnx                                              # and what a CPU makes of it
     python benchmarks/eight_bits.py --toy                                               # whether this script works
 
 The tokenizer inside the package on its demo pictures and on those of a source, against float32. Weights of a
@@ -13,8 +12,7 @@ and results rounded to bfloat16; statistics of norms and the quantizer are float
 ``all``: every convolution; ``inner``: all but the first and the last of each network, which are in bfloat16.
 A way is kept if pictures that went through both networks lose no more than 0.05 dB on each set.
 
-``--onnx``: the exported decoder in onnxruntime on the CPU, quantized by onnxruntime's own tools: speed and PSNR.
-What a GPU could gain is in `benchmarks/eight_bits_speed.py`.
+What a GPU could gain is in `benchmarks/eight_bits_speed.py`, what a CPU does in `benchmarks/eight_bits_onnx.py`.
 """
 
 from __future__ import annotations
@@ -24,9 +22,7 @@ import copy
 import json
 import math
 import sys
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -223,88 +219,16 @@ def pictures(source: str | Path | list[str], size: int, first: int, last: int) -
     return images[:first], images[first:]
 
 
-def prepared(args: argparse.Namespace) -> ImageTokenizer:
+def prepared(device: torch.device) -> ImageTokenizer:
     """The tokenizer in float32 by the plain formula, channels innermost."""
     cpu.applies = fused.fusible = lambda x: False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
-    tokenizer = ImageTokenizer.from_pretrained().eval().requires_grad_(False).to(args.device)
+    tokenizer = ImageTokenizer.from_pretrained().eval().requires_grad_(False).to(device)
     return tokenizer.to(memory_format=torch.channels_last)
 
 
-def demo(args: argparse.Namespace) -> Tensor:
-    return pictures(Path(gsqtok.__file__).parent / "demo_pictures", 64 if args.toy else 256, 5, 0)[0]
-
-
-# onnxruntime
-
-
-class Calibration:
-    """Tokens for onnxruntime's calibration, a picture at a time."""
-
-    def __init__(self, tokens: Tensor) -> None:
-        self.rows = iter(tokens.cpu().numpy())
-
-    def get_next(self) -> dict[str, Any] | None:
-        row = next(self.rows, None)
-        return None if row is None else {"tokens": row[None]}
-
-
-def run_onnx(args: argparse.Namespace, tokenizer: ImageTokenizer, calibration: Tensor) -> list[dict[str, Any]]:
-    """The decoder in float32 and quantized, on the demo pictures one at a time; processor time, the best of rounds."""
-    import onnxruntime
-    from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    from gsqtok.interop.export import export
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = args.threads
-    images = demo(args)
-    tokens = encode(tokenizer, images)
-    samples = encode(tokenizer, calibration)
-    signed, unsigned = QuantType.QInt8, QuantType.QUInt8
-    static = partial(quantize_static, op_types_to_quantize=["Conv"], per_channel=True)
-    makers: dict[str, Callable[[Path, Path], Any]] = {
-        "dynamic": lambda a, b: quantize_dynamic(a, b, ["Conv"], weight_type=unsigned),
-        "static": lambda a, b: static(a, b, Calibration(samples), activation_type=unsigned, weight_type=signed),
-        "static, 7-bit weights": lambda a, b: static(
-            a, b, Calibration(samples), activation_type=unsigned, weight_type=signed, reduce_range=True
-        ),
-    }
-    rows: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        export(tokenizer, folder)
-        quant_pre_process(folder / "decoder.onnx", folder / "plain.onnx", skip_symbolic_shape=True)
-        truth = None
-        print(
-            f"\nonnxruntime {onnxruntime.__version__}, decoder, {images.shape[3]} px, batch 1, {args.threads} threads"
-        )
-        for way, make in {"float32": None, **makers}.items():
-            path = folder / "plain.onnx"
-            try:
-                if make is not None:
-                    path = folder / "quantized.onnx"
-                    make(folder / "plain.onnx", path)
-                session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-                found, best = [], math.inf
-                for number in range(args.rounds * len(tokens)):
-                    start = time.process_time()
-                    (picture,) = session.run(["images"], {"tokens": tokens[number % len(tokens), None].cpu().numpy()})
-                    best = min(best, time.process_time() - start)
-                    if number < len(tokens):
-                        found.append(torch.from_numpy(picture)[0])
-            except Exception as error:  # whatever this version lacks
-                print(f"{way:26} {' '.join(str(error).split())[:150]}", flush=True)
-                continue
-            mean = float(psnr(torch.stack(found), images).mean())
-            truth = mean if truth is None else truth
-            rows.append({"part": "onnx", "way": way, "images_per_second": 1 / best, "decoder": mean - truth})
-            print(
-                f"{way:26}{1 / best:>8.2f} img/s {path.stat().st_size / 2**20:>7.1f} MiB {mean - truth:>+8.3f} dB",
-                flush=True,
-            )
-    return rows
+def demo(size: int) -> Tensor:
+    return pictures(Path(gsqtok.__file__).parent / "demo_pictures", size, 5, 0)[0]
 
 
 def main() -> None:
@@ -315,8 +239,6 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64, help="of the source's pictures")
     parser.add_argument("--count", type=int, default=256, help="of the source's pictures")
     parser.add_argument("--calibration", type=int, default=64, help="pictures that ranges are taken from")
-    parser.add_argument("--onnx", action="store_true", help="quantized onnxruntime in place of the rounding")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--toy", action="store_true", help="small pictures")
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
@@ -325,18 +247,15 @@ def main() -> None:
     device = torch.device(args.device)
     record = environment(device) | {"command": " ".join(sys.argv)}
     print(f"{record['device']}, torch {torch.__version__}, gsqtok {record['gsqtok']}")
-    tokenizer = prepared(args)
-    sets = {"demo": demo(args)}
+    tokenizer = prepared(device)
+    sets = {"demo": demo(64 if args.toy else 256)}
     calibration = sets["demo"]
     if args.source:
         first, calibration = pictures(args.source, args.size, args.count, args.calibration)
         sets = {"source": first} | sets
     with torch.no_grad():
-        if args.onnx:
-            rows = run_onnx(args, tokenizer, calibration)
-        else:
-            limits = ranges(tokenizer, calibration.to(device))
-            rows = [row for name, images in sets.items() for row in quality(tokenizer, name, images.to(device), limits)]
+        limits = ranges(tokenizer, calibration.to(device))
+        rows = [row for name, images in sets.items() for row in quality(tokenizer, name, images.to(device), limits)]
     if args.json:
         Path(args.json).write_text(json.dumps({"environment": record, "rows": rows}, indent=1) + "\n")
 

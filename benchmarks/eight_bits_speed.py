@@ -26,7 +26,6 @@ import argparse
 import copy
 import json
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -35,8 +34,6 @@ import torch
 import torch.nn.functional as F
 from throughput import fusing, inference, median_time, model
 from torch import Tensor, nn
-
-from gsqtok.evaluation.environment import environment
 
 FLOAT8 = torch.float8_e4m3fn
 CALLS = 5  # in one CUDA graph, so that launching it does not count
@@ -120,18 +117,15 @@ def milliseconds(run: Callable[[], Tensor], device: str) -> float:
     return 1e3 * median_time(graph.replay, device, 0.05) / CALLS
 
 
-def measure(shape: Shape, batch: int, device: str) -> dict[str, float]:
-    """Milliseconds by column; NaN for what this torch or this device lacks, which a line says."""
+def measure(shape: Shape, batch: int, device: str, said: set[str]) -> dict[str, float]:
+    """Milliseconds by column; NaN for what this torch or this device lacks, which a line says once."""
     found: dict[str, float] = {}
     truth: Tensor | None = None
     for name, run in contenders(shape, batch, device).items():
         try:
             if name != "int8":
-                out = (
-                    run().float().view(batch, -1)
-                    if name != "cudnn"
-                    else run().permute(0, 2, 3, 1).float().reshape(batch, -1)
-                )
+                out = run() if name != "cudnn" else run().permute(0, 2, 3, 1)
+                out = out.float().reshape(batch, -1)
                 truth = out if truth is None else truth
                 error = float((out - truth).square().mean().sqrt() / truth.square().mean().sqrt())
                 if not error < 0.1:
@@ -139,7 +133,10 @@ def measure(shape: Shape, batch: int, device: str) -> dict[str, float]:
                 del out
             found[name] = milliseconds(run, device)
         except (RuntimeError, NotImplementedError, AttributeError, TypeError, ValueError) as error:
-            print(f"{shape}, {name}: left out, {' '.join(str(error).split())[:200]}", flush=True)
+            reason = f"{name}: left out, {' '.join(str(error).split())[:200]}"
+            if reason not in said:
+                print(reason, flush=True)
+            said.add(reason)
             found[name] = math.nan
     return found
 
@@ -159,8 +156,8 @@ def main() -> None:
     if args.toy:
         args.batch, args.size = 1, 32
     torch.backends.cudnn.benchmark = True
-    record = environment(torch.device(args.device)) | {"command": " ".join(sys.argv)}
-    print(f"{record['device']}, torch {torch.__version__}, batch {args.batch}, {args.size} px; ms")
+    name = torch.cuda.get_device_name() if args.device == "cuda" else "CPU"
+    print(f"{name}, torch {torch.__version__}, batch {args.batch}, {args.size} px; ms")
     tokenizer = model(8, args.toy)
     images = (args.batch, 3, args.size, args.size)
     latent = (args.batch, tokenizer.config.latent_dim, args.size // 8, args.size // 8)
@@ -168,8 +165,9 @@ def main() -> None:
 
     print(f"{'channels to filters, side':28}" + "".join(f"{name:>13}" for name in COLUMNS))
     times: dict[Shape, dict[str, float]] = {}
+    said: set[str] = set()
     for shape in sorted(set().union(*counts.values()), key=lambda shape: -shape[2]):
-        times[shape] = measure(shape, args.batch, args.device)
+        times[shape] = measure(shape, args.batch, args.device, said)
         print(line("{} to {}, {}".format(*shape), times[shape]), flush=True)
         if args.device == "cuda":
             torch.cuda.empty_cache()
@@ -177,19 +175,21 @@ def main() -> None:
     fast, stack = inference(tokenizer, "graphs" if args.device == "cuda" else "fused", args.device)
     sums: dict[str, dict[str, float]] = {}
     with stack:
-        for name, x in {"encoder": images, "decoder": latent}.items():
-            network = getattr(fast, name)
+        for side, x in {"encoder": images, "decoder": latent}.items():
+            network = getattr(fast, side)
             source = torch.randn(x, device=args.device, dtype=network.conv_in.weight.dtype)
             whole = 1e3 * median_time(
                 lambda network=network, source=source: fast._run(network, source, 1, None, None), args.device
             )
-            total = {c: sum(n * times[shape][c] for shape, n in counts[name].items()) for c in COLUMNS}
-            sums[name] = total | {"whole": whole}
-            print(line(f"{name}, {sum(counts[name].values())} convolutions", total))
+            total = {c: sum(n * times[shape][c] for shape, n in counts[side].items()) for c in COLUMNS}
+            sums[side] = total | {"whole": whole}
+            print(line(f"{side}, {sum(counts[side].values())} convolutions", total))
             print(line("  as a whole, like this", {c: whole - total["cudnn"] + total[c] for c in COLUMNS}))
     if args.json:
         rows = [{"shape": shape, "counts": {n: c[shape] for n, c in counts.items()}, **t} for shape, t in times.items()]
-        Path(args.json).write_text(json.dumps({"environment": record, "rows": rows, "sums": sums}, indent=1) + "\n")
+        Path(args.json).write_text(
+            json.dumps({"device": name, "torch": torch.__version__, "rows": rows, "sums": sums}, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ The last table says what a way of running does to tokens: the tokenizer inside t
 float32: the share of equal tokens, and PSNR of the reconstruction.
 """
 
+from __future__ import annotations
+
 import argparse
 import contextlib
 import copy
@@ -36,7 +38,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -44,12 +46,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsqtok import ImageTokenizer
-from gsqtok.backbones import random_backbone
-from gsqtok.losses import generator_loss
 from gsqtok.networks import fused
 from gsqtok.tokenizer import TokenizerConfig
-from gsqtok.training.adversarial import DiscriminatorObjective
-from gsqtok.training.config import AdversarialConfig
+
+if TYPE_CHECKING:
+    from gsqtok.training.adversarial import DiscriminatorObjective
 
 MULTIPLIERS = {8: (1, 2, 2, 4), 16: (1, 1, 2, 2, 4)}
 SECONDS = 0.7  # for one median
@@ -201,6 +202,10 @@ class PerceptualLike(nn.Module):
 
 
 def opponent(name: str) -> DiscriminatorObjective:
+    from gsqtok.backbones import random_backbone
+    from gsqtok.training.adversarial import DiscriminatorObjective
+    from gsqtok.training.config import AdversarialConfig
+
     backbone = None if OPPONENTS[name] is None else random_backbone(OPPONENTS[name], embedding=True)
     config = AdversarialConfig(discriminator="patch" if backbone is None else "projected")
     return DiscriminatorObjective(config, backbone)
@@ -217,6 +222,8 @@ def training(
     tokenizer = copy.deepcopy(tokenizer).to(device).train()
     optimizer = torch.optim.AdamW(tokenizer.parameters(), fused=device == "cuda")
     judge = None if adversary is None else adversary.discriminator
+    if judge is not None:
+        from gsqtok.losses import generator_loss
     judges = None if judge is None else torch.optim.AdamW(judge.parameters(), fused=device == "cuda")
     shown = images if way == "published" else images.contiguous(memory_format=torch.channels_last)
     stack = contextlib.ExitStack()
@@ -247,7 +254,7 @@ def training(
                 loss = loss + F.mse_loss(perceptual(out.reconstruction.float()).float(), target.float())
             if judge is not None:
                 judge.requires_grad_(False)
-                loss = loss + 0.1 * generator_loss(judge(out.reconstruction), adversary.config.generator_loss)
+                loss = loss + adversary.config.weight * generator_loss(judge(out.reconstruction), "non_saturating")
                 judge.requires_grad_(True)
         loss.backward()
         if judge is not None:
