@@ -88,6 +88,7 @@ def test_absent_weights_are_named_and_left_out(model, pictures, capsys):
         (["--protocol", "imagenet"], "adm, flex_gen, native"),
         (["--protocol", "native", "--size", "8"], "leave the size out"),
         (["--protocol", "adm", "--size", "8", "--crop"], "leave --crop out"),
+        (["--tile", "5"], "tile must be an even number"),
         (["--features", "vgg"], "'inception' or 'timm:NETWORK'"),
         (["--features", "none", "--neighbours"], "needs features"),
         (["--features", "inception", "--weights", "absent.pth"], "no weights at absent.pth"),

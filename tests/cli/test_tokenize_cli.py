@@ -36,6 +36,12 @@ def test_from_pictures_to_verified_halves(model, pictures, tmp_path, capsys):
     assert main(["tokens", "verify", out, "--sample", "2", "-o", str(tmp_path / "pictures")]) == 0
     assert "is whole: 6 pictures in 6 rows, 1 rejected" in capsys.readouterr().out
     assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+    in_tiles = ["--tile", "4", "-o", str(tmp_path / "tiled")]
+    assert main(["tokens", "verify", out, "--sample", "2", *in_tiles]) == 0
+    for whole_picture in (tmp_path / "pictures").glob("*.png"):
+        pair = [np.asarray(Image.open(file)) for file in (whole_picture, tmp_path / "tiled" / whole_picture.name)]
+        np.testing.assert_allclose(*(np.int16(x) for x in pair), atol=1)
+    capsys.readouterr()
     assert main(["tokens", "info", out]) == 0
     assert "6, and 1 rejected" in capsys.readouterr().out
     assert main(["tokens", "split", out, "0.5", "-o", a, b]) == 0
@@ -43,6 +49,8 @@ def test_from_pictures_to_verified_halves(model, pictures, tmp_path, capsys):
     assert main(["tokens", "verify", whole, "--sample", "0"]) == 0
     capsys.readouterr()
 
+    assert main([*command, "--tile", "4"]) == 1
+    assert "tile was null, is 4" in capsys.readouterr().err
     assert main([*command, "--crop", "ten"]) == 1
     assert "its fingerprint is" in capsys.readouterr().err
     next((tmp_path / "out/data").iterdir()).unlink()
@@ -68,6 +76,7 @@ def test_a_full_disk_is_said_in_a_line(model, pictures, tmp_path, capsys, monkey
         (["--size", "0", "--crop", "center"], "need a size"),
         (["--ray-address", "auto"], "goes with --engine ray"),
         (["--shard-size", "0"], "shard_size must be positive"),
+        (["--tile", "5"], "tile must be an even number"),
     ],
 )
 def test_options_that_do_not_go_together(model, pictures, tmp_path, capsys, arguments, reason):

@@ -61,6 +61,16 @@ def check(result, expected):
         assert where[name] == pytest.approx(value, rel=1e-3), name
 
 
+def test_tiles_give_the_figures_of_the_whole(tokenizer, pictures):
+    whole, tiles = (evaluate(tokenizer, str(pictures), tile=tile) for tile in (None, 6))
+    assert (whole.model["tile"], tiles.model["tile"]) == (None, 6)
+    assert differences(whole, tiles) == []  # the same up to rounding: they may be compared
+    for name in ("psnr", "ssim", "usage", "perplexity"):
+        assert tiles[name] == pytest.approx(whole[name], rel=1e-2), name
+    half = evaluate(tokenizer, str(pictures), tile=6, precision=torch.bfloat16)
+    assert half["psnr"] == pytest.approx(whole["psnr"], abs=0.5)
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 32])
 def test_mixed_sizes(tokenizer, pictures, batch_size):
     done = []

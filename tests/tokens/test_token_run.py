@@ -267,3 +267,28 @@ def test_on_a_gpu(mixed, tmp_path, run, tiny_tokenizer, precision, agree):
     same = [np.equal(one[key][0], other[key][0]).mean() for key in one]
     assert np.mean(same) > agree
     assert verify(tmp_path / "gpu") == []
+
+
+def test_tiles_give_the_tokens_of_the_whole(mixed, tmp_path, run):
+    views = Views(None, "none")
+    run(mixed, tmp_path / "whole", views=views)
+    run(mixed, tmp_path / "tiles", views=views, tile=4)
+    whole, tiles = (rows_of(tmp_path / name) for name in ("whole", "tiles"))
+    assert tiles.keys() == whole.keys()
+    assert any(grid[0] > 2 or grid[1] > 2 for _, grid, _ in whole.values())  # more than a tile, before down-sampling
+    for row, (tokens, grid, size) in whole.items():
+        assert tiles[row][1:] == (grid, size)
+        assert np.mean(np.array(tiles[row][0]) == np.array(tokens)) > 0.99, row  # but for latents at a border
+    assert rejects_of(tmp_path / "tiles") == rejects_of(tmp_path / "whole")
+    assert verify(tmp_path / "tiles") == []
+    with pytest.raises(ValueError, match="tile was 4, is null"):  # rounding elsewhere may move a token
+        run(mixed, tmp_path / "tiles", views=views)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"tile": 7}, "even"), ({"tile": 0}, "even"), ({"tile": 8, "compile": True}, "compile")]
+)
+def test_tiles_that_cannot_be(mixed, tmp_path, run, options, message):
+    with pytest.raises(ValueError, match=message):
+        run(mixed, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()  # no plan that the right command would be held to

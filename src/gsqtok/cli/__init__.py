@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from importlib import import_module
@@ -45,6 +47,7 @@ def main(argv: list[str] | None = None) -> int:
         hint = f"did you mean '{close[0]}'?" if close else "see gsqtok --help"
         print(f"gsqtok: no command '{verb}'; {hint}", file=sys.stderr)
         return 2
+    atexit.register(gc.freeze)  # else the interpreter goes through all of PyTorch's objects before it ends
     try:
         return import_module(f"gsqtok.cli.{verb}").main(argv[1:]) or 0
     except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from gsqtok.cli.options import (
     add_model,
     add_source,
+    add_tile,
     console,
     count,
     device,
@@ -48,6 +49,7 @@ def main(argv: list[str]) -> None:
     )
     add_model(p, ", or a codec at so many bits/px: codec:jpeg@1.0, codec:webp@1.0, codec:avif@1.0")
     add_source(p)
+    add_tile(p)
     _add_options(p)
     args = p.parse_args(argv)
 
@@ -147,8 +149,8 @@ def _tokenizer(args: argparse.Namespace) -> tuple[Callable[..., Result], Callabl
 
     tokenizer = load_model(args)
     precision = None if args.precision == "float32" else getattr(torch, args.precision)
-    run = partial(evaluate, tokenizer, name=args.model or "embedded", precision=precision)
-    return run, reconstructor(tokenizer.eval(), precision), tokenizer.device
+    run = partial(evaluate, tokenizer, name=args.model or "embedded", precision=precision, tile=args.tile)
+    return run, reconstructor(tokenizer.eval(), precision, args.tile), tokenizer.device
 
 
 def _codec(args: argparse.Namespace) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
@@ -157,6 +159,8 @@ def _codec(args: argparse.Namespace) -> tuple[Callable[..., Result], Callable[..
 
     if args.precision != "float32":
         raise ValueError("--precision is a tokenizer's; a codec has none")
+    if args.tile:
+        raise ValueError("--tile is a tokenizer's; a codec takes whole pictures")
     codec = Codec.parse(args.model)
     where = device(args)
     return partial(evaluate_codec, codec, device=where), codec, where
@@ -232,7 +236,8 @@ def _circumstances(result: Result) -> Table:
     model, data, protocol, where = result.model, result.data, result.protocol, result.environment
     table = Table("measured", "")
     identity = f"{model['fingerprint'][:12]}, {model['precision']}" if model["fingerprint"] else model["version"]
-    table.add_row("model", f"{model['name']} ({identity})")
+    tiles = f", in tiles of {model['tile']}" if model.get("tile") else ""
+    table.add_row("model", f"{model['name']} ({identity}{tiles})")
     if not model["fingerprint"]:
         over = sum(bits > model["bits_per_pixel"] for bits in result.per_image["bits_per_pixel"])
         more = f"; {over:,} files are larger at the lowest quality" if over else ""

@@ -8,7 +8,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from gsqtok import forkserver
-from gsqtok.cli.options import SOURCE, add_model, console, load_model, parser
+from gsqtok.cli.options import SOURCE, add_model, add_tile, console, load_model, parser
 
 if TYPE_CHECKING:
     from gsqtok.tokens.run import RunOptions, RunResult
@@ -73,6 +73,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--workers", type=int, help="processes that decode (default: one for each processor)")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder (default: fp32)")
     p.add_argument("--compile", action="store_true", help="compile the encoder: pays for long runs on a GPU")
+    add_tile(p)
     p.add_argument("--engine", choices=("local", "ray"), default="local", help="default: local, also under torchrun")
     p.add_argument("--ray-address", help="of a Ray cluster, or 'auto' (default: Ray on this machine alone)")
     return p.parse_args(argv)
@@ -94,6 +95,7 @@ def _options(args: argparse.Namespace) -> RunOptions:
         workers=args.workers,
         precision=args.precision,
         compile=args.compile,
+        tile=args.tile,
         max_pixels=args.max_pixels,
         engine=args.engine,
         ray_address=args.ray_address,

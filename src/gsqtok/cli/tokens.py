@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from gsqtok.cli.options import add_model, console, load_model, progress, show_warnings
+from gsqtok.cli.options import add_model, add_tile, console, load_model, progress, show_warnings
 
 EXAMPLE = """example:
   gsqtok tokens info tokens/
@@ -30,6 +30,7 @@ def main(argv: list[str]) -> int | None:
     a.add_argument("folder", metavar="TOKENS")
     a.add_argument("--sample", type=int, default=4, metavar="N", help="rows to decode (default: 4)")
     a.add_argument("-o", "--output", metavar="FOLDER", help="write the decoded pictures there")
+    add_tile(a)
     a = actions.add_parser("merge", help="put several together")
     a.add_argument("folders", nargs="+", metavar="TOKENS")
     a.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the new data set")
@@ -73,7 +74,7 @@ def _verify(args: argparse.Namespace) -> int:
     )
     if args.sample > 0 and manifest["rows"]:
         args.model = args.model or manifest["model"]
-        sample = decode_sample(args.folder, load_model(args), args.sample)
+        sample = decode_sample(args.folder, load_model(args), args.sample, tile=args.tile)
         if args.output:
             paths = picture_paths(
                 args.output, [f"{i:04d}-{key.replace('/', '_')}" for i, (key, _, _) in enumerate(sample)]

@@ -50,6 +50,7 @@ def evaluate(
     *,
     name: str = "",
     precision: torch.dtype | None = None,
+    tile: int | None = None,
     **options: Any,
 ) -> Result:
     """Reconstruct every picture once and measure.
@@ -59,6 +60,7 @@ def evaluate(
         dataset: what ``gsqtok.data.open_source`` takes or returns.
         name: what to call the model on record.
         precision: run the tokenizer under autocast of this type; the metrics are float32 or float64 all the same.
+        tile: as ``ImageTokenizer.encode`` takes it, for pictures too large for the device; goes on record.
         options: everything that `measure` takes by keyword, such as ``protocol="adm"``, ``features="inception"``,
             ``perceptual=("lpips_vgg",)``, ``batch_size=32``.
 
@@ -82,13 +84,14 @@ def evaluate(
         "bits_per_position": quantizer.bits,
         "bits_per_pixel": tokenizer.bits_per_pixel,
         "precision": weights if precision is None else f"{weights}, {str(precision).removeprefix('torch.')} autocast",
+        "tile": tile,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
     }
     training = tokenizer.training
     tokenizer.eval()
     try:
         return measure(
-            reconstructor(tokenizer, precision),
+            reconstructor(tokenizer, precision, tile),
             dataset,
             model=model,
             codebook=usage_of(quantizer),
@@ -100,14 +103,17 @@ def evaluate(
 
 
 def reconstructor(
-    tokenizer: ImageTokenizer, precision: torch.dtype | None = None
+    tokenizer: ImageTokenizer, precision: torch.dtype | None = None, tile: int | None = None
 ) -> Callable[[Tensor], Reconstruction]:
-    """A tokenizer as `measure` takes it, under autocast of ``precision`` if one is given."""
+    """A tokenizer as `measure` takes it, under autocast of ``precision`` if one is given.
+
+    With ``tile`` feature maps are kept on the CPU; what comes out is on the device of the images all the same.
+    """
 
     def reconstruct(images: Tensor) -> Reconstruction:
         with nullcontext() if precision is None else torch.autocast(tokenizer.device.type, precision):
-            tokens = tokenizer.encode(images)
-            reconstruction = tokenizer.decode(tokens, tuple(images.shape[2:]))
+            tokens = tokenizer.encode(images.cpu() if tile else images, tile)
+            reconstruction = tokenizer.decode(tokens, tuple(images.shape[2:]), tile).to(images.device)
         bits = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
         return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64))
 

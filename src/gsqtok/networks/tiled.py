@@ -70,6 +70,12 @@ class FeatureMap:
         return scale.to(weight.device, weight.dtype), offset.to(weight.device, weight.dtype)
 
 
+def check_tile(tile: int) -> None:
+    """Raises ValueError for a tile that is not a positive even number."""
+    if tile < 2 or tile % 2:
+        raise ValueError(f"tile must be an even number of pixels, got {tile}")
+
+
 class Tiled:
     """Runs blocks on feature maps.
 
@@ -82,8 +88,7 @@ class Tiled:
     """
 
     def __init__(self, tile: int, device: torch.device) -> None:
-        if tile < 2 or tile % 2:
-            raise ValueError(f"tile must be an even number of pixels, got {tile}")
+        check_tile(tile)
         self.tile = tile
         self.device = device
         self.done: Callable[[], None] = lambda: None

@@ -65,23 +65,26 @@ def run_studies(
     held = held_at(SCALES[scale], steps)
     folders: dict[str, Path] = {}
     tables = [_Plan(study, held, pictures, output, command, folders) for study in studies]
-    jobs = {job.folder: job for table in tables for job in table.jobs if Outcome.of(job.folder) is None}
+    jobs = {job.folder: job for table in tables for job in table.jobs}
+    outcomes = {folder: outcome for folder in jobs if (outcome := Outcome.of(folder)) is not None}
     failures: dict[Path, str] = {}
-    left = set(jobs)
+    left = jobs.keys() - outcomes.keys()
 
     def report(job: Job, outcome: Outcome | None, problem: str) -> None:
-        if outcome is None:
+        if outcome is not None:
+            outcomes[job.folder] = outcome
+        else:
             failures[job.folder] = f"{problem}; {job.folder / 'log.txt'} has more"
         for table in tables:
             if any(other.folder == job.folder for other in table.jobs):
-                table.results(failures).save(table.folder / "results.json")
+                table.results(outcomes, failures).save(table.folder / "results.json")
         left.discard(job.folder)
         progress(job, outcome, problem, len(left))
 
     try:
-        do_all(list(jobs.values()), devices, per_device, report)
+        do_all([job for folder, job in jobs.items() if folder in left], devices, per_device, report)
     finally:  # also when stopped: the pages say what is done
-        results = [table.results(failures) for table in tables]
+        results = [table.results(outcomes, failures) for table in tables]
         for table, result in zip(tables, results, strict=True):
             result.save(table.folder / "results.json")
             write_page(table.study, result, table.folder)
@@ -132,10 +135,10 @@ class _Plan:
             f"{self.study.name}: {name}", folder, run.config, run.batch, self.scale.features, self.scale.perceptual
         )
 
-    def results(self, failures: dict[Path, str]) -> Table:
+    def results(self, outcomes: dict[Path, Outcome], failures: dict[Path, str]) -> Table:
         rows, newest = [], {}
         for run, job in zip(self.runs, self.jobs, strict=True):
-            outcome = Outcome.of(job.folder)
+            outcome = outcomes.get(job.folder)
             if outcome is not None:
                 rows.append(Row(run.varied, outcome.figures, outcome.state, outcome.message, run.digest))
                 newest = max(newest, outcome.environment, key=lambda environment: environment.get("date") or "")

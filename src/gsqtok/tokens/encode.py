@@ -34,6 +34,8 @@ class Encode:
         side: see ``batch_size``.
         precision: of the encoder, "fp32" or "bf16"; the quantizer stays in float32.
         compile: run the encoder through ``torch.compile``.
+        tile: as ``ImageTokenizer.encode`` takes it: pixels and feature maps then stay in host memory, and by default
+            pictures that are larger than ``side`` x ``side`` go one by one.
         shapes_vary: pictures of many shapes will come, so that compiled code should be generic.
     """
 
@@ -45,6 +47,7 @@ class Encode:
         side: int = NATIVE_SIDE,
         precision: str = "fp32",
         compile: bool = False,
+        tile: int | None = None,
         shapes_vary: bool = False,
     ) -> None:
         if precision not in ("fp32", "bf16"):
@@ -62,6 +65,7 @@ class Encode:
             tokenizer.encoder.to(memory_format=torch.channels_last)
             tokenizer.encoder.compile(dynamic=shapes_vary or None)
         self.side = side
+        self.tile = tile
         self.batch_size = batch_size or self._find_batch_size()
 
     def __call__(self, chunk: DecodedChunk) -> EncodedChunk:
@@ -83,7 +87,9 @@ class Encode:
         return functools.partial(self._fetched, chunk.on(None), parts, self._event())
 
     def _copied(self, pixels: Tensor) -> Tensor:
-        """Pixels on the device, by a stream of their own."""
+        """Pixels on the device, by a stream of their own; where they are, with a tile."""
+        if self.tile is not None:
+            return pixels
         if self.device.type != "cuda":
             return pixels.to(self.device)
         current = torch.cuda.current_stream(self.device)
@@ -110,14 +116,17 @@ class Encode:
         return encoded(chunk, grids)
 
     def tokens(self, views: Tensor) -> Tensor:
-        """uint8 (n, H, W, 3) on the device -> (n, h, w, G) int64, -1 where the encoder's output is not finite."""
-        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
+        """uint8 (n, H, W, 3) on the device -> (n, h, w, G) int64, -1 where the encoder's output is not finite.
+
+        With a tile, views and tokens are on the CPU.
+        """
+        layout = torch.channels_last if views.is_cuda else torch.contiguous_format
         images = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(127.5).sub_(1)
         count = len(images)
         if count == 1 and images.shape[2:].numel() == self.tokenizer.factor**2:
             images = images.repeat(2, 1, 1, 1)  # torch refuses to normalise a single value, alone in its batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.tokenizer.encode(images, check=False)[:count]
+            return self.tokenizer.encode(images, self.tile, check=False)[:count]
 
     def _parts(self, views: Tensor) -> list[tuple[Tensor, Tensor] | str]:
         """The same in the signed type of the size of ``dtype``, on its way to the host, and whether all are finite.
@@ -146,6 +155,8 @@ class Encode:
 
     def _find_batch_size(self) -> int:
         """Double the batch while that pays; none is larger than a chunk."""
+        if self.tile is not None:
+            return 1
         if self.device.type != "cuda":
             return CPU_BATCH
         best, rate = 1, 0.0

@@ -16,6 +16,7 @@ import pyarrow as pa
 import torch
 
 from gsqtok import forkserver
+from gsqtok.networks.tiled import check_tile
 from gsqtok.processes import processors
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens import engines, manifest
@@ -45,6 +46,7 @@ class RunOptions:
         workers: processes that decode; None: one for each processor of this process's share.
         precision: "fp32" or "bf16".
         compile: run the encoder through ``torch.compile``.
+        tile: as ``ImageTokenizer.encode`` takes it, for pictures too large for the device; None: whole pictures.
         max_pixels: larger pictures are rejected; None: those above Pillow's limit, 89 million.
         engine: "local" (also under torchrun) or "ray".
         ray_address: of a Ray cluster; None starts Ray on this machine.
@@ -58,6 +60,7 @@ class RunOptions:
     workers: int | None = None
     precision: str = "fp32"
     compile: bool = False
+    tile: int | None = None
     max_pixels: int | None = None
     engine: str = "local"
     ray_address: str | None = None
@@ -68,6 +71,10 @@ class RunOptions:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         if self.workers is not None and self.workers < 0:
             raise ValueError(f"workers must not be negative, got {self.workers}")
+        if self.tile is not None:
+            check_tile(self.tile)
+            if self.compile:
+                raise ValueError("tiles run layer by layer, which is not compiled: leave out tile or compile")
         if self.engine not in ("local", "ray"):
             raise ValueError(f"engine must be 'local' or 'ray', got {self.engine!r}")
 
@@ -125,6 +132,7 @@ def tokenize(
         side=side,
         precision=options.precision,
         compile=options.compile,
+        tile=options.tile,
         shapes_vary=options.views.crop == "none",
     )
     encode: Encode | None = None
@@ -173,6 +181,7 @@ def _settings(tokenizer: ImageTokenizer, pictures: PictureSource, options: RunOp
         "chunk_size": chunk_pictures(side, options.views.number, options.shard_size),
         "precision": options.precision,
         "compile": options.compile,
+        "tile": options.tile,  # the same tokens up to rounding, which moves those at the border of two codewords
         "max pixels": options.max_pixels,
         **options.views.settings(),
     }

@@ -74,9 +74,9 @@ def verify(folder: str | Path, on_progress: Callable[[int], None] = lambda shard
 
 
 def decode_sample(
-    folder: str | Path, tokenizer: ImageTokenizer, number: int, seed: int = 0
+    folder: str | Path, tokenizer: ImageTokenizer, number: int, seed: int = 0, tile: int | None = None
 ) -> list[tuple[str, tuple[int, int], Tensor]]:
-    """Decode rows chosen at random.
+    """Decode rows chosen at random; ``tile`` is as ``ImageTokenizer.decode`` takes it.
 
     Returns:
         key, original (height, width), picture (3, H, W) in [-1, 1] of each.
@@ -98,7 +98,7 @@ def decode_sample(
             continue
         for row in pq.read_table(folder / part["file"]).take(rows).to_pylist():
             tokens = torch.tensor(row["tokens"]).reshape(1, *row["grid"])
-            picture = tokenizer.decode(tokens.to(tokenizer.device))[0].cpu()
+            picture = tokenizer.decode(tokens if tile else tokens.to(tokenizer.device), tile=tile)[0].cpu()
             if not picture.isfinite().all():
                 raise ValueError(f"the tokens of '{row['key']}' decode to numbers that are not finite")
             decoded.append((row["key"], tuple(row["size"]), picture))
