@@ -25,9 +25,9 @@ def _seed():
 
 
 @pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
-@pytest.mark.parametrize("speed", ["not slow", pytest.param("slow", marks=pytest.mark.slow)])
-def test_kernels_in_the_interpreter(speed):
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", speed, __file__]
+def test_kernels_in_the_interpreter(pytestconfig):
+    marked = pytestconfig.getoption("markexpr")  # slow ones where they are run here
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marked, __file__]
     run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-4000:]
     assert " passed" in run.stdout
