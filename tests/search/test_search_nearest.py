@@ -80,7 +80,7 @@ def test_nearest_is_exact(d, metric, n, v, kind, seed):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_many_blocks_match_the_reference(kind, metric):
-    latents, codebook = make(kind, 300, 5001, 8, seed=3)
+    latents, codebook = make(kind, 140, 4201, 8, seed=3)  # two blocks of latents, three of codewords
     found, truth = nearest(latents, codebook, metric=metric), reference.nearest(latents, codebook, metric)
     gap = (codebook[found] - codebook[truth]).norm(dim=1)
     ties = found != truth

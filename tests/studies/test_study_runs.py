@@ -1,9 +1,12 @@
 """Runs of studies: done once, taken up again, and what fails stops nothing else."""
 
 import dataclasses
+import multiprocessing
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
+import processes
 import pytest
 import torch
 from PIL import Image
@@ -11,7 +14,7 @@ from PIL import Image
 import gsqtok
 from gsqtok.cli import main
 from gsqtok.data import ImageTransform, eval_loader, open_source
-from gsqtok.studies import STUDIES
+from gsqtok.studies import STUDIES, schedule
 from gsqtok.studies.chord import chord_error
 from gsqtok.studies.run import Pictures, run_studies
 from gsqtok.studies.scale import SCALES
@@ -33,6 +36,15 @@ class Deadly:
         return os._exit, (3,)
 
 
+@pytest.fixture
+def _forked(monkeypatch):
+    """Workers from the server of the tests: what they import takes longer than what they do."""
+    processes.serve()
+    context = multiprocessing.get_context("forkserver")
+    forked = SimpleNamespace(get_context=lambda method: context, active_children=multiprocessing.active_children)
+    monkeypatch.setattr(schedule, "multiprocessing", forked)
+
+
 def two_runs():
     """A study of a training and a timing."""
     whole = STUDIES["vocabulary"]
@@ -40,6 +52,7 @@ def two_runs():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked")
 def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     study: Study = two_runs()
@@ -80,6 +93,7 @@ def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("_forked")
 def test_a_dead_worker_and_a_missing_source_stop_nothing(tmp_path):
     config = dataclasses.replace(SCALES["smoke"].gsq(1, 4, 16), batch_size=2, steps=1)
     data = dataclasses.replace(config.data, train=str(tmp_path / "nowhere"), validation=DEMO)
