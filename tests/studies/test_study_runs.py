@@ -45,6 +45,25 @@ def _forked(monkeypatch):
     monkeypatch.setattr(schedule, "multiprocessing", forked)
 
 
+def test_workers_start_processes_as_any_other_process_does():
+    """One that is spawned would spawn those that load its pictures, which takes seconds for each of them."""
+    worker = schedule._worker(None, 1)
+    try:
+        assert worker.submit(multiprocessing.get_start_method).result() == multiprocessing.get_all_start_methods()[0]
+    finally:
+        worker.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_measuring_network_without_weights_stops_before_the_first_training(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    monkeypatch.setitem(SCALES, "smoke", dataclasses.replace(SCALES["smoke"], features="timm:tf_efficientnet_lite4"))
+    with pytest.raises(FileNotFoundError, match="no weights for 'tf_efficientnet_lite4'"):
+        run_studies([two_runs()], "smoke", Pictures(DEMO, DEMO), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def two_runs():
     """A study of a training and a timing."""
     whole = STUDIES["vocabulary"]

@@ -69,11 +69,8 @@ class FrechetDistance(FrechetInceptionDistance):
     def moments(self) -> Moments:
         """Mean and covariance of the originals, over all processes; every process must call it."""
         with self.sync_context():
-            count = int(self.real_features_num_samples)
-            mean = self.real_features_sum / count
-            products = self.real_features_cov_sum - count * torch.outer(mean, mean)
-            covariance = products / max(count - 1, 1)
-            return Moments(mean.cpu().numpy(), covariance.cpu().numpy(), count)
+            mean, covariance = self._of("real")
+            return Moments(mean.cpu().numpy(), covariance.cpu().numpy(), int(self.real_features_num_samples))
 
     def compute(self) -> Tensor:
         """The distance."""
@@ -87,8 +84,23 @@ class FrechetDistance(FrechetInceptionDistance):
                 "comparing models on the same pictures, not with published figures",
                 *(self.dim, min(counts)),
             )
-        self.orig_dtype = torch.float64
-        return super().compute().clamp(min=0)
+        (mean, covariance), (other_mean, other) = self._of("real"), self._of("fake")
+        # The trace of (C C')^1/2 as that of (C^1/2 C' C^1/2)^1/2, which is symmetric: on a GPU the eigenvalues of the
+        # product, which is not, take seconds.
+        values, vectors = torch.linalg.eigh(covariance)
+        root = vectors * values.clamp(min=0).sqrt()
+        cross = torch.linalg.eigvalsh(root.T @ other @ root).clamp(min=0).sqrt().sum()
+        distance = (mean - other_mean).square().sum() + covariance.trace() + other.trace() - 2 * cross
+        return distance.clamp(min=0)
+
+    def _of(self, side: str) -> tuple[Tensor, Tensor]:
+        """Mean (D,) and covariance (D, D) of a side, float64."""
+        count, total, products = (
+            getattr(self, f"{side}_features_{name}") for name in ("num_samples", "sum", "cov_sum")
+        )
+        mean = total / count
+        covariance = (products - count * torch.outer(mean, mean)) / (count - 1).clamp(min=1)
+        return mean, (covariance + covariance.T) / 2
 
 
 class _AsTheyAre(nn.Module):

@@ -60,6 +60,9 @@ def run_studies(
 
     Returns:
         The tables, in the order of ``studies``.
+
+    Raises:
+        FileNotFoundError: a network that measures has no weights here; nothing has been trained then.
     """
     output = Path(output)
     held = held_at(SCALES[scale], steps)
@@ -69,6 +72,7 @@ def run_studies(
     outcomes = {folder: outcome for folder in jobs if (outcome := Outcome.of(folder)) is not None}
     failures: dict[Path, str] = {}
     left = jobs.keys() - outcomes.keys()
+    _check_networks([jobs[folder] for folder in left])
 
     def report(job: Job, outcome: Outcome | None, problem: str) -> None:
         if outcome is not None:
@@ -89,6 +93,18 @@ def run_studies(
             result.save(table.folder / "results.json")
             write_page(table.study, result, table.folder)
     return results
+
+
+def _check_networks(jobs: Sequence[Job]) -> None:
+    """Load the networks that measure, once: without their weights every run would train first, and fail then."""
+    from gsqtok.evaluation.features import build_features
+    from gsqtok.evaluation.perceptual import PictureDistance
+
+    trained = [job for job in jobs if job.batch is None]
+    for name in {job.features for job in trained} - {None}:
+        build_features(name)
+    for name in {name for job in trained for name in job.perceptual}:
+        PictureDistance(name, download=True)
 
 
 def held_at(scale: Scale, steps: int | None) -> Scale:
