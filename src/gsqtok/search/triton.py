@@ -59,15 +59,24 @@ class Plan:
     @lru_cache(maxsize=1024)
     def choose(cls, n: int, v: int, d: int, metric: str) -> "Plan":
         """The usual plan for n latents and v codewords of dimension d; `benchmarks/search.py --tune` times others."""
-        extra = 3 if metric == "euclidean" else 0
-        inner = max(16, _power_of_two_from(d + extra))
-        terms = max(1, min(3, (inner - extra) // d))
-        large = inner <= 32 and v >= 1 << 16 and n > 4096
-        rows, codewords = (64, 64) if inner > 64 else (64, 256) if large else (64 if n <= 4096 else 128, 128)
+        many, few = v >= 1 << 16 and n > 4096, n <= 4096
+        if metric == "euclidean":
+            # The longest codeword bounds the error of all, and the nearest of many lie close together: exact scores of
+            # what lies within the error would cost more than the low parts, which make it small.
+            terms = max(1, min(3, 125 // d))
+            inner = max(16, _power_of_two_from(terms * d + 3))
+            wide = (64, 64 if inner > 128 else 128)
+            rows, codewords = wide if inner > 64 else (64, 256) if many else (64 if few else 128, 128)
+        else:
+            inner = max(16, _power_of_two_from(d))
+            terms = min(3, inner // d)
+            many &= inner <= 32
+            rows, codewords = (64, 64) if inner > 64 else (64, 256) if many else (64 if few else 128, 128)
         tiles = -(-v // codewords)
         splits = min(max(1, (1 << 16) // n), max(1, tiles // 8))
         splits = max(splits, -(-tiles // 2048))  # a group's number takes 11 bits at most, its score keeps 12
-        return cls(rows, codewords, terms, splits, warps=4, stages=3 if inner <= 64 else 2)
+        large = inner > 64 or (rows + codewords) * inner > 1 << 14  # for three stages on the smaller GPUs
+        return cls(rows, codewords, terms, splits, warps=4, stages=2 if large else 3)
 
 
 def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = None) -> Tensor:
