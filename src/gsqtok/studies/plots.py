@@ -26,6 +26,7 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
         return None
     with style():
         from matplotlib.figure import Figure
+        from matplotlib.ticker import LogLocator, NullFormatter
 
         figure = Figure((max(5.4, _PANEL[0] * len(curves)), _PANEL[1] + 0.5), layout="constrained")
         axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
@@ -52,10 +53,15 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
             if panel is not None:
                 axis.set_title(_label(plot.panels, panel))
             if plot.log_x:
+                low, high = (end([x for points in lines.values() for x, *_ in points]) for end in (min, max))
                 axis.set_xscale("log", base=2)
-                axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.10g}")
+                axis.xaxis.set_major_locator(LogLocator(2, (1.0,) if high > 8 * low else (1.0, 1.25, 1.5), numticks=7))
+                axis.xaxis.set_major_formatter(lambda value, _: _short(value))
+                axis.xaxis.set_minor_formatter(NullFormatter())
             if plot.log_y:
                 axis.set_yscale("log")
+                axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+                axis.yaxis.set_minor_formatter(NullFormatter())
         axes[0].set_ylabel(title_of(plot.y))
         if plot.lines:
             legend(figure, list(axes))
@@ -80,6 +86,14 @@ def _curves(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, list[tu
         label = ", ".join(_label(column, setting[column]) for column in plot.lines if column in setting)
         lines.setdefault(label, []).append((x, y.mean, y.spread))
     return {label: points if isinstance(points[0][0], str) else sorted(points) for label, points in lines.items()}
+
+
+def _short(value: float) -> str:
+    """A tick of an axis in powers of two: 0.0156, 512, 64k, 1M."""
+    for unit, name in ((2**20, "M"), (2**10, "k")):
+        if value >= unit:
+            return f"{value / unit:.3g}{name}"
+    return f"{value:.3g}"
 
 
 def _label(column: str, value: Any) -> str:

@@ -51,6 +51,8 @@ def _share_out(jobs: Iterable[Job], slots: Sequence[int | None], report: Report)
                 try:
                     outcome = worker.submit(work, job).result()
                 except BrokenProcessPool:
+                    if stopped.is_set():
+                        return
                     problem = "its process was killed (out of memory?)"
                     worker = None
                 except KeyboardInterrupt:  # of the worker, whose process Ctrl-C reaches as well
