@@ -3,6 +3,7 @@ import os
 
 import pytest
 
+from gsqtok.data import open_source
 from gsqtok.data.files import distinct_names, find_files, may_be_on_hub
 
 
@@ -30,6 +31,24 @@ def test_other_files_are_counted_and_named(tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "gsqtok.data"):
         assert names(tmp_path) == ["a.png"]
     assert "left out 3 files that are not images: 'README', 'labels.csv', 'notes.txt'" in caplog.text
+
+
+def test_paths_that_are_no_utf8(tmp_path, caplog):
+    touch(tmp_path, "a.png")
+    latin = os.path.join(os.fsencode(tmp_path), b"caf\xe9.png")
+    with open(latin, "wb"):
+        pass
+    files = find_files(tmp_path)[1]
+    assert [(os.fsencode(file.path), file.name) for file in files][1] == (latin, "caf\\xe9.png")
+    with caplog.at_level(logging.WARNING, "gsqtok.data"):
+        assert open_source(tmp_path)["key"][:] == ["a.png"]
+    assert "caf\\xe9.png" in caplog.text
+    (tmp_path / "a.png").unlink()
+    with pytest.raises(ValueError, match="not UTF-8: rename"):
+        open_source(tmp_path)
+    os.rename(latin, latin[:-3] + b"tar")
+    with pytest.raises(ValueError, match="not UTF-8: rename"):
+        find_files(tmp_path)
 
 
 def test_symbolic_links(tmp_path):

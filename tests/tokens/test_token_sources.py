@@ -1,5 +1,6 @@
 """Cutting sources into spans; tar shards."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -72,6 +73,17 @@ def test_names_that_are_no_utf8_in_a_tar_shard(tmp_path):
     path.write_bytes(data)
     rows = everything(open_pictures(path))
     assert [(row.key, row.data) for row in rows] == [("x.tar/a\\xe4b.png", png(0)), ("x.tar/c.png", png(1))]
+
+
+def test_names_that_are_no_utf8_in_a_folder(tmp_path):
+    folder = os.fsencode(tmp_path)
+    for name, number in ((b"caf\xe9.png", 0), (b"b.png", 1), (b"\xff/c.png", 2)):
+        path = os.path.join(folder, name)
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as file:
+            file.write(png(number))
+    rows = everything(open_pictures(tmp_path), size=2)
+    assert {row.key: row.data for row in rows} == {"caf\\xe9.png": png(0), "b.png": png(1), "\\xff/c.png": png(2)}
 
 
 def test_label_and_caption_belong_to_their_sample(tmp_path):

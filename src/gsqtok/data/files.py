@@ -30,7 +30,7 @@ class SourceFile(NamedTuple):
 
     Attributes:
         path: where it is.
-        name: its unique name within the source, with forward slashes.
+        name: its name within the source, with forward slashes; bytes that are not UTF-8 as backslash escapes.
         stamp: size and modification time, so that a cache notices a changed file; "" for images, which have none.
     """
 
@@ -59,10 +59,12 @@ def find_files(source: str | Path, split: str | None = None) -> tuple[Kind, list
     others = []
     for path, name in named:
         kind = _kind(name)
-        if kind is None or not _is_utf8(path):
+        if kind is None:
             others.append(name)
+        elif kind != "image" and path != as_text(path):
+            raise ValueError(f"the path {as_text(path)!r} is not UTF-8: rename it")
         else:
-            kinds.setdefault(kind, []).append(SourceFile(path, name))
+            kinds.setdefault(kind, []).append(SourceFile(path, as_text(name)))
     if not kinds:
         raise ValueError(f"no image, parquet file or tar shard among the {len(others)} files of {str(source)!r}")
     if len(kinds) > 1:
@@ -197,9 +199,6 @@ def _stamp(path: str) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _is_utf8(path: str) -> bool:  # Arrow strings hold nothing else
-    try:
-        path.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+def as_text(name: str) -> str:
+    """A file's name; bytes that are not UTF-8 become backslash escapes, for a key must be text."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsqtok.data.files import IMAGE_SUFFIXES, Kind, SourceFile, distinct_names, find_files, may_be_on_hub
+from gsqtok.data.files import IMAGE_SUFFIXES, Kind, SourceFile, as_text, distinct_names, find_files, may_be_on_hub
 
 if TYPE_CHECKING:
     import datasets
@@ -115,6 +115,13 @@ def _open_images(files: list[SourceFile], streaming: bool) -> AnyDataset:
     import datasets
 
     features = _features()
+    openable = [file for file in files if file.path == as_text(file.path)]  # Arrow strings hold nothing but UTF-8
+    others = ", ".join(as_text(file.path) for file in files if file.path != as_text(file.path))
+    if not openable:
+        raise ValueError(f"paths that are not UTF-8: rename {others}")
+    if others:
+        _logger.warning("left out files whose paths are not UTF-8: rename %s", others)
+    files = openable
     columns = {"image": [{"bytes": None, "path": file.path} for file in files], "key": [file.name for file in files]}
     dataset = datasets.Dataset.from_dict(columns, features=features)
     return dataset.to_iterable_dataset(num_shards=min(_STREAM_SHARDS, len(files))) if streaming else dataset

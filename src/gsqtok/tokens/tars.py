@@ -10,7 +10,7 @@ import zlib
 from collections.abc import Iterator
 from typing import BinaryIO, NamedTuple
 
-from gsqtok.data.files import IMAGE_SUFFIXES
+from gsqtok.data.files import IMAGE_SUFFIXES, as_text
 from gsqtok.data.source import check_end
 
 _BROKEN = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
@@ -81,7 +81,7 @@ def _samples(path: str, offset: int, read: bool) -> Iterator[Sample]:
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 for member in archive:
                     archive.members = []  # or the listing of the whole shard stays in memory
-                    folder, name = os.path.split(_utf8(member.name).removeprefix("./"))
+                    folder, name = os.path.split(as_text(member.name).removeprefix("./"))
                     stem = name.partition(".")[0]
                     if not member.isfile() or not stem:  # hidden files have no stem
                         continue
@@ -98,11 +98,6 @@ def _samples(path: str, offset: int, read: bool) -> Iterator[Sample]:
         yield sample
     if damage is not None:
         raise _Damage(damage)
-
-
-def _utf8(name: str) -> str:
-    """A member's name; bytes that are no UTF-8 become backslash escapes, for a key must be text."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _with(sample: Sample, archive: tarfile.TarFile, member: tarfile.TarInfo, name: str, read: bool) -> Sample:
