@@ -14,6 +14,7 @@ layout     the same with channels innermost, without the fused stages
 compiled   channels innermost, bfloat16 weights (training: autocast), torch.compile, without the fused stages
 fused      `ImageTokenizer.optimize` (training: autocast), without CUDA graphs
 graphs     the same from CUDA graphs
+original   the modules of the original (flex_gen), run as published, where `--original` names a checkout of it
 recompute  training: fused, graphs, and the residual blocks of the two largest levels recomputed in the backward pass
 
 TFLOP/s counts what the published formula computes, whatever a way saves of it. `matrix` is that rate over the one of a
@@ -33,6 +34,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import gc
 import json
 import statistics
@@ -71,6 +73,35 @@ def model(factor: int, toy: bool) -> ImageTokenizer:
             depth_to_space=True,
         )
     )
+
+
+def with_original(tokenizer: ImageTokenizer, checkout: str) -> ImageTokenizer:
+    """A copy whose encoder and decoder are the original implementation's, of the same configuration, random weights."""
+    import importlib
+    import sys
+
+    sys.path.insert(0, checkout)
+    original = importlib.import_module("flex_gen.autoencoders.flexTokenizer.flexTokenizer")
+    config = tokenizer.config
+    levels = len(config.multipliers)
+    networks = original.FlexTokenizer(
+        hidden_channels=config.channels,
+        channel_multipliers=config.multipliers,
+        encoder_layer_configs=(config.encoder_blocks,) * levels + (config.encoder_middle_blocks,),
+        decoder_layer_configs=(config.decoder_blocks,) * levels + (config.decoder_middle_blocks,),
+        embedding_dim=config.latent_dim,
+        use_adaptive_norm=config.adaptive_norm,
+        use_learnable_up_down_sample=config.depth_to_space,
+        quantizer_config={"quantize_type": "vq", "embed_dim": config.latent_dim, "num_embed": 16},
+    )
+    tokenizer = copy.deepcopy(tokenizer)
+    for name in ("encoder", "decoder"):
+        ours, theirs = getattr(tokenizer, name), getattr(networks, name)
+        counts = [sum(p.numel() for p in network.parameters()) for network in (ours, theirs)]
+        if counts[0] != counts[1]:
+            raise ValueError(f"the {name} in {checkout} has {counts[1]:,} parameters, this one {counts[0]:,}")
+        setattr(tokenizer, name, theirs)
+    return tokenizer
 
 
 def pictures(batch: int, size: int, device: str) -> Tensor:
@@ -132,7 +163,7 @@ def inference(tokenizer: ImageTokenizer, way: str, device: str) -> tuple[ImageTo
     tokenizer = copy.deepcopy(tokenizer).to(device).eval()
     stack = contextlib.ExitStack()
     stack.enter_context(torch.no_grad())
-    if way in ("published", "layout"):
+    if way in ("original", "published", "layout"):
         stack.enter_context(torch.autocast(device, torch.bfloat16))
     if way == "layout":
         tokenizer.to(memory_format=torch.channels_last)
@@ -147,7 +178,8 @@ def inference(tokenizer: ImageTokenizer, way: str, device: str) -> tuple[ImageTo
 
 def run_inference(args: argparse.Namespace, factor: int, size: int, batch: int, way: str) -> Iterator[dict[str, Any]]:
     images = pictures(batch, size, args.device)
-    tokenizer, stack = inference(args.models[factor], way, args.device)
+    models = args.originals if way == "original" else args.models
+    tokenizer, stack = inference(models[factor], way, args.device)
     with stack:
         weight = tokenizer.encoder.conv_in.weight
         grid = torch.randn(batch, size // factor, size // factor, tokenizer.config.latent_dim, device=args.device)
@@ -158,9 +190,11 @@ def run_inference(args: argparse.Namespace, factor: int, size: int, batch: int, 
         for task, (network, x) in sources.items():
             if args.device == "cuda":
                 torch.cuda.reset_peak_memory_stats()
-            seconds = median_time(
-                lambda network=network, x=x: tokenizer._run(network, x, 1, None, None), args.device, args.seconds
-            )
+            if way == "original":
+                run = functools.partial(network, x)
+            else:
+                run = functools.partial(tokenizer._run, network, x, 1, None, None)
+            seconds = median_time(run, args.device, args.seconds)
             plain = args.models[factor].encoder if task == "encode" else args.models[factor].decoder
             yield row(args, task, factor, size, batch, way, seconds, flops(plain, x.shape))
 
@@ -225,10 +259,10 @@ def training(
     if judge is not None:
         from gsqtok.losses import generator_loss
     judges = None if judge is None else torch.optim.AdamW(judge.parameters(), fused=device == "cuda")
-    shown = images if way == "published" else images.contiguous(memory_format=torch.channels_last)
+    shown = images if way in ("original", "published") else images.contiguous(memory_format=torch.channels_last)
     stack = contextlib.ExitStack()
     stack.enter_context(fusing(way in ("fused", "graphs", "recompute")))
-    if way != "published":
+    if way not in ("original", "published"):
         tokenizer.to(memory_format=torch.channels_last)
         if perceptual is not None:
             perceptual.to(memory_format=torch.channels_last)
@@ -280,7 +314,8 @@ def run_training(args: argparse.Namespace, factor: int, size: int, batch: int, w
     if args.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    step, stack = training(args.models[factor], way, images, network, args.device, adversary)
+    models = args.originals if way == "original" else args.models
+    step, stack = training(models[factor], way, images, network, args.device, adversary)
     with stack:
         seconds = median_time(step, args.device, args.seconds)
     tokenizer = args.models[factor]
@@ -318,7 +353,7 @@ def run_agreement(args: argparse.Namespace, ways: list[str]) -> Iterator[dict[st
         return float(10 * torch.log10(4 / (found.float() - images).square().mean((1, 2, 3))).mean())
 
     yield {"task": "tokens", "way": "float32", "equal": 1.0, "psnr": psnr(base.decode(truth))}
-    for way in [way for way in ways if way != "recompute"]:
+    for way in ways:
         tokenizer, stack = inference(base, way, args.device)
         with stack:
             for _ in range(3):  # the third comes from a CUDA graph
@@ -461,6 +496,9 @@ def main() -> None:
     p.add_argument("--profile", action="store_true", help="time by kernel instead")
     p.add_argument("--kernels", action="store_true", help="the fused kernels alone instead")
     p.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN time its algorithms")
+    p.add_argument(
+        "--original", metavar="CHECKOUT", help="of the original implementation's repository: also its modules"
+    )
     p.add_argument("--json", help="also write the rows to this file")
     args = p.parse_args()
     if args.quick:
@@ -473,6 +511,8 @@ def main() -> None:
     if args.kernels:
         return run_kernels()
     args.models = {factor: model(factor, args.toy) for factor in args.factors}
+    if args.original:
+        args.originals = {factor: with_original(plain, args.original) for factor, plain in args.models.items()}
     if args.profile:
         return run_profile(args, args.factors[0], args.sizes[0], args.batches[-1])
 
@@ -481,6 +521,8 @@ def main() -> None:
     print(f"{name}, torch {torch.__version__}: matrix product {args.matrix_rate / 1e12:.0f} TFLOP/s, "
           f"copy {copy_rate(args.device) / 1e12:.2f} TB/s")  # fmt: skip
     ways = args.ways or ["published", "layout", *([] if args.quick else ["compiled"]), "fused", "graphs"]
+    if args.original and "original" not in ways:
+        ways.insert(0, "original")
     if args.device != "cuda":
         ways = [way for way in ways if way != "graphs"]
     train_ways = args.ways or [*(way for way in ways if way != "layout"), "recompute"]
@@ -505,7 +547,7 @@ def main() -> None:
 
     if args.sweep:
         args.tasks = []
-        ways = ["published", "graphs" if args.device == "cuda" else "fused"]
+        ways = ["original" if args.original else "published", "graphs" if args.device == "cuda" else "fused"]
         print(sweep_head(), flush=True)
     for factor in args.factors if args.sweep else []:
         for size, batch in [(32, 1), (64, 2)] if args.toy else SWEEP:
@@ -526,7 +568,7 @@ def main() -> None:
                             f"{task} {way}",
                         )
     if "tokens" in args.tasks:
-        attempt(lambda: run_agreement(args, [way for way in ways if way != "recompute"]), "tokens")
+        attempt(lambda: run_agreement(args, [way for way in ways if way not in ("recompute", "original")]), "tokens")
     if args.json:
         with open(args.json, "w") as file:
             json.dump(
