@@ -1,8 +1,10 @@
 import logging
+import os
 import shutil
 
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's library, which would try five times
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
