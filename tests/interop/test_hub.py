@@ -23,8 +23,11 @@ SOURCE = Path(__file__).parents[2] / "src"
 
 # Has PyTorch, whose import takes the most, and not yet huggingface_hub; each line that it reads is a process to fork.
 FORKS = """
-import json, os, runpy, signal, sys, traceback
+import json, os, runpy, signal, sys, time, traceback
 import torch
+
+pause = time.sleep
+time.sleep = lambda seconds: pause(min(seconds, 0.05))  # the hub's library tries five times, and waits in between
 
 for line in sys.stdin:
     task = json.loads(line)

@@ -90,8 +90,11 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
     plan = plan or Plan.choose(n, v, d, metric)
     inner, depth, tiles, tiles_a_split, splits, columns, rows, id_bits = _sizes(plan, v, d, euclidean)
     # What the measured rounding of the high parts leaves out: the tensor cores' own rounding and that of the lengths,
-    # neglected products of low parts, and the bits that a group's number takes from its score.
-    slack = 2.0 ** (id_bits - 22) + (inner // 16 + 4) * 2.0**-20
+    # neglected products of low parts, and the bits that a group's number takes from its score: of similarities, which
+    # are 1 at most, the same share of 1; of distances their own share.
+    slack, taken = (inner // 16 + 4) * 2.0**-20, 2.0 ** (id_bits - 22)
+    if not euclidean:
+        slack += taken
 
     half = latents.new_empty((tiles * plan.codewords, inner), dtype=torch.float16)
     exact = latents.new_empty((tiles * plan.codewords, depth), dtype=torch.float32)
@@ -114,7 +117,7 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
         BM=plan.rows, ID_BITS=id_bits, num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
     _settle[(-(-n // rows),)](
-        latents, *latents.stride(), exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits,
+        latents, *latents.stride(), exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits, taken,
         **shape, BM=rows, FEW=min(rows, 8), COLUMNS=columns, ID_BITS=id_bits, num_stages=1,
     )  # fmt: skip
     return found
@@ -255,7 +258,12 @@ def _search(
     length = largest * tl.sqrt(tl.sum(ratio * ratio, axis=1)).to(tl.float64)
     if EUCLIDEAN:
         scale = _scale(scale_ptr)
+        plain = length
         length = tl.maximum(length, scale)
+        # Taking |z|^2 / 2 off makes a score minus half the squared distance, whose bits are worth most where it is
+        # smallest. Any number would do, as all scores of a latent get the same; far from all codewords it would drown
+        # them.
+        shift = tl.minimum(0.5 * (plain / scale) * (plain / length), 0.5).to(tl.float32)
         offset = (scale / length).to(tl.float32)
         offset_high = offset.to(tl.float16)
         offset_low = (offset - offset_high.to(tl.float32)).to(tl.float16)
@@ -294,7 +302,7 @@ def _search(
         b = tl.load(half + (tile * BN + tl.arange(0, BN)).to(tl.int64)[None, :] * K + inner)
         s = tl.dot(a, b)
         if EUCLIDEAN:
-            best = _rank(_group_maxima(s, BM, BN))
+            best = _rank(_group_maxima(s, BM, BN) - shift[:, None])
         else:
             best = _group_maxima(s.to(tl.int32, bitcast=True), BM, BN)
         packed = (best & ~ID) | (tile - first_tile)
@@ -344,7 +352,7 @@ def _best(s, index, V):
 
 @triton.jit(do_not_specialize=["N", "V", "tiles", "tiles_a_split", "splits"])
 def _settle(
-    latents, stride_n, stride_d, exact, inverse, margins, slots, found, N, V, tiles, tiles_a_split, splits,
+    latents, stride_n, stride_d, exact, inverse, margins, slots, found, N, V, tiles, tiles_a_split, splits, taken,
     D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr,
     BM: tl.constexpr, FEW: tl.constexpr, COLUMNS: tl.constexpr, ID_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -363,7 +371,8 @@ def _settle(
     candidate = tl.max(held, axis=1)
     if EUCLIDEAN:
         bits = candidate & ~ID
-        bound = _rank((bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True) - margin)
+        best = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
+        bound = _rank(best - margin - taken * (tl.abs(best) + margin))
         ambiguous = candidate == LOWEST
     else:
         threshold = (candidate & ~ID).to(tl.float32, bitcast=True) - margin

@@ -53,11 +53,13 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
             if panel is not None:
                 axis.set_title(_label(plot.panels, panel))
             if plot.log_x:
-                low, high = (end([x for points in lines.values() for x, *_ in points]) for end in (min, max))
+                low, high = (end(x for points in lines.values() for x, *_ in points) for end in (min, max))
                 axis.set_xscale("log", base=2)
                 axis.xaxis.set_major_locator(LogLocator(2, (1.0,) if high > 8 * low else (1.0, 1.25, 1.5), numticks=7))
                 axis.xaxis.set_major_formatter(lambda value, _: _short(value))
                 axis.xaxis.set_minor_formatter(NullFormatter())
+            if (ceiling := _ceiling(plot, table, only)) is not None:
+                axis.axhline(ceiling, color="0.4", linestyle=":", label="no quantization")
             if plot.log_y:
                 axis.set_yscale("log")
                 axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
@@ -81,11 +83,23 @@ def _curves(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, list[tu
         if x is None:
             measured = table.value(plot.x, **setting)
             x = None if measured is None else measured.mean
-        if x is None or y is None:
+        if x is None or y is None or (plot.log_x and isinstance(x, str)):
             continue
         label = ", ".join(_label(column, setting[column]) for column in plot.lines if column in setting)
         lines.setdefault(label, []).append((x, y.mean, y.spread))
     return {label: points if isinstance(points[0][0], str) else sorted(points) for label, points in lines.items()}
+
+
+def _ceiling(plot: Plot, table: Table, only: dict[str, Any]) -> float | None:
+    """Of a run without tokens, which has no place on an axis of bits or of codewords."""
+    if not plot.log_x:
+        return None
+    for setting in table.settings():
+        y = table.value(plot.y, **setting)
+        x = setting.get(plot.x) if plot.x in setting else table.value(plot.x, **setting)
+        if y is not None and (x is None or isinstance(x, str)) and only.items() <= setting.items():
+            return y.mean
+    return None
 
 
 def _short(value: float) -> str:
