@@ -68,8 +68,9 @@ def test_several_processes_give_the_same_shards(many, tmp_path, run, command, la
     assert verify(tmp_path / "out") == []
 
 
-def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(mixed, tmp_path, run, command):
-    arguments = command(mixed, tmp_path / "out", "--workers", "1", "--size", "256", "--max-pixels", "5001")
+def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(many, tmp_path, run, command):
+    # more chunks than the process decodes ahead: it cannot be done when it is killed
+    arguments = command(many, tmp_path / "out", "--workers", "1", "--size", "128", "--max-pixels", "5001")
     process = subprocess.Popen(  # not from the server of the tests, whose child the decoding process would be
         [sys.executable, "-m", "gsqtok", *arguments],
         env=os.environ | processes.ENVIRONMENT,
@@ -88,7 +89,7 @@ def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(mixed, 
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 1, error
     assert "a decoding process died" in error
-    run(mixed, tmp_path / "out", views=Views(256), max_pixels=5001)
+    run(many, tmp_path / "out", views=Views(128), max_pixels=5001)
     assert verify(tmp_path / "out") == []
 
 

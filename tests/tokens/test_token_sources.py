@@ -177,6 +177,6 @@ def test_units_hold_at_most_a_shard(tmp_path):
 def test_chunks_hold_about_fifty_megabytes():
     assert chunk_pictures(256, 1, 8192) == 128
     assert chunk_pictures(128, 10, 8192) == 51
-    assert chunk_pictures(1024, 1, 8192) == 16
+    assert chunk_pictures(1024, 1, 8192) == chunk_pictures(4096, 1, 8192) == 8
     assert chunk_pictures(64, 1, 8192) == 512
     assert chunk_pictures(64, 1, 10) == 10

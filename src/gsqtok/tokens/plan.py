@@ -60,8 +60,8 @@ def fingerprint(settings: dict[str, Any]) -> str:
 
 
 def chunk_pictures(side: int, views: int, shard_size: int) -> int:
-    """Pictures decoded at once: about 25 MB of pixels."""
-    return min(shard_size, max(16, min(512, _PIXELS // (side * side * views))))
+    """Pictures decoded at once: about 25 MB of pixels, but 8 pictures at least."""
+    return min(shard_size, max(8, min(512, _PIXELS // (side * side * views))))
 
 
 def make_units(source: PictureSource, shard_size: int, chunk_size: int) -> tuple[Unit, ...]:

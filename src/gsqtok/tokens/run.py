@@ -171,14 +171,15 @@ def tokenize(
 
 def _settings(tokenizer: ImageTokenizer, pictures: PictureSource, options: RunOptions) -> dict[str, Any]:
     """All that the rows depend on, under the names by which a refusal calls them."""
-    side = options.views.size or NATIVE_SIDE
+    side = options.views.size or 2 * NATIVE_SIDE  # pictures that keep their size may well be photos
+    chunk = chunk_pictures(side, options.views.number, options.shard_size)
     settings = {
         "format": manifest.FORMAT,
         "model": tokenizer.fingerprint(),
         "source": pictures.digest,
         "columns": [[field.name, str(field.type)] for field in pictures.fields],
         "shard size": options.shard_size,
-        "chunk_size": chunk_pictures(side, options.views.number, options.shard_size),
+        "chunk_size": chunk if options.tile is None else max(1, chunk // 8),  # pictures for tiles are large
         "precision": options.precision,
         "compile": options.compile,
         "tile": options.tile,  # the same tokens up to rounding, which moves those at the border of two codewords
