@@ -104,6 +104,10 @@ def with_original(tokenizer: ImageTokenizer, checkout: str) -> ImageTokenizer:
     return tokenizer
 
 
+def model_for(args: argparse.Namespace, way: str, factor: int) -> ImageTokenizer:
+    return (args.originals if way == "original" else args.models)[factor]
+
+
 def pictures(batch: int, size: int, device: str) -> Tensor:
     """Smooth random pictures."""
     return F.interpolate(torch.rand(batch, 3, 16, 16, device=device) * 2 - 1, (size, size), mode="bilinear")
@@ -178,8 +182,7 @@ def inference(tokenizer: ImageTokenizer, way: str, device: str) -> tuple[ImageTo
 
 def run_inference(args: argparse.Namespace, factor: int, size: int, batch: int, way: str) -> Iterator[dict[str, Any]]:
     images = pictures(batch, size, args.device)
-    models = args.originals if way == "original" else args.models
-    tokenizer, stack = inference(models[factor], way, args.device)
+    tokenizer, stack = inference(model_for(args, way, factor), way, args.device)
     with stack:
         weight = tokenizer.encoder.conv_in.weight
         grid = torch.randn(batch, size // factor, size // factor, tokenizer.config.latent_dim, device=args.device)
@@ -314,8 +317,7 @@ def run_training(args: argparse.Namespace, factor: int, size: int, batch: int, w
     if args.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    models = args.originals if way == "original" else args.models
-    step, stack = training(models[factor], way, images, network, args.device, adversary)
+    step, stack = training(model_for(args, way, factor), way, images, network, args.device, adversary)
     with stack:
         seconds = median_time(step, args.device, args.seconds)
     tokenizer = args.models[factor]

@@ -56,7 +56,7 @@ def reconstruct(
     """
     encoding, decoding = (progress and partial(progress, what) for what in ("encoding", "decoding"))
     for batch in batches:
-        images = batch["image"] if tile else batch["image"].to(tokenizer.device)
+        images = batch["image"].to(tokenizer.input_device(tile))
         tokens = tokenizer.encode(images, tile, encoding)
         reconstructions = tokenizer.decode(tokens, tuple(images.shape[2:]), tile, decoding).cpu()
         for name, original, new, grid in zip(batch["keys"], batch["image"], reconstructions, tokens.cpu(), strict=True):

@@ -95,6 +95,10 @@ class ImageTokenizer(Pretrained, nn.Module):
         """Where the weights are."""
         return next(self.parameters()).device
 
+    def input_device(self, tile: int | None) -> torch.device:
+        """Where ``encode`` and ``decode`` take their input with this ``tile``: tiles are cut from host memory."""
+        return self.device if tile is None else torch.device("cpu")
+
     def optimize(self, dtype: torch.dtype | None = None, cuda_graphs: bool = True) -> ImageTokenizer:
         """Make ``encode`` and ``decode`` fast, in place, for inference only.
 

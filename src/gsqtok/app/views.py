@@ -84,8 +84,8 @@ def look(tokenizer: ImageTokenizer, picture: Image.Image, name: str, progress: P
 
 def encoded(tokenizer: ImageTokenizer, picture: Image.Image, progress: Progress | None = None) -> Tensor:
     """Tokens (h, w, G) of a picture, on the CPU; in tiles if it is large."""
-    image, tile = to_tensor(picture)[None], tile_for(picture.size)
-    image = image if tile else image.to(tokenizer.device)
+    tile = tile_for(picture.size)
+    image = to_tensor(picture)[None].to(tokenizer.input_device(tile))
     return tokenizer.encode(image, tile, progress and partial(progress, "encoding"))[0].cpu()
 
 
@@ -94,7 +94,7 @@ def decoded(
 ) -> Image.Image:
     """The picture, ``size`` (width, height), of tokens (h, w, G); in tiles if it is large."""
     tile = tile_for(size)
-    tokens = tokens[None] if tile else tokens[None].to(tokenizer.device)
+    tokens = tokens[None].to(tokenizer.input_device(tile))
     return to_pil(tokenizer.decode(tokens, size[::-1], tile, progress and partial(progress, "decoding"))[0])
 
 

@@ -28,7 +28,6 @@ def main(argv: list[str]) -> None:
     paths = picture_paths(args.output, archive.sizes)
     with progress("decoding") as bar:
         for name, tokens, size in bar.track(archive, total=len(archive)):
-            grid = tokens[None] if args.tile else tokens[None].to(tokenizer.device)
-            image = tokenizer.decode(grid, size, args.tile)[0]
+            image = tokenizer.decode(tokens[None].to(tokenizer.input_device(args.tile)), size, args.tile)[0]
             save_picture(to_pil(image), paths[name])
     console.print(f"{len(archive)} pictures -> {args.output}")

@@ -41,8 +41,7 @@ def main(argv: list[str]) -> None:
     with TokenArchiveWriter(args.output, tokenizer) as archive, progress("encoding") as bar:
         task = bar.add_task("", total=count(source))
         for batch in loader:
-            images = batch["image"] if args.tile else batch["image"].to(tokenizer.device)
-            tokens = tokenizer.encode(images, args.tile)
+            tokens = tokenizer.encode(batch["image"].to(tokenizer.input_device(args.tile)), args.tile)
             for name, grid in zip(batch["keys"], tokens, strict=True):
                 archive.add(name, grid, tuple(batch["image"].shape[2:]))
             positions += tokens[..., 0].numel()

@@ -115,13 +115,13 @@ def _open_images(files: list[SourceFile], streaming: bool) -> AnyDataset:
     import datasets
 
     features = _features()
-    openable = [file for file in files if file.path == as_text(file.path)]  # Arrow strings hold nothing but UTF-8
-    others = ", ".join(as_text(file.path) for file in files if file.path != as_text(file.path))
-    if not openable:
-        raise ValueError(f"paths that are not UTF-8: rename {others}")
+    others = {file.path for file in files if file.path != as_text(file.path)}  # Arrow strings hold nothing but UTF-8
     if others:
-        _logger.warning("left out files whose paths are not UTF-8: rename %s", others)
-    files = openable
+        named = ", ".join(as_text(file.path) for file in files if file.path in others)
+        files = [file for file in files if file.path not in others]
+        if not files:
+            raise ValueError(f"paths that are not UTF-8: rename {named}")
+        _logger.warning("left out files whose paths are not UTF-8: rename %s", named)
     columns = {"image": [{"bytes": None, "path": file.path} for file in files], "key": [file.name for file in files]}
     dataset = datasets.Dataset.from_dict(columns, features=features)
     return dataset.to_iterable_dataset(num_shards=min(_STREAM_SHARDS, len(files))) if streaming else dataset

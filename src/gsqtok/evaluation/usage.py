@@ -11,11 +11,10 @@ import logging
 from functools import cache
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
-from gsqtok.evaluation.processes import process_count
 from gsqtok.quantizers import Quantizer
+from gsqtok.quantizers.statistics import sum_over_ranks
 
 log = logging.getLogger("gsqtok.evaluation")
 
@@ -89,7 +88,7 @@ class CodebookUsage(nn.Module):
 
         Every process must call it. The first and the last rank are always among the ``points``.
         """
-        counts = sum(group.cpu().long() for group in _over_processes(self.counts)).sort(descending=True).values
+        counts = sum(group.cpu().long() for group in sum_over_ranks(self.counts)).sort(descending=True).values
         if len(counts) > points:
             counts = counts[torch.linspace(0, len(counts) - 1, points, dtype=torch.float64).round().long()]
         return counts.tolist()
@@ -106,14 +105,14 @@ class CodebookUsage(nn.Module):
             ValueError: no index was seen.
             OverflowError: more positions than the counts can hold.
         """
-        positions = int(_over_processes(self.positions))
+        positions = int(sum_over_ranks(self.positions))
         if positions == 0:
             raise ValueError("no indices to report on: call update(indices) first")
         if positions > torch.iinfo(self.counts.dtype).max:
             raise OverflowError(f"{positions} positions are more than the counts can hold; measure fewer pictures")
         pooled = torch.zeros(self.codebook_size, dtype=torch.int64)
         usage, perplexity = [], []
-        for counts in _over_processes(self.counts):  # one group at a time: float64 counts of all would take much memory
+        for counts in sum_over_ranks(self.counts):  # one group at a time: float64 counts of all would take much memory
             counts = counts.cpu()  # not every device has float64
             pooled += counts
             usage.append(int((counts > 0).sum()) / self.codebook_size)
@@ -151,12 +150,3 @@ def _entropy_bits(counts: Tensor) -> float:
     counts = counts[counts > 0].double()
     frequencies = counts / counts.sum()
     return max(0.0, -(frequencies * frequencies.log2()).sum().item())  # -0.0 for a single codeword
-
-
-def _over_processes(counts: Tensor) -> Tensor:
-    """The sum over the processes of torch.distributed."""
-    if process_count()[1] == 1:
-        return counts
-    total = counts.clone()
-    dist.all_reduce(total)
-    return total

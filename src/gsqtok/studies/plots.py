@@ -24,6 +24,7 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
     curves = {panel: lines for panel, lines in curves.items() if lines}
     if not curves:
         return None
+    ceiling = _ceiling(plot, table, only)
     with style():
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter
@@ -58,7 +59,7 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
                 axis.xaxis.set_major_locator(LogLocator(2, (1.0,) if high > 8 * low else (1.0, 1.25, 1.5), numticks=7))
                 axis.xaxis.set_major_formatter(lambda value, _: _short(value))
                 axis.xaxis.set_minor_formatter(NullFormatter())
-            if (ceiling := _ceiling(plot, table, only)) is not None:
+            if ceiling is not None:
                 axis.axhline(ceiling, color="0.4", linestyle=":", label="no quantization")
             if plot.log_y:
                 axis.set_yscale("log")
@@ -78,11 +79,7 @@ def _curves(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, list[tu
     for setting in table.settings():
         if any(setting.get(column) != value for column, value in only.items()):
             continue
-        y = table.value(plot.y, **setting)
-        x = setting.get(plot.x)
-        if x is None:
-            measured = table.value(plot.x, **setting)
-            x = None if measured is None else measured.mean
+        x, y = _place(plot, table, setting), table.value(plot.y, **setting)
         if x is None or y is None or (plot.log_x and isinstance(x, str)):
             continue
         label = ", ".join(_label(column, setting[column]) for column in plot.lines if column in setting)
@@ -90,13 +87,20 @@ def _curves(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, list[tu
     return {label: points if isinstance(points[0][0], str) else sorted(points) for label, points in lines.items()}
 
 
+def _place(plot: Plot, table: Table, setting: dict[str, Any]) -> Any:
+    """Where a setting stands on the x axis: what it varies, or the mean of what was measured; None for nowhere."""
+    x = setting.get(plot.x)
+    if x is None and (measured := table.value(plot.x, **setting)) is not None:
+        return measured.mean
+    return x
+
+
 def _ceiling(plot: Plot, table: Table, only: dict[str, Any]) -> float | None:
     """Of a run without tokens, which has no place on an axis of bits or of codewords."""
     if not plot.log_x:
         return None
     for setting in table.settings():
-        y = table.value(plot.y, **setting)
-        x = setting.get(plot.x) if plot.x in setting else table.value(plot.x, **setting)
+        x, y = _place(plot, table, setting), table.value(plot.y, **setting)
         if y is not None and (x is None or isinstance(x, str)) and only.items() <= setting.items():
             return y.mean
     return None

@@ -154,14 +154,12 @@ def _trained(job: Job) -> Outcome:
 
 def _show(tokenizer: ImageTokenizer, images: Tensor, file: Path) -> None:
     """Write pictures (N, 3, H, W) above their reconstructions."""
-    from torchvision.utils import make_grid
-
-    from gsqtok.data import to_pil
     from gsqtok.output import save_picture
+    from gsqtok.training.pictures import grid_of
 
     images = images.to(tokenizer.device)
     restored = tokenizer.decode(tokenizer.encode(images), tuple(images.shape[2:]))
-    save_picture(to_pil(make_grid([*images.cpu(), *restored.cpu()], nrow=len(images), padding=2, pad_value=1.0)), file)
+    save_picture(grid_of(images.cpu(), restored.cpu()), file)
 
 
 def _timed(job: Job) -> Outcome:

@@ -88,13 +88,12 @@ class Encode:
 
     def _copied(self, pixels: Tensor) -> Tensor:
         """Pixels on the device, by a stream of their own; where they are, with a tile."""
-        if self.tile is not None:
-            return pixels
-        if self.device.type != "cuda":
-            return pixels.to(self.device)
+        device = self.tokenizer.input_device(self.tile)
+        if device.type != "cuda":
+            return pixels.to(device)
         current = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copying):
-            pixels = pixels.to(self.device, non_blocking=True)
+            pixels = pixels.to(device, non_blocking=True)
         current.wait_stream(self._copying)
         pixels.record_stream(current)
         return pixels

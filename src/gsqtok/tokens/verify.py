@@ -98,7 +98,7 @@ def decode_sample(
             continue
         for row in pq.read_table(folder / part["file"]).take(rows).to_pylist():
             tokens = torch.tensor(row["tokens"]).reshape(1, *row["grid"])
-            picture = tokenizer.decode(tokens if tile else tokens.to(tokenizer.device), tile=tile)[0].cpu()
+            picture = tokenizer.decode(tokens.to(tokenizer.input_device(tile)), tile=tile)[0].cpu()
             if not picture.isfinite().all():
                 raise ValueError(f"the tokens of '{row['key']}' decode to numbers that are not finite")
             decoded.append((row["key"], tuple(row["size"]), picture))

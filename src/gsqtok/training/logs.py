@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 from accelerate import Accelerator
 from accelerate.tracking import LOGGER_TYPE_TO_CLASS, TensorBoardTracker, get_available_trackers
-from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from gsqtok.data import to_pil
+from gsqtok.training.pictures import grid_of
 from gsqtok.training.run_folder import RunFolder
 
 PROJECT = "gsqtok"  # under which trackers that know projects file a run
@@ -99,10 +98,7 @@ class RunLog:
         """Save pictures (N, 3, H, W) above their reconstructions, to samples/ and to the curves."""
         if not self.main:
             return
-        from torchvision.utils import make_grid
-
-        pairs = make_grid([*images, *reconstructions], nrow=len(images), padding=2, pad_value=1.0)
-        picture: Image.Image = to_pil(pairs)
+        picture = grid_of(images, reconstructions)
         picture.save(self.run.samples / f"step-{step:08d}.png")
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from gsqtok.data import ImageTransform, eval_loader, open_source
+from gsqtok.data import ImageTransform, eval_loader, open_source, to_pil
 from gsqtok.training.config import DataConfig
 
 GRID_PICTURES = 8
@@ -36,3 +37,10 @@ def fixed_pictures(config: DataConfig, source: Any) -> Tensor:
     if not pictures:
         raise ValueError("none of the pictures can be read")
     return torch.stack(pictures[:GRID_PICTURES])
+
+
+def grid_of(images: Tensor, reconstructions: Tensor) -> Image.Image:
+    """Pictures (N, 3, H, W), on the CPU, above their reconstructions."""
+    from torchvision.utils import make_grid
+
+    return to_pil(make_grid([*images, *reconstructions], nrow=len(images), padding=2, pad_value=1.0))
