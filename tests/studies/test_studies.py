@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from gsqtok.quantizers import build_quantizer
-from gsqtok.studies import STUDIES
+from gsqtok.studies import STUDIES, plots
 from gsqtok.studies.page import figures_table, page_of, said
-from gsqtok.studies.plots import draw
+from gsqtok.studies.run import of_all
 from gsqtok.studies.scale import SCALES
 from gsqtok.studies.study import exceeds
 from gsqtok.studies.table import Row, Table, Value
@@ -92,8 +92,23 @@ def test_without_figures_nothing_is_claimed(name):
 def test_every_plot_is_drawn(name, tmp_path):
     pytest.importorskip("matplotlib")
     for plot in STUDIES[name].plots:
-        assert draw(plot, table_of(name, state="not run"), tmp_path) is None
-        assert draw(plot, table_of(name), tmp_path).stat().st_size > 5000
+        assert plots.draw(plot, table_of(name, state="not run"), tmp_path) is None
+        assert plots.draw(plot, table_of(name), tmp_path).stat().st_size > 5000
+
+
+def test_no_quantization_is_a_ceiling_and_no_point():
+    rows = [
+        Row(
+            {"run": "trained", "bits": 18, "method": "gsq"}, {"psnr": 19.0, "bits_per_pixel": 0.3, "usage": 1.0}, "done"
+        ),
+        Row({"run": "trained", "bits": "none", "method": "identity"}, {"psnr": 20.0, "bits_per_pixel": 8.0}, "done"),
+        Row({"run": "timed", "bits": 18, "method": "gsq"}, {"quantizer_ms": 1.0}, "done"),
+    ]
+    table = Table("methods", "small", rows)
+    plot = STUDIES["methods"].plots[0]
+    assert plots.curves_of(plot, table, {"run": "trained"}) == {"gsq": [(0.3, 19.0, None)]}
+    assert plots.ceiling_of(plot, table, {"run": "trained"}) == 20.0
+    assert plots.ceiling_of(plot, table, {"run": "timed"}) is None
 
 
 def test_codebook():
@@ -214,6 +229,16 @@ def test_means_over_seeds_and_their_spread():
     assert table.value("ssim", d=1) is None
     assert table.settings() == [{"d": 1}, {"d": 2}]
     assert "| 1 | 22.00 ± 1.00 | 3 |" in figures_table(STUDIES["precision"], table)
+
+
+def test_a_study_that_went_on_elsewhere_names_both_devices():
+    first = {"device": "H100", "torch": "2.10", "date": "2026-11-25T23:00:00+00:00"}
+    second = {"device": "H200", "torch": "2.11", "date": "2026-11-26T01:00:00+00:00"}
+    table = Table("isolate", "small", [Row({"V": 4}, {"psnr": 20.0}, "done")], {}, of_all([second, first, second]))
+    assert "H100 and H200, torch 2.11, 2026-11-25 to 2026-11-26." in page_of(STUDIES["isolate"], table, [])
+    table.environment = of_all([second])
+    assert "H200, torch 2.11, 2026-11-26." in page_of(STUDIES["isolate"], table, [])
+    assert of_all([]) == {}
 
 
 def test_figures_of_a_network_have_columns():

@@ -88,7 +88,8 @@ def _setting(table: Table) -> str:
         + "."
     ]
     if where:
-        lines.append(f"{where.get('device')}, torch {where.get('torch')}, {str(where.get('date'))[:10]}.")
+        days = dict.fromkeys(str(where.get(name))[:10] for name in ("first_date", "date") if where.get(name))
+        lines.append(f"{where.get('device')}, torch {where.get('torch')}, {' to '.join(days)}.")
     if command := table.setting.get("command"):
         lines.append(f"\n```bash\n{command}\n```")
     return "\n".join(lines)

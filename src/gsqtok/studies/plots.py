@@ -20,11 +20,11 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
     """
     only = dict(plot.only)
     panels = table.values(plot.panels, **only) if plot.panels else [None]
-    curves = {panel: _curves(plot, table, only | ({plot.panels: panel} if plot.panels else {})) for panel in panels}
+    curves = {panel: curves_of(plot, table, only | ({plot.panels: panel} if plot.panels else {})) for panel in panels}
     curves = {panel: lines for panel, lines in curves.items() if lines}
     if not curves:
         return None
-    ceiling = _ceiling(plot, table, only)
+    ceiling = ceiling_of(plot, table, only)
     with style():
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogLocator, NullFormatter
@@ -73,12 +73,10 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
     return path
 
 
-def _curves(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, list[tuple[Any, float, float | None]]]:
+def curves_of(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, list[tuple[Any, float, float | None]]]:
     """Points (x, mean, spread) of each line."""
     lines: dict[str, list[tuple[Any, float, float | None]]] = {}
-    for setting in table.settings():
-        if any(setting.get(column) != value for column, value in only.items()):
-            continue
+    for setting in _settings(table, only, tokens=True):
         x, y = _place(plot, table, setting), table.value(plot.y, **setting)
         if x is None or y is None or (plot.log_x and isinstance(x, str)):
             continue
@@ -95,15 +93,22 @@ def _place(plot: Plot, table: Table, setting: dict[str, Any]) -> Any:
     return x
 
 
-def _ceiling(plot: Plot, table: Table, only: dict[str, Any]) -> float | None:
-    """Of a run without tokens, which has no place on an axis of bits or of codewords."""
-    if not plot.log_x:
-        return None
-    for setting in table.settings():
-        x, y = _place(plot, table, setting), table.value(plot.y, **setting)
-        if y is not None and (x is None or isinstance(x, str)) and only.items() <= setting.items():
+def ceiling_of(plot: Plot, table: Table, only: dict[str, Any]) -> float | None:
+    """Of the run without a quantizer, which has no place on an axis of bits or of codewords."""
+    for setting in _settings(table, only, tokens=False):
+        if (y := table.value(plot.y, **setting)) is not None:
             return y.mean
     return None
+
+
+def _settings(table: Table, only: dict[str, Any], *, tokens: bool) -> list[dict[str, Any]]:
+    """Settings of these values with tokens, or those of pictures that were measured without any."""
+    return [
+        setting
+        for setting in table.settings()
+        if only.items() <= setting.items()
+        and tokens == (table.value("psnr", **setting) is None or table.value("usage", **setting) is not None)
+    ]
 
 
 def _short(value: float) -> str:

@@ -152,12 +152,12 @@ class _Plan:
         )
 
     def results(self, outcomes: dict[Path, Outcome], failures: dict[Path, str]) -> Table:
-        rows, newest = [], {}
+        rows, environments = [], []
         for run, job in zip(self.runs, self.jobs, strict=True):
             outcome = outcomes.get(job.folder)
             if outcome is not None:
                 rows.append(Row(run.varied, outcome.figures, outcome.state, outcome.message, run.digest))
-                newest = max(newest, outcome.environment, key=lambda environment: environment.get("date") or "")
+                environments.append(outcome.environment)
             else:
                 state = "failed" if job.folder in failures else "not run"
                 rows.append(Row(run.varied, {}, state, failures.get(job.folder, ""), run.digest))
@@ -165,7 +165,16 @@ class _Plan:
         for name in ("output", "initialize_from", "freeze"):
             held.pop(name)
         setting = {"summary": self.scale.summary, "command": self.command, "features": self.scale.features}
-        return Table(self.study.name, self.scale.name, rows, setting | {"first_run": held}, newest)
+        return Table(self.study.name, self.scale.name, rows, setting | {"first_run": held}, of_all(environments))
+
+
+def of_all(environments: list[dict[str, Any]]) -> dict[str, Any]:
+    """The newest run's environment, with the devices of all and the date of the first: a study may go on elsewhere."""
+    if not environments:
+        return {}
+    by_date = sorted(environments, key=lambda environment: environment["date"])
+    devices = dict.fromkeys(environment["device"] for environment in by_date)
+    return by_date[-1] | {"device": " and ".join(devices), "first_date": by_date[0]["date"]}
 
 
 def _with(config: Any, pictures: Pictures) -> Any:

@@ -66,7 +66,7 @@ class Table:
         scale: its name.
         rows: one a run, in the study's order.
         setting: what all runs held: configuration, data, command.
-        environment: versions, device and date of the newest run.
+        environment: versions and date of the newest run, the devices of all, the date of the first.
     """
 
     study: str
