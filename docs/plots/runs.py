@@ -1,0 +1,99 @@
+"""Training runs beside each other: their curves, and the same pictures through each tokenizer.
+
+python docs/plots/runs.py RUN [RUN ...] --data SOURCE --output docs/images/NAME     # NAME-curves.png, NAME-pictures.jpg
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from gsqtok import ImageTokenizer
+from gsqtok.cli.demo import PICTURES
+from gsqtok.data import ImageTransform, eval_loader, open_source, to_pil
+from gsqtok.evaluation.plots import COLOURS, DPI, style
+from gsqtok.reconstruct import reconstruct
+
+CELL = 196  # pixels
+SMALL = (3, 50, 333, 1000)
+PARTS = {  # left, top, side in the demo's pictures
+    "astronaut.png": (75, 0, 96),
+    "chelsea.png": (140, 60, 96),
+    "coffee.png": (140, 40, 96),
+    "hubble.png": (120, 130, 96),
+    "rocket.png": (150, 40, 96),
+}
+CURVES = {
+    "loss/reconstruction": "reconstruction loss (training)",
+    "validation/psnr": "PSNR, dB (validation)",
+    "validation/ssim": "SSIM (validation)",
+    "discriminator/accuracy": "told right by the discriminator",
+}
+
+
+def main() -> None:
+    """Draw both."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("runs", nargs="+", type=Path, help="folders of training runs")
+    parser.add_argument("--data", required=True, help="small pictures to show")
+    parser.add_argument("--output", required=True, help="where to, without -curves.png")
+    arguments = parser.parse_args()
+    curves(arguments.runs, Path(f"{arguments.output}-curves.png"))
+    pictures(arguments.runs, arguments.data, Path(f"{arguments.output}-pictures.jpg"))
+
+
+def curves(runs: list[Path], path: Path) -> None:
+    """What metrics.jsonl says of each run."""
+    from matplotlib.figure import Figure
+
+    logs = {run.name: [json.loads(line) for line in (run / "metrics.jsonl").open()] for run in runs}
+    with style():
+        figure = Figure((10, 5.6), layout="constrained")
+        for axis, (name, title) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
+            for (run, rows), colour in zip(logs.items(), COLOURS, strict=False):
+                points = [(row["step"], row[name]) for row in rows if name in row]
+                if points:
+                    axis.plot(
+                        *zip(*points, strict=True), color=colour, label=run, marker="." if len(points) < 10 else ""
+                    )
+            axis.set(xlabel="step", title=title)
+            if name == "loss/reconstruction":
+                axis.set_yscale("log", base=2)
+                axis.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+            axis.legend()
+        figure.savefig(path, dpi=DPI)
+
+
+def pictures(runs: list[Path], data: str, path: Path) -> None:
+    """Originals, then each run's reconstructions: whole small pictures, and parts of the demo's, enlarged."""
+    small, large = open_source(data).select(SMALL), open_source(PICTURES)
+    rows: list[list[Image.Image]] = []
+    for run in runs:
+        tokenizer = ImageTokenizer.from_pretrained(str(run))
+        results = [
+            result
+            for source in (small, large)
+            for result in reconstruct(tokenizer, eval_loader(source, ImageTransform(None, crop="none"), batch_size=1))
+        ]
+        if not rows:
+            rows.append([_part(result.name, result.original) for result in results])
+        rows.append([_part(result.name, result.reconstruction) for result in results])
+    sheet = Image.new("RGB", (CELL * len(rows[0]), CELL * len(rows)), "white")
+    for y, row in enumerate(rows):
+        for x, part in enumerate(row):
+            sheet.paste(part, (CELL * x, CELL * y))
+    sheet.save(path, quality=90)
+
+
+def _part(name: str, picture: Tensor) -> Image.Image:
+    image = to_pil(picture)
+    left, top, side = PARTS.get(Path(name).name, (0, 0, image.width))
+    return image.crop((left, top, left + side, top + side)).resize((CELL - 4, CELL - 4), Image.Resampling.NEAREST)
+
+
+if __name__ == "__main__":
+    main()
