@@ -15,7 +15,6 @@ the next {2, 3, 10, 11, ...}, and so on, four in all. A group is what one thread
 nor the slots need any exchange between threads. `_prepare` permutes rows such that a group is a run of codewords.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -76,7 +75,9 @@ class Plan:
             rows, codewords = (64, 64) if inner > 64 else (64, 256) if many else (64 if few else 128, 128)
         tiles = -(-v // codewords)
         splits = min(max(1, (1 << 16) // n), max(1, tiles // 8))
-        splits = max(splits, -(-tiles // 2048))  # a group's number takes 11 bits at most, its score keeps 12
+        # A group's number takes 11 bits at most, its score keeps 12. At d <= 4 so many of a large codebook lie within
+        # the margin that the slots of a split must stand for fewer.
+        splits = max(splits, -(-tiles // (512 if d <= 4 else 2048)))
         large = inner > 64 or (rows + codewords) * inner > 1 << 14  # for three stages on the smaller GPUs
         return cls(rows, codewords, terms, splits, warps=4, stages=2 if large else 3)
 
@@ -99,7 +100,8 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
     inverse = latents.new_empty(0 if euclidean else tiles * plan.codewords, dtype=torch.float64)
     error = latents.new_empty(tiles, dtype=torch.float32)
     # Euclidean scores are those of codewords shrunk to a length of at most 1.
-    scale = codebook.abs().amax().float() * math.sqrt(d) if euclidean else error
+    # In float64, as squares of float32 overflow.
+    scale = torch.linalg.vector_norm(codebook, dim=1, dtype=torch.float64).amax().float() if euclidean else error
     margin = latents.new_empty(n, dtype=torch.float32)
     slots = latents.new_empty((splits, SLOTS, n, 4), dtype=torch.int32)
     found = latents.new_empty(n, dtype=torch.int64)
@@ -347,12 +349,28 @@ def _scores(
 
 
 @triton.jit
-def _better(s, index, active, best_score, best_index):
-    """The best score so far and its lowest index, once those of a group (BM, GROUP) have been seen."""
+def _better(s, index, V, active, best_score, best_index):
+    """The best score so far and its lowest index, once a group's are seen. Rows beyond V stand for the last one."""
     top = tl.max(s, axis=1)
-    first = tl.min(tl.where(s == top[:, None], index, 0x7FFFFFFF), axis=1)
+    first = tl.min(tl.where(s == top[:, None], tl.minimum(index, V - 1), 0x7FFFFFFF), axis=1)
     better = active & ((top > best_score) | ((top == best_score) & (first < best_index)))
     return tl.where(better, top, best_score), tl.where(better, first, best_index)
+
+
+@triton.jit
+def _score_all(
+    source, stride_d, active, exact, inverse, split, quarter, V, tiles, tiles_a_split, best_score, best_index,
+    D: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, EUCLIDEAN: tl.constexpr,
+):  # fmt: skip
+    """The best score so far and its index, once all groups of a split's quarter have been seen."""
+    lane = tl.arange(0, GROUP)[None, :]
+    for tile in range(split * tiles_a_split, tl.minimum((split + 1) * tiles_a_split, tiles)):
+        group = tile * 4 + quarter
+        s = _scores(
+            source, stride_d, active, lane >= 0, exact, inverse, group.to(tl.int64), lane, D, DEPTH, GROUP, EUCLIDEAN
+        )
+        best_score, best_index = _better(s, group * GROUP + lane, V, active, best_score, best_index)
+    return best_score, best_index
 
 
 @triton.jit(do_not_specialize=["N", "V", "tiles", "tiles_a_split", "splits"])
@@ -386,26 +404,7 @@ def _settle(
     best_score = tl.full((BM,), float("-inf"), tl.float64)
     best_index = tl.zeros((BM,), tl.int32)
 
-    # Where even the last slot is within the margin: all groups of that quarter of that split, in place of its slots.
-    last_slots = tl.max(tl.where((column // 4) % 4 == 3, held, LOWEST), axis=1)
-    if tl.max((open & (last_slots >= bound)).to(tl.int32), axis=0) > 0:
-        for run in range(splits * 4):
-            split = run // 4
-            quarter = run % 4
-            last_slot = tl.load(slots + ((split * 4 + 3) * N.to(tl.int64) + row) * 4 + quarter, mask=open, other=LOWEST)
-            full = open & (last_slot >= bound)
-            if tl.max(full.to(tl.int32), axis=0) > 0:
-                replaced = full[:, None] & (column // 16 == split) & (column % 4 == quarter)
-                held = tl.where(replaced, LOWEST, held)
-                for tile in range(split * tiles_a_split, tl.minimum((split + 1) * tiles_a_split, tiles)):
-                    group = (tile * 4 + quarter).to(tl.int64)
-                    s = _scores(
-                        source, stride_d, full, lane >= 0, exact, inverse, group, lane, D, DEPTH, GROUP, EUCLIDEAN
-                    )
-                    index = tl.minimum(group.to(tl.int32) * GROUP + lane, V - 1)
-                    best_score, best_index = _better(s, index, full, best_score, best_index)
-
-    candidate = tl.max(held, axis=1)
+    crowded = open & (tl.max(tl.where((column // 4) % 4 == 3, held, LOWEST), axis=1) >= bound)
     active = open & (candidate >= bound)
     while tl.max(active.to(tl.int32), axis=0) > 0:
         at = tl.min(tl.where(held == candidate[:, None], column, COLUMNS), axis=1)
@@ -415,11 +414,20 @@ def _settle(
             source, stride_d, active, active[:, None] & (lane >= 0), exact, inverse, group.to(tl.int64), lane,
             D, DEPTH, GROUP, EUCLIDEAN,
         )  # fmt: skip
-        # Rows beyond V stand for the last codeword.
-        index = tl.minimum(group * GROUP + lane, V - 1)
-        best_score, best_index = _better(s, index, active, best_score, best_index)
+        best_score, best_index = _better(s, group * GROUP + lane, V, active, best_score, best_index)
         held = tl.where(column == at[:, None], LOWEST, held)
         candidate = tl.max(held, axis=1)
         active &= candidate >= bound
+
+    # Where even the last slot is within the margin, others may be.
+    if tl.max(crowded.to(tl.int32), axis=0) > 0:
+        for run in range(splits * 4):
+            last = (run // 4 * 4 + 3) * N.to(tl.int64) * 4 + row.to(tl.int64) * 4 + run % 4
+            full = crowded & (tl.load(slots + last, mask=crowded, other=LOWEST) >= bound)
+            if tl.max(full.to(tl.int32), axis=0) > 0:
+                best_score, best_index = _score_all(
+                    source, stride_d, full, exact, inverse, run // 4, run % 4, V, tiles, tiles_a_split,
+                    best_score, best_index, D, DEPTH, GROUP, EUCLIDEAN,
+                )  # fmt: skip
 
     tl.store(found + row, tl.where(invalid, INVALID, best_index).to(tl.int64), mask=inside)
