@@ -19,7 +19,7 @@ triton = pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
 runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="kernels need a GPU or the interpreter")
-GAP = 2e-7
+GAP = 1e-13  # how far below the best the chosen codeword's similarity may be
 SLOW = pytest.mark.slow
 KINDS = ["uniform", "clustered", "duplicated", "close", "bisector", "behind"]
 
@@ -142,22 +142,79 @@ def test_kernel_on_kinds_of_data(kind, metric):
     assert_nearest(search(latents, codebook, metric, splits=2, codewords=64), latents, codebook, metric)
 
 
-@pytest.mark.skipif(not INTERPRETED, reason="watches a function of the kernel, which only the interpreter calls")
-def test_slots_settle_uniform_data_and_not_codewords_too_close_to_tell_apart(monkeypatch):
+@pytest.fixture
+def scored_all(monkeypatch):
+    """Of each call to the slow path, how many latents were in it."""
     from gsqtok.search import triton as kernel
 
-    compared = []
+    latents, plain = [], kernel._score_all
 
-    def watch(*arguments):
-        rows, found = arguments[9] + kernel.tl.arange(0, 8), arguments[5]
-        compared.append((kernel.tl.load(found + rows, mask=rows < arguments[6], other=0) == -2).handle.data.sum())
+    def watched(source, stride_d, active, *arguments):
+        latents.append(int(active.handle.data.sum()))
+        return plain(source, stride_d, active, *arguments)
 
-    monkeypatch.setattr(kernel, "_compare_all", watch)
+    monkeypatch.setattr(kernel, "_score_all", watched)
+    return latents
+
+
+watches = pytest.mark.skipif(
+    not INTERPRETED, reason="watches a function of the kernel, which only the interpreter calls"
+)
+
+
+@watches
+def test_slots_settle_uniform_data_and_not_codewords_too_close_to_tell_apart(scored_all):
     search(*make("uniform", 256, 2048, 8, seed=0))
-    assert sum(compared) <= 1
-    compared.clear()
-    search(*make("close", 32, 2048, 8, seed=0))
-    assert sum(compared) == 32
+    assert sum(scored_all) <= 1
+    scored_all.clear()
+    search(*make("close", 32, 2048, 8, seed=0), splits=2)
+    assert sum(scored_all) == 32 * 2 * 4
+
+
+@watches
+@pytest.mark.parametrize(("metric", "radius"), [("cosine", 0.075), ("euclidean", 0.15)])
+def test_slots_settle_a_dense_codebook(metric, radius, scored_all):
+    """Caps as dense as 90 and 11 million codewords would make the sphere; a group's number takes 8 bits."""
+    g = torch.Generator().manual_seed(0)
+    ball = F.normalize(torch.randn(8192 + 32, 3, generator=g), dim=1) * torch.rand(8192 + 32, 1, generator=g) ** (1 / 3)
+    rows = F.normalize(F.pad(radius * ball, (0, 1), value=1.0), dim=1)
+    latents, codebook = rows[:32], rows[32:]
+    found = search(latents, codebook, metric, codewords=32, splits=1)
+    assert torch.equal(found, reference.nearest(latents, codebook, metric))
+    assert sum(scored_all) <= 1
+
+
+@watches
+def test_zero_latents_need_no_scores(scored_all):
+    codebook = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    assert search(torch.zeros(40, 8), codebook).tolist() == [0] * 40
+    assert scored_all == []
+    codebook[200, 3] = float("nan")
+    assert search(torch.zeros(40, 8), codebook).tolist() == [-1] * 40
+
+
+@runs_kernels
+def test_only_the_crowded_part_is_scored_whole_and_other_parts_still_count():
+    """Eight groups of the second split's first quarter, more than it has slots, are all but equally near."""
+    g = torch.Generator().manual_seed(0)
+    codebook = F.normalize(torch.randn(512, 8, generator=g), dim=1)
+    latent = F.normalize(torch.randn(1, 8, generator=g), dim=1)
+    codebook[256:512:32] = F.normalize(latent + 1e-4 * torch.randn(8, 8, generator=g), dim=1)
+    for nearest_of_all in (40, 256 + 7 * 32):
+        changed = codebook.clone()
+        changed[nearest_of_all] = latent
+        found = search(latent, changed, splits=2, codewords=32)
+        assert found.tolist() == [nearest_of_all]
+
+
+@runs_kernels
+@pytest.mark.parametrize("d", [4, 8, 16])
+def test_similarities_are_compared_in_float64(d):
+    """Codewords whose similarities to the latent differ by less than float32 can tell."""
+    g = torch.Generator().manual_seed(d)
+    latents = torch.randn(20, d, generator=g)
+    codebook = torch.cat([latents + 1e-4 * torch.randn(20, d, generator=g) for _ in range(10)])
+    assert torch.equal(search(latents, codebook), reference.nearest(latents, codebook, "cosine"))
 
 
 @runs_kernels

@@ -35,8 +35,9 @@ def nearest(
 
     Returns:
         int64 (N,), deterministic, the same under autocast and `torch.compile`. Ties go to the lowest index. At d >= 3
-        the chosen similarity is within 2e-7 of the best one; at d = 2 (cosine) the choice is exact by angle and at
-        d = 1 by value. A zero row has similarity 0 to everything, so a zero latent gets index 0. No gradient flows.
+        the chosen similarity is within float64's rounding (1e-13) of the best one; at d = 2 (cosine) the choice is
+        exact by angle and at d = 1 by value. A zero row has similarity 0 to everything, so a zero latent gets index 0.
+        No gradient flows.
 
         A latent with NaN or infinity has no nearest codeword. On a CPU that raises. On CUDA, where raising would make
         the host wait for the device, such a latent gets -1, and so does every latent if the codebook holds NaN or

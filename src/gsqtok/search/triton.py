@@ -5,14 +5,16 @@
    Cauchy-Schwarz; less where low parts fit beside the high parts in the inner dimension). Of every group of codewords
    only the largest score is kept, in one integer with the group's number, and of all groups the best SLOTS.
 3. `_settle` scores the groups within the margin of a latent's best, almost always one, exactly. Where even the last
-   slot is within the margin, another group may have been dropped: that latent is compared with every codeword.
+   slot is within the margin, another group may have been dropped: all those that the slots stand for are scored.
+
+A score is kept as minus a distance (of unit rows: the similarity minus 1), as a group's number takes its last bits. The
+similarities of the nearest of many codewords differ in those alone; a distance keeps its first 12, however small it is.
 
 A tensor core leaves each thread with pairs of adjacent columns: of a row one thread holds columns {0, 1, 8, 9, ...},
 the next {2, 3, 10, 11, ...}, and so on, four in all. A group is what one thread holds of a tile, so neither its maximum
 nor the slots need any exchange between threads. `_prepare` permutes rows such that a group is a run of codewords.
 """
 
-import math
 import os
 from dataclasses import dataclass
 from functools import lru_cache
@@ -28,7 +30,6 @@ LARGEST_D = 128
 SLOTS = 4
 LOWEST = tl.constexpr(-(2**31))
 INVALID = tl.constexpr(-1)
-AMBIGUOUS = tl.constexpr(-2)
 
 
 def obstacle(latents: Tensor, codebook: Tensor) -> str | None:
@@ -74,7 +75,9 @@ class Plan:
             rows, codewords = (64, 64) if inner > 64 else (64, 256) if many else (64 if few else 128, 128)
         tiles = -(-v // codewords)
         splits = min(max(1, (1 << 16) // n), max(1, tiles // 8))
-        splits = max(splits, -(-tiles // 2048))  # a group's number takes 11 bits at most, its score keeps 12
+        # A group's number takes 11 bits at most, its score keeps 12. At d <= 4 so many of a large codebook lie within
+        # the margin that the slots of a split must stand for fewer.
+        splits = max(splits, -(-tiles // (512 if d <= 4 else 2048)))
         large = inner > 64 or (rows + codewords) * inner > 1 << 14  # for three stages on the smaller GPUs
         return cls(rows, codewords, terms, splits, warps=4, stages=2 if large else 3)
 
@@ -82,26 +85,23 @@ class Plan:
 def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = None) -> Tensor:
     """Index of the nearest codeword, int64 (N,), of latents (N, d) in a codebook (V, d); -1 where that is undefined.
 
-    The chosen similarity is within 1.2e-7 of the best one, as lengths are rounded to float32 and all else is float64;
-    Euclidean distances are float64 throughout. Nothing waits for the device.
+    What decides is float64 throughout: its rounding alone may keep the choice from the best. No wait for the device.
     """
     (n, d), v = latents.shape, len(codebook)
     euclidean = metric == "euclidean"
     plan = plan or Plan.choose(n, v, d, metric)
     inner, depth, tiles, tiles_a_split, splits, columns, rows, id_bits = _sizes(plan, v, d, euclidean)
-    # What the measured rounding of the high parts leaves out: the tensor cores' own rounding and that of the lengths,
-    # neglected products of low parts, and the bits that a group's number takes from its score: of similarities, which
-    # are 1 at most, the same share of 1; of distances their own share.
+    # What the measured rounding of the high parts leaves out: the tensor cores' own rounding, that of the lengths and
+    # neglected products of low parts; and what of a score the bits that a group's number takes are at most.
     slack, taken = (inner // 16 + 4) * 2.0**-20, 2.0 ** (id_bits - 22)
-    if not euclidean:
-        slack += taken
 
     half = latents.new_empty((tiles * plan.codewords, inner), dtype=torch.float16)
     exact = latents.new_empty((tiles * plan.codewords, depth), dtype=torch.float32)
-    inverse = latents.new_empty(tiles * plan.codewords, dtype=torch.float32)
+    inverse = latents.new_empty(0 if euclidean else tiles * plan.codewords, dtype=torch.float64)
     error = latents.new_empty(tiles, dtype=torch.float32)
     # Euclidean scores are those of codewords shrunk to a length of at most 1.
-    scale = codebook.abs().amax().float() * math.sqrt(d) if euclidean else error
+    # In float64, as squares of float32 overflow.
+    scale = torch.linalg.vector_norm(codebook, dim=1, dtype=torch.float64).amax().float() if euclidean else error
     margin = latents.new_empty(n, dtype=torch.float32)
     slots = latents.new_empty((splits, SLOTS, n, 4), dtype=torch.int32)
     found = latents.new_empty(n, dtype=torch.int64)
@@ -118,7 +118,7 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
     )  # fmt: skip
     _settle[(-(-n // rows),)](
         latents, *latents.stride(), exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits, taken,
-        **shape, BM=rows, FEW=min(rows, 8), COLUMNS=columns, ID_BITS=id_bits, num_stages=1,
+        **shape, BM=rows, COLUMNS=columns, ID_BITS=id_bits, num_stages=1,
     )  # fmt: skip
     return found
 
@@ -150,7 +150,7 @@ def _power_of_two(x):
 
 @triton.jit
 def _rank(x):
-    """An integer that grows with x, float32, of either sign; its own inverse on the bits."""
+    """An integer that grows with x, float32 or its bits, of either sign; its own inverse on the bits."""
     bits = x.to(tl.int32, bitcast=True)
     return bits ^ ((bits >> 31) & 0x7FFFFFFF)
 
@@ -191,7 +191,7 @@ def _prepare(
         stored = (c.to(tl.float64) / unit[:, None]).to(tl.float32)  # exact, and its length is near 1
         length = tl.sqrt(tl.sum(stored.to(tl.float64) * stored.to(tl.float64), axis=1))
         factor = tl.where(length > 0, 1.0 / tl.where(length > 0, length, 1.0), 0.0)
-        tl.store(inverse + v, factor.to(tl.float32))
+        tl.store(inverse + v, factor)
     group = (tile * 4 + within // GROUP).to(tl.int64)
     lane = within % GROUP
     tl.store(exact + (group * DEPTH * GROUP + lane)[:, None] + dims * GROUP, stored, mask=dims < DEPTH)
@@ -237,7 +237,8 @@ def _search(
     D: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr, DP: tl.constexpr, K: tl.constexpr, TERMS: tl.constexpr,
     BM: tl.constexpr, ID_BITS: tl.constexpr,
 ):  # fmt: skip
-    """A block of latents against a split of the codebook: slots (splits, SLOTS, N, 4); margins (N,), inf if invalid.
+    """A block of latents against a split of the codebook: slots (splits, SLOTS, N, 4); margins (N,), inf if invalid,
+    0 if all codewords are equally near: similarities to a zero latent.
 
     A slot holds a group's largest score in its high bits, the group's tile within the split in its low ID_BITS.
     """
@@ -289,6 +290,9 @@ def _search(
     margin = tl.where(invalid, float("inf"), slack + 2.002 * tl.max(worst, axis=0))
     if TERMS == 1:
         margin += 2.0 * tl.sqrt(tl.sum(miss * miss, axis=1))
+    if not EUCLIDEAN:
+        margin = tl.where((length == 0) & (margin < float("inf")), 0.0, margin)
+        shift = 1.0 + margin  # which no score reaches
     tl.store(margins + row, margin, mask=inside & (tl.program_id(1) == 0))
 
     # Of positive scores the bits as an integer have the same order, and Hopper takes the largest of three at once.
@@ -304,7 +308,9 @@ def _search(
         if EUCLIDEAN:
             best = _rank(_group_maxima(s, BM, BN) - shift[:, None])
         else:
-            best = _group_maxima(s.to(tl.int32, bitcast=True), BM, BN)
+            largest_of_group = _group_maxima(s.to(tl.int32, bitcast=True), BM, BN).to(tl.float32, bitcast=True)
+            # The rank of a number that is negative.
+            best = (largest_of_group - shift[:, None]).to(tl.int32, bitcast=True) ^ 0x7FFFFFFF
         packed = (best & ~ID) | (tile - first_tile)
         fourth = tl.maximum(fourth, tl.minimum(third, packed))
         third = tl.maximum(third, tl.minimum(second, packed))
@@ -321,42 +327,59 @@ def _search(
 
 @triton.jit
 def _scores(
-    source, stride_d, active, exact, inverse, group, lane,
+    source, stride_d, active, wanted, exact, inverse, group, lane,
     D: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, EUCLIDEAN: tl.constexpr,
 ):  # fmt: skip
-    """Exact scores of active rows, float64: similarity times the latent's length, or minus the squared distance."""
+    """Exact scores of active rows and wanted codewords: similarity times latent's length, or minus squared distance."""
     UNROLL: tl.constexpr = DEPTH if DEPTH < 8 else 8
     codeword = group * (DEPTH * GROUP) + lane
-    mask = active[:, None] & (codeword >= 0)
-    total = mask.to(tl.float64) * 0.0
+    total = (active[:, None] & wanted).to(tl.float64) * 0.0
     for start in range(0, DEPTH, UNROLL):
         for step in tl.static_range(UNROLL):
             k = start + step
-            c = tl.load(exact + codeword + k * GROUP, mask=mask, other=0.0).to(tl.float64)
+            c = tl.load(exact + codeword + k * GROUP, mask=wanted, other=0.0).to(tl.float64)
             z = tl.load(source + k * stride_d, mask=active & (k < D), other=0.0).to(tl.float64)[:, None]
             if EUCLIDEAN:
                 total -= (z - c) * (z - c)
             else:
                 total += z * c
     if not EUCLIDEAN:
-        total *= tl.load(inverse + group * GROUP + lane, mask=mask, other=0.0).to(tl.float64)
+        total *= tl.load(inverse + group * GROUP + lane, mask=wanted, other=0.0)
     return total
 
 
 @triton.jit
-def _best(s, index, V):
-    """Largest score of each row and the lowest index that has it; rows beyond V stand for the last codeword."""
+def _better(s, index, V, active, best_score, best_index):
+    """The best score so far and its lowest index, once a group's are seen. Rows beyond V stand for the last one."""
     top = tl.max(s, axis=1)
-    return top, tl.min(tl.where(s == top[:, None], tl.minimum(index, V - 1), 0x7FFFFFFF), axis=1)
+    first = tl.min(tl.where(s == top[:, None], tl.minimum(index, V - 1), 0x7FFFFFFF), axis=1)
+    better = active & ((top > best_score) | ((top == best_score) & (first < best_index)))
+    return tl.where(better, top, best_score), tl.where(better, first, best_index)
+
+
+@triton.jit
+def _score_all(
+    source, stride_d, active, exact, inverse, split, quarter, V, tiles, tiles_a_split, best_score, best_index,
+    D: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, EUCLIDEAN: tl.constexpr,
+):  # fmt: skip
+    """The best score so far and its index, once all groups of a split's quarter have been seen."""
+    lane = tl.arange(0, GROUP)[None, :]
+    for tile in range(split * tiles_a_split, tl.minimum((split + 1) * tiles_a_split, tiles)):
+        group = tile * 4 + quarter
+        s = _scores(
+            source, stride_d, active, lane >= 0, exact, inverse, group.to(tl.int64), lane, D, DEPTH, GROUP, EUCLIDEAN
+        )
+        best_score, best_index = _better(s, group * GROUP + lane, V, active, best_score, best_index)
+    return best_score, best_index
 
 
 @triton.jit(do_not_specialize=["N", "V", "tiles", "tiles_a_split", "splits"])
 def _settle(
     latents, stride_n, stride_d, exact, inverse, margins, slots, found, N, V, tiles, tiles_a_split, splits, taken,
     D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr,
-    BM: tl.constexpr, FEW: tl.constexpr, COLUMNS: tl.constexpr, ID_BITS: tl.constexpr,
+    BM: tl.constexpr, COLUMNS: tl.constexpr, ID_BITS: tl.constexpr,
 ):  # fmt: skip
-    """The index of each latent of a block, from exact scores of the candidates in its slots or of all codewords."""
+    """The index of each latent of a block, from exact scores of the candidates in its slots or what those stand for."""
     GROUP: tl.constexpr = BN // 4
     ID: tl.constexpr = (1 << ID_BITS) - 1
     row = tl.program_id(0) * BM + tl.arange(0, BM)
@@ -364,72 +387,47 @@ def _settle(
     source = latents + row.to(tl.int64) * stride_n
     margin = tl.load(margins + row, mask=inside, other=0.0)
     invalid = margin == float("inf")
+    open = inside & (margin > 0) & (invalid == 0)
 
     column = tl.arange(0, COLUMNS)[None, :]  # split, slot, quarter
     place = slots + (column // 4) * N.to(tl.int64) * 4 + row.to(tl.int64)[:, None] * 4 + column % 4
-    held = tl.load(place, mask=inside[:, None] & (column < splits * 16), other=LOWEST)
+    held = tl.load(place, mask=open[:, None] & (column < splits * 16), other=LOWEST)
     candidate = tl.max(held, axis=1)
+    best = _rank(candidate & ~ID).to(tl.float32, bitcast=True)
+    bound = best - margin - taken * (tl.abs(best) + margin)
     if EUCLIDEAN:
-        bits = candidate & ~ID
-        best = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
-        bound = _rank(best - margin - taken * (tl.abs(best) + margin))
-        ambiguous = candidate == LOWEST
-    else:
-        threshold = (candidate & ~ID).to(tl.float32, bitcast=True) - margin
-        bound = threshold.to(tl.int32, bitcast=True)
-        ambiguous = (candidate < 0) | (threshold <= 0)  # the order of integers holds for positive scores alone
-    last_slots = tl.where((column // 4) % 4 == 3, held, LOWEST)
-    ambiguous |= tl.max(last_slots, axis=1) >= bound
-    ambiguous = ambiguous & inside & (invalid == 0)
+        bound = _rank(bound)
+    else:  # the order of integers holds for groups with a positive similarity alone
+        bound = tl.where(bound > -(1.0 + margin), _rank(bound), LOWEST + 1)
 
     lane = tl.arange(0, GROUP)[None, :]
     best_score = tl.full((BM,), float("-inf"), tl.float64)
     best_index = tl.zeros((BM,), tl.int32)
-    active = inside & (invalid == 0) & (ambiguous == 0)
+
+    crowded = open & (tl.max(tl.where((column // 4) % 4 == 3, held, LOWEST), axis=1) >= bound)
+    active = open & (candidate >= bound)
     while tl.max(active.to(tl.int32), axis=0) > 0:
         at = tl.min(tl.where(held == candidate[:, None], column, COLUMNS), axis=1)
         group = (at // 16 * tiles_a_split + (candidate & ID)) * 4 + at % 4
         group = tl.where(active, group, 0)[:, None]
-        s = _scores(source, stride_d, active, exact, inverse, group.to(tl.int64), lane, D, DEPTH, GROUP, EUCLIDEAN)
-        top, index = _best(s, group * GROUP + lane, V)
-        better = active & ((top > best_score) | ((top == best_score) & (index < best_index)))
-        best_score = tl.where(better, top, best_score)
-        best_index = tl.where(better, index, best_index)
+        s = _scores(
+            source, stride_d, active, active[:, None] & (lane >= 0), exact, inverse, group.to(tl.int64), lane,
+            D, DEPTH, GROUP, EUCLIDEAN,
+        )  # fmt: skip
+        best_score, best_index = _better(s, group * GROUP + lane, V, active, best_score, best_index)
         held = tl.where(column == at[:, None], LOWEST, held)
         candidate = tl.max(held, axis=1)
-        active &= (candidate >= bound) & (candidate > LOWEST)
+        active &= candidate >= bound
 
-    index = tl.where(invalid, INVALID, tl.where(ambiguous, AMBIGUOUS, best_index))
-    tl.store(found + row, index.to(tl.int64), mask=inside)
+    # Where even the last slot is within the margin, others may be.
+    if tl.max(crowded.to(tl.int32), axis=0) > 0:
+        for run in range(splits * 4):
+            last = (run // 4 * 4 + 3) * N.to(tl.int64) * 4 + row.to(tl.int64) * 4 + run % 4
+            full = crowded & (tl.load(slots + last, mask=crowded, other=LOWEST) >= bound)
+            if tl.max(full.to(tl.int32), axis=0) > 0:
+                best_score, best_index = _score_all(
+                    source, stride_d, full, exact, inverse, run // 4, run % 4, V, tiles, tiles_a_split,
+                    best_score, best_index, D, DEPTH, GROUP, EUCLIDEAN,
+                )  # fmt: skip
 
-    if tl.max(ambiguous.to(tl.int32), axis=0) > 0:
-        tl.debug_barrier()  # what was stored is read by other threads here
-        for start in range(0, BM, FEW):
-            _compare_all(
-                latents, stride_n, stride_d, exact, inverse, found, N, V, tiles, tl.program_id(0) * BM + start,
-                D, DEPTH, EUCLIDEAN, BN, FEW,
-            )  # fmt: skip
-
-
-@triton.jit
-def _compare_all(
-    latents, stride_n, stride_d, exact, inverse, found, N, V, tiles, start,
-    D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr, FEW: tl.constexpr,
-):  # fmt: skip
-    """The index of the AMBIGUOUS ones of a few latents, from exact scores of all codewords."""
-    row = start + tl.arange(0, FEW)
-    ambiguous = tl.load(found + row, mask=row < N, other=INVALID) == AMBIGUOUS
-    if tl.max(ambiguous.to(tl.int32), axis=0) > 0:
-        source = latents + row.to(tl.int64) * stride_n
-        within = tl.arange(0, BN)[None, :]
-        lane = within % (BN // 4)
-        best_score = tl.full((FEW,), float("-inf"), tl.float64)
-        best_index = tl.zeros((FEW,), tl.int32)
-        for tile in range(tiles):
-            group = (tile * 4 + within // (BN // 4)).to(tl.int64)
-            s = _scores(source, stride_d, ambiguous, exact, inverse, group, lane, D, DEPTH, BN // 4, EUCLIDEAN)
-            top, index = _best(s, tile * BN + within, V)
-            better = top > best_score
-            best_score = tl.where(better, top, best_score)
-            best_index = tl.where(better, index, best_index)
-        tl.store(found + row, best_index.to(tl.int64), mask=ambiguous)
+    tl.store(found + row, tl.where(invalid, INVALID, best_index).to(tl.int64), mask=inside)
