@@ -10,7 +10,7 @@ from gsqtok.studies import STUDIES, plots
 from gsqtok.studies.page import figures_table, page_of, said
 from gsqtok.studies.run import of_all
 from gsqtok.studies.scale import SCALES
-from gsqtok.studies.study import exceeds
+from gsqtok.studies.study import Plot, exceeds
 from gsqtok.studies.table import Row, Table, Value
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -107,8 +107,17 @@ def test_no_quantization_is_a_ceiling_and_no_point():
     table = Table("methods", "small", rows)
     plot = STUDIES["methods"].plots[0]
     assert plots.curves_of(plot, table, {"run": "trained"}) == {"gsq": [(0.3, 19.0, None)]}
-    assert plots.ceiling_of(plot, table, {"run": "trained"}) == 20.0
-    assert plots.ceiling_of(plot, table, {"run": "timed"}) is None
+    assert plots.references_of(plot, table, {"run": "trained"}) == {"no quantization": 20.0}
+    assert plots.references_of(plot, table, {"run": "timed"}) == {}
+
+
+def test_no_discriminator_is_a_level_and_no_point():
+    figures = {"psnr": 19.0, "usage": 1.0}
+    rows = [Row({"discriminator": "none", "losses": "", "betas": ""}, figures | {"psnr": 20.0}, "done")]
+    rows += [Row({"discriminator": "patch", "losses": loss, "betas": "b"}, figures, "done") for loss in ("NH", "HH")]
+    plot, table = Plot("psnr", "losses", "psnr", ("discriminator", "betas")), Table("discriminator", "small", rows)
+    assert plots.curves_of(plot, table, {}) == {"patch, b": [("NH", 19.0, None), ("HH", 19.0, None)]}
+    assert plots.references_of(plot, table, {}) == {"none": 20.0}
 
 
 def test_codebook():

@@ -189,7 +189,9 @@ def _panels(count: int, legend: bool) -> tuple[Figure, list[Axes]]:
 def legend(figure: Figure, axes: list[Axes]) -> None:
     """One legend below all panels, each label once."""
     handles = {label: h for axis in axes for h, label in zip(*axis.get_legend_handles_labels(), strict=True)}
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=min(len(handles), 4))
+    width = 0.6 + 0.075 * max(len(label) for label in handles)  # inches of an entry, roughly
+    columns = max(1, min(len(handles), 4, int(figure.get_figwidth() / width)))
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=columns)
 
 
 def _plain_ticks(axis: Axes, values: list[float]) -> None:

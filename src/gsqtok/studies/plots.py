@@ -24,10 +24,12 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
     curves = {panel: lines for panel, lines in curves.items() if lines}
     if not curves:
         return None
-    ceiling = ceiling_of(plot, table, only)
+    references = references_of(plot, table, only)
+    categories = list(dict.fromkeys(x for lines in curves.values() for p in lines.values() for x, *_ in p))
+    named = isinstance(categories[0], str)
     with style():
         from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter
+        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
         figure = Figure((max(5.4, _PANEL[0] * len(curves)), _PANEL[1] + 0.5), layout="constrained")
         axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
@@ -37,7 +39,7 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
                 number = labels.index(label)
                 x, y, spread = zip(*points, strict=True)
                 axis.errorbar(
-                    range(len(x)) if isinstance(x[0], str) else x,
+                    [categories.index(value) for value in x] if named else x,
                     y,
                     yerr=[s or 0 for s in spread] if any(spread) else None,
                     color=COLOURS[number % len(COLOURS)],
@@ -48,8 +50,8 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
                     capsize=3,
                     label=label,
                 )
-                if isinstance(x[0], str):
-                    axis.set_xticks(range(len(x)), x)
+            if named:
+                axis.set_xticks(range(len(categories)), categories)
             axis.set_xlabel(title_of(plot.x))
             if panel is not None:
                 axis.set_title(_label(plot.panels, panel))
@@ -59,10 +61,12 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
                 axis.xaxis.set_major_locator(LogLocator(2, (1.0,) if high > 8 * low else (1.0, 1.25, 1.5), numticks=7))
                 axis.xaxis.set_major_formatter(lambda value, _: _short(value))
                 axis.xaxis.set_minor_formatter(NullFormatter())
-            if ceiling is not None:
-                axis.axhline(ceiling, color="0.4", linestyle=":", label="no quantization")
+            for label, y in references.items():
+                axis.axhline(y, color="0.4", linestyle=":", label=label)
             if plot.log_y:
                 axis.set_yscale("log")
+                low, high = axis.get_ylim()
+                axis.yaxis.set_major_locator(MaxNLocator(6) if high < 10 * low else LogLocator(10))
                 axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
                 axis.yaxis.set_minor_formatter(NullFormatter())
         axes[0].set_ylabel(title_of(plot.y))
@@ -76,39 +80,43 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
 def curves_of(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, list[tuple[Any, float, float | None]]]:
     """Points (x, mean, spread) of each line."""
     lines: dict[str, list[tuple[Any, float, float | None]]] = {}
-    for setting in _settings(table, only, tokens=True):
+    for label, setting in _labelled(plot, table, only):
         x, y = _place(plot, table, setting), table.value(plot.y, **setting)
-        if x is None or y is None or (plot.log_x and isinstance(x, str)):
-            continue
-        label = ", ".join(_label(column, setting[column]) for column in plot.lines if column in setting)
-        lines.setdefault(label, []).append((x, y.mean, y.spread))
+        if x is not None and y is not None:
+            lines.setdefault(label, []).append((x, y.mean, y.spread))
     return {label: points if isinstance(points[0][0], str) else sorted(points) for label, points in lines.items()}
+
+
+def references_of(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, float]:
+    """What has no place on the x axis, as a level to compare with: no quantization, no discriminator."""
+    levels = {}
+    for label, setting in _labelled(plot, table, only):
+        y = table.value(plot.y, **setting)
+        if y is not None and _place(plot, table, setting) is None:
+            levels["no quantization" if _without_tokens(table, setting) else label] = y.mean
+    return levels
+
+
+def _labelled(plot: Plot, table: Table, only: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """The settings with these values, each with the name of its line."""
+    settings = [setting for setting in table.settings() if only.items() <= setting.items()]
+    named = [[_label(column, s[column]) for column in plot.lines if s.get(column, "") != ""] for s in settings]
+    return [(", ".join(names), setting) for names, setting in zip(named, settings, strict=True)]
 
 
 def _place(plot: Plot, table: Table, setting: dict[str, Any]) -> Any:
     """Where a setting stands on the x axis: what it varies, or the mean of what was measured; None for nowhere."""
+    if _without_tokens(table, setting):
+        return None
     x = setting.get(plot.x)
     if x is None and (measured := table.value(plot.x, **setting)) is not None:
         return measured.mean
-    return x
+    return None if x == "" or (plot.log_x and isinstance(x, str)) else x
 
 
-def ceiling_of(plot: Plot, table: Table, only: dict[str, Any]) -> float | None:
-    """Of the run without a quantizer, which has no place on an axis of bits or of codewords."""
-    for setting in _settings(table, only, tokens=False):
-        if (y := table.value(plot.y, **setting)) is not None:
-            return y.mean
-    return None
-
-
-def _settings(table: Table, only: dict[str, Any], *, tokens: bool) -> list[dict[str, Any]]:
-    """Settings of these values with tokens, or those of pictures that were measured without any."""
-    return [
-        setting
-        for setting in table.settings()
-        if only.items() <= setting.items()
-        and tokens == (table.value("psnr", **setting) is None or table.value("usage", **setting) is not None)
-    ]
+def _without_tokens(table: Table, setting: dict[str, Any]) -> bool:
+    """Whether pictures were measured, but no codebook: bits and codewords of it mean nothing."""
+    return table.value("psnr", **setting) is not None and table.value("usage", **setting) is None
 
 
 def _short(value: float) -> str:
