@@ -7,24 +7,30 @@ from pathlib import Path
 from typing import Any
 
 from gsqtok.output import written_aside
+from gsqtok.studies.examples import draw_examples
 from gsqtok.studies.plots import draw
 from gsqtok.studies.study import Finding, Study
-from gsqtok.studies.table import Table, shown, title_of
+from gsqtok.studies.table import Table, cell, described, shown, title_of
 
 _OF_A_NETWORK = ("frechet_distance", "lpips")  # figures whose names go on with the network's
 log = logging.getLogger("gsqtok.studies")
 
 
 def write_page(study: Study, table: Table, folder: Path) -> Path:
-    """Write ``README.md`` and the plots into the folder; without matplotlib, the page has no plots."""
-    pictures = []
+    """Write ``README.md`` and the plots into the folder; without matplotlib, the page has no plots.
+
+    Pictures and curves come from the runs in ``runs`` beside the folder.
+    """
+    pictures, examples = [], None
     try:
         pictures = [draw(plot, table, folder) for plot in study.plots]
+        examples = draw_examples(table, folder.parent / "runs", folder)
     except ImportError as error:
         log.warning("%s", error)
     page = folder / "README.md"
     with written_aside(page) as aside:
-        aside.write_text(page_of(study, table, [path.name for path in pictures if path is not None]), "utf-8")
+        names = [path.name for path in pictures if path is not None]
+        aside.write_text(page_of(study, table, names, None if examples is None else examples.name), "utf-8")
     return page
 
 
@@ -33,8 +39,8 @@ def said(study: Study, table: Table) -> list[Finding]:
     return [] if table.scale == "smoke" else study.findings(table)
 
 
-def page_of(study: Study, table: Table, pictures: list[str]) -> str:
-    """The page as Markdown."""
+def page_of(study: Study, table: Table, pictures: list[str], examples: str | None = None) -> str:
+    """The page as Markdown, with the files of its plots and that of what runs looked like."""
     done = [row for row in table.rows if row.state == "done"]
     parts = [f"# {study.name}: {table.scale} scale", study.question, f"Source: {study.source}."]
     parts.append(_setting(table))
@@ -44,9 +50,13 @@ def page_of(study: Study, table: Table, pictures: list[str]) -> str:
         parts += ["## What the figures say", "\n".join(lines)]
     parts.append(f"**What this cannot say:** {study.silent}")
     parts += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
+    if examples is not None:
+        said_of = "Of the runs that left pictures, the best and the worst by PSNR, and the one that uses the fewest "
+        said_of += "codewords: validation pictures above their reconstructions, and the runs' curves."
+        parts += ["## What it looked like", said_of, f"![examples]({examples})"]
     parts += ["## Figures", figures_table(study, table)]
     if undone := [row for row in table.rows if row.state != "done"]:
-        lines = [f"- {_varied(row.varied)}: {row.state}{f': {row.message}' if row.message else ''}" for row in undone]
+        lines = [f"- {described(row.varied)}: {row.state}{f': {row.message}' if row.message else ''}" for row in undone]
         parts += [f"## Runs without figures ({len(undone)} of {len(undone) + len(done)})", "\n".join(lines)]
     return "\n\n".join(parts) + "\n"
 
@@ -69,7 +79,7 @@ def figures_table(study: Study, table: Table) -> str:
         values = [table.value(name, **setting) for name in names]
         if not any(values):
             continue
-        cells = [_cell(setting.get(column, "")) for column in columns]
+        cells = [cell(setting.get(column, "")) for column in columns]
         cells += ["" if value is None else shown(name, value) for name, value in zip(names, values, strict=True)]
         if seeds > 1:
             cells.append(str(max(value.count for value in values if value is not None)))
@@ -98,11 +108,3 @@ def _setting(table: Table) -> str:
 def _names(sources: Any) -> str:
     sources = [sources] if isinstance(sources, str) else sources or []
     return ", ".join("/".join(Path(source).parts[-2:]) for source in sources)
-
-
-def _varied(varied: dict[str, Any]) -> str:
-    return ", ".join(f"{name} {_cell(value)}" for name, value in varied.items())
-
-
-def _cell(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)

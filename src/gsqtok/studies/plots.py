@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gsqtok.evaluation.plots import COLOURS, DPI, MARKERS, legend, style
 from gsqtok.studies.study import Plot
 from gsqtok.studies.table import Table, title_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 _PANEL = (4.4, 3.6)  # inches
 
@@ -29,7 +32,7 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
     named = isinstance(categories[0], str)
     with style():
         from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+        from matplotlib.ticker import LogLocator, NullFormatter
 
         figure = Figure((max(5.4, _PANEL[0] * len(curves)), _PANEL[1] + 0.5), layout="constrained")
         axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
@@ -64,17 +67,24 @@ def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
             for label, y in references.items():
                 axis.axhline(y, color="0.4", linestyle=":", label=label)
             if plot.log_y:
-                axis.set_yscale("log")
-                low, high = axis.get_ylim()
-                axis.yaxis.set_major_locator(MaxNLocator(6) if high < 10 * low else LogLocator(10))
-                axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-                axis.yaxis.set_minor_formatter(NullFormatter())
+                log_y(axis)
         axes[0].set_ylabel(title_of(plot.y))
         if plot.lines:
             legend(figure, list(axes))
         path = folder / f"{plot.file}.png"
         figure.savefig(path, dpi=DPI)
     return path
+
+
+def log_y(axis: Axes) -> None:
+    """A logarithmic axis with a few plain numbers on it, however short it is."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    axis.set_yscale("log")
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_locator(MaxNLocator(6) if high < 10 * low else LogLocator(10))
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def curves_of(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, list[tuple[Any, float, float | None]]]:

@@ -124,6 +124,16 @@ class Table:
         return cls(**content | {"rows": [Row(**row) for row in content["rows"]]})
 
 
+def cell(value: Any) -> str:
+    """A value of what varies, as people read it."""
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def described(varied: dict[str, Any]) -> str:
+    """What varies in a run: G 8, d 2, V 1,024."""
+    return ", ".join(f"{column} {cell(value)}" for column, value in varied.items() if value != "")
+
+
 def title_of(name: str) -> str:
     """How a figure is called on the page."""
     return TITLES[name][0] if name in TITLES else figure_of(name).title

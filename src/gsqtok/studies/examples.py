@@ -1,0 +1,79 @@
+"""What a study's runs looked like: pictures of the best and the worst beside their curves."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from gsqtok.evaluation.plots import COLOURS, DPI, style
+from gsqtok.studies.plots import log_y
+from gsqtok.studies.table import Row, Table, described
+
+WIDTH, CURVE = 8.0, 3.0  # inches: of all, and the height of the curves
+CURVES = {"loss/reconstruction": "reconstruction loss (training)", "codebook/perplexity": "perplexity (training)"}
+
+
+def draw_examples(table: Table, runs: Path, folder: Path) -> Path | None:
+    """Draw ``examples.jpg`` into the folder; None where no run has left pictures.
+
+    Args:
+        table: the study's results.
+        runs: the folder of all runs; that of a run ends in its digest.
+        folder: where to.
+
+    Raises:
+        ImportError: no matplotlib.
+    """
+    chosen = choose(table, runs)
+    if not chosen:
+        return None
+    with style():
+        from matplotlib.figure import Figure
+        from matplotlib.image import imread
+
+        pictures = [imread(run / "pictures.png") for _, run in chosen]
+        heights = [WIDTH * picture.shape[0] / picture.shape[1] + 0.4 for picture in pictures]
+        figure = Figure((WIDTH, sum(heights) + CURVE), layout="constrained")
+        above, below = figure.subfigures(2, 1, height_ratios=[sum(heights), CURVE])
+        axes = above.subplots(len(chosen), 1, squeeze=False, height_ratios=heights)[:, 0]
+        for axis, picture, (row, _), colour in zip(axes, pictures, chosen, COLOURS, strict=False):
+            axis.imshow(picture)
+            axis.set_axis_off()
+            axis.set_title(_caption(row), fontsize="medium", color=colour)
+        logs = [_log(run) for _, run in chosen]
+        for axis, (name, title) in zip(below.subplots(1, 2), CURVES.items(), strict=True):
+            for log, colour in zip(logs, COLOURS, strict=False):
+                points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
+                if points:
+                    axis.plot(*zip(*points, strict=True), color=colour, marker=".")
+            axis.set(xlabel="step", title=title)
+            log_y(axis)
+        path = folder / "examples.jpg"
+        figure.savefig(path, dpi=DPI, pil_kwargs={"quality": 90})
+    return path
+
+
+def choose(table: Table, runs: Path) -> list[tuple[Row, Path]]:
+    """Of the runs with pictures the best and the worst by PSNR, and the one that uses the fewest codewords."""
+    shown = [(row, run) for row in table.rows if "psnr" in row.figures and (run := _folder(row, runs)) is not None]
+    if not shown:
+        return []
+    shown = [pair for pair in shown if pair[0].figures.get("usage") is not None] or shown
+    by_psnr = sorted(shown, key=lambda pair: pair[0].figures["psnr"], reverse=True)
+    fewest = min(shown, key=lambda pair: pair[0].figures.get("usage", 1.0))
+    return list({row.digest: (row, run) for row, run in (by_psnr[0], by_psnr[-1], fewest)}.values())
+
+
+def _folder(row: Row, runs: Path) -> Path | None:
+    return next((path.parent for path in runs.glob(f"*-{row.digest}/pictures.png")), None)
+
+
+def _caption(row: Row) -> str:
+    usage = row.figures.get("usage")
+    return f"{described(row.varied)}: {row.figures['psnr']:.2f} dB" + ("" if usage is None else f", usage {usage:.2%}")
+
+
+def _log(run: Path) -> list[dict[str, Any]]:
+    path = run / "training" / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []
