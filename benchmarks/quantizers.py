@@ -150,12 +150,7 @@ def replayed(model: nn.Module, step: Step, latent: torch.Tensor, repeats: int) -
 def _run(connection: Any, *arguments: Any) -> None:
     try:
         connection.send(measure(*arguments))
-    except (
-        RuntimeError,
-        MemoryError,
-        AssertionError,
-        ImportError,
-    ) as error:  # out of memory, or a codebook that cannot exist
+    except (RuntimeError, MemoryError, AssertionError, ImportError) as error:  # no memory, no such codebook, no peer
         connection.send(str(error).splitlines()[0][:90] if str(error) else type(error).__name__)
 
 

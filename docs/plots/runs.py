@@ -6,7 +6,6 @@ python docs/plots/runs.py RUN [RUN ...] --data SOURCE --output docs/images/NAME 
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from PIL import Image
@@ -17,6 +16,8 @@ from gsqtok.cli.demo import PICTURES
 from gsqtok.data import ImageTransform, eval_loader, open_source, to_pil
 from gsqtok.evaluation.plots import COLOURS, DPI, style
 from gsqtok.reconstruct import reconstruct
+from gsqtok.studies.plots import log_y
+from gsqtok.training.run_folder import RunFolder
 
 CELL = 196  # pixels
 SMALL = (3, 50, 333, 1000)
@@ -50,20 +51,18 @@ def curves(runs: list[Path], path: Path) -> None:
     """What metrics.jsonl says of each run."""
     from matplotlib.figure import Figure
 
-    logs = {run.name: [json.loads(line) for line in (run / "metrics.jsonl").open()] for run in runs}
+    logs = {run.name: RunFolder(run).metrics() for run in runs}
     with style():
         figure = Figure((10, 5.6), layout="constrained")
         for axis, (name, title) in zip(figure.subplots(2, 2).flat, CURVES.items(), strict=True):
             for (run, rows), colour in zip(logs.items(), COLOURS, strict=False):
                 points = [(row["step"], row[name]) for row in rows if name in row]
                 if points:
-                    axis.plot(
-                        *zip(*points, strict=True), color=colour, label=run, marker="." if len(points) < 10 else ""
-                    )
+                    marker = "." if len(points) < 10 else ""
+                    axis.plot(*zip(*points, strict=True), color=colour, label=run, marker=marker)
             axis.set(xlabel="step", title=title)
             if name == "loss/reconstruction":
-                axis.set_yscale("log", base=2)
-                axis.yaxis.set_major_formatter(lambda value, _: f"{value:.3g}")
+                log_y(axis)
             axis.legend()
         figure.savefig(path, dpi=DPI)
 

@@ -154,3 +154,9 @@ def test_plain_and_flat(tiny):
     assert flat["model.multipliers"] == [1, 1]
     assert flat["model.quantizer.codebook_size"] == 64
     assert flat["optimizer.betas"] == [0.9, 0.99]
+
+
+def test_metrics_are_the_lines_of_the_log_in_order(tmp_path):
+    run = RunFolder(tmp_path)
+    run.metrics_file.write_text('{"step": 1, "loss/total": 0.5}\n{"step": 2}\n')
+    assert run.metrics() == [{"step": 1, "loss/total": 0.5}, {"step": 2}]

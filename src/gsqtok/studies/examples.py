@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
 
 from gsqtok.evaluation.plots import COLOURS, DPI, style
 from gsqtok.studies.plots import log_y
 from gsqtok.studies.table import Row, Table, described
+from gsqtok.training.run_folder import RunFolder
 
 WIDTH, CURVE = 8.0, 3.0  # inches: of all, and the height of the curves
 CURVES = {"loss/reconstruction": "reconstruction loss (training)", "codebook/perplexity": "perplexity (training)"}
@@ -41,7 +40,8 @@ def draw_examples(table: Table, runs: Path, folder: Path) -> Path | None:
             axis.imshow(picture)
             axis.set_axis_off()
             axis.set_title(_caption(row), fontsize="medium", color=colour)
-        logs = [_log(run) for _, run in chosen]
+        trainings = [RunFolder(run / "training") for _, run in chosen]
+        logs = [training.metrics() if training.metrics_file.exists() else [] for training in trainings]
         for axis, (name, title) in zip(below.subplots(1, 2), CURVES.items(), strict=True):
             for log, colour in zip(logs, COLOURS, strict=False):
                 points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
@@ -72,8 +72,3 @@ def _folder(row: Row, runs: Path) -> Path | None:
 def _caption(row: Row) -> str:
     usage = row.figures.get("usage")
     return f"{described(row.varied)}: {row.figures['psnr']:.2f} dB" + ("" if usage is None else f", usage {usage:.2%}")
-
-
-def _log(run: Path) -> list[dict[str, Any]]:
-    path = run / "training" / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()] if path.exists() else []

@@ -107,6 +107,7 @@ def _trained(job: Job) -> Outcome:
     from gsqtok.training import train
     from gsqtok.training.guards import TrainingDivergedError
     from gsqtok.training.pictures import fixed_pictures
+    from gsqtok.training.run_folder import RunFolder
 
     folder = job.folder / "training"
     # measured below, in full: the run need not do it as well
@@ -142,7 +143,7 @@ def _trained(job: Job) -> Outcome:
     )
     result.save(job.folder / "evaluation.json")
     figures = {name: value for name, value in result.items() if name != "images_per_second"}
-    figures |= {"skipped_steps": _skipped_steps(folder / "metrics.jsonl"), "training_seconds": seconds}
+    figures |= {"skipped_steps": _skipped_steps(RunFolder(folder).metrics()), "training_seconds": seconds}
     if peak is not None:
         figures["training_memory_gib"] = peak
     error = chord_error(tokenizer, validation, transform, pictures=1000)
@@ -172,10 +173,9 @@ def _timed(job: Job) -> Outcome:
     return Outcome("done", time_tokenizer(job.config, job.batch, device), environment(device))
 
 
-def _skipped_steps(metrics: Path) -> float:
+def _skipped_steps(metrics: list[dict[str, Any]]) -> float:
     """Of the last log line."""
-    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
-    return next((line["skipped_steps"] for line in reversed(lines) if "skipped_steps" in line), 0.0)
+    return next((line["skipped_steps"] for line in reversed(metrics) if "skipped_steps" in line), 0.0)
 
 
 def _release() -> None:

@@ -12,6 +12,7 @@ runs/mine/
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -41,6 +42,10 @@ class RunFolder:
         self.samples = self.path / "samples"
         self.metrics_file = self.path / "metrics.jsonl"
         self.tensorboard = self.path / "tensorboard"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, in order."""
+        return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
     def check(self, config: TrainConfig, resume: bool) -> None:
         """Refuse a folder that holds something else, or a run that this configuration would not continue.
