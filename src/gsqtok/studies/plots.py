@@ -82,7 +82,8 @@ def log_y(axis: Axes) -> None:
 
     axis.set_yscale("log")
     low, high = axis.get_ylim()
-    axis.yaxis.set_major_locator(MaxNLocator(6) if high < 10 * low else LogLocator(10))
+    decades = LogLocator(10, (1, 2, 5) if high < 100 * low else (1,))
+    axis.yaxis.set_major_locator(MaxNLocator(6) if high < 10 * low else decades)
     axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.yaxis.set_minor_formatter(NullFormatter())
 
