@@ -22,8 +22,8 @@ large bfloat16 matrix product in the same run. Times are medians; memory is the 
 
 `--sweep` sets the published way beside `graphs` at 256 px with batches of 1 to 128, and at 128 to 1,024 px with as many
 pixels as 32 pictures of 256 px have. Task `gan` is `train+perceptual` and a discriminator's step, each way with the
-same discriminator, run eagerly: PatchGAN, or heads on a frozen network, DINOv2 (the paper's) or EfficientNet-Lite, of
-random weights. What the discriminator computes is not in TFLOP/s.
+same discriminator: PatchGAN, or heads on a frozen network, DINOv2 (the paper's) or EfficientNet-Lite, of random
+weights. It runs eagerly, but for the frozen network in the ways from graphs. What it computes is not in TFLOP/s.
 
 The last table says what a way of running does to tokens: the tokenizer inside the package on its demo pictures, against
 float32: the share of equal tokens, and PSNR of the reconstruction.
@@ -278,8 +278,9 @@ def training(
         from gsqtok.training.graphs import record, record_backbone
 
         record(tokenizer, images, torch.bfloat16)
-        if perceptual is not None:
-            record_backbone(perceptual, images, torch.bfloat16)
+        for backbone in (perceptual, getattr(judge, "backbone", None)):  # as the trainer does
+            if backbone is not None:
+                record_backbone(backbone, images, torch.bfloat16)
 
     def step() -> Tensor:
         with torch.autocast(device, torch.bfloat16):
@@ -391,9 +392,9 @@ def run_kernels() -> None:
 
     rate = copy_rate("cuda")
     print(f"copy: {rate / 1e12:.2f} TB/s\nshape, elements a tile, of sums, warps: share of the copy's bytes a second")
-    for shape in ((16, 128, 256, 256), (16, 256, 128, 128), (16, 512, 32, 32)):
+    for shape in ((32, 128, 256, 256), (32, 256, 128, 128), (32, 256, 64, 64), (32, 512, 32, 32)):  # levels at f8
         x = torch.randn(shape, device="cuda", dtype=torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        for tile, sums, warps in ((8192, 4096, 8), (8192, 8192, 8), (4096, 2048, 4), (16384, 4096, 4)):
+        for tile, sums, warps in ((8192, 4096, 8), (4096, 4096, 8), (4096, 2048, 4), (2048, 2048, 4), (2048, 1024, 4)):
             fused_triton.TILE, fused_triton.SUMS_TILE, fused_triton.WARPS = tile, sums, warps
             shares = []
             for name, (passes, run) in stages(x).items():

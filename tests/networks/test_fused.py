@@ -253,6 +253,54 @@ def test_networks_with_channels_innermost_equal_plain_ones(adaptive_norm, depth_
         assert_close(value, plain_results[name], 1e-4, scale=plain_results["x"].norm() / 10)
 
 
+@runs_kernels
+@pytest.mark.usefixtures("_exact_float32")
+@pytest.mark.parametrize("out_channels", [32, 64])
+def test_residual_block_adds_the_shift_first(out_channels):
+    from gsqtok.networks.blocks import ResidualBlock
+
+    block = ResidualBlock(32, out_channels)
+    x, shift = torch.randn(2, 32, 3, 4), torch.randn(32)
+    results = []
+    for dtype, device, layout in (
+        (torch.float64, "cpu", torch.contiguous_format),
+        (torch.float32, DEVICE, torch.channels_last),
+    ):
+        block.to(device, dtype, memory_format=layout).zero_grad()
+        inputs = [x.to(device, dtype, memory_format=layout).requires_grad_(), shift.to(device, dtype).requires_grad_()]
+        with watch_kernels() as ran:
+            out = block(*inputs)
+        assert bool(ran) == (layout is torch.channels_last)
+        if not ran:
+            assert torch.equal(out, block(inputs[0] + inputs[1][:, None, None]))
+        gradients = torch.autograd.grad(out.square().mean(), [*inputs, *block.parameters()])
+        results.append([out, *gradients])
+    for found, expected in zip(*reversed(results), strict=True):
+        assert_close(found, expected, 1e-4, scale=results[0][1].norm() / 10)
+
+
+@runs_kernels
+@pytest.mark.usefixtures("_exact_float32")
+@pytest.mark.parametrize("layouts", ["pictures", "weights", "both", "none"])
+def test_bias_is_left_for_later_where_channels_come_out_innermost(layouts):
+    from gsqtok.networks.blocks import convolved
+
+    def in_layout(tensor, innermost):
+        return tensor.to(memory_format=torch.channels_last if innermost else torch.contiguous_format)
+
+    conv = in_layout(torch.nn.Conv2d(3, 16, 3, padding=1).to(DEVICE), layouts in ("weights", "both"))
+    images = in_layout(torch.randn(2, 3, 6, 5, device=DEVICE), layouts in ("pictures", "both"))
+    out, shift = convolved(conv, images)
+    if layouts == "none":
+        assert shift is None
+    else:
+        assert shift is conv.bias
+        if DEVICE == "cuda":  # PyTorch's convolutions on a CPU choose by the pictures alone
+            assert fused.fusible(out)
+        out = out + shift[:, None, None]
+    assert_close(out, conv(images), 1e-6)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
 def test_compiled_network_is_one_graph_with_equal_gradients():

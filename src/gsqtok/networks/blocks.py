@@ -70,14 +70,20 @@ class ResidualBlock(nn.Module):
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
+    def forward(self, x: Tensor, shift: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W); ``shift`` (in_channels,) is added to x first."""
         if fused.fusible(x):
-            h = fused.convolve(self.conv1, self.norm1(x))
+            h = fused.convolve(self.conv1, self.norm1(x, shift=shift))
             h = fused.convolve(self.conv2, self.norm2(h, shift=self.conv1.bias))
+            bias = self.conv2.bias
             if isinstance(self.skip, nn.Identity):
-                return fused.add(x, h, self.conv2.bias)
-            return fused.add(fused.convolve(self.skip, x), h, self.skip.bias + self.conv2.bias)
+                return fused.add(x, h, bias if shift is None else bias + shift)
+            bias = bias + self.skip.bias
+            return fused.add(
+                fused.convolve(self.skip, x), h, bias if shift is None else bias + self.skip.weight.flatten(1) @ shift
+            )
+        if shift is not None:
+            x = x + shift[:, None, None]
         h = self.conv1(self.norm1(x))
         h = self.conv2(self.norm2(h))
         if cpu.applies(h) and h.dtype == x.dtype:
@@ -85,12 +91,19 @@ class ResidualBlock(nn.Module):
         return self.skip(x) + h
 
 
-def recomputed(block: nn.Module, x: Tensor) -> Tensor:
+def recomputed(block: nn.Module, x: Tensor, *shift: Tensor | None) -> Tensor:
     """``block(x)``; a residual block keeps only x for the backward pass, and computes the rest again there."""
     if isinstance(block, ResidualBlock) and torch.is_grad_enabled():
         # no block draws random numbers
-        return checkpoint(block, x, use_reentrant=False, preserve_rng_state=False)
-    return block(x)
+        return checkpoint(block, x, *shift, use_reentrant=False, preserve_rng_state=False)
+    return block(x, *shift)
+
+
+def convolved(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The convolution, and its bias where that is still to be added: a residual block or a norm takes it as shift."""
+    if fused.fusible(x) or fused.fusible(conv.weight):  # either puts the channels of the output innermost
+        return fused.convolve(conv, x), conv.bias
+    return conv(x), None
 
 
 class Attention(nn.Module):

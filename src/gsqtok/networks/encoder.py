@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gsqtok.networks.blocks import Attention, Downsample, GroupNorm, ResidualBlock, recomputed
+from gsqtok.networks.blocks import Attention, Downsample, GroupNorm, ResidualBlock, convolved, recomputed
 
 
 class Encoder(nn.Module):
@@ -57,12 +57,19 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of f -> (B, D, H/f, W/f)."""
-        x = self.conv_in(images)
+        x, shift = convolved(self.conv_in, images)
         level = 0
         for block in self.blocks:
-            x = recomputed(block, x) if level < self.recompute_levels else block(x)
-            level += isinstance(block, Downsample)
-        return self.conv_out(self.norm_out(x, dtype=self.conv_out.weight.dtype))
+            match block:
+                case ResidualBlock():
+                    x = recomputed(block, x, shift) if level < self.recompute_levels else block(x, shift)
+                    shift = None
+                case Downsample():
+                    x, shift = convolved(block.conv, x if shift is None else x + shift[:, None, None])
+                    level += 1
+                case Attention():  # after a residual block
+                    x = block(x)
+        return self.conv_out(self.norm_out(x, shift=shift, dtype=self.conv_out.weight.dtype))
 
 
 def middle(width: int, blocks: int, attention: bool) -> list[nn.Module]:

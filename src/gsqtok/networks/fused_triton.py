@@ -15,11 +15,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 8192  # elements a tile: 32 for each of 256 threads, which is four loads of 16 bytes in half precision
-SUMS_TILE = 4096  # where sums stay in registers: two or three float32 for each of 16 elements a thread
+TILE = 4096  # elements a tile: 32 for each of 128 threads, which is four loads of 16 bytes in half precision
+SUMS_TILE = 2048  # where sums stay in registers: two or three float32 for each of 16 elements a thread
 PROGRAMS = 2048  # tiles are shared out among no more programs than keep the largest GPUs busy several times over
 STEPS = (4, 32)  # tiles that a program adds up before it does so over rows, at least and at most
-WARPS = 8
+WARPS = 4
 MERGE_WARPS = 4
 
 # ``do_not_specialize``: integers vary with picture and batch, and each that is 1 or a multiple of 16 would otherwise

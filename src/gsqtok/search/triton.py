@@ -334,6 +334,8 @@ def _scores(
     UNROLL: tl.constexpr = DEPTH if DEPTH < 8 else 8
     codeword = group * (DEPTH * GROUP) + lane
     total = (active[:, None] & wanted).to(tl.float64) * 0.0
+    if not EUCLIDEAN:
+        scale = tl.load(inverse + group * GROUP + lane, mask=wanted, other=0.0)
     for start in range(0, DEPTH, UNROLL):
         for step in tl.static_range(UNROLL):
             k = start + step
@@ -344,7 +346,7 @@ def _scores(
             else:
                 total += z * c
     if not EUCLIDEAN:
-        total *= tl.load(inverse + group * GROUP + lane, mask=wanted, other=0.0)
+        total *= scale
     return total
 
 
