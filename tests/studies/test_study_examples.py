@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from gsqtok.studies.examples import choose, draw_examples
 from gsqtok.studies.page import write_page
@@ -18,8 +19,6 @@ def row(name, psnr, usage, state="done"):
 @pytest.fixture
 def runs(tmp_path):
     """A folder of runs; each has pictures, and a log but for c."""
-    from PIL import Image
-
     folder = tmp_path / "runs"
     for name in ("a", "b", "c", "identity"):
         run = folder / f"methods-{name}-{name}-digest"
@@ -50,6 +49,9 @@ def test_they_are_drawn_and_on_the_page(runs, tmp_path):
     page = write_page(study, table, folder).read_text()
     assert "![examples](examples.jpg)" in page
     assert (folder / "examples.jpg").stat().st_size > 5000
+    with_curves = Image.open(folder / "examples.jpg").size
+    draw_examples(Table("methods", "small", [row("c", 19.0, 0.01), row("c", 19.0, 0.01)]), runs, folder)
+    assert Image.open(folder / "examples.jpg").size[1] < with_curves[1] / 2  # no empty axes where no run left a log
     (folder / "examples.jpg").unlink()
     assert draw_examples(table, tmp_path / "nowhere", folder) is None
     assert "examples" not in write_page(study, Table("methods", "small", []), folder).read_text()

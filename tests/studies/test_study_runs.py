@@ -129,6 +129,15 @@ def test_a_dead_worker_and_a_missing_source_stop_nothing(tmp_path):
     assert Outcome.of(tmp_path / "lost") is None  # so that the next start tries again
 
 
+def test_timings_come_last_and_one_at_a_time(monkeypatch, tmp_path):
+    config = SCALES["smoke"].gsq(1, 4, 16)
+    jobs = [Job(name, tmp_path / name, config, batch, None, ()) for name, batch in (("a", 4), ("b", None), ("c", 8))]
+    shared = []
+    monkeypatch.setattr(schedule, "_share_out", lambda jobs, slots, _: shared.append(([j.name for j in jobs], slots)))
+    schedule.do_all(jobs, [0, 1], 2, lambda *_: None)
+    assert shared == [(["b"], [0, 1, 0, 1]), (["a", "c"], [0])]
+
+
 def test_a_run_that_diverges_is_a_result(tmp_path):
     config = SCALES["smoke"].gsq(1, 4, 16, steps=25)
     config = dataclasses.replace(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gsqtok.evaluation.plots import COLOURS, DPI, style
 from gsqtok.studies.plots import log_y
 from gsqtok.studies.table import Row, Table, described
 from gsqtok.training.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from matplotlib.figure import SubFigure
 
 WIDTH, CURVE = 8.0, 3.0  # inches: of all, and the height of the curves
 CURVES = {"loss/reconstruction": "reconstruction loss (training)", "codebook/perplexity": "perplexity (training)"}
@@ -33,25 +37,30 @@ def draw_examples(table: Table, runs: Path, folder: Path) -> Path | None:
 
         pictures = [imread(run / "pictures.png") for _, run in chosen]
         heights = [WIDTH * picture.shape[0] / picture.shape[1] + 0.4 for picture in pictures]
-        figure = Figure((WIDTH, sum(heights) + CURVE), layout="constrained")
-        above, below = figure.subfigures(2, 1, height_ratios=[sum(heights), CURVE])
+        trainings = [RunFolder(run / "training") for _, run in chosen]
+        logs = [training.metrics() if training.metrics_file.exists() else [] for training in trainings]
+        above = figure = Figure((WIDTH, sum(heights) + CURVE * any(logs)), layout="constrained")
+        if any(logs):
+            above, below = figure.subfigures(2, 1, height_ratios=[sum(heights), CURVE])
+            _draw_curves(below, logs)
         axes = above.subplots(len(chosen), 1, squeeze=False, height_ratios=heights)[:, 0]
         for axis, picture, (row, _), colour in zip(axes, pictures, chosen, COLOURS, strict=False):
             axis.imshow(picture)
             axis.set_axis_off()
             axis.set_title(_caption(row), fontsize="medium", color=colour)
-        trainings = [RunFolder(run / "training") for _, run in chosen]
-        logs = [training.metrics() if training.metrics_file.exists() else [] for training in trainings]
-        for axis, (name, title) in zip(below.subplots(1, 2), CURVES.items(), strict=True):
-            for log, colour in zip(logs, COLOURS, strict=False):
-                points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
-                if points:
-                    axis.plot(*zip(*points, strict=True), color=colour, marker=".")
-            axis.set(xlabel="step", title=title)
-            log_y(axis)
         path = folder / "examples.jpg"
         figure.savefig(path, dpi=DPI, pil_kwargs={"quality": 90})
     return path
+
+
+def _draw_curves(figure: SubFigure, logs: list[list[dict[str, Any]]]) -> None:
+    for axis, (name, title) in zip(figure.subplots(1, 2), CURVES.items(), strict=True):
+        for log, colour in zip(logs, COLOURS, strict=False):
+            points = [(line["step"], line[name]) for line in log if line.get(name) is not None]
+            if points:
+                axis.plot(*zip(*points, strict=True), color=colour, marker=".")
+        axis.set(xlabel="step", title=title)
+        log_y(axis)
 
 
 def choose(table: Table, runs: Path) -> list[tuple[Row, Path]]:

@@ -52,7 +52,7 @@ def page_of(study: Study, table: Table, pictures: list[str], examples: str | Non
     parts += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
     if examples is not None:
         said_of = "Of the runs that left pictures, the best and the worst by PSNR, and the one that uses the fewest "
-        said_of += "codewords: validation pictures above their reconstructions, and the runs' curves."
+        said_of += "codewords: validation pictures above their reconstructions, and what curves these runs left."
         parts += ["## What it looked like", said_of, f"![examples]({examples})"]
     parts += ["## Figures", figures_table(study, table)]
     if undone := [row for row in table.rows if row.state != "done"]:

@@ -121,7 +121,7 @@ SCALES = {
     ),
     "small": Scale(
         name="small",
-        summary="64 px (made for Tiny ImageNet), a model of about 4M parameters, without a discriminator",
+        summary="64 px (made for Tiny ImageNet), a model of about 4M parameters, no discriminator unless named",
         config=_SMALL,
         ablations=_SMALL,
         adversarial=AdversarialConfig(

@@ -18,7 +18,8 @@ Report = Callable[[Job, "Outcome | None", str], None]
 def do_all(jobs: Sequence[Job], devices: Sequence[int | None], per_device: int, report: Report) -> None:
     """Do every job; one that fails does not stop the others.
 
-    Those that time a model come last, alone on their device: another run beside it would be part of what is measured.
+    Those that time a model come last, one at a time on the first device: a small model's time is the processor's, and
+    whatever else the machine does would be part of it.
 
     Args:
         jobs: done in this order, as workers become free.
@@ -26,9 +27,8 @@ def do_all(jobs: Sequence[Job], devices: Sequence[int | None], per_device: int, 
         per_device: jobs that share a device; a small model alone does not fill a GPU.
         report: called with each job's outcome, or with None and why it failed; never by two threads at once.
     """
-    for timed in (False, True):
-        part = [job for job in jobs if (job.batch is not None) == timed]
-        _share_out(part, [device for _ in range(1 if timed else per_device) for device in devices], report)
+    _share_out([job for job in jobs if job.batch is None], [d for _ in range(per_device) for d in devices], report)
+    _share_out([job for job in jobs if job.batch is not None], devices[:1], report)
 
 
 def _share_out(jobs: Iterable[Job], slots: Sequence[int | None], report: Report) -> None:
