@@ -39,6 +39,28 @@ def test_kernels_refuse_cpu_tensors():
         nearest(torch.randn(3, 8), torch.randn(4, 8), use_triton=True)
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize(
+    ("n", "v", "d", "metric", "capability"),
+    [
+        (100, 1024, 16, "cosine", 90),  # Triton 3.6 failed here alone
+        (4096, 1 << 20, 4, "cosine", 80),
+        (32768, 1 << 18, 8, "euclidean", 90),
+        (100, 512, 64, "euclidean", 80),
+    ],
+)
+def test_kernels_compile_for_gpus_of_two_generations(n, v, d, metric, capability, monkeypatch):
+    from compiling import compiled, launches
+
+    from gsqtok.search import triton as kernel
+
+    found = launches(kernel, lambda: kernel.nearest(torch.zeros(n, d), torch.zeros(v, d), metric), monkeypatch)
+    assert [launch[0].__name__ for launch in found] == ["_prepare", "_search", "_settle"]
+    for launch in found:
+        assert compiled(*launch, capability).metadata.shared <= 99 << 10  # of a block on the smaller GPUs
+
+
 def test_falls_back_where_triton_is_absent(monkeypatch):
     latents, codebook = torch.randn(30, 8), torch.randn(40, 8)
     expected = nearest(latents, codebook)

@@ -1,6 +1,7 @@
 """The parts that the encoder and the decoder are made of.
 
-All take and return (B, C, H, W). The layout of weights is that of the paper's official checkpoints, up to names.
+All take and return (B, C, H, W), the strided convolution also a bias that it leaves to the next block. The layout of
+weights is that of the paper's official checkpoints, up to names.
 
 Each says first what it computes, in PyTorch's own operators. Where `gsqtok.networks.fused` can run (CUDA, channels
 innermost in memory) it computes the same in fewer passes over memory; so it does on a CPU without gradient
@@ -17,6 +18,13 @@ from torch.utils.checkpoint import checkpoint
 from gsqtok.networks import cpu, fused
 
 NORM_GROUPS = 32
+
+
+def convolved(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The convolution, and its bias where that is still to be added: a residual block or a norm takes it as shift."""
+    if fused.fusible(x) or fused.fusible(conv.weight):  # either puts the channels of the output innermost
+        return fused.convolve(conv, x), conv.bias.clone()  # fully sharded parameters end with their block's pass
+    return conv(x), None
 
 
 class GroupNorm(nn.GroupNorm):
@@ -99,13 +107,6 @@ def recomputed(block: nn.Module, x: Tensor, *shift: Tensor | None) -> Tensor:
     return block(x, *shift)
 
 
-def convolved(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
-    """The convolution, and its bias where that is still to be added: a residual block or a norm takes it as shift."""
-    if fused.fusible(x) or fused.fusible(conv.weight):  # either puts the channels of the output innermost
-        return fused.convolve(conv, x), conv.bias
-    return conv(x), None
-
-
 class Attention(nn.Module):
     """Single-head self-attention over all positions, residual."""
 
@@ -129,9 +130,9 @@ class Downsample(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H/2, W/2)."""
-        return self.conv(x)
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, C, H, W) -> (B, C, H/2, W/2), and a shift (C,) where the next block is to add one."""
+        return convolved(self.conv, x)
 
 
 class NearestUpsample(nn.Module):

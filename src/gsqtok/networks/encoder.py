@@ -65,7 +65,7 @@ class Encoder(nn.Module):
                     x = recomputed(block, x, shift) if level < self.recompute_levels else block(x, shift)
                     shift = None
                 case Downsample():
-                    x, shift = convolved(block.conv, x if shift is None else x + shift[:, None, None])
+                    x, shift = block(x if shift is None else x + shift[:, None, None])
                     level += 1
                 case Attention():  # after a residual block
                     x = block(x)

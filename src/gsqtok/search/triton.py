@@ -334,7 +334,7 @@ def _scores(
     UNROLL: tl.constexpr = DEPTH if DEPTH < 8 else 8
     codeword = group * (DEPTH * GROUP) + lane
     total = (active[:, None] & wanted).to(tl.float64) * 0.0
-    if not EUCLIDEAN:
+    if not EUCLIDEAN:  # loaded here, since after the loop Triton 3.6 cannot compile it for d = 16 and a single split
         scale = tl.load(inverse + group * GROUP + lane, mask=wanted, other=0.0)
     for start in range(0, DEPTH, UNROLL):
         for step in tl.static_range(UNROLL):
