@@ -40,15 +40,15 @@ def compiled(kernel: Any, args: tuple, keywords: dict, capability: int) -> Any:
     values = dict(zip(kernel.arg_names, args, strict=False)) | keywords
     signature, constants, attributes = {}, {}, {}
     for number, parameter in enumerate(kernel.params):
-        value = values[parameter.name]
-        varies = parameter.do_not_specialize or isinstance(value, float)
-        if parameter.is_constexpr or (value == 1 if not isinstance(value, torch.Tensor) and not varies else False):
-            signature[parameter.name], constants[(number,)] = "constexpr", value
+        name, value = parameter.name, values[parameter.name]
+        specialised = isinstance(value, int) and not parameter.do_not_specialize
+        if parameter.is_constexpr or (specialised and value == 1):
+            signature[name], constants[(number,)] = "constexpr", value
         elif isinstance(value, torch.Tensor):
-            signature[parameter.name], attributes[(number,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
+            signature[name], attributes[(number,)] = TYPES[value.dtype], [["tt.divisibility", 16]]
         else:
-            signature[parameter.name] = "fp32" if isinstance(value, float) else "i32"
-            if not varies and value % 16 == 0:
+            signature[name] = "fp32" if isinstance(value, float) else "i32"
+            if specialised and value % 16 == 0:
                 attributes[(number,)] = [["tt.divisibility", 16]]
     options = {name: values[name] for name in OPTIONS if name in values}
     source = ASTSource(kernel, signature, constants, attributes)
