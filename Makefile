@@ -1,4 +1,4 @@
-# make demo: install, then tokenize the pictures that come with the package.
+# make demo: install, then tokenize the images that come with the package.
 # make test: install what the tests need, then lint and all tests.
 PYTHON ?= python3
 VENV := .venv

@@ -3,10 +3,10 @@
     python benchmarks/train_step.py --device cuda          the paper's f8 model at 128 px
     python benchmarks/train_step.py --quick                a tiny model on the CPU, to see that it runs
     torchrun --nproc-per-node 2 benchmarks/train_step.py --recipe embedded --stages none --batch-size 320
-                                                           160 pictures on each of two GPUs
+                                                           160 images on each of two GPUs
 
 One step is what training does: the tokenizer's gradient, the discriminator's, both updates, the average. Reading
-pictures and the perceptual term are left out. Stage ``none`` is the VAE stage; ``cost`` is a step's time over that of
+images and the perceptual term are left out. Stage ``none`` is the VAE stage; ``cost`` is a step's time over that of
 the first stage in the same run. The batch is that of all ranks together; memory is that of the fullest rank. The
 projected discriminator's backbone has random weights: they cost what trained ones do.
 """
@@ -29,8 +29,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 import gsqtok
-from gsqtok.backbones import random_backbone
 from gsqtok.cli.train import parse
+from gsqtok.networks.backbone import random_backbone
 from gsqtok.training import TrainConfig, Trainer
 from gsqtok.training import adversarial as adversarial_side
 from gsqtok.training.adversarial import DiscriminatorObjective
@@ -40,8 +40,8 @@ STAGES = ("none", "patch", "stylegan", "projected")
 
 def configured(args: argparse.Namespace, stage: str, folder: str) -> TrainConfig:
     recipe = "smoke" if args.quick else args.recipe
-    pictures = str(Path(gsqtok.__file__).parent / "demo_pictures")
-    config, _ = parse([recipe, "--data.train", pictures, "--output", folder, "--data.workers", "0"])
+    images = str(Path(gsqtok.__file__).parent / "demo_images")
+    config, _ = parse([recipe, "--data.train", images, "--output", folder, "--data.workers", "0"])
     options = {"channels": 8, "multipliers": [2, 2]} if stage == "stylegan" and args.quick else {}
     adversarial = dataclasses.replace(
         config.adversarial, discriminator=stage, backbone=args.backbone, options=options, start_step=0
@@ -137,7 +137,7 @@ def main() -> None:
         rows[-1]["cost"] = rows[-1]["seconds_per_step"] / rows[0]["seconds_per_step"]
     if not PartialState().is_main_process:
         return
-    print("{ranks} x {device}, {mode}, {precision}, {batch_size} pictures of {size} px a step".format(**rows[0]))
+    print("{ranks} x {device}, {mode}, {precision}, {batch_size} images of {size} px a step".format(**rows[0]))
     print(f"{'stage':<10} {'images/s':>9} {'per rank':>9} {'s/step':>8} {'cost':>6} {'peak GiB':>9}")
     for row in rows:
         print(

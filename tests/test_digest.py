@@ -1,6 +1,6 @@
 import hashlib
 
-from gsqtok.digest import sha256_of
+from gsqtok.io import sha256_of
 
 
 def test_equals_the_digest_of_the_whole(tmp_path):

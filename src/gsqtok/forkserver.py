@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 
-from gsqtok.processes import processors
+from gsqtok.data.workers import processors
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _PRELOAD = ("gsqtok.tokens.decoders",)

@@ -92,7 +92,7 @@ def test_upload_reconstruct_and_point_at_a_token(tab, tokenizers):
     assert size(tab, "#sphere img") == size(tab, "#usage img")
 
 
-def test_another_tokenizer_takes_the_same_picture(tab):
+def test_another_tokenizer_takes_the_same_image(tab):
     give(tab, "#upload", png(60, 40))
     wait_for(tab, "#figures", "tokens of one")
     tab.click("#tokenizer input")
@@ -108,7 +108,7 @@ new MutationObserver(() => {
 """
 
 
-def test_a_large_picture_goes_in_tiles_and_its_tokens_stay_in_sight(tab, tokenizers, monkeypatch):
+def test_a_large_image_goes_in_tiles_and_its_tokens_stay_in_sight(tab, tokenizers, monkeypatch):
     monkeypatch.setattr(views, "WHOLE", 100 * 100)
     monkeypatch.setattr(views, "TILE", 32)
     asked = []
@@ -133,7 +133,7 @@ def test_a_large_picture_goes_in_tiles_and_its_tokens_stay_in_sight(tab, tokeniz
     tab.wait_for_function(r"/\d \(\d\.\d\d\)/.test(document.querySelector('#neighbours').textContent)")
 
 
-def test_a_picture_beyond_the_limit_is_shrunk_and_the_page_says_so(tab):
+def test_a_image_beyond_the_limit_is_shrunk_and_the_page_says_so(tab):
     assert "Files of up to 1 MB and 67 million pixels are taken" in tab.text_content("body")
     give(tab, "#upload", png(600, 200))
     wait_for(tab, "#line", "Shrunk from 600 x 200")
@@ -141,12 +141,12 @@ def test_a_picture_beyond_the_limit_is_shrunk_and_the_page_says_so(tab):
     assert not tab.locator("#closer img").is_visible()
 
 
-def test_swap_two_pictures(tab):
+def test_swap_two_images(tab):
     give(tab, "#upload", png(60, 40))
     wait_for(tab, "#line", "60 x 40")
     tab.get_by_role("tab", name="Swap").click()
     tab.click("#swap")
-    wait_for(tab, "body", "Choose a first picture above and a second one here")
+    wait_for(tab, "body", "Choose a first image above and a second one here")
     tab.click("#other-demo input")
     tab.get_by_role("option", name=next(iter(DEMO))).click()
     wait_for(tab, "#other-line", f"Second: {next(iter(DEMO))}")
@@ -188,7 +188,7 @@ def test_no_path_or_address_of_a_client_is_opened(address, path):
             messages = [json.loads(line[5:]) for line in told.iter_lines() if line.startswith("data:")]
         (end,) = [message for message in messages if message["msg"] == "process_completed"]
         assert not end["success"]
-        assert "not shown" not in str(end)  # what is answered to bytes that are no picture: none were read
+        assert "not shown" not in str(end)  # what is answered to bytes that are no image: none were read
         assert ("Addresses are not fetched" in str(end)) == path.startswith("https:")
 
 

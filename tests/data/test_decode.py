@@ -225,7 +225,7 @@ TURNED = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0
     ],
     ids=["plain", "progressive", "turned", "profile", "png"],
 )
-def test_pixels_are_those_of_the_picture(encoded, options):
+def test_pixels_are_those_of_the_image(encoded, options):
     data = encoded(1, (40, 30), options["format"], **{k: v for k, v in options.items() if k != "format"})
     assert decode_pixels(data).shape == ((40, 30, 3) if "exif" in options else (30, 40, 3))
     assert np.array_equal(decode_pixels(data), np.asarray(decode_image(data)))
@@ -234,13 +234,13 @@ def test_pixels_are_those_of_the_picture(encoded, options):
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK"])
-def test_pixels_of_other_colours_are_those_of_the_picture(noise, mode):
+def test_pixels_of_other_colours_are_those_of_the_image(noise, mode):
     data = encode(noise(1).convert(mode), "JPEG")
     assert np.array_equal(decode_pixels(data), np.asarray(decode_image(data)))
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_pixels_of_damaged_pictures_end_like_the_picture(encoded, pillow_flag):
+def test_pixels_of_damaged_images_end_like_the_image(encoded, pillow_flag):
     rng = np.random.default_rng(0)
     data = encoded(1, (40, 30), "JPEG")
     ends = {"pixels": 0, "reason": 0}
@@ -263,9 +263,9 @@ def _end(function, data):
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 def test_random_bytes_after_a_header_never_escape(encoded):
-    """Whatever the damage: a picture or a BrokenImageError, nothing else."""
+    """Whatever the damage: an image or a BrokenImageError, nothing else."""
     rng = np.random.default_rng(0)
-    outcomes = {"picture": 0, "broken": 0}
+    outcomes = {"image": 0, "broken": 0}
     for image_format in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "TGA", "ICO", "PCX"):
         data = encoded(1, (16, 16), image_format)
         for _ in range(40):
@@ -273,7 +273,7 @@ def test_random_bytes_after_a_header_never_escape(encoded):
             damaged[rng.integers(0, len(damaged), 5)] = rng.integers(0, 256, 5)
             try:
                 decode_image(damaged.tobytes(), max_pixels=10**6)
-                outcomes["picture"] += 1
+                outcomes["image"] += 1
             except BrokenImageError:
                 outcomes["broken"] += 1
     assert min(outcomes.values()) > 20

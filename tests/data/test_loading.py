@@ -39,9 +39,9 @@ def joined(batches):
 
 @pytest.fixture
 def broken_folder(folder):
-    """02.png, 03.png and the last picture, 09.png, cannot be read."""
+    """02.png, 03.png and the last image, 09.png, cannot be read."""
     (folder / "02.png").write_bytes(b"")
-    (folder / "03.png").write_text("no picture")
+    (folder / "03.png").write_text("no image")
     data = (folder / "09.png").read_bytes()
     (folder / "09.png").write_bytes(data[: len(data) // 2])
     return folder
@@ -49,7 +49,7 @@ def broken_folder(folder):
 
 @pytest.fixture
 def shards(tmp_path, write_tar, encoded):
-    """Four shards of five pictures each."""
+    """Four shards of five images each."""
     root = tmp_path / "shards"
     root.mkdir()
     for shard in range(4):
@@ -102,13 +102,13 @@ def test_augmentation_changes_with_epoch_and_seed(folder, encoded):
     (folder / "04.png").write_bytes(encoded(4, (8, 12)))
     source = open_source(folder)
     first, second, again = (ImageDataset(source, RANDOM, seed) for seed in (0, 1, 0))
-    pictures = {first[epoch, 4].pixels.tobytes() for epoch in range(30)}
-    assert 4 < len(pictures) <= 8  # 6 x 9 after resizing: 4 offsets, mirrored or not
+    images = {first[epoch, 4].pixels.tobytes() for epoch in range(30)}
+    assert 4 < len(images) <= 8  # 6 x 9 after resizing: 4 offsets, mirrored or not
     assert any((first[e, 4].pixels != second[e, 4].pixels).any() for e in range(5))
     assert all((first[e, 4].pixels == again[e, 4].pixels).all() for e in range(5))
 
 
-def test_broken_pictures_are_replaced_by_the_next(broken_folder):
+def test_broken_images_are_replaced_by_the_next(broken_folder):
     dataset = ImageDataset(open_source(broken_folder), ImageTransform(8))
     expected = {1: "01.png", 2: "04.png", 3: "04.png", 4: "04.png", 9: "00.png"}
     assert {i: dataset[0, i].key for i in expected} == expected
@@ -121,7 +121,7 @@ def test_broken_pictures_are_replaced_by_the_next(broken_folder):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_no_picture_can_be_read(folder, streaming):
+def test_no_image_can_be_read(folder, streaming):
     for path in folder.iterdir():
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of \d+ images can be read; the first: .*png \(zero bytes\)"):
@@ -129,7 +129,7 @@ def test_no_picture_can_be_read(folder, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_pictures_of_different_sizes_cannot_be_batched(folder, encoded, streaming):
+def test_images_of_different_sizes_cannot_be_batched(folder, encoded, streaming):
     (folder / "big.png").write_bytes(encoded(1, (9, 7)))
     with pytest.raises(ValueError, match="differ in size"):
         take(1, open_source(folder, streaming=streaming), WHOLE, batch_size=11)
@@ -180,7 +180,7 @@ def test_streaming_resumes(shards, workers):
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")
 @pytest.mark.parametrize(("world_size", "workers"), [(1, 0), (1, 2), (2, 0), (2, 2), (1, 3), (3, 1), (3, 2)])
 def test_streaming_readers_share_out_every_epoch(shards, world_size, workers):
-    """Shards where they divide evenly, else rows: the first epoch of all readers together has each picture once."""
+    """Shards where they divide evenly, else rows: the first epoch of all readers together has each image once."""
     readers = world_size * max(1, workers)
     source = open_source(shards, streaming=True)
     seen = []
@@ -206,7 +206,7 @@ def test_streaming_shuffles_every_epoch_anew(shards):
     assert epochs != [batch["keys"] for batch in take(3, source, batch_size=20, seed=2)]
 
 
-def test_streaming_pictures_are_the_same_as_by_number(shards):
+def test_streaming_images_are_the_same_as_by_number(shards):
     (streamed,) = take(1, open_source(shards, streaming=True), ImageTransform(8), batch_size=20)
     (numbered,) = take(1, open_source(shards), ImageTransform(8), batch_size=20)
     for batch in (streamed, numbered):
@@ -215,7 +215,7 @@ def test_streaming_pictures_are_the_same_as_by_number(shards):
     same([streamed], [numbered])
 
 
-def test_streaming_replaces_broken_pictures_by_the_next(broken_folder):
+def test_streaming_replaces_broken_images_by_the_next(broken_folder):
     source = open_source(broken_folder, streaming=True)
     (batch,) = take(1, source, batch_size=10, shuffle_buffer=1)
     assert {key for key, _ in batch["rejected"]} == {"02.png", "03.png", "09.png"}
@@ -223,7 +223,7 @@ def test_streaming_replaces_broken_pictures_by_the_next(broken_folder):
     assert set(batch["keys"]) == {f"{i:02d}.png" for i in (0, 1, 4, 5, 6, 7, 8)}
 
 
-def test_more_readers_than_pictures(tmp_path, write_tar, encoded):
+def test_more_readers_than_images(tmp_path, write_tar, encoded):
     write_tar(tmp_path / "s.tar", {"0.png": encoded(0)})
     source = open_source(tmp_path, streaming=True)
     assert take(2, source, batch_size=2)[1]["keys"] == 2 * ["s.tar/0.png"]
@@ -237,7 +237,7 @@ def test_more_readers_than_pictures(tmp_path, write_tar, encoded):
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_every_picture_once_in_order(broken_folder, noise, caplog, streaming, workers, batch_size):
+def test_every_image_once_in_order(broken_folder, noise, caplog, streaming, workers, batch_size):
     loader = eval_loader(open_source(broken_folder, streaming=streaming), WHOLE, batch_size=batch_size, workers=workers)
     with caplog.at_level(logging.WARNING, "gsqtok.data"):
         batches = list(loader)
@@ -271,7 +271,7 @@ def test_native_sizes(tmp_path, encoded, streaming):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_ranks_share_out_the_pictures(shards, streaming, world_size):
+def test_ranks_share_out_the_images(shards, streaming, world_size):
     source = open_source(shards, streaming=streaming)
     ranks = [
         [

@@ -8,7 +8,7 @@ from gsqtok.data import decode_image, open_source
 
 
 def table(dataset):
-    """Rows with the picture decoded, so that files and embedded bytes compare."""
+    """Rows with the image decoded, so that files and embedded bytes compare."""
     return [{**row, "image": np.asarray(decode_image(row["image"])).tobytes()} for row in dataset]
 
 
@@ -198,7 +198,7 @@ def test_several_sources(tmp_path, folder, write_parquet, write_tar, encoded, no
         [parquet, other, tar], ["x/same-000000", "y/same-000000", "y/t.tar/0.png"], [noise(i) for i in (20, 21, 22)]
     )
     assert [row["label"] for row in rows] == [1, 2, 3]
-    keys = [f"pictures/{i:02d}.png" for i in range(10)]
+    keys = [f"images/{i:02d}.png" for i in range(10)]
     rows = check([folder, parquet], [*keys, "same-000000"], [*map(noise, range(10)), noise(20)])
     assert set(rows[0]) == {"image", "key"}
     with pytest.raises(ValueError, match="listed twice"):
@@ -251,7 +251,7 @@ def test_hub(hub, noise):
 def test_hub_beside_a_folder(hub, folder):
     keys = [row["key"] for row in open_source(["owner/single", folder])]
     assert keys[:1] == ["single/train-000000"]
-    assert keys[-1:] == ["pictures/09.png"]
+    assert keys[-1:] == ["images/09.png"]
 
 
 @pytest.mark.parametrize(

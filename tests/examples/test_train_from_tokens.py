@@ -1,4 +1,4 @@
-"""The example learns, from two pictures, to tell what is masked."""
+"""The example learns, from two images, to tell what is masked."""
 
 import importlib.util
 from pathlib import Path
@@ -32,5 +32,5 @@ def test_it_learns_and_draws(tmp_path, tiny_tokenizer, monkeypatch):
         first = example.main([str(tmp_path / "tokens"), *small, "--steps", "1"])
         last = example.main([str(tmp_path / "tokens"), *small, "--steps", "150", "--output", str(tmp_path / "out.png")])
     assert 5 < first < 8  # about log2 64 = 6 bits: it knows nothing
-    assert last < 1.5  # which of two pictures it is: 1 bit at most where all is masked, else none
+    assert last < 1.5  # which of two images it is: 1 bit at most where all is masked, else none
     assert Image.open(tmp_path / "out.png").size == (4 * 18 + 2, 4 * 18 + 2)

@@ -2,7 +2,7 @@ import shutil
 
 import pytest
 import torch
-from token_pictures import BAD, GOOD, MAX_PIXELS, ODD
+from token_images import BAD, GOOD, MAX_PIXELS, ODD
 
 from gsqtok.tokens.run import RunOptions, tokenize
 from gsqtok.tokens.views import Views
@@ -20,7 +20,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """A folder with good, odd and bad pictures."""
+    """A folder with good, odd and bad images."""
     root = tmp_path / "mixed"
     for name, data in (GOOD | ODD | {name: data for name, (data, _) in BAD.items()}).items():
         path = root / name

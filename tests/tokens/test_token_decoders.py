@@ -7,14 +7,14 @@ import numpy as np
 import processes
 import pytest
 import torch
-from token_pictures import png
+from token_images import png
 
 from gsqtok.data import decode_image
 from gsqtok.tokens import decoders
 from gsqtok.tokens.chunks import Decode, Task
 from gsqtok.tokens.decoders import Decoders
 from gsqtok.tokens.encode import Encode
-from gsqtok.tokens.sources import open_pictures
+from gsqtok.tokens.sources import open_images
 from gsqtok.tokens.views import Views
 
 SIZES = [(8, 8), (8, 12), (300, 8), (8, 9), (8, 500), (20, 8), (8, 8)] * 4  # some chunks are larger than planned
@@ -25,7 +25,7 @@ def tasks(tmp_path):
     (tmp_path / "in").mkdir()
     for number, size in enumerate(SIZES):
         (tmp_path / f"in/{number:02d}.png").write_bytes(png(number, size))
-    source = open_pictures(tmp_path / "in")
+    source = open_images(tmp_path / "in")
     return [Task(0, index, source.chunk(span)) for index, (span, _) in enumerate(source.spans(1))]
 
 
@@ -43,8 +43,8 @@ def test_pixels_are_left_alone_until_they_are_released(tasks, workers, held):
     found += [chunk.views()[0][0].clone() for chunk in waiting]
     assert len(found) == len(SIZES)
     for number, (pixels, (width, height)) in enumerate(zip(found, SIZES, strict=True)):
-        picture = np.asarray(decode_image(png(number, (width, height))))
-        assert np.array_equal(pixels[:height, :width], picture), number
+        image = np.asarray(decode_image(png(number, (width, height))))
+        assert np.array_equal(pixels[:height, :width], image), number
 
 
 @pytest.mark.gpu

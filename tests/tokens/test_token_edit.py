@@ -8,7 +8,7 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from token_pictures import BAD, GOOD, ODD, png, rejects_of, rows_of, write_tar
+from token_images import BAD, GOOD, ODD, png, rejects_of, rows_of, write_tar
 
 from gsqtok.tokens.edit import merge, split
 from gsqtok.tokens.verify import decode_sample, verify
@@ -44,10 +44,10 @@ def renamed(table):
         (lambda folder: (folder / "rejects.parquet").unlink(), "rejects.parquet: .*No such file"),
         (
             lambda folder: rewrite(folder, lambda t: t.slice(1)),
-            "pictures written and rejected, 4 in the source",
+            "images written and rejected, 4 in the source",
         ),
         (lambda folder: rewrite(folder, renamed), "keys are not those of the source"),
-        (lambda folder: rewrite(folder, lambda t: pa.concat_tables([t, t.slice(0, 1)])), "not every picture has its"),
+        (lambda folder: rewrite(folder, lambda t: pa.concat_tables([t, t.slice(0, 1)])), "not every image has its"),
     ],
 )
 def test_verify_finds_damage(finished, damage, found):
@@ -61,16 +61,16 @@ def test_verify_finds_damage(finished, damage, found):
 def test_decode_sample(finished, tiny_tokenizer):
     sample = decode_sample(finished, tiny_tokenizer, 5)
     assert len(sample) == 5
-    for key, size, picture in sample:
+    for key, size, image in sample:
         assert list(size) == rows_of(finished)[key, 0][2]
-        assert picture.shape == (3, 8, 8)
+        assert image.shape == (3, 8, 8)
     assert len(decode_sample(finished, tiny_tokenizer, 1000)) == len(GOOD | ODD)
 
 
 def test_split_then_merge_gives_everything_back(finished, tmp_path):
     first, second = split(finished, (tmp_path / "a", tmp_path / "b"), 0.6, seed=1)
-    assert first["pictures"] + second["pictures"] == len(GOOD | ODD)
-    assert 0 < first["pictures"] < len(GOOD | ODD)
+    assert first["images"] + second["images"] == len(GOOD | ODD)
+    assert 0 < first["images"] < len(GOOD | ODD)
     assert verify(tmp_path / "a") == verify(tmp_path / "b") == []
     assert not rows_of(tmp_path / "a").keys() & rows_of(tmp_path / "b").keys()
     assert rejects_of(tmp_path / "a") | rejects_of(tmp_path / "b") == rejects_of(finished)

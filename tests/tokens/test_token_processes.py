@@ -10,7 +10,7 @@ import time
 import processes
 import psutil
 import pytest
-from token_pictures import BAD, hashes, png, rejects_of, write_tar
+from token_images import BAD, hashes, png, rejects_of, write_tar
 
 from gsqtok.tokens.verify import verify
 from gsqtok.tokens.views import Views
@@ -24,7 +24,7 @@ def many(tmp_path):
     (tmp_path / "tars").mkdir()
     for shard, length in enumerate((50, 3, 37)):
         members = [(f"{shard}-{i:02d}.png", png(1000 * shard + i)) for i in range(length)]
-        write_tar(tmp_path / f"tars/{shard}.tar", [*members, (f"{shard}-bad.png", b"no picture")])
+        write_tar(tmp_path / f"tars/{shard}.tar", [*members, (f"{shard}-bad.png", b"no image")])
     with (tmp_path / "tars/2.tar").open("r+b") as file:
         file.truncate(file.seek(0, os.SEEK_END) - 12_000)
     return tmp_path / "tars"

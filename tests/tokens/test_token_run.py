@@ -1,4 +1,4 @@
-"""Writing token data sets in one process: every picture once, restarts, refusals."""
+"""Writing token data sets in one process: every image once, restarts, refusals."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from token_pictures import (
+from token_images import (
     BAD,
     GOOD,
     MAX_PIXELS,
@@ -34,20 +34,20 @@ from gsqtok.tokens.verify import verify
 from gsqtok.tokens.views import Views
 
 
-def test_every_picture_is_a_row_or_a_reject(mixed, tmp_path, run, tiny_tokenizer):
+def test_every_image_is_a_row_or_a_reject(mixed, tmp_path, run, tiny_tokenizer):
     result = run(mixed, tmp_path / "out")
     rows, rejects = rows_of(tmp_path / "out"), rejects_of(tmp_path / "out")
     assert {key for key, _ in rows} == GOOD.keys() | ODD.keys()
     assert rejects.keys() == BAD.keys()
     for name, (_, reason) in BAD.items():
         assert reason in rejects[name], name
-    assert result.manifest["pictures"] == len(rows)
+    assert result.manifest["images"] == len(rows)
     assert verify(tmp_path / "out") == []
-    for name, data in (GOOD | ODD).items():  # what the tokenizer gives for the picture alone
-        picture = decode_image(data)
-        tokens = tiny_tokenizer.encode(ImageTransform(8)(picture)[None])[0]
+    for name, data in (GOOD | ODD).items():  # what the tokenizer gives for the image alone
+        image = decode_image(data)
+        tokens = tiny_tokenizer.encode(ImageTransform(8)(image)[None])[0]
         found, grid, size = rows[name, 0]
-        assert (grid, size) == ([2, 2, 2], [picture.height, picture.width])
+        assert (grid, size) == ([2, 2, 2], [image.height, image.width])
         assert np.array_equal(np.reshape(found, grid), tokens.numpy()), name
 
 
@@ -100,12 +100,12 @@ def test_native_aspect_pads_like_the_tokenizer(tmp_path, run, tiny_tokenizer):
     assert rows_of(tmp_path / "one-out")["tiny.png", 0][1] == [1, 1, 2]
 
 
-def test_ten_crops_are_ten_rows_of_one_picture(tmp_path, run):
+def test_ten_crops_are_ten_rows_of_one_image(tmp_path, run):
     (tmp_path / "in").mkdir()
     for i in range(5):
         (tmp_path / "in" / f"{i}.png").write_bytes(png(i, (20, 30)))
     result = run(tmp_path / "in", tmp_path / "out", views=Views(8, "ten"))
-    assert (result.manifest["pictures"], result.manifest["rows"]) == (5, 50)
+    assert (result.manifest["images"], result.manifest["rows"]) == (5, 50)
     assert rows_of(tmp_path / "out").keys() == {(f"{i}.png", view) for i in range(5) for view in range(10)}
     assert verify(tmp_path / "out") == []
 
@@ -174,19 +174,19 @@ def test_a_full_disk_ends_the_run_and_the_next_goes_on(mixed, tmp_path, run, mon
 
 
 def test_a_source_that_vanishes_is_an_error_and_no_heap_of_rejects(mixed, tmp_path, run):
-    from gsqtok.tokens.sources import open_pictures
+    from gsqtok.tokens.sources import open_images
 
-    source = open_pictures(mixed)
+    source = open_images(mixed)
     ((span, _),) = source.spans(100)
     mixed.rename(tmp_path / "unmounted")
     with pytest.raises(FileNotFoundError):
         list(source.chunk(span).rows())
 
 
-def test_a_picture_that_vanishes_is_rejected(mixed, tmp_path):
-    from gsqtok.tokens.sources import open_pictures
+def test_a_image_that_vanishes_is_rejected(mixed, tmp_path):
+    from gsqtok.tokens.sources import open_images
 
-    source = open_pictures(mixed)
+    source = open_images(mixed)
     ((span, _),) = source.spans(100)
     (mixed / "00.png").unlink()
     errors = {row.key: row.error for row in source.chunk(span).rows()}
@@ -210,13 +210,13 @@ def test_metrics_for_a_machine(mixed, tmp_path, run):
     run(mixed, tmp_path / "out")
     last = json.loads((tmp_path / "out/metrics.jsonl").read_text().splitlines()[-1])
     total = len(GOOD) + len(ODD) + len(BAD)
-    assert (last["pictures"], last["of"], last["rejects"], last["finished"]) == (total, total, len(BAD), True)
-    assert last["pictures_per_second"] > 0
+    assert (last["images"], last["of"], last["rejects"], last["finished"]) == (total, total, len(BAD), True)
+    assert last["images_per_second"] > 0
     assert last["bytes_per_second"] > 0
     assert last["seconds_left"] == 0
 
 
-PICTURES = st.one_of(
+IMAGES = st.one_of(
     st.builds(png, st.integers(0, 99), st.tuples(st.integers(1, 30), st.integers(1, 30))),
     st.sampled_from([data for data, _ in BAD.values()]),
     st.binary(max_size=20),
@@ -226,31 +226,31 @@ NAMES = st.sampled_from(["a", "b", "a/b", "ü猫", "x y", "a#2", "c"])
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    pictures=st.lists(st.tuples(NAMES, PICTURES), min_size=1, max_size=9),
+    images=st.lists(st.tuples(NAMES, IMAGES), min_size=1, max_size=9),
     kind=st.sampled_from(["folder", "tar", "tgz", "parquet"]),
     shard_size=st.integers(1, 5),
     views=st.sampled_from([Views(8), Views(8, flip=True), Views(None, "none"), Views(8, "none")]),
 )
-def test_any_source_ends_in_rows_or_rejects_once(tiny_tokenizer, pictures, kind, shard_size, views):
+def test_any_source_ends_in_rows_or_rejects_once(tiny_tokenizer, images, kind, shard_size, views):
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         if kind == "folder":
-            for number, (stem, data) in enumerate(pictures):
+            for number, (stem, data) in enumerate(images):
                 path = folder / "in" / f"{stem}" / f"{number}.png"
                 path.parent.mkdir(parents=True, exist_ok=True)
                 path.write_bytes(data)
             source = folder / "in"
         elif kind == "parquet":
-            source = write_parquet(folder / "in.parquet", [data for _, data in pictures])
+            source = write_parquet(folder / "in.parquet", [data for _, data in images])
         else:
-            source = write_tar(folder / f"in.{kind}", [(f"{stem}.png", data) for stem, data in pictures])
+            source = write_tar(folder / f"in.{kind}", [(f"{stem}.png", data) for stem, data in images])
         options = RunOptions(views=views, shard_size=shard_size, workers=0, max_pixels=MAX_PIXELS)
         tokenize(tiny_tokenizer, source, folder / "out", options)
         rows, rejects = rows_of(folder / "out"), rejects_of(folder / "out")
         keys = {key for key, _ in rows}
         assert len(rows) == views.number * len(keys)
         assert not keys & rejects.keys()
-        assert len(keys) + len(rejects) == len(pictures)
+        assert len(keys) + len(rejects) == len(images)
         assert verify(folder / "out") == []
 
 

@@ -4,12 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
-from token_pictures import png, write_parquet, write_tar
+from token_images import png, write_parquet, write_tar
 
 from gsqtok.data import open_source
 from gsqtok.tokens import tars
-from gsqtok.tokens.plan import chunk_pictures, keys_digest, make_units
-from gsqtok.tokens.sources import open_pictures
+from gsqtok.tokens.plan import chunk_images, keys_digest, make_units
+from gsqtok.tokens.sources import open_images
 
 
 def everything(source, size=3):
@@ -41,7 +41,7 @@ def test_the_rows_and_keys_of_open_source(tmp_path, kind, monkeypatch):
         else:
             labels = [(name.replace("png", "cls"), str(i).encode()) for i, (name, _) in enumerate(named)]
             write_tar(tmp_path / f"in/{part}.{kind}", sorted(named + labels))
-    rows = everything(open_pictures(tmp_path / "in", carry=("label",)))
+    rows = everything(open_images(tmp_path / "in", carry=("label",)))
     expected = open_source(tmp_path / "in")
     assert [row.key for row in rows] == expected["key"][:]
     for row, other in zip(rows, expected, strict=True):
@@ -52,14 +52,14 @@ def test_the_rows_and_keys_of_open_source(tmp_path, kind, monkeypatch):
 
 def test_names_twice_in_a_tar_shard(tmp_path):
     members = [("a.png", png(0)), ("a.png", png(1)), ("b.png", png(2)), ("a.png", png(3)), ("./a.jpg", png(4))]
-    rows = everything(open_pictures(write_tar(tmp_path / "x.tar", members)), size=1)
+    rows = everything(open_images(write_tar(tmp_path / "x.tar", members)), size=1)
     assert [row.key for row in rows] == ["x.tar/a.png", "x.tar/a.png#2", "x.tar/b.png", "x.tar/a.png#3", "x.tar/a.jpg"]
     assert [row.data for row in rows] == [data for _, data in members]
 
 
 def test_long_and_unicode_names_in_a_tar_shard(tmp_path):
     members = [(f"{'ordner-猫' * 30}/{i}.png", png(i)) for i in range(5)]
-    rows = everything(open_pictures(write_tar(tmp_path / "x.tar", members)), size=2)
+    rows = everything(open_images(write_tar(tmp_path / "x.tar", members)), size=2)
     assert [(row.key, row.data) for row in rows] == [(f"x.tar/{name}", data) for name, data in members]
 
 
@@ -71,7 +71,7 @@ def test_names_that_are_no_utf8_in_a_tar_shard(tmp_path):
     header[148:156] = b"%06o\0 " % sum(header)
     data[:512] = header
     path.write_bytes(data)
-    rows = everything(open_pictures(path))
+    rows = everything(open_images(path))
     assert [(row.key, row.data) for row in rows] == [("x.tar/a\\xe4b.png", png(0)), ("x.tar/c.png", png(1))]
 
 
@@ -82,7 +82,7 @@ def test_names_that_are_no_utf8_in_a_folder(tmp_path):
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with open(path, "wb") as file:
             file.write(png(number))
-    rows = everything(open_pictures(tmp_path), size=2)
+    rows = everything(open_images(tmp_path), size=2)
     assert {row.key: row.data for row in rows} == {"caf\\xe9.png": png(0), "b.png": png(1), "\\xff/c.png": png(2)}
 
 
@@ -94,7 +94,7 @@ def test_label_and_caption_belong_to_their_sample(tmp_path):
         ("b.txt", "ein Hühnchen".encode()),
         ("c.png", png(2)),
     ]
-    rows = everything(open_pictures(write_tar(tmp_path / "x.tar", members), carry=("label", "caption")), size=1)
+    rows = everything(open_images(write_tar(tmp_path / "x.tar", members), carry=("label", "caption")), size=1)
     assert [row.columns for row in rows] == [
         {"label": 3, "caption": None},
         {"label": None, "caption": "ein Hühnchen"},
@@ -109,7 +109,7 @@ def test_a_damaged_tar_shard_rejects_what_it_lost(tmp_path, cut, kind):
     data = path.read_bytes()
     end = len(data) if kind == "tgz" else data.rindex(b"7.png") + 512 + len(png(7, (30, 30)))
     path.write_bytes(data[: end - cut])
-    rows = everything(open_pictures(path))
+    rows = everything(open_images(path))
     broken = [row.key for row in rows if row.error]
     whole = [row.key for row in rows if not row.error]
     assert whole == [f"x.{kind}/{i}.png" for i in range(len(whole))]
@@ -129,7 +129,7 @@ def test_a_tar_shard_with_a_damaged_header(tmp_path):
     place = data.index(b"5.png")
     data[place : place + 200] = b"x" * 200
     path.write_bytes(data)
-    rows = everything(open_pictures(path))
+    rows = everything(open_images(path))
     assert [row.key for row in rows if not row.error] == [f"x.tar/{i}.png" for i in range(5)]
     assert [row.key for row in rows if row.error] == ["x.tar/(unreadable after 4.png: damaged header)"]
 
@@ -141,7 +141,7 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
     rows = {"img": [{"bytes": png(i), "path": None} for i in range(5)], "label": [0, 1, 0, 1, 1]}
     dataset = datasets.Dataset.from_dict(rows, features=features)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split, streaming: dataset)
-    source = open_pictures(f"nobody/{tmp_path.name}", "train", carry=("label", "caption"))
+    source = open_images(f"nobody/{tmp_path.name}", "train", carry=("label", "caption"))
     assert [str(field.type) for field in source.fields] == ["int64"]
     rows = everything(source, size=2)
     assert [(row.data, row.columns["label"]) for row in rows] == [(png(i), [0, 1, 0, 1, 1][i]) for i in range(5)]
@@ -150,9 +150,9 @@ def test_a_data_set_of_the_hub(tmp_path, monkeypatch):
 
 def test_empty_sources(tmp_path):
     with pytest.raises(ValueError, match="no image in the tar shards"):
-        list(open_pictures(write_tar(tmp_path / "x.tar", [("a.txt", b"a")])).spans(2))
+        list(open_images(write_tar(tmp_path / "x.tar", [("a.txt", b"a")])).spans(2))
     with pytest.raises(ValueError, match="no rows"):
-        open_pictures(write_parquet(tmp_path / "x.parquet", []))
+        open_images(write_parquet(tmp_path / "x.parquet", []))
 
 
 def test_index_reads_whole_samples(tmp_path):
@@ -164,10 +164,10 @@ def test_index_reads_whole_samples(tmp_path):
 def test_units_hold_at_most_a_shard(tmp_path):
     for part, length in enumerate((7, 1, 4)):
         write_parquet(tmp_path / f"{part}.parquet", [png(i) for i in range(length)])
-    source = open_pictures(tmp_path)
+    source = open_images(tmp_path)
     units = make_units(source, 5, 2)
-    assert sum(unit.pictures for unit in units) == 12
-    assert all(0 < unit.pictures <= 5 for unit in units)
+    assert sum(unit.images for unit in units) == 12
+    assert all(0 < unit.images <= 5 for unit in units)
     assert [unit.number for unit in units] == list(range(len(units)))
     for unit in units:
         keys = [row.key for span in unit.spans for row in source.chunk(span).rows()]
@@ -175,8 +175,8 @@ def test_units_hold_at_most_a_shard(tmp_path):
 
 
 def test_chunks_hold_about_fifty_megabytes():
-    assert chunk_pictures(256, 1, 8192) == 128
-    assert chunk_pictures(128, 10, 8192) == 51
-    assert chunk_pictures(1024, 1, 8192) == chunk_pictures(4096, 1, 8192) == 8
-    assert chunk_pictures(64, 1, 8192) == 512
-    assert chunk_pictures(64, 1, 10) == 10
+    assert chunk_images(256, 1, 8192) == 128
+    assert chunk_images(128, 10, 8192) == 51
+    assert chunk_images(1024, 1, 8192) == chunk_images(4096, 1, 8192) == 8
+    assert chunk_images(64, 1, 8192) == 512
+    assert chunk_images(64, 1, 10) == 10

@@ -7,7 +7,7 @@ from gsqtok.tokens.views import Views
 
 
 @pytest.fixture
-def picture():
+def image():
     pixels = np.random.default_rng(0).integers(0, 256, (37, 61, 3), dtype=np.uint8)
     return Image.fromarray(pixels)
 
@@ -19,21 +19,21 @@ def equal(views, expected):
 
 
 @pytest.mark.parametrize("size", [16, 21, 64])
-def test_ten_crops_are_torchvisions(picture, size):
-    resized = v2.Resize(round(1.1 * size), v2.InterpolationMode.BICUBIC, antialias=True)(picture)
-    equal(Views(size, "ten")(picture), v2.TenCrop(size)(resized))
+def test_ten_crops_are_torchvisions(image, size):
+    resized = v2.Resize(round(1.1 * size), v2.InterpolationMode.BICUBIC, antialias=True)(image)
+    equal(Views(size, "ten")(image), v2.TenCrop(size)(resized))
 
 
 @pytest.mark.parametrize("size", [16, 21])
-def test_centre_and_its_mirror_image(picture, size):
-    resized = v2.Resize(size + 3, v2.InterpolationMode.BICUBIC, antialias=True)(picture)
+def test_centre_and_its_mirror_image(image, size):
+    resized = v2.Resize(size + 3, v2.InterpolationMode.BICUBIC, antialias=True)(image)
     centre = v2.CenterCrop(size)(resized)
-    equal(Views(size, resize=size + 3, flip=True)(picture), [centre, v2.functional.horizontal_flip(centre)])
+    equal(Views(size, resize=size + 3, flip=True)(image), [centre, v2.functional.horizontal_flip(centre)])
 
 
-def test_whole_pictures(picture):
-    equal(Views(None, "none")(picture), [picture])
-    (view,) = Views(20, "none")(picture)
+def test_whole_images(image):
+    equal(Views(None, "none")(image), [image])
+    (view,) = Views(20, "none")(image)
     assert view.shape == (20, 32, 3)
 
 

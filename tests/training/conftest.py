@@ -12,7 +12,7 @@ from gsqtok.tokenizer import TokenizerConfig
 from gsqtok.training import DataConfig, LossConfig, OptimizerConfig, TrainConfig
 
 PACKAGE = Path(gsqtok.__file__).parent
-DEMO = PACKAGE / "demo_pictures"
+DEMO = PACKAGE / "demo_images"
 
 
 @pytest.fixture(autouse=True)
@@ -68,4 +68,4 @@ def gsqtok_command():
 
 @pytest.fixture
 def demo_copy(tmp_path):
-    return Path(shutil.copytree(DEMO, tmp_path / "pictures"))
+    return Path(shutil.copytree(DEMO, tmp_path / "images"))

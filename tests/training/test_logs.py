@@ -25,7 +25,7 @@ def test_no_tracker_at_all(tiny, metrics):
     assert not (run / "tensorboard").exists()
 
 
-def test_a_tracker_without_pictures(tiny, monkeypatch):
+def test_a_tracker_without_images(tiny, monkeypatch):
     """One that knows scalars only gets those; the grid is no reason to stop."""
     logged = []
 

@@ -43,7 +43,7 @@ def test_the_run_folder(tiny, metrics):
 
     assert sorted(file.name for file in (run / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
     grid = Image.open(run / "samples" / "step-00000006.png")
-    assert grid.size == (5 * (16 + 2) + 2, 2 * (16 + 2) + 2)  # five demo pictures above their reconstructions
+    assert grid.size == (5 * (16 + 2) + 2, 2 * (16 + 2) + 2)  # five demo images above their reconstructions
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = metrics(run)
@@ -90,7 +90,7 @@ def test_gradient_accumulation(tiny, tmp_path, parts):
         torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
-def test_a_broken_picture_is_logged_and_training_goes_on(tiny, demo_copy, caplog, metrics, capfd):
+def test_a_broken_image_is_logged_and_training_goes_on(tiny, demo_copy, caplog, metrics, capfd):
     (demo_copy / "broken.png").write_bytes((demo_copy / "coffee.png").read_bytes()[:500])
     with caplog.at_level(logging.WARNING, "gsqtok"):
         run = train(tiny(train=str(demo_copy), steps=6))
@@ -99,10 +99,10 @@ def test_a_broken_picture_is_logged_and_training_goes_on(tiny, demo_copy, caplog
     assert "1 " in capfd.readouterr().err.split("done:")[1]
 
 
-def test_no_readable_picture(tiny, tmp_path):
-    folder = tmp_path / "pictures"
+def test_no_readable_image(tiny, tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
-    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="can be read"):
         Trainer(tiny(train=str(folder)))
 

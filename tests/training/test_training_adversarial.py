@@ -148,7 +148,7 @@ def test_adaptive_weight(gan):
     assert float(terms["total"]) == pytest.approx((loss + 0.5 * expected * term).item(), rel=1e-4)
 
 
-def test_r1_wants_pictures_that_are_not_mixed():
+def test_r1_wants_images_that_are_not_mixed():
     with pytest.raises(ValueError, match="norm: group"):
         AdversarialConfig(**PATCH, r1=1.0)
 
@@ -225,7 +225,7 @@ def test_a_discriminator_that_wins_is_named(gan, caplog, metrics):
             self.scale = nn.Parameter(torch.ones(()))
 
         def forward(self, images):
-            self.calls = getattr(self, "calls", 0) + 1  # in the discriminator's step: pictures, then reconstructions
+            self.calls = getattr(self, "calls", 0) + 1  # in the discriminator's step: images, then reconstructions
             return [self.scale * (5.0 if self.calls % 3 == 2 else -5.0) + 0 * images.mean((1, 2, 3))]
 
     trainer = Trainer(gan(steps=8))

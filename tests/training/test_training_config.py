@@ -40,7 +40,7 @@ def undrawn(config):
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_every_recipe_builds_its_tokenizer(recipe):
-    config, resume = parse([recipe, "--data.train", "pictures"])
+    config, resume = parse([recipe, "--data.train", "images"])
     assert not resume
     written = {}
     for file in lineage(recipe):  # what a recipe builds on comes first

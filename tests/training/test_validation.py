@@ -32,19 +32,19 @@ def _undrawn(monkeypatch):
 @pytest.mark.usefixtures("_undrawn")
 @pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.slow) if "-" in r else r for r in RECIPES])
 def test_every_recipe_is_valid(recipe, demo_copy, tmp_path, monkeypatch):
-    a_picture = [] if recipe in COUNTED else [2**20]
+    a_image = [] if recipe in COUNTED else [2**20]
 
     def count(config, batch, *networks):  # at the first batch alone: the second takes as long
-        if not a_picture:
-            a_picture.append(_activation_bytes(config, batch, *networks) // batch)
-        return batch * a_picture[0]
+        if not a_image:
+            a_image.append(_activation_bytes(config, batch, *networks) // batch)
+        return batch * a_image[0]
 
     monkeypatch.setattr(validation, "_activation_bytes", count)
     config, _ = parse([recipe, "--data.train", str(demo_copy), "--output", str(tmp_path / "run")])
     report = validate(config)
     # weights that this machine may lack are the one thing that a recipe cannot bring along
     assert all("weights for" in problem or "VGG16" in problem for problem in report.problems), report.problems
-    assert {"pictures", "tokens", "tokenizer", "batch", "GPU memory"} <= set(report.facts)
+    assert {"images", "tokens", "tokenizer", "batch", "GPU memory"} <= set(report.facts)
     assert ("discriminator" in report.facts) == (config.adversarial.discriminator != "none")
     assert f"{ImageTokenizer(config.model).bits_per_pixel:.4g} bits/px" in report.facts["tokens"]
 
@@ -55,7 +55,7 @@ def test_every_problem_is_listed(tiny, tmp_path):
     (output / "thesis.tex").write_text("")
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "a.png").write_bytes(b"no picture")
+    (broken / "a.png").write_bytes(b"no image")
     config = tiny(output=str(output), train=str(broken), data={"validation": str(tmp_path / "nowhere")})
     config = dataclasses.replace(
         config,

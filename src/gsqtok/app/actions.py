@@ -14,30 +14,30 @@ from gsqtok.app import codebook, views
 from gsqtok.data import BrokenImageError, decode_image, to_pil
 from gsqtok.tokenizer import ImageTokenizer
 
-MAX_DECODED = 2**26  # pixels of an uploaded picture, 192 MiB as RGB: more is refused before it is decoded
+MAX_DECODED = 2**26  # pixels of an uploaded image, 192 MiB as RGB: more is refused before it is decoded
 NEAREST = 5  # neighbours shown of a codeword
-_DEMO = Path(__file__).parent.parent / "demo_pictures"
+_DEMO = Path(__file__).parent.parent / "demo_images"
 DEMO = {path.stem: path for path in sorted(_DEMO.glob("*.png"))}
 
 
 @dataclass(frozen=True)
 class Opened:
-    """A picture that the page works on.
+    """An image that the page works on.
 
     Attributes:
-        picture: at most so large as the page works with.
+        image: at most so large as the page works with.
         size: width and height as it came.
-        name: of ours, or "your picture".
+        name: of ours, or "your image".
     """
 
-    picture: Image.Image
+    image: Image.Image
     size: tuple[int, int]
     name: str
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What is on the page, kept for one visitor: the picture, through which tokenizer, and what came of it."""
+    """What is on the page, kept for one visitor: the image, through which tokenizer, and what came of it."""
 
     opened: Opened
     label: str
@@ -75,7 +75,7 @@ class Actions:
 
     Args:
         tokenizers: by the label that the page shows.
-        max_pixels: larger pictures are shrunk to so many.
+        max_pixels: larger images are shrunk to so many.
     """
 
     def __init__(self, tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> None:
@@ -83,25 +83,25 @@ class Actions:
         self.max_pixels = max_pixels
 
     def upload(self, data: bytes | None) -> tuple[Opened | None, None]:
-        """A file's bytes to a picture, and the list of ours emptied; what is no picture is answered on the page."""
-        return None if data is None else self._open(data, "your picture"), None
+        """A file's bytes to an image, and the list of ours emptied; what is no image is answered on the page."""
+        return None if data is None else self._open(data, "your image"), None
 
     def choose(self, name: str | None) -> tuple[Opened | None, None]:
-        """One of the package's own pictures by its name, and the field for uploads emptied."""
+        """One of the package's own images by its name, and the field for uploads emptied."""
         if name is not None and name not in DEMO:
-            raise gr.Error("There is no such picture here.", print_exception=False)
+            raise gr.Error("There is no such image here.", print_exception=False)
         return None if name is None else self._open(DEMO[name].read_bytes(), name), None
 
     def _open(self, data: bytes, name: str) -> Opened:
         try:
-            picture = decode_image(data, max_pixels=MAX_DECODED)
+            image = decode_image(data, max_pixels=MAX_DECODED)
         except BrokenImageError as error:
             raise gr.Error(
-                f"This file is not shown: {error}. Choose another picture.",
+                f"This file is not shown: {error}. Choose another image.",
                 duration=None,
                 print_exception=False,
             ) from None
-        return Opened(views.shrunk(picture, self.max_pixels), picture.size, name)
+        return Opened(views.shrunk(image, self.max_pixels), image.size, name)
 
     def show(self, opened: Opened | None, label: str, progress: gr.Progress = gr.Progress()) -> tuple:  # noqa: B008
         """Through the tokenizer and back.
@@ -115,12 +115,12 @@ class Actions:
         tokenizer = self._tokenizer(label)
         progress(0, "encoding and decoding")
         try:
-            seen = views.look(tokenizer, opened.picture, opened.name, _tiles(progress))
+            seen = views.look(tokenizer, opened.image, opened.name, _tiles(progress))
         except (ValueError, RuntimeError) as error:
-            raise gr.Error(f"The tokenizer could not take this picture: {error}", print_exception=False) from error
+            raise gr.Error(f"The tokenizer could not take this image: {error}", print_exception=False) from error
         progress(0.9, "drawing")
         original, reconstruction = seen.ours.original, seen.ours.reconstruction
-        pair = opened.picture, to_pil(reconstruction)
+        pair = opened.image, to_pil(reconstruction)
         gallery = [
             (pair[1], "tokens"),
             (to_pil(seen.jpeg), "JPEG"),
@@ -137,10 +137,10 @@ class Actions:
         return Shown(opened, label, seen), line, table, pair, gallery, *maps, groups, "", None
 
     def _line(self, opened: Opened, seen: views.Look) -> str:
-        width, height = opened.picture.size
+        width, height = opened.image.size
         rows, columns, groups = seen.ours.tokens.shape
         line = f"{opened.name}: {width} x {height} pixels, {rows} x {columns} positions of {groups} tokens."
-        if opened.size != opened.picture.size:
+        if opened.size != opened.image.size:
             line += (
                 f" **Shrunk from {opened.size[0]} x {opened.size[1]}**: this page works with at most "
                 f"{self.max_pixels:,} pixels."
@@ -186,7 +186,7 @@ class Actions:
         return *_maps(tokens, window, position), f"Position: row {row + 1}, column {column + 1}", rows
 
     def second(self, other: Opened | None) -> str:
-        """A line about the second picture."""
+        """A line about the second image."""
         return "" if other is None else f"Second: {other.name}, {other.size[0]} x {other.size[1]} pixels."
 
     def swap(
@@ -200,28 +200,28 @@ class Actions:
         bottom: float,
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[tuple[Image.Image, str]]:
-        """Two pictures with some of their tokens exchanged; box edges in percent. Returns a gallery of four."""
+        """Two images with some of their tokens exchanged; box edges in percent. Returns a gallery of four."""
         if shown is None or other is None:
-            raise gr.Error("Choose a first picture above and a second one here.", print_exception=False)
+            raise gr.Error("Choose a first image above and a second one here.", print_exception=False)
         tokenizer = self._tokenizer(shown.label)
-        first, size = shown.seen.ours.tokens, shown.opened.picture.size
-        second_picture = views.fitted(other.picture, size)
+        first, size = shown.seen.ours.tokens, shown.opened.image.size
+        second_image = views.fitted(other.image, size)
         box = (left / 100, top / 100, right / 100, bottom / 100)
         progress(0, "encoding and decoding")
         told = _tiles(progress)
-        second = views.encoded(tokenizer, second_picture, told)
+        second = views.encoded(tokenizer, second_image, told)
         chosen = [int(name.removeprefix("group ")) - 1 for name in groups]
         pair = views.swapped(first, second, chosen, box)
         ours, theirs = (views.decoded(tokenizer, tokens, size, told) for tokens in pair)
         return [
-            (views.framed(shown.opened.picture, box), "first"),
-            (views.framed(second_picture, box), "second, cut to the first's size"),
+            (views.framed(shown.opened.image, box), "first"),
+            (views.framed(second_image, box), "second, cut to the first's size"),
             (ours, "first, with tokens of the second"),
             (theirs, "second, with tokens of the first"),
         ]
 
     def plots(self, shown: Shown | None, label: str) -> tuple:
-        """Usage in the picture shown (if any), where the codewords lie, and a line about the quantizer."""
+        """Usage in the image shown (if any), where the codewords lie, and a line about the quantizer."""
         quantizer = self._tokenizer(label).quantizer
         tokens = shown.seen.ours.tokens if shown is not None and shown.label == label else None
         counted = tokens is not None and quantizer.codebook_size <= codebook.MAX_SEARCHED

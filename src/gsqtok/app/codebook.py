@@ -91,15 +91,15 @@ def usage_plot(tokens: Tensor, codebook_size: int) -> Image.Image:
         axes.set(xscale="log", yscale="log", xlabel="codewords, most used first", ylabel="share of positions")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")  # powers of ten would be set as mathematics, which `style` turns off
-        axes.set_title(f"usage in this picture: a line for each of {tokens.shape[2]} groups")
-        return _picture(figure)
+        axes.set_title(f"usage in this image: a line for each of {tokens.shape[2]} groups")
+        return _image(figure)
 
 
 def sphere_plot(quantizer: Quantizer, tokens: Tensor | None = None) -> Image.Image | None:
     """Where the codewords lie: on a line, a circle or a sphere for d <= 3, else how far they are from each other.
 
     Args:
-        quantizer: one with a codebook; of others there is no picture, None.
+        quantizer: one with a codebook; of others there is no image, None.
         tokens: (h, w, G): codewords that occur there are blue, the rest grey.
     """
     codewords = directions(quantizer)
@@ -116,7 +116,7 @@ def sphere_plot(quantizer: Quantizer, tokens: Tensor | None = None) -> Image.Ima
             axes.hist(nearest_angles(some).numpy(), bins=40, color=COLOURS[0])
             axes.set(xlabel="angle to the nearest codeword, degrees", ylabel="codewords")
             axes.set_title(f"{len(some):,} codewords on the sphere in {d} dimensions")
-            return _picture(figure)
+            return _image(figure)
         step = math.ceil(size / _MAX_PLOTTED)
         points, used = codewords[::step].numpy(), used[::step].numpy()
         colours = np.where(used, COLOURS[0], "#b4b8bd")
@@ -130,8 +130,8 @@ def sphere_plot(quantizer: Quantizer, tokens: Tensor | None = None) -> Image.Ima
         else:
             axes.scatter(*points.T, c=colours, s=10, depthshade=True)
             axes.set_box_aspect((1, 1, 1))
-        axes.set_title(f"{len(points):,} codewords" + ("; blue: in this picture" if tokens is not None else ""))
-        return _picture(figure)
+        axes.set_title(f"{len(points):,} codewords" + ("; blue: in this image" if tokens is not None else ""))
+        return _image(figure)
 
 
 def _figure(projection: str | None = None) -> tuple:
@@ -141,7 +141,7 @@ def _figure(projection: str | None = None) -> tuple:
     return figure, figure.add_subplot(projection=projection)
 
 
-def _picture(figure: object) -> Image.Image:
+def _image(figure: object) -> Image.Image:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return Image.open(file).convert("RGB")

@@ -28,7 +28,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
 
     Args:
         tokenizers: by label, at least one; the first is chosen.
-        max_pixels: larger pictures are shrunk to so many, and the page says so.
+        max_pixels: larger images are shrunk to so many, and the page says so.
         max_mb: the size of files, in units of 10^6 bytes, that the server takes.
     """
     do = Actions(tokenizers, max_pixels)
@@ -37,15 +37,15 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
         opened, other, shown, window = (gr.State(time_to_live=3600) for _ in range(4))
         gr.Markdown(
-            "# gsqtok\nA picture as discrete tokens, and back. "
-            f"Files of up to {max_mb:g} MB and {MAX_DECODED // 10**6} million pixels are taken; pictures of more than "
+            "# gsqtok\nA image as discrete tokens, and back. "
+            f"Files of up to {max_mb:g} MB and {MAX_DECODED // 10**6} million pixels are taken; images of more than "
             f"{max_pixels:,} pixels are shrunk to that. Large ones go through in tiles, at full resolution."
         )
         with gr.Row():
             with gr.Column():
                 label = gr.Dropdown(labels, value=labels[0], label="Tokenizer", elem_id="tokenizer")
-                demo = gr.Dropdown(list(DEMO), value=None, label="One of our pictures", elem_id="demo")
-            upload = _upload("Or a picture of yours", "upload")
+                demo = gr.Dropdown(list(DEMO), value=None, label="One of our images", elem_id="demo")
+            upload = _upload("Or an image of yours", "upload")
         line = gr.Markdown(elem_id="line")
         with gr.Tab("Reconstruction"):
             table = gr.Dataframe(
@@ -63,7 +63,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
         with gr.Tab("Tokens"):
             gr.Markdown(
                 "One map a group, a colour for each codeword. **Click a position** for its codewords' neighbours. "
-                f"Of a large picture, the {CLOSER} x {CLOSER} positions in the frame are below, larger."
+                f"Of a large image, the {CLOSER} x {CLOSER} positions in the frame are below, larger."
             )
             maps = gr.Image(show_label=False, format="png", interactive=False, elem_id="maps", buttons=[])
             closer = gr.Image(
@@ -78,10 +78,10 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
                 buttons=[],
             )
         with gr.Tab("Swap"):
-            gr.Markdown("Exchange tokens of two pictures and decode both: some groups, everywhere or in a region.")
+            gr.Markdown("Exchange tokens of two images and decode both: some groups, everywhere or in a region.")
             with gr.Row():
-                other_demo = gr.Dropdown(list(DEMO), value=None, label="Second picture", elem_id="other-demo")
-                other_upload = _upload("Or a picture of yours", "other-upload")
+                other_demo = gr.Dropdown(list(DEMO), value=None, label="Second image", elem_id="other-demo")
+                other_upload = _upload("Or an image of yours", "other-upload")
             other_line = gr.Markdown(elem_id="other-line")
             groups = gr.CheckboxGroup([], label="Groups to swap", elem_id="groups")
             with gr.Row():
@@ -97,7 +97,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
                 usage = gr.Image(show_label=False, format="png", interactive=False, elem_id="usage", buttons=[])
                 sphere = gr.Image(show_label=False, format="png", interactive=False, elem_id="sphere", buttons=[])
 
-        queued = _HIDDEN | {"concurrency_id": "network", "concurrency_limit": 1}  # one picture at a time
+        queued = _HIDDEN | {"concurrency_id": "network", "concurrency_limit": 1}  # one image at a time
         quiet = _HIDDEN | {"show_progress": "hidden"}
         tokens = [maps, closer, window]
         views = [shown, line, table, slider, gallery, *tokens, groups, position, near]
@@ -121,7 +121,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
 
 
 def _gallery(columns: int, name: str) -> gr.Gallery:
-    """Pictures beside each other, whole."""
+    """Images beside each other, whole."""
     return gr.Gallery(
         show_label=False,
         columns=columns,

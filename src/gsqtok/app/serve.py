@@ -62,7 +62,7 @@ def serve(
         tokenizers: by label, at least one.
         host: address to listen at.
         port: None takes the first free one from 7860.
-        max_pixels: larger pictures are shrunk to so many.
+        max_pixels: larger images are shrunk to so many.
         max_mb: larger files are refused, in units of 10^6 bytes.
         block: stay until interrupted.
 

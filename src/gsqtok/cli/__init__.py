@@ -11,21 +11,21 @@ from importlib import import_module
 from gsqtok import __version__
 
 VERBS = {
-    "demo": "tokenize and reconstruct the pictures that come with the package",
+    "demo": "tokenize and reconstruct the images that come with the package",
     "info": "what a tokenizer, or a file of tokens, is",
-    "reconstruct": "pictures through the tokenizer and back, with PSNR and SSIM",
-    "encode": "a few pictures to one file of tokens",
-    "decode": "a file of tokens to pictures",
-    "tokenize": "pictures to a token data set: resumable shards for generative models",
+    "reconstruct": "images through the tokenizer and back, with PSNR and SSIM",
+    "encode": "a few images to one file of tokens",
+    "decode": "a file of tokens to images",
+    "tokenize": "images to a token data set: resumable shards for generative models",
     "tokens": "look at, verify, merge and split token data sets",
-    "evaluate": "measure a tokenizer on a set of pictures",
+    "evaluate": "measure a tokenizer on a set of images",
     "compare": "results of evaluations beside each other, as a table and a report",
-    "train": "train a tokenizer on pictures",
+    "train": "train a tokenizer on images",
     "study": "the paper's experiments and its open questions, with results, plots and a page",
     "plan": "the quantizers' settings that spend the same bits a pixel",
     "convert": "a checkpoint of the official GSQ implementation to a tokenizer of this package",
     "export": "a tokenizer to ONNX or torch.export, verified",
-    "app": "a page in the browser to look at pictures and their tokens",
+    "app": "a page in the browser to look at images and their tokens",
     "recipes": "list and copy the training recipes",
 }
 
@@ -78,5 +78,5 @@ commands:
 
 gsqtok COMMAND --help explains one; gsqtok --version. Start with:
   gsqtok demo
-  gsqtok encode pictures/ -o tokens.npz
-  gsqtok train small --data.train pictures/ --output runs/mine"""
+  gsqtok encode images/ -o tokens.npz
+  gsqtok train small --data.train images/ --output runs/mine"""

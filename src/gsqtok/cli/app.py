@@ -8,11 +8,11 @@ from gsqtok.cli.options import MODEL, device, parser
 
 
 def main(argv: list[str]) -> None:
-    """Serve a page where pictures go through tokenizers."""
+    """Serve a page where images go through tokenizers."""
     p = parser(
         "app",
-        "A page in the browser: a picture through a tokenizer and back, beside JPEG of the same size, with its tokens, "
-        "their neighbours, swaps between two pictures, and the codebook.",
+        "A page in the browser: an image through a tokenizer and back, beside JPEG of the same size, with its tokens, "
+        "their neighbours, swaps between two images, and the codebook.",
         "  gsqtok app\n  gsqtok app runs/mine runs/other --port 8000",
     )
     p.add_argument("model", nargs="*", metavar="MODEL", help=MODEL)
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
         "--max-pixels",
         type=int,
         default=2048 * 2048,
-        help="larger pictures are shrunk to so many (default: 4194304, 2048 x 2048)",
+        help="larger images are shrunk to so many (default: 4194304, 2048 x 2048)",
     )
     p.add_argument("--max-mb", type=float, default=20, help="larger files are refused (default: 20)")
     args = p.parse_args(argv)

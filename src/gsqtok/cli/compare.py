@@ -16,8 +16,8 @@ def main(argv: list[str]) -> None:
         "compare",
         "Results of evaluations beside each other: a table, warnings where figures must not be compared, and with -o "
         "plots and a report to open in a browser.",
-        "  gsqtok evaluate pictures/ -o mine.json\n"
-        "  gsqtok evaluate codec:webp@1.0 pictures/ -o webp.json\n"
+        "  gsqtok evaluate images/ -o mine.json\n"
+        "  gsqtok evaluate codec:webp@1.0 images/ -o webp.json\n"
         "  gsqtok compare mine.json webp.json -o report/",
     )
     p.add_argument("results", nargs="+", metavar="FILE", help="what gsqtok evaluate -o wrote")

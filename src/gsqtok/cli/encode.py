@@ -16,12 +16,12 @@ from gsqtok.cli.options import (
 
 
 def main(argv: list[str]) -> None:
-    """Encode pictures to a file of tokens."""
+    """Encode images to a file of tokens."""
     p = parser(
         "encode",
-        "A few pictures to one file of tokens, which numpy reads: numpy.load('tokens.npz')['cat.png'] is a grid\n"
+        "A few images to one file of tokens, which numpy reads: numpy.load('tokens.npz')['cat.png'] is a grid\n"
         "(h, w, G). For a data set, in shards and restartable, there is gsqtok tokenize.",
-        "  gsqtok encode pictures/ -o tokens.npz\n  gsqtok encode runs/mine pictures/ -o tokens.npz --size 256 --crop",
+        "  gsqtok encode images/ -o tokens.npz\n  gsqtok encode runs/mine images/ -o tokens.npz --size 256 --crop",
     )
     add_model(p)
     add_source(p)
@@ -47,9 +47,9 @@ def main(argv: list[str]) -> None:
             positions += tokens[..., 0].numel()
             bar.advance(task, len(tokens) + len(batch["rejected"]))
         if not archive.sizes:
-            raise ValueError(f"none of the pictures in {args.source} can be read: {loader.rejects.summary()}")
+            raise ValueError(f"none of the images in {args.source} can be read: {loader.rejects.summary()}")
     console.print(
-        f"{len(archive.sizes)} pictures, {positions:,} positions of {tokenizer.quantizer.bits:g} bits "
+        f"{len(archive.sizes)} images, {positions:,} positions of {tokenizer.quantizer.bits:g} bits "
         f"({tokenizer.bits_per_pixel:.3g} bits/px) -> {args.output}"
     )
     if loader.rejects.reasons:

@@ -29,22 +29,22 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
-    from gsqtok.evaluation import FeatureNetwork, PictureDistance, Reconstruction, Result
+    from gsqtok.evaluation import FeatureNetwork, ImageDistance, Reconstruction, Result
 
 PERCEPTUAL = ("lpips_vgg", "lpips_alex", "dists")
 PRECISIONS = ("float32", "bfloat16", "float16")
 
 
 def main(argv: list[str]) -> None:
-    """Measure a tokenizer on a set of pictures."""
+    """Measure a tokenizer on a set of images."""
     p = parser(
         "evaluate",
-        "Measure a tokenizer on a set of pictures, under a protocol that goes on record: rFID, sFID, Inception Score,\n"
-        "LPIPS, PSNR, SSIM, MS-SSIM, codebook usage, perplexity and entropy, bits per pixel, pictures a second.",
-        "  gsqtok evaluate pictures/\n"
+        "Measure a tokenizer on a set of images, under a protocol that goes on record: rFID, sFID, Inception Score,\n"
+        "LPIPS, PSNR, SSIM, MS-SSIM, codebook usage, perplexity and entropy, bits per pixel, images a second.",
+        "  gsqtok evaluate images/\n"
         "  gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm -o results.json\n"
-        "  gsqtok evaluate runs/mine pictures/ --features timm:tf_efficientnet_lite0\n"
-        "  gsqtok evaluate codec:webp@1.0 pictures/ -o webp.json\n"
+        "  gsqtok evaluate runs/mine images/ --features timm:tf_efficientnet_lite0\n"
+        "  gsqtok evaluate codec:webp@1.0 images/ -o webp.json\n"
         "  torchrun --nproc-per-node 8 -m gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm",
     )
     add_model(p, ", or a codec at so many bits/px: codec:jpeg@1.0, codec:webp@1.0, codec:avif@1.0")
@@ -61,7 +61,7 @@ def _add_options(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--protocol",
         metavar="NAME",
-        help="how pictures are prepared: adm (as guided-diffusion, which most rFIDs are under), flex_gen (as the "
+        help="how images are prepared: adm (as guided-diffusion, which most rFIDs are under), flex_gen (as the "
         "original GSQ evaluation), native (as they are); --size is theirs then (default: 256 for the first two)",
     )
     p.add_argument(
@@ -85,11 +85,11 @@ def _add_options(p: argparse.ArgumentParser) -> None:
         "--precision", choices=PRECISIONS, default="float32", help="the tokenizer's; the metrics keep theirs"
     )
     p.add_argument("--streaming", action="store_true", help="read the source in place, without a cache")
-    p.add_argument("-o", "--output", metavar="FILE", help="write the result as JSON, with pictures beside it")
+    p.add_argument("-o", "--output", metavar="FILE", help="write the result as JSON, with images beside it")
     p.add_argument(
-        "--pictures-as",
+        "--images-as",
         metavar="FILE",
-        help="with -o: show the pictures that this result shows (default: the best, median and worst)",
+        help="with -o: show the images that this result shows (default: the best, median and worst)",
     )
 
 
@@ -104,9 +104,9 @@ def _measure(args: argparse.Namespace, argv: list[str], rank: int, world_size: i
     prepared: dict[str, Any] = {"protocol": args.protocol, "size": args.size}
     if not args.protocol:
         prepared = {"transform": transform(args)}
-    if args.pictures_as and not args.output:
-        raise ValueError("--pictures-as says which pictures -o writes: name its file, too")
-    like = Result.load(args.pictures_as) if args.pictures_as else None
+    if args.images_as and not args.output:
+        raise ValueError("--images-as says which images -o writes: name its file, too")
+    like = Result.load(args.images_as) if args.images_as else None
     source = open_source(args.source, split=args.split, streaming=args.streaming)
     run, reconstruct, where = _codec(args) if _is_codec(args.model) else _tokenizer(args)
     metrics = {"features": _features(args), "perceptual": _perceptual(args)}
@@ -141,7 +141,7 @@ def _is_codec(model: str | None) -> bool:
 
 
 def _tokenizer(args: argparse.Namespace) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
-    """What measures the tokenizer that is named, what reconstructs a picture with it, and where."""
+    """What measures the tokenizer that is named, what reconstructs an image with it, and where."""
     import torch
 
     from gsqtok.evaluation import evaluate
@@ -160,7 +160,7 @@ def _codec(args: argparse.Namespace) -> tuple[Callable[..., Result], Callable[..
     if args.precision != "float32":
         raise ValueError("--precision is a tokenizer's; a codec has none")
     if args.tile:
-        raise ValueError("--tile is a tokenizer's; a codec takes whole pictures")
+        raise ValueError("--tile is a tokenizer's; a codec takes whole images")
     codec = Codec.parse(args.model)
     where = device(args)
     return partial(evaluate_codec, codec, device=where), codec, where
@@ -202,15 +202,15 @@ def _features(args: argparse.Namespace) -> FeatureNetwork | None:
         return None
 
 
-def _perceptual(args: argparse.Namespace) -> list[PictureDistance]:
-    from gsqtok.evaluation import PictureDistance
+def _perceptual(args: argparse.Namespace) -> list[ImageDistance]:
+    from gsqtok.evaluation import ImageDistance
 
     if args.perceptual is not None:
-        return [PictureDistance(name, download=True) for name in args.perceptual]
+        return [ImageDistance(name, download=True) for name in args.perceptual]
     distances = []
     for name in ("lpips_vgg", "lpips_alex"):
         try:
-            distances.append(PictureDistance(name))
+            distances.append(ImageDistance(name))
         except FileNotFoundError as error:
             messages.print(
                 f"left out: {error} (--perceptual {name} fetches it, --perceptual alone keeps this quiet)",
@@ -243,7 +243,7 @@ def _circumstances(result: Result) -> Table:
         more = f"; {over:,} files are larger at the lowest quality" if over else ""
         table.add_row("files", f"at most {model['bits_per_pixel']:g} bits/px{more}")
     split = f" {data['split']}" if data["split"] else ""
-    table.add_row("pictures", f"{data['images']:,} of {data['source']}{split} ({data['fingerprint'][:12]})")
+    table.add_row("images", f"{data['images']:,} of {data['source']}{split} ({data['fingerprint'][:12]})")
     if data["rejected"]:
         table.add_row("unreadable", f"{data['rejected']:,}")
     size = "own size" if protocol["size"] is None else f"{protocol['size']} px"

@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
 
     from pathlib import Path
 
-    from gsqtok.interop.export import export
+    from gsqtok.export.export import export
     from gsqtok.tokenizer import ImageTokenizer
 
     result = export(ImageTokenizer.from_pretrained(args.model), args.output, args.format)
@@ -31,4 +31,4 @@ def main(argv: list[str]) -> None:
     console.print(f"verified in {result.runtime}, batches of {sizes} pixels:")
     console.print(f"  tokens    {result.tokens - result.tokens_differing} of {result.tokens} equal")
     console.print(f"  latents   within {result.latent_error:.1e}")
-    console.print(f"  pictures  within {result.picture_error:.1e}")
+    console.print(f"  images  within {result.image_error:.1e}")

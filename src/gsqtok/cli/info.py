@@ -51,7 +51,7 @@ def _archive(path: str) -> list[tuple[str, str]]:
     pixels = sum(h * w for h, w in archive.sizes.values())
     return [
         ("file of tokens", path),
-        ("pictures", f"{len(archive):,}"),
+        ("images", f"{len(archive):,}"),
         ("pixels", f"{pixels:,}"),
         ("codewords per token", f"{archive.codebook_size:,}"),
         ("made by tokenizer", archive.fingerprint),

@@ -20,9 +20,7 @@ if TYPE_CHECKING:
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 messages = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
-SOURCE = (
-    "a folder of pictures (with its subfolders), a picture, parquet files, tar shards, a quoted glob, or a hub name"
-)
+SOURCE = "a folder of images (with its subfolders), an image, parquet files, tar shards, a quoted glob, or a hub name"
 MODEL = (
     "a tokenizer's folder, a training run's folder, an official GSQ checkpoint.pt or a hub name "
     "(default: the tokenizer inside the package)"
@@ -54,15 +52,13 @@ def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """SOURCE, and how its pictures are prepared."""
+    """SOURCE, and how its images are prepared."""
     parser.add_argument("source", metavar="SOURCE", help=SOURCE)
     parser.add_argument("--split", help="split of the source, where it has several")
     parser.add_argument("--size", type=int, help="resize the short side to so many pixels (default: as they are)")
     parser.add_argument("--crop", action="store_true", help="with --size: cut out the central square")
-    parser.add_argument(
-        "--batch-size", type=int, default=8, help="pictures of equal size that go together (default: 8)"
-    )
-    parser.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images of equal size that go together (default: 8)")
+    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0)")
 
 
 def add_tile(parser: argparse.ArgumentParser) -> None:
@@ -71,8 +67,8 @@ def add_tile(parser: argparse.ArgumentParser) -> None:
         "--tile",
         type=int,
         metavar="N",
-        help="for pictures too large for the device: compute N x N positions of a layer at a time (even, such as 512), "
-        "and keep the rest in host memory; the result is that of the whole (default: whole pictures)",
+        help="for images too large for the device: compute N x N positions of a layer at a time (even, such as 512), "
+        "and keep the rest in host memory; the result is that of the whole (default: whole images)",
     )
 
 
@@ -123,7 +119,7 @@ def progress(what: str) -> Progress:
 
 
 def count(dataset: object) -> int | None:
-    """How many pictures a source holds; None where only reading would tell."""
+    """How many images a source holds; None where only reading would tell."""
     try:
         return len(dataset)  # type: ignore[arg-type]
     except TypeError:

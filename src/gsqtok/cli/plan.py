@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 from gsqtok.cli.options import console, parser
 
 if TYPE_CHECKING:
-    from gsqtok.planning import Setting
+    from gsqtok.quantizers.planning import Setting
 
 NOTES = """G x d: groups and channels of each. bits: a position. params: numbers stored for the codebook.
 search: multiply-adds to find one position's tokens.
 error: mean squared distance of a random code on a group's unit sphere, before training (2 is a guess);
 bound: what no code of that size beats (docs/limits.md); neither is known off the sphere.
-What a setting does to pictures only training tells."""
+What a setting does to images only training tells."""
 
 
 def main(argv: list[str]) -> None:
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> None:
     p.add_argument("--json", action="store_true", help="print JSON; each entry's options build the quantizer")
     args = p.parse_args(argv)
 
-    from gsqtok.planning import plan
+    from gsqtok.quantizers.planning import plan
 
     settings = plan(args.bits_per_pixel, args.factor, args.methods, args.tolerance)
     if args.json:

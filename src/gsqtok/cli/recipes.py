@@ -18,7 +18,7 @@ def main(argv: list[str]) -> int | None:
         "recipes",
         "The training recipes that come with the package.",
         "  gsqtok recipes ls\n  gsqtok recipes copy small my-recipe.yaml\n"
-        "  gsqtok recipes validate my-recipe.yaml --data.train pictures/\n  gsqtok train my-recipe.yaml",
+        "  gsqtok recipes validate my-recipe.yaml --data.train images/\n  gsqtok train my-recipe.yaml",
     )
     p.add_argument(
         "action",

@@ -16,12 +16,12 @@ from gsqtok.cli.options import (
 
 
 def main(argv: list[str]) -> None:
-    """Reconstruct pictures, and say how well."""
+    """Reconstruct images, and say how well."""
     p = parser(
         "reconstruct",
-        "Pictures through the tokenizer and back (PNG), with PSNR and SSIM of each.",
-        "  gsqtok reconstruct pictures/ -o reconstructions/\n"
-        "  gsqtok reconstruct runs/mine pictures/ -o reconstructions/ --side-by-side",
+        "Images through the tokenizer and back (PNG), with PSNR and SSIM of each.",
+        "  gsqtok reconstruct images/ -o reconstructions/\n"
+        "  gsqtok reconstruct runs/mine images/ -o reconstructions/ --side-by-side",
     )
     add_model(p)
     add_source(p)
@@ -31,23 +31,23 @@ def main(argv: list[str]) -> None:
     args = p.parse_args(argv)
 
     from gsqtok.data import eval_loader, open_source, to_pil
-    from gsqtok.output import picture_paths, save_picture
-    from gsqtok.reconstruct import reconstruct, side_by_side
+    from gsqtok.evaluation.reconstruct import reconstruct, side_by_side
+    from gsqtok.io import image_paths, save_image
 
     source = open_source(args.source, split=args.split)
     tokenizer = load_model(args)
-    paths = picture_paths(args.output, source["key"])
+    paths = image_paths(args.output, source["key"])
     loader = eval_loader(source, transform(args), batch_size=args.batch_size, workers=args.workers)
     figures = []
     with progress("reconstructing") as bar:
         for result in bar.track(reconstruct(tokenizer, loader, args.tile), total=count(source)):
-            picture = side_by_side([result]) if args.side_by_side else to_pil(result.reconstruction)
-            save_picture(picture, paths[result.name])
+            image = side_by_side([result]) if args.side_by_side else to_pil(result.reconstruction)
+            save_image(image, paths[result.name])
             figures.append((result.name, tuple(result.original.shape[1:]), result.psnr, result.ssim))
     if not figures:
-        raise ValueError(f"none of the pictures in {args.source} can be read: {loader.rejects.summary()}")
+        raise ValueError(f"none of the images in {args.source} can be read: {loader.rejects.summary()}")
     console.print(figures_table(figures, tokenizer.bits_per_pixel))
-    console.print(f"{len(figures)} pictures -> {args.output}")
+    console.print(f"{len(figures)} images -> {args.output}")
     if loader.rejects.reasons:
         console.print(loader.rejects.summary())
 
@@ -56,10 +56,10 @@ SHOWN = 20
 
 
 def figures_table(figures: list[tuple[str, tuple[int, int], float, float]], bits_per_pixel: float):
-    """A table of PSNR, SSIM and bits/px: the first pictures, and the mean of all."""
+    """A table of PSNR, SSIM and bits/px: the first images, and the mean of all."""
     from rich.table import Table
 
-    table = Table("picture", "size", "PSNR, dB", "SSIM", "bits/px")
+    table = Table("image", "size", "PSNR, dB", "SSIM", "bits/px")
     for column in table.columns[1:]:
         column.justify = "right"
     for name, (height, width), psnr, ssim in figures[:SHOWN]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gsqtok.cli.options import SOURCE, console, parser, progress
 
 if TYPE_CHECKING:
-    from gsqtok.studies.run import Pictures
+    from gsqtok.studies.run import Images
     from gsqtok.studies.study import Study
     from gsqtok.studies.work import Job, Outcome
 
@@ -38,9 +38,9 @@ def main(argv: list[str]) -> None:
         "--data",
         nargs="+",
         metavar="SOURCE",
-        help=f"{SOURCE}; without --validation its splits train and validation (smoke: the demo's pictures)",
+        help=f"{SOURCE}; without --validation its splits train and validation (smoke: the demo's images)",
     )
-    p.add_argument("--validation", metavar="SOURCE", help="pictures to measure on")
+    p.add_argument("--validation", metavar="SOURCE", help="images to measure on")
     p.add_argument("-o", "--output", default="studies", metavar="FOLDER", help="default: studies")
     p.add_argument("--devices", help="GPUs by number, such as 0,1, or cpu (default: all GPUs, else the CPU)")
     p.add_argument(
@@ -60,17 +60,17 @@ def main(argv: list[str]) -> None:
     names = list(STUDIES) if args.names == ["all"] else list(dict.fromkeys(args.names))
     if unknown := [name for name in names if name not in STUDIES]:
         raise ValueError(f"no study '{unknown[0]}'; there are {', '.join(STUDIES)}, all")
-    pictures, devices = _pictures(args), _devices(args.devices)
+    images, devices = _images(args), _devices(args.devices)
     if args.per_device < 1:
         raise ValueError(f"--per-device must be at least 1, got {args.per_device}")
-    _run([STUDIES[name] for name in names], args, argv, pictures, devices)
+    _run([STUDIES[name] for name in names], args, argv, images, devices)
 
 
 def _run(
     studies: list[Study],
     args: argparse.Namespace,
     argv: list[str],
-    pictures: Pictures,
+    images: Images,
     devices: list[int | None],
 ) -> None:
     from gsqtok.studies.page import said
@@ -91,7 +91,7 @@ def _run(
         tables = run_studies(
             studies,
             args.scale,
-            pictures,
+            images,
             args.output,
             devices=devices,
             per_device=args.per_device,
@@ -133,7 +133,7 @@ def _list(scale: str, steps: int | None) -> None:
     table = Table(title=f"--scale {scale}: {held.summary}", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("study", "asks"):
         table.add_column(name, overflow="fold")
-    for name in ("trains", "times", "pictures seen"):
+    for name in ("trains", "times", "images seen"):
         table.add_column(name, justify="right", no_wrap=True)
     for study in STUDIES.values():
         runs = study.runs(held)
@@ -145,19 +145,19 @@ def _list(scale: str, steps: int | None) -> None:
     console.print(table)
 
 
-def _pictures(args: argparse.Namespace) -> Pictures:
-    from gsqtok.studies.run import Pictures
+def _images(args: argparse.Namespace) -> Images:
+    from gsqtok.studies.run import Images
 
     if args.data is None:
         if args.scale != "smoke":
-            raise ValueError("no pictures: name them with --data, and those to measure on with --validation")
-        from gsqtok.cli.demo import PICTURES
+            raise ValueError("no images: name them with --data, and those to measure on with --validation")
+        from gsqtok.cli.demo import IMAGES
 
-        return Pictures(str(PICTURES), str(PICTURES))
+        return Images(str(IMAGES), str(IMAGES))
     train = args.data[0] if len(args.data) == 1 else args.data
     if args.validation:
-        return Pictures(train, args.validation)
-    return Pictures(train, train, "train", "validation")
+        return Images(train, args.validation)
+    return Images(train, train, "train", "validation")
 
 
 def _devices(named: str | None) -> list[int | None]:

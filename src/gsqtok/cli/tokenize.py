@@ -22,11 +22,11 @@ EXAMPLE = """  gsqtok tokenize runs/mine imagenet/ --split train -o imagenet-tok
 A run that was stopped in any way goes on when the same command is given again, with any number of processes and either
 engine. Then: gsqtok tokens verify tokens/, and in Python gsqtok.TokenDataset("tokens/").
 
-For a handful of pictures in one .npz file, which numpy reads and gsqtok decode turns back, there is gsqtok encode."""
+For a handful of images in one .npz file, which numpy reads and gsqtok decode turns back, there is gsqtok encode."""
 
 
 def main(argv: list[str]) -> None:
-    """Tokenize pictures to a token data set."""
+    """Tokenize images to a token data set."""
     args = _parse(argv)
     if args.engine == "local":
         forkserver.start(args.workers)  # first, for its imports take as long as those of this process
@@ -52,8 +52,8 @@ def main(argv: list[str]) -> None:
 def _parse(argv: list[str]) -> argparse.Namespace:
     p = parser(
         "tokenize",
-        "Pictures to a token data set: parquet shards that Hugging Face datasets and gsqtok.TokenDataset read,\n"
-        "a manifest with counts and hashes, and rejects.parquet with the pictures that could not be read, and why.",
+        "Images to a token data set: parquet shards that Hugging Face datasets and gsqtok.TokenDataset read,\n"
+        "a manifest with counts and hashes, and rejects.parquet with the images that could not be read, and why.",
         EXAMPLE,
     )
     add_model(p)
@@ -66,10 +66,10 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--flip", action="store_true", help="add the mirror image of each")
     p.add_argument("--resample", choices=("bicubic", "lanczos"), default="bicubic", help="default: bicubic")
     p.add_argument("--fast-resize", action="store_true", help="by torch, not Pillow: pixels differ by 2 of 255 at most")
-    p.add_argument("--max-pixels", type=int, help="reject larger pictures (default: above 89 million pixels)")
+    p.add_argument("--max-pixels", type=int, help="reject larger images (default: above 89 million pixels)")
     p.add_argument("--carry", nargs="*", default=["label", "caption"], metavar="COLUMN", help="default: label caption")
-    p.add_argument("--shard-size", type=int, default=8192, help="pictures in a shard, at most (default: 8192)")
-    p.add_argument("--batch-size", type=int, help="pictures encoded together (default: found by trying)")
+    p.add_argument("--shard-size", type=int, default=8192, help="images in a shard, at most (default: 8192)")
+    p.add_argument("--batch-size", type=int, help="images encoded together (default: found by trying)")
     p.add_argument("--workers", type=int, help="processes that decode (default: one for each processor)")
     p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder (default: fp32)")
     p.add_argument("--compile", action="store_true", help="compile the encoder: pays for long runs on a GPU")
@@ -107,12 +107,12 @@ def _summary(result: RunResult, output: str) -> list[str]:
     lines = []
     if figures["of"]:
         lines.append(
-            f"{figures['pictures']:,} pictures in {figures['seconds']:,.1f} s: "
-            f"{figures['pictures_per_second']:,.0f} pictures/s, {figures['bytes_per_second'] / 1e6:,.1f} MB/s read; "
-            f"decoding {figures['decoded_per_core_second'] or 0:,.0f} pictures/s a core, {result.workers or 1} at work"
+            f"{figures['images']:,} images in {figures['seconds']:,.1f} s: "
+            f"{figures['images_per_second']:,.0f} images/s, {figures['bytes_per_second'] / 1e6:,.1f} MB/s read; "
+            f"decoding {figures['decoded_per_core_second'] or 0:,.0f} images/s a core, {result.workers or 1} at work"
         )
         if figures["waiting"] > 0.15 and result.workers:
-            lines.append(f"the model waited for pictures {figures['waiting']:.0%} of the time: decoding is the limit")
+            lines.append(f"the model waited for images {figures['waiting']:.0%} of the time: decoding is the limit")
     if result.manifest is None:
         return [*lines, "this process has done its share; others are still at work"]
     return [*lines, *_whole(result.manifest, output)]
@@ -120,7 +120,7 @@ def _summary(result: RunResult, output: str) -> list[str]:
 
 def _whole(manifest: dict[str, Any], output: str) -> list[str]:
     rejects = manifest["rejects"]["rows"]
-    lines = [f"{manifest['pictures']:,} pictures, {manifest['rows']:,} rows, {manifest['tokens']:,} tokens -> {output}"]
+    lines = [f"{manifest['images']:,} images, {manifest['rows']:,} rows, {manifest['tokens']:,} tokens -> {output}"]
     if rejects:
         lines.append(f"{rejects:,} rejected: see {os.path.join(output, manifest['rejects']['file'])}")
     return lines

@@ -29,15 +29,15 @@ def main(argv: list[str]) -> int | None:
     add_model(a)
     a.add_argument("folder", metavar="TOKENS")
     a.add_argument("--sample", type=int, default=4, metavar="N", help="rows to decode (default: 4)")
-    a.add_argument("-o", "--output", metavar="FOLDER", help="write the decoded pictures there")
+    a.add_argument("-o", "--output", metavar="FOLDER", help="write the decoded images there")
     add_tile(a)
     a = actions.add_parser("merge", help="put several together")
     a.add_argument("folders", nargs="+", metavar="TOKENS")
     a.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the new data set")
     a.add_argument("--prefix", action="store_true", help="put each folder's name before its keys")
-    a = actions.add_parser("split", help="divide one in two at random, by pictures")
+    a = actions.add_parser("split", help="divide one in two at random, by images")
     a.add_argument("folder", metavar="TOKENS")
-    a.add_argument("fraction", type=float, help="of the pictures, for the first")
+    a.add_argument("fraction", type=float, help="of the images, for the first")
     a.add_argument("-o", "--output", required=True, nargs=2, metavar=("FIRST", "SECOND"), help="the new data sets")
     a.add_argument("--seed", type=int, default=0, help="another seed, another division (default: 0)")
     args = p.parse_args(argv)
@@ -55,7 +55,7 @@ def _info(args: argparse.Namespace) -> None:
 
 def _verify(args: argparse.Namespace) -> int:
     from gsqtok.data import to_pil
-    from gsqtok.output import picture_paths, save_picture
+    from gsqtok.io import image_paths, save_image
     from gsqtok.tokens.manifest import read_manifest
     from gsqtok.tokens.verify import decode_sample, verify
 
@@ -69,18 +69,18 @@ def _verify(args: argparse.Namespace) -> int:
         console.print(f"{args.folder}: {len(problems)} problems")
         return 1
     console.print(
-        f"{args.folder} is whole: {manifest['pictures']:,} pictures in {manifest['rows']:,} rows, "
+        f"{args.folder} is whole: {manifest['images']:,} images in {manifest['rows']:,} rows, "
         f"{manifest['rejects']['rows']:,} rejected, every hash as written"
     )
     if args.sample > 0 and manifest["rows"]:
         args.model = args.model or manifest["model"]
         sample = decode_sample(args.folder, load_model(args), args.sample, tile=args.tile)
         if args.output:
-            paths = picture_paths(
+            paths = image_paths(
                 args.output, [f"{i:04d}-{key.replace('/', '_')}" for i, (key, _, _) in enumerate(sample)]
             )
-            for (_, _, picture), path in zip(sample, paths.values(), strict=True):
-                save_picture(to_pil(picture), path)
+            for (_, _, image), path in zip(sample, paths.values(), strict=True):
+                save_image(to_pil(image), path)
         where = f" -> {args.output}" if args.output else ""
         console.print(f"decoded {len(sample)} of them{where}")
     return 0
@@ -90,7 +90,7 @@ def _merge(args: argparse.Namespace) -> None:
     from gsqtok.tokens.edit import merge
 
     manifest = merge(args.folders, args.output, prefix=args.prefix)
-    console.print(f"{manifest['pictures']:,} pictures, {manifest['rows']:,} rows -> {args.output}")
+    console.print(f"{manifest['images']:,} images, {manifest['rows']:,} rows -> {args.output}")
 
 
 def _split(args: argparse.Namespace) -> None:
@@ -99,4 +99,4 @@ def _split(args: argparse.Namespace) -> None:
     for manifest, output in zip(
         split(args.folder, tuple(args.output), args.fraction, args.seed), args.output, strict=True
     ):
-        console.print(f"{manifest['pictures']:,} pictures, {manifest['rows']:,} rows -> {output}")
+        console.print(f"{manifest['images']:,} images, {manifest['rows']:,} rows -> {output}")

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from gsqtok.training.config import TrainConfig
 
 EXAMPLE = """examples:
-  gsqtok train small --data.train pictures/ --output runs/mine
-  gsqtok train small --data.train pictures/ --output runs/mine --resume
+  gsqtok train small --data.train images/ --output runs/mine
+  gsqtok train small --data.train images/ --output runs/mine --resume
   gsqtok train my-recipe.yaml --model.quantizer.groups 4 --steps 20000
   torchrun --nproc-per-node 8 -m gsqtok train my-recipe.yaml
 
@@ -50,7 +50,7 @@ def parse(argv: list[str]) -> tuple[TrainConfig, bool]:
     p = Parser(
         prog="gsqtok train",
         usage="gsqtok train [RECIPE] [--data.train SOURCE] [--output FOLDER] [--resume] [--option VALUE ...]",
-        description="Train a tokenizer on pictures.",
+        description="Train a tokenizer on images.",
         epilog=EXAMPLE,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

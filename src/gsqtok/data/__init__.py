@@ -1,4 +1,4 @@
-"""Pictures from anywhere: sources, decoding, transforms and loaders, on Hugging Face ``datasets``."""
+"""Images from anywhere: sources, decoding, transforms and loaders, on Hugging Face ``datasets``."""
 
 from gsqtok.data.decode import BrokenImageError, decode_image, decode_pixels
 from gsqtok.data.loading import EvalLoader, ImageDataset, ImageStream, Sample, eval_loader, train_loader

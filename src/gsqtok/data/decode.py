@@ -1,4 +1,4 @@
-"""Bytes or a file to an upright RGB picture, or one line that says why not."""
+"""Bytes or a file to an upright RGB image, or one line that says why not."""
 
 from __future__ import annotations
 
@@ -49,18 +49,18 @@ _UPRIGHT = {  # EXIF orientation -> the transposition that undoes it (EXIF 2.32,
 
 
 class BrokenImageError(ValueError):
-    """A picture that cannot be read; the message is the reason, in one line."""
+    """An image that cannot be read; the message is the reason, in one line."""
 
 
 def decode_image(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pixels: int | None = None) -> Image.Image:
-    """Decode one picture to upright 8-bit RGB.
+    """Decode one image to upright 8-bit RGB.
 
     The EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled (value / 257) rather
     than clipped, float grey in [0, 1] is stretched to [0, 255], and of several frames the first is taken.
 
     Args:
         data: the encoded bytes, a path, or a row of a data set: ``{"bytes": ..., "path": ...}``.
-        max_pixels: refuse pictures with more pixels than this before decoding them; default: Pillow's
+        max_pixels: refuse images with more pixels than this before decoding them; default: Pillow's
             ``Image.MAX_IMAGE_PIXELS``, above which it warns of a decompression bomb.
 
     Raises:
@@ -102,7 +102,7 @@ def decode_pixels(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pi
 def _plain_jpeg(encoded: bytes, limit: int | None) -> np.ndarray | None:
     if simplejpeg is None or ImageFile.LOAD_TRUNCATED_IMAGES or not encoded.startswith(b"\xff\xd8\xff"):
         return None
-    if b"\xff\xe1" in encoded or b"MPF\0" in encoded:  # EXIF or XMP, which may turn it; several pictures in one
+    if b"\xff\xe1" in encoded or b"MPF\0" in encoded:  # EXIF or XMP, which may turn it; several images in one
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
@@ -131,7 +131,7 @@ def _read(data: bytes | str | Path | Mapping[str, Any] | None) -> bytes:
 def _turbo(encoded: bytes, image: Image.Image) -> Image.Image | None:
     """A plain JPEG by simplejpeg: the pixels of Pillow, which links the same library, in about half the time.
 
-    None where simplejpeg is not installed, or where the picture needs more care: turned, CMYK, or damaged in any way.
+    None where simplejpeg is not installed, or where the image needs more care: turned, CMYK, or damaged in any way.
     """
     if simplejpeg is None or image.format != "JPEG" or image.mode not in ("RGB", "L") or _orientation(image) != 1:
         return None
@@ -152,7 +152,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _looks_truncated(encoded: bytes, image_format: str | None) -> bool:
-    """Whether the end is missing. Needed only where another library told Pillow to pad truncated pictures with grey."""
+    """Whether the end is missing. Needed only where another library told Pillow to pad truncated images with grey."""
     if image_format in ("JPEG", "MPO"):  # inside a scan FF is always stuffed, so FFD9 after the last FFDA is the end
         return encoded.rfind(b"\xff\xd9") < encoded.rfind(b"\xff\xda")
     return image_format == "PNG" and b"IEND" not in encoded[-64:] and b"IEND" not in encoded
@@ -161,7 +161,7 @@ def _looks_truncated(encoded: bytes, image_format: str | None) -> bool:
 def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:  # corrupt metadata around intact pixels: the picture is fine, its orientation unknown
+    except Exception:  # corrupt metadata around intact pixels: the image is fine, its orientation unknown
         return 1
 
 

@@ -1,4 +1,4 @@
-"""Batches of pictures for training (shuffled, endless, restartable) and for evaluation (each once, in order)."""
+"""Batches of images for training (shuffled, endless, restartable) and for evaluation (each once, in order)."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger("gsqtok.data")
 _PREFETCH = 4  # batches each worker prepares ahead
-_MAX_EMPTY_EPOCHS = 10  # an uneven division of shards may leave a reader without pictures for an epoch
+_MAX_EMPTY_EPOCHS = 10  # an uneven division of shards may leave a reader without images for an epoch
 
 
 class Sample(NamedTuple):
-    """One picture, ready to be batched.
+    """One image, ready to be batched.
 
     Attributes:
         pixels: uint8 (H, W, 3).
-        key: the key of the picture in its source.
-        rejected: (key, reason) of the broken pictures in whose place this one stands.
+        key: the key of the image in its source.
+        rejected: (key, reason) of the broken images in whose place this one stands.
     """
 
     pixels: np.ndarray
@@ -45,18 +45,18 @@ class Sample(NamedTuple):
 
 
 class ImageDataset(Dataset[Sample]):
-    """Training pictures addressed by (epoch, index).
+    """Training images addressed by (epoch, index).
 
-    The randomness of a picture's crop and flip comes from (seed, epoch, index) alone: the same whatever the number of
-    ranks and workers. In the place of a broken picture stands the next readable one of the source, wrapping around.
+    The randomness of an image's crop and flip comes from (seed, epoch, index) alone: the same whatever the number of
+    ranks and workers. In the place of a broken image stands the next readable one of the source, wrapping around.
 
     Args:
         source: what ``open_source`` gives without streaming.
-        transform: makes all pictures the same size.
+        transform: makes all images the same size.
         seed: not negative.
 
     Raises:
-        ValueError: the source is empty; on access: none of its pictures can be read.
+        ValueError: the source is empty; on access: none of its images can be read.
     """
 
     def __init__(self, source: datasets.Dataset, transform: ImageTransform, seed: int = 0) -> None:
@@ -92,25 +92,25 @@ class ImageDataset(Dataset[Sample]):
 
 
 class ImageStream(IterableDataset[Sample]):
-    """Training pictures from a streamed source, epoch after epoch without end.
+    """Training images from a streamed source, epoch after epoch without end.
 
     The readers (workers of all ranks) share out the shards of the source where their number divides that of the
     shards; otherwise each reads all and keeps every n-th row. Shards are shuffled every epoch, and rows within a
     buffer. The order depends on the seed and on the numbers of ranks and workers; with the same three, resuming at
     ``start_step`` gives the batches of an uninterrupted run. The rows before it are read again, not decoded.
 
-    In the place of a broken picture stands the next readable one, which also keeps its own place: every batch takes
+    In the place of a broken image stands the next readable one, which also keeps its own place: every batch takes
     the same number of rows, so what to skip does not depend on what could be read.
 
     Args:
         source: what ``open_source`` gives with streaming.
-        transform: makes all pictures the same size.
+        transform: makes all images the same size.
         batch_size: the batch of this rank, which its ``DataLoader`` must use, too.
         seed: not negative.
         rank: of ``world_size``.
         world_size: number of ranks.
         start_step: the first batch to give out.
-        shuffle_buffer: rows (encoded pictures) that each reader holds to shuffle them.
+        shuffle_buffer: rows (encoded images) that each reader holds to shuffle them.
     """
 
     def __init__(
@@ -201,13 +201,13 @@ def train_loader(
     """Endless shuffled batches for one rank, beginning with batch ``start_step``.
 
     Each batch is a dict: ``image`` float32 (batch_size / world_size, 3, H, W) in [-1, 1], ``keys`` list[str], and
-    ``rejected`` list[(key, reason)], the broken pictures met on the way, for a ``RejectLog``. The loader already
+    ``rejected`` list[(key, reason)], the broken images met on the way, for a ``RejectLog``. The loader already
     divides the work among the ranks (do not let Accelerate divide it again) and leaves torch's global generator alone.
 
     Args:
         source: what ``open_source`` gives. Without streaming, batches depend on the seed and the step alone
             (``EpochSampler``); for streaming, see ``ImageStream``.
-        transform: makes all pictures the same size.
+        transform: makes all images the same size.
         batch_size: the global batch, over all ranks.
         seed: of the order and of the transform.
         rank: of ``world_size``.
@@ -217,7 +217,7 @@ def train_loader(
         shuffle_buffer: for streaming, rows that each worker holds to shuffle them.
 
     Raises:
-        ValueError: see ``EpochSampler``; on iteration: pictures of different sizes, or no picture can be read.
+        ValueError: see ``EpochSampler``; on iteration: images of different sizes, or no image can be read.
     """
     options = {
         "num_workers": workers,
@@ -252,7 +252,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
     """Samples of one size -> {image: float32 (B, 3, H, W) in [-1, 1], keys: list[str], rejected: list[(key, reason)]}.
 
     Raises:
-        ValueError: the pictures differ in size.
+        ValueError: the images differ in size.
     """
     shapes = {sample.pixels.shape for sample in samples}
     if len(shapes) > 1:
@@ -266,10 +266,10 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
 
 
 class EvalLoader:
-    """Every picture of a source once, in order; see ``eval_loader``.
+    """Every image of a source once, in order; see ``eval_loader``.
 
     Attributes:
-        rejects: the broken pictures met so far, logged as they are met.
+        rejects: the broken images met so far, logged as they are met.
     """
 
     def __init__(self, chunks: Callable[[], Iterator[_Chunk]]) -> None:
@@ -296,11 +296,11 @@ def eval_loader(
     world_size: int = 1,
     carry: Sequence[str] = (),
 ) -> EvalLoader:
-    """Every picture once, in the order of the source, without padding; broken ones are skipped and reported.
+    """Every image once, in the order of the source, without padding; broken ones are skipped and reported.
 
     Each batch is a dict: ``image`` float32 (b, 3, H, W) in [-1, 1] with b <= ``batch_size``, ``keys`` list[str],
     ``rejected`` list[(key, reason)] since the batch before, and a list for each column in ``carry``. A batch never
-    mixes sizes: neighbours of the same size share one, so pictures of native size work. The loader's ``rejects`` holds
+    mixes sizes: neighbours of the same size share one, so images of native size work. The loader's ``rejects`` holds
     all that was skipped, also what follows the last batch.
 
     Args:

@@ -1,4 +1,4 @@
-"""The record of pictures that could not be read."""
+"""The record of images that could not be read."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ _logger = logging.getLogger("gsqtok.data")
 
 
 class RejectLog:
-    """Counts rejected pictures and names each once in the log ``gsqtok.data``.
+    """Counts rejected images and names each once in the log ``gsqtok.data``.
 
     Attributes:
         reasons: key -> reason, in the order of arrival.
@@ -19,7 +19,7 @@ class RejectLog:
         self.reasons: dict[str, str] = {}
 
     def __len__(self) -> int:
-        """The number of different pictures rejected."""
+        """The number of different images rejected."""
         return len(self.reasons)
 
     def add(self, rejected: Iterable[tuple[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""Opening pictures wherever they are, as a Hugging Face data set of ``image`` (undecoded) and ``key``."""
+"""Opening images wherever they are, as a Hugging Face data set of ``image`` (undecoded) and ``key``."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _STREAM_SHARDS = 64  # pieces that a streamed listing of image files is cut into
 def open_source(
     source: str | Path | Sequence[str | Path], *, split: str | None = None, streaming: bool = False
 ) -> AnyDataset:
-    """Open one or several sources of pictures.
+    """Open one or several sources of images.
 
     A source is a folder of images (recursive), an image file, parquet files with an image column, tar shards in the
     WebDataset layout, each of them as a folder, a file, a glob or a brace pattern, or else a data set of the hub,
@@ -223,7 +223,7 @@ def _tar_rows(files: list[SourceFile]) -> Iterator[dict[str, Any]]:
     """A row for every image of every sample; a sample is a run of members with the same name up to the first dot.
 
     A shard that cannot be read to its end yields a last row without data that names the place: it is rejected and
-    reported like a broken picture, each time.
+    reported like a broken image, each time.
     """
     for file in files:
         last, prefix, sample = "the start", None, {}

@@ -3,9 +3,9 @@
 All take and return (B, C, H, W), the strided convolution also a bias that it leaves to the next block. The layout of
 weights is that of the paper's official checkpoints, up to names.
 
-Each says first what it computes, in PyTorch's own operators. Where `gsqtok.networks.fused` can run (CUDA, channels
+Each says first what it computes, in PyTorch's own operators. Where `gsqtok.acceleration.fused` can run (CUDA, channels
 innermost in memory) it computes the same in fewer passes over memory; so it does on a CPU without gradient
-(`gsqtok.networks.cpu`).
+(`gsqtok.acceleration.cpu`).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gsqtok.networks import cpu, fused
+from gsqtok.acceleration import cpu, fused
 
 NORM_GROUPS = 32
 
@@ -59,7 +59,7 @@ class GroupNorm(nn.GroupNorm):
 def _group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     if cpu.applies(x):
         return cpu.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    # F.group_norm refuses a single value a group, also in evaluation, but only where the batch is one picture.
+    # F.group_norm refuses a single value a group, also in evaluation, but only where the batch is one image.
     return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 

@@ -22,7 +22,7 @@ class Encoder(nn.Module):
         attention_factors: down-sampling factors (1, 2, 4, ...) at which each residual block is followed by attention.
 
     Attributes:
-        recompute_levels: in training, residual blocks of so many levels, largest pictures first, keep nothing but their
+        recompute_levels: in training, residual blocks of so many levels, largest images first, keep nothing but their
             input and are computed again in the backward pass: less memory, more time. 0 recomputes none.
     """
 

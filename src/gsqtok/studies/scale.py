@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gsqtok.tokenizer_config import TokenizerConfig
+from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.training.config import AdversarialConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig
 
 
@@ -137,8 +137,8 @@ SCALES = {
     ),
     "paper": Scale(
         name="paper",
-        summary="the paper's: ImageNet at 256 px, 50,000 steps of 512 pictures against a projected discriminator on "
-        "DINOv2; for ablations 128 px, 100,000 steps of 256 pictures without one",
+        summary="the paper's: ImageNet at 256 px, 50,000 steps of 512 images against a projected discriminator on "
+        "DINOv2; for ablations 128 px, 100,000 steps of 256 images without one",
         config=_PAPER,
         ablations=replace(
             _PAPER,

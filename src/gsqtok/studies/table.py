@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from gsqtok.evaluation.compare import figure_of
-from gsqtok.output import json_values, written_aside
+from gsqtok.io import json_values, written_aside
 
 FORMAT = "gsqtok-study-1"
 TITLES = {

@@ -21,13 +21,13 @@ def time_tokenizer(config: TrainConfig, batch: int, device: torch.device) -> dic
     """Milliseconds of each part, untrained weights, the median of many calls, each waited for.
 
     Args:
-        config: its model, picture size and precision.
-        batch: pictures at once.
+        config: its model, image size and precision.
+        batch: images at once.
         device: where.
 
     Returns:
         ``quantizer_ms`` (tokens and values, inference), ``quantizer_step_ms`` (forward and backward),
-        ``encode_ms`` (pictures to tokens), ``decode_ms`` (tokens to pictures), ``quantizer_share`` (quantizer_ms of
+        ``encode_ms`` (images to tokens), ``decode_ms`` (tokens to images), ``quantizer_share`` (quantizer_ms of
         encode_ms) and, on a GPU, ``quantizer_memory_mib``: what the step takes beyond latents and codebook.
     """
     torch.manual_seed(0)

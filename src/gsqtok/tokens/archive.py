@@ -1,7 +1,7 @@
-"""Tokens of a handful of pictures in one .npz file, readable with numpy alone.
+"""Tokens of a handful of images in one .npz file, readable with numpy alone.
 
-``numpy.load("tokens.npz")["cat.png"]`` is that picture's grid (h, w, G). The entry ``__gsqtok__`` holds, as JSON, which
-tokenizer made the tokens and the pictures' sizes in pixels.
+``numpy.load("tokens.npz")["cat.png"]`` is that image's grid (h, w, G). The entry ``__gsqtok__`` holds, as JSON, which
+tokenizer made the tokens and the images' sizes in pixels.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class TokenArchiveError(ValueError):
 
 
 class TokenArchiveWriter:
-    """Writes an archive picture by picture, aside; the file appears when the block ends without an error."""
+    """Writes an archive image by image, aside; the file appears when the block ends without an error."""
 
     def __init__(self, path: str | Path, tokenizer: ImageTokenizer) -> None:
         self.path = Path(path)
@@ -56,9 +56,9 @@ class TokenArchiveWriter:
         return self
 
     def add(self, name: str, tokens: Tensor, size: tuple[int, int]) -> None:
-        """Add a picture: its name, tokens (h, w, G), height and width in pixels."""
+        """Add an image: its name, tokens (h, w, G), height and width in pixels."""
         if name in self.sizes or name == META:
-            raise ValueError(f"two pictures are called '{name}'")
+            raise ValueError(f"two images are called '{name}'")
         self._write(name, tokens.cpu().numpy().astype(np.min_scalar_type(self.codebook_size - 1)))
         self.sizes[name] = (int(size[0]), int(size[1]))
 

@@ -1,4 +1,4 @@
-"""A chunk of pictures decoded, ready for a device; and its tokens. Both travel between processes."""
+"""A chunk of images decoded, ready for a device; and its tokens. Both travel between processes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Task(NamedTuple):
     chunk: Chunk
 
 
-class Picture(NamedTuple):
+class Image(NamedTuple):
     """What a row says besides its tokens: key, original (height, width) in pixels, and the columns carried along."""
 
     key: str
@@ -33,7 +33,7 @@ class Picture(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Views of one shape: number of the picture and of the view of each."""
+    """Views of one shape: number of the image and of the view of each."""
 
     shape: tuple[int, int]
     members: list[tuple[int, int]]
@@ -46,7 +46,7 @@ class DecodedChunk:
     Attributes:
         unit: of the task.
         index: of the task.
-        pictures: those that could be read.
+        images: those that could be read.
         rejects: (key, reason) of the others.
         groups: the views by shape, in the order of ``pixels``.
         pixels: uint8, one after another, (H, W, 3) each; None on the way between processes that share their memory.
@@ -56,7 +56,7 @@ class DecodedChunk:
 
     unit: int
     index: int
-    pictures: list[Picture]
+    images: list[Image]
     rejects: list[tuple[str, str]]
     groups: list[Group]
     pixels: Tensor | None
@@ -86,12 +86,12 @@ class EncodedChunk:
     """Tokens of a chunk.
 
     Attributes:
-        tokens: ((picture, view), tokens (h, w, G)), in the order of pictures and views.
+        tokens: ((image, view), tokens (h, w, G)), in the order of images and views.
     """
 
     unit: int
     index: int
-    pictures: list[Picture]
+    images: list[Image]
     rejects: list[tuple[str, str]]
     tokens: list[tuple[tuple[int, int], np.ndarray]]
     bytes_read: int
@@ -100,12 +100,12 @@ class EncodedChunk:
 
 @dataclass(frozen=True)
 class Decode:
-    """Decodes chunks: views of every picture, padded (edges repeated) to multiples of the tokenizer's factor.
+    """Decodes chunks: views of every image, padded (edges repeated) to multiples of the tokenizer's factor.
 
     Attributes:
-        views: what to make of a picture.
+        views: what to make of an image.
         factor: the tokenizer's down-sampling factor.
-        max_pixels: larger pictures are rejected before they are decoded; None: see ``decode_image``.
+        max_pixels: larger images are rejected before they are decoded; None: see ``decode_image``.
     """
 
     views: Views
@@ -113,13 +113,13 @@ class Decode:
     max_pixels: int | None = None
 
     def room(self, task: Task) -> int:
-        """Bytes that the pixels of a task take, if its pictures have the size of the views or are 512 pixels wide."""
+        """Bytes that the pixels of a task take, if its images have the size of the views or are 512 pixels wide."""
         side = self.views.size or 512
         side += -side % self.factor
         return task.chunk.span.count * self.views.number * side**2 * 3
 
     def __call__(self, task: Task, room: Tensor | None = None) -> DecodedChunk:
-        """Read and decode; a picture that cannot be read is rejected, with the reason.
+        """Read and decode; an image that cannot be read is rejected, with the reason.
 
         Args:
             task: what to read.
@@ -129,21 +129,21 @@ class Decode:
             OSError, ValueError: see ``Chunk.rows``.
         """
         start = time.thread_time()
-        pictures, rejects, bytes_read = [], [], 0
+        images, rejects, bytes_read = [], [], 0
         groups: dict[tuple[int, int], list[tuple[tuple[int, int], np.ndarray]]] = {}
         for row in task.chunk.rows():
             bytes_read += len(row.data or b"")
             try:
                 if row.error is not None:
                     raise BrokenImageError(row.error)
-                picture = decode_pixels(row.data, max_pixels=self.max_pixels)
-                views = [self._pad(view) for view in self.views(picture)]
+                image = decode_pixels(row.data, max_pixels=self.max_pixels)
+                views = [self._pad(view) for view in self.views(image)]
             except BrokenImageError as error:
                 rejects.append((row.key, str(error)))
                 continue
             for number, view in enumerate(views):
-                groups.setdefault(view.shape[:2], []).append(((len(pictures), number), view))
-            pictures.append(Picture(row.key, picture.shape[:2], row.columns))
+                groups.setdefault(view.shape[:2], []).append(((len(images), number), view))
+            images.append(Image(row.key, image.shape[:2], row.columns))
         flat = [view for group in groups.values() for _, view in group]
         total = sum(view.size for view in flat)
         fits = room is not None and total <= len(room)
@@ -154,7 +154,7 @@ class Decode:
             place += view.size
         shapes = [Group(shape, [member for member, _ in group]) for shape, group in groups.items()]
         seconds = time.thread_time() - start
-        return DecodedChunk(task.unit, task.index, pictures, rejects, shapes, pixels, bytes_read, seconds)
+        return DecodedChunk(task.unit, task.index, images, rejects, shapes, pixels, bytes_read, seconds)
 
     def _pad(self, view: np.ndarray) -> np.ndarray:
         bottom, right = (-side % self.factor for side in view.shape[:2])
@@ -162,21 +162,21 @@ class Decode:
 
 
 def encoded(chunk: DecodedChunk, grids: list[np.ndarray | str]) -> EncodedChunk:
-    """Put the tokens of the groups' views, in their order, in the order of pictures and views.
+    """Put the tokens of the groups' views, in their order, in the order of images and views.
 
-    A picture of which a view could not be encoded (a string: the reason) is rejected.
+    An image of which a view could not be encoded (a string: the reason) is rejected.
     """
     members = itertools.chain.from_iterable(group.members for group in chunk.groups)
     tokens = sorted(zip(members, grids, strict=True), key=lambda pair: pair[0])
-    failed = {picture: grid for (picture, _), grid in tokens if isinstance(grid, str)}
-    kept = [picture for picture in range(len(chunk.pictures)) if picture not in failed]
-    number = {picture: i for i, picture in enumerate(kept)}
+    failed = {image: grid for (image, _), grid in tokens if isinstance(grid, str)}
+    kept = [image for image in range(len(chunk.images)) if image not in failed]
+    number = {image: i for i, image in enumerate(kept)}
     return EncodedChunk(
         chunk.unit,
         chunk.index,
-        [chunk.pictures[picture] for picture in kept],
-        chunk.rejects + [(chunk.pictures[picture].key, reason) for picture, reason in failed.items()],
-        [((number[picture], view), grid) for (picture, view), grid in tokens if picture in number],
+        [chunk.images[image] for image in kept],
+        chunk.rejects + [(chunk.images[image].key, reason) for image, reason in failed.items()],
+        [((number[image], view), grid) for (image, view), grid in tokens if image in number],
         chunk.bytes_read,
         chunk.seconds,
     )

@@ -101,7 +101,7 @@ class TokenDataset(Dataset[Item]):
     def decode(
         self, tokens: Tensor, tokenizer: ImageTokenizer | None = None, *, grid: tuple[int, int] | None = None
     ) -> Tensor:
-        """Tokens in this data set's layout back to pictures.
+        """Tokens in this data set's layout back to images.
 
         Args:
             tokens: (B, ...) as items have them; from a model, too.
@@ -208,7 +208,7 @@ def describe(folder: str | Path) -> list[tuple[str, str]]:
     settings = manifest["transform"]
     return [
         ("token data set", str(folder)),
-        ("pictures", f"{manifest['pictures']:,}, and {manifest['rejects']['rows']:,} rejected"),
+        ("images", f"{manifest['images']:,}, and {manifest['rejects']['rows']:,} rejected"),
         ("rows", f"{rows:,} in {sum('file' in unit for unit in manifest['units']):,} shards"),
         ("tokens", f"{manifest['tokens']:,}, each of {manifest['codebook_size']:,} codewords"),
         ("groups", f"{manifest['groups']}"),

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gsqtok import forkserver
-from gsqtok.processes import end_with_parent
+from gsqtok.data.workers import end_with_parent
 from gsqtok.tokens.chunks import Decode, DecodedChunk, Task
 
 PREFETCH = 2  # chunks each decoding process prepares ahead

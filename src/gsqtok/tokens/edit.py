@@ -63,14 +63,14 @@ def merge(folders: Sequence[str | Path], output: str | Path, *, prefix: bool = F
 def split(
     folder: str | Path, outputs: tuple[str | Path, str | Path], fraction: float, seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide a token data set at random in two, by pictures: all views of a picture stay together.
+    """Divide a token data set at random in two, by images: all views of an image stay together.
 
-    A picture's side depends on the seed and its key alone, so a data set that has grown keeps the sides of what it had.
+    An image's side depends on the seed and its key alone, so a data set that has grown keeps the sides of what it had.
 
     Args:
         folder: a finished data set.
         outputs: two new folders.
-        fraction: of the pictures for the first, about; between 0 and 1.
+        fraction: of the images for the first, about; between 0 and 1.
         seed: another seed, another division.
 
     Returns:
@@ -91,7 +91,7 @@ def split(
     for side, output in ((True, outputs[0]), (False, outputs[1])):
         pieces = [piece.where(lambda key, side=side: first(key) is side) for piece in _pieces(folder, manifest)]
         changes = {"split": [manifest["fingerprint"], fraction, seed, side]}
-        pieces = [piece for piece in pieces if piece.pictures]
+        pieces = [piece for piece in pieces if piece.images]
         manifests.append(_write(Path(output), pieces, manifest, changes, manifest["source"]))
     return manifests[0], manifests[1]
 
@@ -125,7 +125,7 @@ class _Piece:
         return table
 
     def all_keys(self) -> list[str]:
-        """Of pictures and rejects."""
+        """Of images and rejects."""
         keys = []
         if self.path is not None:
             keys = dict.fromkeys(pq.read_table(self.path, columns=["key"])["key"].to_pylist())
@@ -133,7 +133,7 @@ class _Piece:
         return keys + [key for key, _ in self.rejects]
 
     @property
-    def pictures(self) -> int:
+    def images(self) -> int:
         return len(self.all_keys())
 
 

@@ -13,11 +13,11 @@ from torch import Tensor
 
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens.chunks import DecodedChunk, EncodedChunk, encoded
-from gsqtok.tokens.plan import chunk_pictures
+from gsqtok.tokens.plan import chunk_images
 
 _logger = logging.getLogger("gsqtok.tokens")
 CPU_BATCH = 8  # larger batches are no faster on a CPU
-NATIVE_SIDE = 512  # pictures of any size share a batch of as many pixels as so large squares would
+NATIVE_SIDE = 512  # images of any size share a batch of as many pixels as so large squares would
 _LARGEST_BATCH = 512
 _SIGNED = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # torch's unsigned types lack operators
 NOT_FINITE = "the encoder produced NaN or infinity: its weights or the precision are not fit for use"
@@ -35,8 +35,8 @@ class Encode:
         precision: of the encoder, "fp32" or "bf16"; the quantizer stays in float32.
         compile: run the encoder through ``torch.compile``.
         tile: as ``ImageTokenizer.encode`` takes it: pixels and feature maps then stay in host memory, and by default
-            pictures that are larger than ``side`` x ``side`` go one by one.
-        shapes_vary: pictures of many shapes will come, so that compiled code should be generic.
+            images that are larger than ``side`` x ``side`` go one by one.
+        shapes_vary: images of many shapes will come, so that compiled code should be generic.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Encode:
     def _parts(self, views: Tensor) -> list[tuple[Tensor, Tensor] | str]:
         """The same in the signed type of the size of ``dtype``, on its way to the host, and whether all are finite.
 
-        Where memory does not suffice, in halves, and a single picture is given up.
+        Where memory does not suffice, in halves, and a single image is given up.
         """
         try:
             tokens = self.tokens(views)
@@ -160,9 +160,9 @@ class Encode:
             return CPU_BATCH
         best, rate = 1, 0.0
         batch = 4
-        while batch <= chunk_pictures(self.side, 1, _LARGEST_BATCH):
+        while batch <= chunk_images(self.side, 1, _LARGEST_BATCH):
             try:
-                now = self.pictures_per_second(batch)
+                now = self.images_per_second(batch)
             except torch.cuda.OutOfMemoryError:
                 break
             if now < rate * _WORTHWHILE:
@@ -172,8 +172,8 @@ class Encode:
         torch.cuda.empty_cache()
         return best
 
-    def pictures_per_second(self, batch: int, seconds: float = 0.1) -> float:
-        """Pictures a second in batches of this size, without reading or decoding."""
+    def images_per_second(self, batch: int, seconds: float = 0.1) -> float:
+        """Images a second in batches of this size, without reading or decoding."""
         views = torch.randint(256, (batch, self.side, self.side, 3), dtype=torch.uint8, device=self.device)
         self.tokens(views)  # compiles, and lets the libraries choose
         self.tokens(views)

@@ -26,7 +26,7 @@ RAY_MISSING = "--engine ray needs Ray Data: pip install 'gsqtok[ray]'"
 
 @dataclass
 class Waiting:
-    """Seconds in which no decoded picture was there; a GPU may still have had up to ``AHEAD`` chunks to work on."""
+    """Seconds in which no decoded image was there; a GPU may still have had up to ``AHEAD`` chunks to work on."""
 
     seconds: float = 0.0
 

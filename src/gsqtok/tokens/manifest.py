@@ -28,8 +28,8 @@ _REJECTS_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("un
 
 def write_part(folder: Path, unit: Unit, count: int, table: pa.Table, rejects: Sequence[tuple[str, str]]) -> None:
     """Write a unit's shard, then the part that says that it is done. A unit of rejects alone has no shard."""
-    pictures = unit.pictures - len(rejects)
-    part: dict[str, Any] = {"pictures": pictures, "rows": len(table), "keys": unit.keys, "rejects": list(rejects)}
+    images = unit.images - len(rejects)
+    part: dict[str, Any] = {"images": images, "rows": len(table), "keys": unit.keys, "rejects": list(rejects)}
     if len(table):
         name = shard_name(unit.number, count)
         part |= {"file": name, "tokens": sum(len(chunk.flatten()) for chunk in table["tokens"].chunks)}
@@ -68,7 +68,7 @@ def finish(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any]:
         "settings": plan.settings,
         "columns": [name for name, _ in plan.settings["columns"]],
         "finished": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "pictures": sum(part["pictures"] for part in parts),
+        "images": sum(part["images"] for part in parts),
         "rows": sum(part["rows"] for part in parts),
         "tokens": sum(part.get("tokens", 0) for part in parts),
         "bytes": sum(part.get("bytes", 0) for part in parts),

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub.constants import HF_HOME
 
-from gsqtok.output import written_aside
+from gsqtok.io import written_aside
 
 
 def cache_folder(fingerprint: str) -> Path:

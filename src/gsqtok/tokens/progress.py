@@ -22,15 +22,15 @@ class RunProgress:
 
     Args:
         folder: of the data set; lines are appended to its metrics.jsonl (of rank r: metrics-r.jsonl).
-        pictures: that this process has still to do.
+        images: that this process has still to do.
         rank: of this process; only rank 0 shows a bar.
     """
 
-    def __init__(self, folder: Path, pictures: int, rank: int = 0) -> None:
+    def __init__(self, folder: Path, images: int, rank: int = 0) -> None:
         self.path = folder / (f"metrics-{rank}.jsonl" if rank else "metrics.jsonl")
         self.rank = rank
-        self.total = pictures
-        self.pictures = self.rejects = self.bytes_read = 0
+        self.total = images
+        self.images = self.rejects = self.bytes_read = 0
         self.decode_seconds = 0.0
         self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.bar = Progress(
@@ -46,9 +46,9 @@ class RunProgress:
             speed_estimate_period=120,
             disable=rank > 0 or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=pictures, figures="")
+        self.task = self.bar.add_task("", total=images, figures="")
         self.start = self.said = self.last = time.perf_counter()
-        self.first: tuple[float, int] | None = None  # when the first chunk was finished, and its pictures
+        self.first: tuple[float, int] | None = None  # when the first chunk was finished, and its images
 
     def __enter__(self) -> RunProgress:
         self.bar.start()
@@ -60,43 +60,41 @@ class RunProgress:
 
     def add(self, chunk: EncodedChunk) -> None:
         """A chunk is encoded."""
-        self.pictures += len(chunk.pictures) + len(chunk.rejects)
+        self.images += len(chunk.images) + len(chunk.rejects)
         self.rejects += len(chunk.rejects)
         self.bytes_read += chunk.bytes_read
         self.decode_seconds += chunk.seconds
         self.last = time.perf_counter()
-        self.first = self.first or (self.last, self.pictures)
+        self.first = self.first or (self.last, self.images)
         figures = self.figures()
-        self.bar.update(self.task, completed=self.pictures, figures=_line(figures))
+        self.bar.update(self.task, completed=self.images, figures=_line(figures))
         if time.perf_counter() - self.said > _EVERY:
             self.said = time.perf_counter()
             self.write()
             if self.rank == 0 and not self.console.is_terminal:
                 left = figures["seconds_left"]
-                self.console.print(
-                    f"{self.pictures:,} of {self.total:,} pictures, {_line(figures)}, {left:,.0f} s left"
-                )
+                self.console.print(f"{self.images:,} of {self.total:,} images, {_line(figures)}, {left:,.0f} s left")
 
     def figures(self) -> dict[str, Any]:
         """Figures of this process since it began; rates per second.
 
-        ``steady_pictures_per_second``: from the first finished chunk to the last, without starting and the last
+        ``steady_images_per_second``: from the first finished chunk to the last, without starting and the last
         shard's writing. ``decoded_per_core_second``: of processor time.
         """
         elapsed = max(time.perf_counter() - self.start, 1e-9)
-        rate = self.pictures / elapsed
+        rate = self.images / elapsed
         since, already = self.first or (self.last, 0)
-        steady = (self.pictures - already) / (self.last - since) if self.last > since else None
+        steady = (self.images - already) / (self.last - since) if self.last > since else None
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "of": self.total,
             "rejects": self.rejects,
             "seconds": round(elapsed, 3),
-            "pictures_per_second": round(rate, 3),
-            "steady_pictures_per_second": steady and round(steady, 3),
+            "images_per_second": round(rate, 3),
+            "steady_images_per_second": steady and round(steady, 3),
             "bytes_per_second": round(self.bytes_read / elapsed),
-            "seconds_left": round((self.total - self.pictures) / rate, 1) if rate else None,
-            "decoded_per_core_second": round(self.pictures / self.decode_seconds, 1) if self.decode_seconds else None,
+            "seconds_left": round((self.total - self.images) / rate, 1) if rate else None,
+            "decoded_per_core_second": round(self.images / self.decode_seconds, 1) if self.decode_seconds else None,
         }
 
     def write(self, **more: Any) -> None:
@@ -107,6 +105,6 @@ class RunProgress:
 
 def _line(figures: dict[str, Any]) -> str:
     return (
-        f"{figures['pictures_per_second']:,.0f} pictures/s  {figures['bytes_per_second'] / 1e6:,.1f} MB/s  "
+        f"{figures['images_per_second']:,.0f} images/s  {figures['bytes_per_second'] / 1e6:,.1f} MB/s  "
         f"{figures['rejects']:,} rejected"
     )

@@ -16,16 +16,16 @@ import pyarrow as pa
 import torch
 
 from gsqtok import forkserver
-from gsqtok.networks.tiled import check_tile
-from gsqtok.processes import processors
+from gsqtok.acceleration.tiled import check_tile
+from gsqtok.data.workers import processors
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens import engines, manifest
 from gsqtok.tokens.chunks import Decode, EncodedChunk, Task
 from gsqtok.tokens.encode import NATIVE_SIDE, Encode
-from gsqtok.tokens.plan import Plan, Unit, chunk_pictures, load_or_make, make_units
+from gsqtok.tokens.plan import Plan, Unit, chunk_images, load_or_make, make_units
 from gsqtok.tokens.progress import RunProgress
 from gsqtok.tokens.shards import shard_schema, shard_table
-from gsqtok.tokens.sources import PictureSource, open_pictures
+from gsqtok.tokens.sources import ImageSource, open_images
 from gsqtok.tokens.views import Views
 
 CARRIED = ("label", "caption")
@@ -38,16 +38,16 @@ class RunOptions:
     """How to tokenize.
 
     Attributes:
-        views: what to make of each picture.
+        views: what to make of each image.
         split: of the source, where it has several.
         carry: columns of the source to carry along, where it has them.
-        shard_size: pictures in a shard, at most.
+        shard_size: images in a shard, at most.
         batch_size: None: found by trying.
         workers: processes that decode; None: one for each processor of this process's share.
         precision: "fp32" or "bf16".
         compile: run the encoder through ``torch.compile``.
-        tile: as ``ImageTokenizer.encode`` takes it, for pictures too large for the device; None: whole pictures.
-        max_pixels: larger pictures are rejected; None: those above Pillow's limit, 89 million.
+        tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; None: whole images.
+        max_pixels: larger images are rejected; None: those above Pillow's limit, 89 million.
         engine: "local" (also under torchrun) or "ray".
         ray_address: of a Ray cluster; None starts Ray on this machine.
     """
@@ -84,7 +84,7 @@ class RunResult:
     """What one process did.
 
     Attributes:
-        figures: see ``RunProgress.figures``; ``waiting`` is the share of the time that no decoded picture was there
+        figures: see ``RunProgress.figures``; ``waiting`` is the share of the time that no decoded image was there
             (a GPU may still have had two chunks to work on).
         manifest: of the whole data set; None while other processes are still at work.
         workers: processes that decoded.
@@ -98,9 +98,9 @@ class RunResult:
 def tokenize(
     tokenizer: ImageTokenizer, source: str | Path, output: str | Path, options: RunOptions, *, model: str | None = None
 ) -> RunResult:
-    """Write the tokens of a source's pictures as a token data set, or go on with one that is not finished.
+    """Write the tokens of a source's images as a token data set, or go on with one that is not finished.
 
-    The source is cut into units of ``shard_size`` pictures, one shard each. Of W processes started by torchrun, rank r
+    The source is cut into units of ``shard_size`` images, one shard each. Of W processes started by torchrun, rank r
     takes the units r, r + W, ...; they do not talk to each other: a unit is done when its files are there. So a killed
     process loses the unit in hand, and the same command, with any number of processes, goes on.
 
@@ -109,13 +109,13 @@ def tokenize(
 
     Args:
         tokenizer: on its device; on CUDA it is optimized in place, to bfloat16 if the options say so.
-        source: see ``open_pictures``.
+        source: see ``open_images``.
         output: a folder.
         options: how.
         model: where the tokenizer came from, noted in the manifest.
 
     Raises:
-        ValueError: the folder was begun with another tokenizer, source or option; the source holds no pictures.
+        ValueError: the folder was begun with another tokenizer, source or option; the source holds no images.
         OSError: the source or the output is out of reach, or the disk is full.
     """
     if options.engine == "local":
@@ -123,9 +123,9 @@ def tokenize(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    pictures = open_pictures(source, options.split, options.carry)
+    images = open_images(source, options.split, options.carry)
     header = manifest.header(tokenizer, options.views.settings())
-    settings = _settings(tokenizer, pictures, options)
+    settings = _settings(tokenizer, images, options)
     side = options.views.size or NATIVE_SIDE
     make_encode = functools.partial(
         Encode,
@@ -139,15 +139,15 @@ def tokenize(
 
     def make() -> Plan:
         nonlocal encode
-        units = make_units(pictures, options.shard_size, settings["chunk_size"])
+        units = make_units(images, options.shard_size, settings["chunk_size"])
         encode = make_encode(tokenizer, batch_size=options.batch_size)
         return Plan(settings, encode.batch_size, units)
 
     plan = load_or_make(folder, settings, make, first=rank == 0)
-    schema = shard_schema(header["codebook_size"], pictures.fields, header)
+    schema = shard_schema(header["codebook_size"], images.fields, header)
     done = manifest.done_units(folder, plan)
     own = [unit for unit in plan.units[rank::world] if unit.number not in done]
-    tasks = [Task(unit.number, i, pictures.chunk(span)) for unit in own for i, span in enumerate(unit.spans)]
+    tasks = [Task(unit.number, i, images.chunk(span)) for unit in own for i, span in enumerate(unit.spans)]
     decode = Decode(options.views, tokenizer.factor, options.max_pixels)
     workers, waiting = _workers(options, len(tasks)), engines.Waiting()
     batch_size = options.batch_size or plan.batch_size
@@ -159,7 +159,7 @@ def tokenize(
     else:
         encode = encode or make_encode(tokenizer, batch_size=batch_size)
         chunks = engines.local(tasks, decode, encode, workers, waiting)
-    with RunProgress(folder, sum(unit.pictures for unit in own), rank) as progress:
+    with RunProgress(folder, sum(unit.images for unit in own), rank) as progress:
         _write_units(folder, plan, own, _counted(chunks, progress), schema)
         figures = progress.figures()
     figures["waiting"] = round(waiting.seconds / max(figures["seconds"], 1e-3), 4)
@@ -169,17 +169,17 @@ def tokenize(
     return RunResult(figures, whole, workers)
 
 
-def _settings(tokenizer: ImageTokenizer, pictures: PictureSource, options: RunOptions) -> dict[str, Any]:
+def _settings(tokenizer: ImageTokenizer, images: ImageSource, options: RunOptions) -> dict[str, Any]:
     """All that the rows depend on, under the names by which a refusal calls them."""
-    side = options.views.size or 2 * NATIVE_SIDE  # pictures that keep their size may well be photos
-    chunk = chunk_pictures(side, options.views.number, options.shard_size)
+    side = options.views.size or 2 * NATIVE_SIDE  # images that keep their size may well be photos
+    chunk = chunk_images(side, options.views.number, options.shard_size)
     settings = {
         "format": manifest.FORMAT,
         "model": tokenizer.fingerprint(),
-        "source": pictures.digest,
-        "columns": [[field.name, str(field.type)] for field in pictures.fields],
+        "source": images.digest,
+        "columns": [[field.name, str(field.type)] for field in images.fields],
         "shard size": options.shard_size,
-        "chunk_size": chunk if options.tile is None else max(1, chunk // 8),  # pictures for tiles are large
+        "chunk_size": chunk if options.tile is None else max(1, chunk // 8),  # images for tiles are large
         "precision": options.precision,
         "compile": options.compile,
         "tile": options.tile,  # the same tokens up to rounding, which moves those at the border of two codewords

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gsqtok.output import written_aside
+from gsqtok.io import written_aside
 from gsqtok.tokens.chunks import EncodedChunk
 
 META = b"gsqtok"  # the key of the schema's metadata, whose value is JSON
@@ -32,8 +32,8 @@ def shard_name(number: int, count: int) -> str:
 def shard_schema(codebook_size: int, fields: Sequence[pa.Field], header: dict[str, Any]) -> pa.Schema:
     """Columns and metadata of a shard.
 
-    ``key`` names the picture, ``view`` numbers its crops, ``tokens`` is the grid (h, w, G) flattened in that order, in
-    the smallest unsigned type that holds V - 1, ``grid`` is (h, w, G), ``size`` the picture's (height, width) in
+    ``key`` names the image, ``view`` numbers its crops, ``tokens`` is the grid (h, w, G) flattened in that order, in
+    the smallest unsigned type that holds V - 1, ``grid`` is (h, w, G), ``size`` the image's (height, width) in
     pixels; then the columns carried along.
     """
     token = pa.from_numpy_dtype(np.min_scalar_type(codebook_size - 1))
@@ -51,21 +51,21 @@ def shard_schema(codebook_size: int, fields: Sequence[pa.Field], header: dict[st
 
 def shard_table(chunk: EncodedChunk, schema: pa.Schema) -> pa.Table:
     """The rows of an encoded chunk, in order; tokens are copied."""
-    rows = [(chunk.pictures[picture], view, grid) for (picture, view), grid in chunk.tokens]
+    rows = [(chunk.images[image], view, grid) for (image, view), grid in chunk.tokens]
     grids = [grid for _, _, grid in rows]
     offsets = np.cumsum([0] + [grid.size for grid in grids])
     token = schema.field("tokens").type.value_type
     flat = np.concatenate([grid.ravel() for grid in grids]) if grids else np.empty(0, token.to_pandas_dtype())
     columns = {
-        "key": pa.array([picture.key for picture, _, _ in rows], pa.string()),
+        "key": pa.array([image.key for image, _, _ in rows], pa.string()),
         "view": pa.array([view for _, view, _ in rows], pa.uint8()),
         "tokens": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, token)),
         "grid": _pairs([grid.shape for grid in grids], 3),
-        "size": _pairs([picture.size for picture, _, _ in rows], 2),
+        "size": _pairs([image.size for image, _, _ in rows], 2),
     }
     for field in schema:
         if field.name not in columns:
-            columns[field.name] = pa.array([picture.columns[field.name] for picture, _, _ in rows], field.type)
+            columns[field.name] = pa.array([image.columns[field.name] for image, _, _ in rows], field.type)
     return pa.table(columns, schema=schema)
 
 

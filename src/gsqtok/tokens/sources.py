@@ -25,7 +25,7 @@ _OWN_ERRORS = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ELOO
 
 
 class Row(NamedTuple):
-    """One picture, encoded; or why it cannot even be read.
+    """One image, encoded; or why it cannot even be read.
 
     Attributes:
         key: unique within the source.
@@ -60,7 +60,7 @@ class Span(NamedTuple):
 
 @dataclass(frozen=True)
 class Chunk:
-    """A span with all that a process elsewhere needs to read it: ``rows()`` gives its pictures in order."""
+    """A span with all that a process elsewhere needs to read it: ``rows()`` gives its images in order."""
 
     span: Span
     read: Callable[..., Iterator[Row]]
@@ -79,17 +79,17 @@ class Chunk:
             yield row
         if found != self.span.count:
             place = self.arguments[0] if self.arguments else ""
-            raise ValueError(f"the source has changed: {found} pictures instead of {self.span.count} in {place}")
+            raise ValueError(f"the source has changed: {found} images instead of {self.span.count} in {place}")
 
 
 @dataclass(frozen=True)
-class PictureSource:
-    """Where pictures come from.
+class ImageSource:
+    """Where images come from.
 
     Attributes:
         digest: of names, sizes and times of all files: another digest is another source.
         fields: the columns carried along, as they will be in the shards.
-        spans: ``spans(n)`` cuts the source into stretches of at most about n pictures, each with its keys.
+        spans: ``spans(n)`` cuts the source into stretches of at most about n images, each with its keys.
         chunk: makes a span readable anywhere.
     """
 
@@ -99,7 +99,7 @@ class PictureSource:
     chunk: Callable[[Span], Chunk]
 
 
-def open_pictures(source: str | Path, split: str | None = None, carry: Sequence[str] = ()) -> PictureSource:
+def open_images(source: str | Path, split: str | None = None, carry: Sequence[str] = ()) -> ImageSource:
     """Open a folder, parquet files, tar shards (each a folder, file, glob or brace pattern) or a data set of the hub.
 
     Args:
@@ -125,7 +125,7 @@ def _cut(total: int, size: int) -> Iterator[tuple[int, int]]:
 # Image files
 
 
-def _images(digest: str, files: list[SourceFile], carry: Sequence[str]) -> PictureSource:
+def _images(digest: str, files: list[SourceFile], carry: Sequence[str]) -> ImageSource:
     def spans(size: int) -> Iterator[tuple[Span, list[str]]]:
         for first, count in _cut(len(files), size):
             yield Span(0, first, count), [file.name for file in files[first : first + count]]
@@ -134,7 +134,7 @@ def _images(digest: str, files: list[SourceFile], carry: Sequence[str]) -> Pictu
         own = [(file.path, file.name) for file in files[span.first : span.first + span.count]]
         return Chunk(span, _read_images, (own,))
 
-    return PictureSource(digest, (), spans, chunk)
+    return ImageSource(digest, (), spans, chunk)
 
 
 def _read_images(span: Span, files: list[tuple[str, str]]) -> Iterator[Row]:
@@ -151,7 +151,7 @@ def _read_images(span: Span, files: list[tuple[str, str]]) -> Iterator[Row]:
 # Parquet files
 
 
-def _parquet(digest: str, files: list[SourceFile], carry: Sequence[str]) -> PictureSource:
+def _parquet(digest: str, files: list[SourceFile], carry: Sequence[str]) -> ImageSource:
     images, schemas, groups = [], [], []
     for file in files:
         try:
@@ -181,7 +181,7 @@ def _parquet(digest: str, files: list[SourceFile], carry: Sequence[str]) -> Pict
         file, start = files[span.file], sum(groups[span.file][: span.place])
         return Chunk(span, _read_parquet, (file, start, images[span.file], tuple(f.name for f in fields)))
 
-    return PictureSource(digest, fields, spans, chunk)
+    return ImageSource(digest, fields, spans, chunk)
 
 
 def _read_parquet(span: Span, file: SourceFile, start: int, image: str, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -209,7 +209,7 @@ def _row_group(path: str, group: int, columns: tuple[str, ...]) -> pa.Table:
 # Tar shards
 
 
-def _tars(digest: str, files: list[SourceFile], carry: Sequence[str]) -> PictureSource:
+def _tars(digest: str, files: list[SourceFile], carry: Sequence[str]) -> ImageSource:
     fields = [pa.field("label", pa.int64()), pa.field("caption", pa.string())]
     fields = tuple(field for field in fields if field.name in carry)
 
@@ -237,7 +237,7 @@ def _tars(digest: str, files: list[SourceFile], carry: Sequence[str]) -> Picture
     def chunk(span: Span) -> Chunk:
         return Chunk(span, _read_tar, (files[span.file], tuple(field.name for field in fields)))
 
-    return PictureSource(digest, fields, spans, chunk)
+    return ImageSource(digest, fields, spans, chunk)
 
 
 def _read_tar(span: Span, file: SourceFile, columns: tuple[str, ...]) -> Iterator[Row]:
@@ -246,12 +246,12 @@ def _read_tar(span: Span, file: SourceFile, columns: tuple[str, ...]) -> Iterato
         for key in renamed.values():
             yield Row(key, None, dict.fromkeys(columns), "the rest of the tar shard cannot be read")
         return
-    pictures = (
+    images = (
         (name, data, {"label": sample.label, "caption": sample.caption})
         for sample in tars.read(file.path, span.place)
         for name, data in sample.images
     )
-    for row, (name, data, values) in enumerate(itertools.islice(pictures, span.count)):
+    for row, (name, data, values) in enumerate(itertools.islice(images, span.count)):
         key = renamed.get(row, f"{file.name}/{name}")
         error = "truncated: the tar shard ends before it does" if data is None else None
         yield Row(key, data, {column: values[column] for column in columns}, error)
@@ -260,7 +260,7 @@ def _read_tar(span: Span, file: SourceFile, columns: tuple[str, ...]) -> Iterato
 # The hub
 
 
-def _hub(name: str, split: str | None, carry: Sequence[str]) -> PictureSource:
+def _hub(name: str, split: str | None, carry: Sequence[str]) -> ImageSource:
     dataset = _hub_dataset(name, split)
     schema = dataset.features.arrow_schema
     fields = tuple(pa.field(column, schema.field(column).type) for column in carry if column in schema.names)
@@ -274,7 +274,7 @@ def _hub(name: str, split: str | None, carry: Sequence[str]) -> PictureSource:
         return Chunk(span, _read_hub, (name, split, tuple(field.name for field in fields)))
 
     digest = hashlib.sha256(json.dumps(["hub", name, split, len(dataset), str(dataset.features)]).encode()).hexdigest()
-    return PictureSource(digest, fields, spans, chunk)
+    return ImageSource(digest, fields, spans, chunk)
 
 
 def _read_hub(span: Span, name: str, split: str | None, columns: tuple[str, ...]) -> Iterator[Row]:

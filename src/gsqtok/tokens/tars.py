@@ -22,7 +22,7 @@ class Sample(NamedTuple):
 
     Attributes:
         offset: of the sample's first header, in bytes of the uncompressed archive.
-        images: (member name, its bytes) of each picture; None while indexing, or where the shard ends too early.
+        images: (member name, its bytes) of each image; None while indexing, or where the shard ends too early.
         label: of the ``.cls`` member.
         caption: of the ``.txt`` member.
     """
@@ -34,21 +34,21 @@ class Sample(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A stretch of a shard: where it begins, its pictures' names in order, and the damage after it, if any."""
+    """A stretch of a shard: where it begins, its images' names in order, and the damage after it, if any."""
 
     offset: int
     names: list[str]
 
 
-def index(path: str, pictures: int) -> Iterator[Piece]:
-    """Pieces of about so many pictures, whole samples each; only headers are read.
+def index(path: str, images: int) -> Iterator[Piece]:
+    """Pieces of about so many images, whole samples each; only headers are read.
 
     A shard that cannot be read to its end gives a last piece at ``DAMAGED`` whose one name says where and why.
     """
     offset, names, last = 0, [], "the start"
     try:
         for sample in _samples(path, 0, read=False):
-            if names and len(names) + len(sample.images) > pictures:
+            if names and len(names) + len(sample.images) > images:
                 yield Piece(offset, names)
                 names = []
             if not names:

@@ -1,4 +1,4 @@
-"""What is tokenized of a picture: its whole, its centre, or ten crops, and mirrored."""
+"""What is tokenized of an image: its whole, its centre, or ten crops, and mirrored."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gsqtok.data import ImageTransform
 
 @dataclass(frozen=True)
 class Views:
-    """Resize and crop a picture to the views that become rows of a token data set.
+    """Resize and crop an image to the views that become rows of a token data set.
 
     Attributes:
-        size: side of the crops in pixels; with ``crop="none"``, the short side. None: pictures keep their size.
+        size: side of the crops in pixels; with ``crop="none"``, the short side. None: images keep their size.
         crop: "none" keeps the aspect ratio, "center" cuts out the central square, "ten" takes the four corners, the
             centre, and the same of the mirror image (as torchvision's TenCrop, in its order).
         resize: the short side before the crop; default: ``size``, and 1.1 ``size`` (rounded) for ten crops.
@@ -49,7 +49,7 @@ class Views:
 
     @property
     def number(self) -> int:
-        """Views of a picture."""
+        """Views of an image."""
         return 10 if self.crop == "ten" else 2 if self.flip else 1
 
     def settings(self) -> dict[str, int | str | bool | None]:
@@ -57,13 +57,13 @@ class Views:
         settings = {"size": self.size, "crop": self.crop, "resize": self._resized.size}
         return settings | {"flip": self.flip, "resample": self.resample, "fast": self.fast}
 
-    def __call__(self, picture: Image.Image | np.ndarray) -> list[np.ndarray]:
-        """RGB picture, or uint8 (H, W, 3) -> its views, uint8 (H, W, 3) each.
+    def __call__(self, image: Image.Image | np.ndarray) -> list[np.ndarray]:
+        """RGB image, or uint8 (H, W, 3) -> its views, uint8 (H, W, 3) each.
 
         Raises:
-            BrokenImageError: a strip so thin that the resized picture would not fit in memory.
+            BrokenImageError: a strip so thin that the resized image would not fit in memory.
         """
-        pixels = self._resized.pixels(picture)
+        pixels = self._resized.pixels(image)
         windows = self._windows(pixels)
         if self.crop == "ten":
             windows += self._windows(pixels[:, ::-1])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from gsqtok.networks.replay import recorded
+from gsqtok.acceleration.replay import recorded
 from gsqtok.tokenizer import ImageTokenizer
 
 
@@ -53,7 +53,7 @@ def record(tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | N
     latent = torch.randn(batch, tokenizer.config.latent_dim, height // factor, width // factor, device=images.device)
     # As the quantizer hands it over: channels last in (..., D), hence innermost in memory.
     latent = latent.to(weight.dtype, memory_format=torch.channels_last).requires_grad_()
-    # Replays write their input into the sample: it must share no memory with the caller's pictures.
+    # Replays write their input into the sample: it must share no memory with the caller's images.
     _record_training(
         [(tokenizer.encoder, images.detach().to(weight.dtype, copy=True)), (tokenizer.decoder, latent)], precision
     )
@@ -66,7 +66,7 @@ def record_backbone(backbone: nn.Module, images: Tensor, precision: torch.dtype 
     through a graph.
 
     Args:
-        backbone: pictures (B, 3, H, W) -> feature maps; it trains nothing.
+        backbone: images (B, 3, H, W) -> feature maps; it trains nothing.
         images: float32, on the network's device, a GPU; its values do not matter.
         precision: of autocast in the training step; None for none.
     """

@@ -128,7 +128,7 @@ class FiniteGuard:
 class CollapseWatch:
     """Says when the codebook collapses: usage or perplexity falls below a share of the best so far.
 
-    Feed it figures that were counted over equally many pictures (an epoch): both rise with the number of positions.
+    Feed it figures that were counted over equally many images (an epoch): both rise with the number of positions.
     """
 
     def __init__(self, share: float = 0.5) -> None:
@@ -158,7 +158,7 @@ class CollapseWatch:
 
 
 class DominanceWatch:
-    """Says when the discriminator wins outright: it tells nearly every reconstruction from a picture.
+    """Says when the discriminator wins outright: it tells nearly every reconstruction from an image.
 
     The adversarial term then no longer says what would be better. Judged over at least ``steps`` steps, since a single
     batch is often told apart without an error.

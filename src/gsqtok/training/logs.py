@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from gsqtok.training.pictures import grid_of
+from gsqtok.training.images import grid_of
 from gsqtok.training.run_folder import RunFolder
 
 PROJECT = "gsqtok"  # under which trackers that know projects file a run
@@ -59,7 +59,7 @@ class RunLog:
         self.accelerator.end_training()
 
     def advance(self, step: int, images: int) -> None:
-        """One step is done, with so many pictures over all ranks."""
+        """One step is done, with so many images over all ranks."""
         self.images += images
         self.progress.update(self.task, completed=step)
 
@@ -69,7 +69,7 @@ class RunLog:
             self.console.print(message, markup=False, soft_wrap=True)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Figures of the training steps since the last call; adds pictures a second."""
+        """Figures of the training steps since the last call; adds images a second."""
         elapsed = time.perf_counter() - self.since
         values = values | {"images_per_second": self.images / elapsed}
         self.progress.update(self.task, rate=f"{values['images_per_second']:,.0f} images/s")
@@ -91,20 +91,20 @@ class RunLog:
         return time.perf_counter()
 
     def go_on(self, paused_at: float) -> None:
-        """Leave the time since ``pause`` out of pictures a second."""
+        """Leave the time since ``pause`` out of images a second."""
         self.since += time.perf_counter() - paused_at
 
     def grid(self, step: int, images: Tensor, reconstructions: Tensor) -> None:
-        """Save pictures (N, 3, H, W) above their reconstructions, to samples/ and to the curves."""
+        """Save images (N, 3, H, W) above their reconstructions, to samples/ and to the curves."""
         if not self.main:
             return
-        picture = grid_of(images, reconstructions)
-        picture.save(self.run.samples / f"step-{step:08d}.png")
+        image = grid_of(images, reconstructions)
+        image.save(self.run.samples / f"step-{step:08d}.png")
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
-                tracker.log_images({"reconstructions": np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+                tracker.log_images({"reconstructions": np.asarray(image)[None]}, step=step, dataformats="NHWC")
             elif hasattr(tracker, "log_images"):
-                tracker.log_images({"reconstructions": [picture]}, step=step)
+                tracker.log_images({"reconstructions": [image]}, step=step)
 
 
 def checked_trackers(names: Sequence[str]) -> list[str]:

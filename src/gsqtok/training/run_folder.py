@@ -4,7 +4,7 @@ runs/mine/
     config.yaml      the resolved configuration
     checkpoints/     step-00001000/ ...: everything needed to go on
     tokenizer/       the averaged weights, newest: what ImageTokenizer.from_pretrained("runs/mine") loads
-    samples/         step-00001000.png: pictures above their reconstructions
+    samples/         step-00001000.png: images above their reconstructions
     metrics.jsonl    one JSON object a log line
     tensorboard/     the same, as curves
 """
@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from gsqtok.output import written_aside
+from gsqtok.io import written_aside
 from gsqtok.training.config import RESUMABLE, TrainConfig
 
 Reports = Callable[[str | None], list[str | None]]

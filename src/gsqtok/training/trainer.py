@@ -33,11 +33,11 @@ from gsqtok.training.config import TrainConfig
 from gsqtok.training.ema import Average
 from gsqtok.training.graphs import record, record_backbone
 from gsqtok.training.guards import CollapseWatch, DominanceWatch, FiniteGuard
+from gsqtok.training.images import fixed_images, training_images, validation_images
 from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.objective import Objective
 from gsqtok.training.optimizer import adamw, learning_rate, update_where
-from gsqtok.training.pictures import fixed_pictures, training_pictures, validation_pictures
 from gsqtok.training.run_folder import RunFolder, step_of, together
 from gsqtok.training.sharding import shard, take_whole_state, whole, whole_state
 
@@ -52,7 +52,7 @@ SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGA
 def train(config: TrainConfig, resume: bool = False) -> Path:
     """Train a tokenizer; returns the run's folder, which ``ImageTokenizer.from_pretrained`` loads.
 
-    Works in one process or in many (``torchrun``, ``accelerate launch``): the same seed gives the same pictures to the
+    Works in one process or in many (``torchrun``, ``accelerate launch``): the same seed gives the same images to the
     same global batch whatever the number of ranks.
 
     Args:
@@ -100,9 +100,9 @@ class Trainer:
         self.precision = torch.bfloat16 if config.precision == "bf16" else None
         self.sharded = config.fsdp and ranks > 1
         self.objective = Objective(config.loss).to(device=device, memory_format=self.layout)
-        self.pictures, self.transform = training_pictures(config.data)
-        self.validation = validation_pictures(config.data)
-        self.fixed = fixed_pictures(config.data, self.pictures if self.validation is None else self.validation)
+        self.images, self.transform = training_images(config.data)
+        self.validation = validation_images(config.data)
+        self.fixed = fixed_images(config.data, self.images if self.validation is None else self.validation)
 
         layout = torch.contiguous_format if self.sharded else self.layout  # torch shares out no others
         self.ema = Average(tokenizer.to(device=device, memory_format=layout), config.ema_decay)
@@ -141,7 +141,7 @@ class Trainer:
         """Record the passes of encoder and decoder on this rank's part of a batch."""
         config = self.config
         if config.freeze != "none" or config.data.size % tokenizer.factor:
-            return  # graphs need a gradient in both networks, and pictures that are not padded
+            return  # graphs need a gradient in both networks, and images that are not padded
         record(tokenizer.train(), self.sample_images(), self.precision)
         if config.gradient_accumulation > 1:
             for parameter in tokenizer.parameters():
@@ -157,8 +157,8 @@ class Trainer:
 
     def sample_images(self) -> Tensor:
         """What this rank's part of a batch looks like."""
-        pictures = self.config.batch_size // (self.config.gradient_accumulation * self.accelerator.num_processes)
-        shape = (pictures, 3, self.config.data.size, self.config.data.size)
+        images = self.config.batch_size // (self.config.gradient_accumulation * self.accelerator.num_processes)
+        shape = (images, 3, self.config.data.size, self.config.data.size)
         return torch.zeros(shape, device=self.accelerator.device).to(memory_format=self.layout)
 
     def run(self) -> Path:
@@ -184,7 +184,7 @@ class Trainer:
                         figures = self.usage.compute()
                         figures = {name: float(figures[name]) for name in ("usage", "perplexity")}
                         run_log.measured(step, {f"codebook/{name}": value for name, value in figures.items()})
-                        if step % usage_every == 0:  # counted over as many pictures as the others
+                        if step % usage_every == 0:  # counted over as many images as the others
                             self.warn(self.collapse.see(step, figures))
                     self.usage.reset()
                 if step % config.validate_every == 0 or last:
@@ -265,7 +265,7 @@ class Trainer:
         parts = self.config.gradient_accumulation
         return iter(
             train_loader(
-                self.pictures,
+                self.images,
                 self.transform,
                 batch_size=self.config.batch_size // parts,
                 rank=self.accelerator.process_index,
@@ -277,7 +277,7 @@ class Trainer:
         )
 
     def validate(self, step: int, run_log: RunLog) -> None:
-        """Measure the averaged weights on the validation source, and draw the grid of fixed pictures."""
+        """Measure the averaged weights on the validation source, and draw the grid of fixed images."""
         model = self.average().eval()
         if self.validation is not None:
             from gsqtok.evaluation import evaluate  # with torchmetrics, which takes seconds to import
@@ -349,7 +349,7 @@ class Trainer:
         A streaming source has no length; there it is 1,000 steps.
         """
         try:
-            epoch = math.ceil(len(self.pictures) / self.config.batch_size)
+            epoch = math.ceil(len(self.images) / self.config.batch_size)
         except TypeError:
             epoch = 1000
         return math.ceil(epoch / self.config.log_every) * self.config.log_every
