@@ -39,14 +39,13 @@ from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.objective import Objective
 from gsqtok.training.optimizer import adamw, learning_rate, update_where
 from gsqtok.training.run_folder import RunFolder, step_of, together
-from gsqtok.training.sharding import shard, take_whole_state, whole, whole_state
 
 log = logging.getLogger("gsqtok.training")
 # In a checkpoint, what accelerate's own files do not hold:
 EXTRA = "extra.pt"
 USAGE = "usage-{}.pt"  # of each rank
-# What Accelerate would do with the networks by itself; see gsqtok.training.sharding for what is done instead.
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+# Ways of Accelerate that would round the codebook to the precision of the networks.
+UNSUPPORTED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
 def train(config: TrainConfig, resume: bool = False) -> Path:
@@ -84,10 +83,10 @@ class Trainer:
             project_config=ProjectConfiguration(project_dir=str(self.folder.path)),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # a copy less of each
         )
-        if self.accelerator.distributed_type in SHARDED:
+        if self.accelerator.distributed_type in UNSUPPORTED:
             raise ValueError(
-                f"{self.accelerator.distributed_type.value} by Accelerate is not supported: launch without --use_fsdp "
-                "and --use_deepspeed; --fsdp true shares the model out, gradient_accumulation saves more memory"
+                f"{self.accelerator.distributed_type.value} is not supported: launch without --use_fsdp and "
+                "--use_deepspeed; gradient_accumulation saves memory"
             )
         device, ranks = self.accelerator.device, self.accelerator.num_processes
         if config.batch_size % (config.gradient_accumulation * ranks):
@@ -98,24 +97,16 @@ class Trainer:
         # with channels innermost, what stands between convolutions runs fused on a GPU
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.precision = torch.bfloat16 if config.precision == "bfloat16" else None
-        self.sharded = config.fsdp and ranks > 1
         self.objective = Objective(config.loss).to(device=device, memory_format=self.layout)
         self.images, self.transform = training_images(config.data)
         self.validation = validation_images(config.data)
         self.fixed = fixed_images(config.data, self.images if self.validation is None else self.validation)
 
-        layout = torch.contiguous_format if self.sharded else self.layout  # torch shares out no others
-        self.ema = Average(tokenizer.to(device=device, memory_format=layout), config.ema_decay)
+        self.ema = Average(tokenizer.to(device=device, memory_format=self.layout), config.ema_decay)
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
             self.record_graphs(tokenizer)
-        if self.sharded:
-            shard(tokenizer)
-            shard(self.ema.module)
         self.tokenizer = tokenizer
-        optimizer = adamw(tokenizer, config.optimizer, device)
-        take_whole_state(optimizer)
-        self.model = self.accelerator.prepare_model(tokenizer, evaluation_mode=self.sharded)  # no data parallelism then
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(tokenizer, adamw(tokenizer, config.optimizer, device))
         self.adversary = None
         if config.adversarial.discriminator != "none":
             self.adversary = Adversary(config.adversarial, self.accelerator, config.steps)
@@ -127,7 +118,7 @@ class Trainer:
         self.usage = usage_of(tokenizer.quantizer)
         if self.usage is not None:  # part of a checkpoint: figures over an epoch outlive a restart
             self.usage.to(device)
-        self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest, wait=self.sharded)
+        self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest)
         self.collapse, self.dominance = CollapseWatch(), DominanceWatch()
         self.rejects = RejectLog()
         self.start = 0
@@ -229,7 +220,7 @@ class Trainer:
 
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, config.steps)
-        means["gradient_norm"] = whole(accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip))
+        means["gradient_norm"] = accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip)
         if adversary is not None:
             means["discriminator/gradient_norm"] = adversary.clip(step)
         finite = self.guard.allows(step, means)
@@ -278,7 +269,7 @@ class Trainer:
 
     def validate(self, step: int, run_log: RunLog) -> None:
         """Measure the averaged weights on the validation source, and draw the grid of fixed images."""
-        model = self.average().eval()
+        model = self.ema.module.eval()
         if self.validation is not None:
             from gsqtok.evaluation import evaluate  # with torchmetrics, which takes seconds to import
 
@@ -299,8 +290,6 @@ class Trainer:
     def save(self, step: int) -> None:
         """Write a checkpoint and the averaged tokenizer."""
         rank, main = self.accelerator.process_index, self.accelerator.is_main_process
-        # gathered where the ranks share it out, before anything is written
-        ema, average = self.ema.state_dict(), self.average()
 
         def write(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
@@ -308,15 +297,14 @@ class Trainer:
                 torch.save(self.usage.state_dict(), folder / USAGE.format(rank))
             if main:
                 guards = {name: guard.state_dict() for name, guard in self.guards.items()}
-                torch.save({"ema": ema, "guards": guards}, folder / EXTRA)
+                torch.save({"ema": self.ema.state_dict(), "guards": guards}, folder / EXTRA)
 
         def publish() -> None:
             if main:
                 self.folder.clear_leftovers()
-                average.save_pretrained(self.folder.tokenizer)
+                self.ema.module.save_pretrained(self.folder.tokenizer)
 
-        with whole_state(self.optimizer.optimizer):
-            self.folder.save(step, write, self.reports, main, self.config.keep_checkpoints)
+        self.folder.save(step, write, self.reports, main, self.config.keep_checkpoints)
         together(publish, self.reports, f"the tokenizer of step {step} could not be written")
 
     def load(self, checkpoint: Path) -> None:
@@ -333,15 +321,6 @@ class Trainer:
             self.usage.load_state_dict(torch.load(usage, map_location="cpu", weights_only=True))
             self.usage.to(self.accelerator.device)
         self.start = step_of(checkpoint)
-
-    def average(self) -> ImageTokenizer:
-        """The tokenizer with the averaged weights, whole; where ranks share it out, a copy that all must ask for."""
-        if not self.sharded:
-            return self.ema.module
-        with torch.random.fork_rng(devices=[]):  # its random weights are replaced, and must change no later draw
-            average = ImageTokenizer(self.config.model)
-        average.load_state_dict(self.ema.module.state_dict())
-        return average.to(device=self.accelerator.device, memory_format=self.layout)
 
     def steps_of_usage(self) -> int:
         """Steps over which codebook usage is counted: an epoch or more, since a batch's perplexity says little.
@@ -386,6 +365,5 @@ class Trainer:
             f"{self.folder.path}: {millions:.1f}M parameters{against}, f{self.tokenizer.factor}, {quantizer.name}, "
             f"{quantizer.bits:g} bits a position, {self.tokenizer.bits_per_pixel:.3g} bits/px, on "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {self.config.precision}"
-            + (", sharded" if self.sharded else "")
             + (f"; goes on after step {self.start}" if self.start else "")
         )
