@@ -75,20 +75,17 @@ def test_codebook_usage_is_logged_once_an_epoch(tiny):
     assert all(0 < line["codebook/usage"] <= 1 and 1 <= line["codebook/perplexity"] <= 64 for line in usage)
 
 
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("parts", [2, 4])
 def test_gradient_accumulation(tiny, tmp_path, parts):
     weights, losses = [], []
     for accumulation in (1, parts):
-        config = tiny(
-            output=str(tmp_path / f"{accumulation}"), gradient_accumulation=accumulation, optimizer={"eps": 1e-3}
-        )
-        trainer = Trainer(config)
+        trainer = Trainer(tiny(output=str(tmp_path / f"{accumulation}"), gradient_accumulation=accumulation))
         batches = trainer.batches()
         losses.append([float(trainer.step(step, batches)["total"]) for step in (1, 2, 3)])
         weights.append(trainer.tokenizer.state_dict())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    torch.testing.assert_close(*weights, rtol=1e-7, atol=1e-7)  # Adam makes more of gradients that are all rounding
 
 
 def test_a_broken_image_is_logged_and_training_goes_on(tiny, demo_copy, caplog, metrics, capfd):
