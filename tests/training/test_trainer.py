@@ -35,7 +35,7 @@ def test_the_run_folder(tiny, metrics):
     config = tiny(steps=6, save_every=2, validate_every=3, data={"validation": tiny().data.train})
     run = train(config)
     assert {file.name for file in run.iterdir()} == {
-        *("config.yaml", "checkpoints", "tokenizer", "samples", "metrics.jsonl", "tensorboard")
+        *("config.yaml", "data.json", "checkpoints", "tokenizer", "samples", "metrics.jsonl", "tensorboard")
     }
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 

@@ -85,20 +85,17 @@ def die_while_saving():
 
 @pytest.mark.slow
 def test_a_run_goes_on_however_many_ranks_share_it(tmp_path, arguments, gsqtok_command, metrics):
-    """Two ranks that share the tokenizer out, one killed while it saves; then one process, shares again, two ranks."""
+    """Two ranks, one of which is killed while it saves; then one process, then two ranks again."""
     more = [*GAN, "--adversarial.start_step", "1", "--gradient_accumulation", "2", "--steps", "6", "--save_every", "2"]
-    sharded = ["--fsdp", "true", "--cuda_graphs", "false"]
     ranks(arguments("smoke-gan", tmp_path / "one", *more), 1)
 
     mixed = arguments("smoke-gan", tmp_path / "mixed", *more)
-    first, second = processes.run_ranks([*mixed, *sharded], die_while_saving)
+    first, second = processes.run_ranks(mixed, die_while_saving)
     assert first.returncode != 0
     assert second.returncode == -signal.SIGKILL, second.stderr
-    assert "on 2 x cpu, float32, sharded" in first.stderr
     assert [file.name for file in (tmp_path / "mixed/checkpoints").glob("step-*")] == ["step-00000002"]
     ImageTokenizer.from_pretrained(tmp_path / "mixed")
     ranks([*mixed, "--steps", "4", "--resume"], 1)
-    ranks([*mixed, *sharded, "--steps", "5", "--resume"], 2)
     ranks([*mixed, "--resume"], 2)
     compare_runs(tmp_path / "one", tmp_path / "mixed", metrics, steps=6)
 

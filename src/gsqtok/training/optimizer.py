@@ -38,7 +38,7 @@ def adamw(network: nn.Module, config: OptimizerConfig, device: torch.device) -> 
 
 
 def _as_parameters_lie(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
-    """The state in the parameters' memory layout, which fused AdamW needs; a checkpoint may come from another device."""
+    """Lay the state out as the parameters lie, which fused AdamW needs; a checkpoint may come from another device."""
     numbers = [number for group in state["param_groups"] for number in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     laid = {

@@ -9,7 +9,7 @@ from collections import defaultdict
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     ProjectConfiguration,
+    broadcast_object_list,
     gather_object,
     set_seed,
     synchronize_rng_states,
@@ -35,6 +36,7 @@ from gsqtok.training.graphs import record, record_backbone
 from gsqtok.training.guards import CollapseWatch, DominanceWatch, FiniteGuard
 from gsqtok.training.images import fixed_images, training_images, validation_images
 from gsqtok.training.initial import initial_tokenizer
+from gsqtok.training.interruption import InterruptedRunError, Interruption
 from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.objective import Objective
 from gsqtok.training.optimizer import adamw, learning_rate, update_where
@@ -44,11 +46,12 @@ log = logging.getLogger("gsqtok.training")
 # In a checkpoint, what accelerate's own files do not hold:
 EXTRA = "extra.pt"
 USAGE = "usage-{}.pt"  # of each rank
+STEPS_BETWEEN_QUESTIONS = 10  # by which many ranks ask each other whether to stop, and wait for the answer
 # Ways of Accelerate that would round the codebook to the precision of the networks.
 UNSUPPORTED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-def train(config: TrainConfig, resume: bool = False) -> Path:
+def train(config: TrainConfig, *, resume: bool = False, changed_data: bool = False) -> Path:
     """Train a tokenizer; returns the run's folder, which ``ImageTokenizer.from_pretrained`` loads.
 
     Works in one process or in many (``torchrun``, ``accelerate launch``): the same seed gives the same images to the
@@ -57,19 +60,21 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     Args:
         config: the run.
         resume: go on from the newest checkpoint of ``config.output``; starts anew where there is none.
+        changed_data: go on although the images are others than the run was started with.
 
     Raises:
+        InterruptedRunError: a signal asked the run to stop (SIGTERM, SIGUSR1, Ctrl-C), and it has saved.
         RunFolderError: the output folder holds something else, or a checkpoint could not be written.
         TrainingDivergedError: many steps in a row were not finite.
         ValueError, FileNotFoundError: a source, or the weights of the perceptual term, cannot be read.
     """
-    return Trainer(config, resume).run()
+    return Trainer(config, resume=resume, changed_data=changed_data).run()
 
 
 class Trainer:
     """One run: what it is made of (``__init__``), what happens in order (``run``), and each of its parts."""
 
-    def __init__(self, config: TrainConfig, resume: bool = False) -> None:
+    def __init__(self, config: TrainConfig, *, resume: bool = False, changed_data: bool = False) -> None:
         set_seed(config.seed)
         tokenizer = initial_tokenizer(config)
         self.config = config = dataclasses.replace(config, model=tokenizer.config)  # every option resolved
@@ -122,11 +127,15 @@ class Trainer:
         self.collapse, self.dominance = CollapseWatch(), DominanceWatch()
         self.rejects = RejectLog()
         self.start = 0
-        if resume and (checkpoint := self.folder.latest()):
-            self.load(checkpoint)
+        digests = {name: source.digest for name, source in self.sources().items() if hasattr(source, "digest")}
+        if resume:
+            self.folder.check_data(digests, changed_data)
+            if checkpoint := self.newest_checkpoint():
+                self.load(checkpoint)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.write_config(config)
+            self.folder.write_data(digests)
 
     def record_graphs(self, tokenizer: ImageTokenizer) -> None:
         """Record the passes of encoder and decoder on this rank's part of a batch."""
@@ -157,7 +166,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         usage_every = self.steps_of_usage()
         window: dict[str, list[Tensor]] = defaultdict(list)
-        with RunLog(self.folder, accelerator, self.start, config.steps) as run_log:
+        with Interruption() as interruption, RunLog(self.folder, accelerator, self.start, config.steps) as run_log:
             run_log.line(self.describe())
             batches = self.batches()
             for step in range(self.start + 1, config.steps + 1):
@@ -180,8 +189,11 @@ class Trainer:
                     self.usage.reset()
                 if step % config.validate_every == 0 or last:
                     self.validate(step, run_log)
-                if step % config.save_every == 0 or last:
+                stopped = not last and self.asked_to_stop(step, interruption)
+                if step % config.save_every == 0 or last or stopped:
                     self.save(step)
+                if stopped:
+                    self.stop(step, interruption)
                 run_log.go_on(paused)
             run_log.line(f"done: {self.folder.path}; {self.rejects.summary()}")
         return self.folder.path
@@ -306,6 +318,38 @@ class Trainer:
 
         self.folder.save(step, write, self.reports, main, self.config.keep_checkpoints)
         together(publish, self.reports, f"the tokenizer of step {step} could not be written")
+
+    def asked_to_stop(self, step: int, interruption: Interruption) -> bool:
+        """Whether a signal asked this rank, or any other, to stop; ranks ask each other every few steps."""
+        if self.accelerator.num_processes == 1:
+            return interruption.name is not None
+        if step % STEPS_BETWEEN_QUESTIONS:
+            return False
+        asked = torch.tensor(float(interruption.name is not None), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum"))
+
+    def stop(self, step: int, interruption: Interruption) -> NoReturn:
+        """End the run, which has been saved."""
+        cause = interruption.name or "a signal to another rank"
+        raise InterruptedRunError(
+            f"stopped by {cause} after step {step}, which is saved in {self.folder.path}; go on with --resume"
+        )
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that is whole, the same on all ranks; the first rank reads them all."""
+        found: list[Path | None] = [None]
+
+        def look() -> None:
+            if self.accelerator.is_main_process:
+                found[0] = self.folder.newest_whole(log.warning)
+
+        together(look, self.reports, "no checkpoint to go on from")
+        return broadcast_object_list(found)[0]
+
+    def sources(self) -> dict[str, Any]:
+        """The sources of images by their names in the configuration."""
+        named = {"data.train": self.images, "data.validation": self.validation}
+        return {name: source for name, source in named.items() if source is not None}
 
     def load(self, checkpoint: Path) -> None:
         """Take everything from a checkpoint."""
