@@ -12,19 +12,8 @@ from safetensors.torch import load_file
 @pytest.fixture
 def arguments(demo_copy):
     return lambda recipe, output: [
-        *("train", recipe, "--data.train", str(demo_copy), "--output", str(output)),
-        *(
-            "--steps",
-            "18",
-            "--save_every",
-            "4",
-            "--log_every",
-            "1",
-            "--model.multipliers",
-            "[1, 1]",
-            "--data.size",
-            "16",
-        ),
+        *("train", recipe, "--data.train", str(demo_copy), "--output", str(output), "--data.size", "16"),
+        *("--steps", "18", "--save_every", "4", "--log_every", "1", "--model.multipliers", "[1, 1]"),
     ]
 
 
