@@ -10,10 +10,10 @@ import time
 import processes
 import psutil
 import pytest
-from token_images import BAD, hashes, png, rejects_of, write_tar
+from token_images import BAD, hashes, png, skipped_of, write_tar
 
+from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.verify import verify
-from gsqtok.tokens.views import Views
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def test_kill_and_resume_at_random_points(many, tmp_path, run, command):
     assert kills >= 2
     run(many, out)
     assert hashes(out) == hashes(tmp_path / "whole")
-    assert rejects_of(out) == rejects_of(tmp_path / "whole")
+    assert skipped_of(out) == skipped_of(tmp_path / "whole")
     assert verify(out) == []
 
 
@@ -65,7 +65,7 @@ def test_several_processes_give_the_same_shards(many, tmp_path, run, command, la
     for done in launch(command(many, tmp_path / "out"), count=count):
         assert done.returncode == 0, done.stderr[-3000:]
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-    assert rejects_of(tmp_path / "out") == rejects_of(tmp_path / "whole")
+    assert skipped_of(tmp_path / "out") == skipped_of(tmp_path / "whole")
     assert verify(tmp_path / "out") == []
 
 
@@ -90,7 +90,7 @@ def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(many, t
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 1, error
     assert "a decoding process died" in error
-    run(many, tmp_path / "out", views=Views(128), max_pixels=5001)
+    run(many, tmp_path / "out", crops=Crops(128), max_pixels=5001)
     assert verify(tmp_path / "out") == []
 
 
@@ -136,5 +136,5 @@ def test_ray_with_a_killed_actor_gives_the_same_shards(mixed, tmp_path, run, com
     assert killed
     assert done.returncode == 0, done.stderr[-3000:]
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-    assert rejects_of(tmp_path / "out").keys() == BAD.keys()
+    assert skipped_of(tmp_path / "out").keys() == BAD.keys()
     assert verify(tmp_path / "out") == []

@@ -30,13 +30,14 @@ def main(argv: list[str]) -> None:
     p.add_argument("--side-by-side", action="store_true", help="write each beside its original, figures below")
     args = p.parse_args(argv)
 
-    from gsqtok.data import eval_loader, open_source, to_pil
+    from gsqtok.data import check_outside, eval_loader, open_source, to_pil
     from gsqtok.evaluation.reconstruct import reconstruct, side_by_side
     from gsqtok.io import image_paths, save_image
 
+    check_outside(args.source, args.output)
     source = open_source(args.source, split=args.split)
     tokenizer = load_model(args)
-    paths = image_paths(args.output, source["key"])
+    paths = image_paths(args.output, source.all_keys())
     loader = eval_loader(source, transform(args), batch_size=args.batch_size, workers=args.workers)
     figures = []
     with progress("reconstructing") as bar:
@@ -45,11 +46,11 @@ def main(argv: list[str]) -> None:
             save_image(image, paths[result.name])
             figures.append((result.name, tuple(result.original.shape[1:]), result.psnr, result.ssim))
     if not figures:
-        raise ValueError(f"none of the images in {args.source} can be read: {loader.rejects.summary()}")
+        raise ValueError(f"none of the images in {args.source} can be read: {loader.skipped.summary()}")
     console.print(figures_table(figures, tokenizer.bits_per_pixel))
     console.print(f"{len(figures)} images -> {args.output}")
-    if loader.rejects.reasons:
-        console.print(loader.rejects.summary())
+    if loader.skipped.reasons:
+        console.print(loader.skipped.summary())
 
 
 SHOWN = 20

@@ -7,8 +7,8 @@ import errno
 import os
 from typing import TYPE_CHECKING, Any
 
-from gsqtok import forkserver
 from gsqtok.cli.options import SOURCE, add_model, add_tile, console, load_model, parser
+from gsqtok.data.workers import start_server
 
 if TYPE_CHECKING:
     from gsqtok.tokens.run import RunOptions, RunResult
@@ -25,11 +25,14 @@ engine. Then: gsqtok tokens verify tokens/, and in Python gsqtok.TokenDataset("t
 For a handful of images in one .npz file, which numpy reads and gsqtok decode turns back, there is gsqtok encode."""
 
 
+_TELLING = 30  # seconds after which the time spent waiting says something: the first images take their processes' start
+
+
 def main(argv: list[str]) -> None:
     """Tokenize images to a token data set."""
     args = _parse(argv)
     if args.engine == "local":
-        forkserver.start(args.workers)  # first, for its imports take as long as those of this process
+        start_server(args.workers)  # first, for its imports take as long as those of this process
     from gsqtok.tokens.run import tokenize
 
     if args.device is None and "LOCAL_RANK" in os.environ:
@@ -53,7 +56,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     p = parser(
         "tokenize",
         "Images to a token data set: parquet shards that Hugging Face datasets and gsqtok.TokenDataset read,\n"
-        "a manifest with counts and hashes, and rejects.parquet with the images that could not be read, and why.",
+        "a manifest with counts and hashes, and skipped.parquet with the images that could not be read, and why.",
         EXAMPLE,
     )
     add_model(p)
@@ -66,7 +69,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     p.add_argument("--flip", action="store_true", help="add the mirror image of each")
     p.add_argument("--resample", choices=("bicubic", "lanczos"), default="bicubic", help="default: bicubic")
     p.add_argument("--fast-resize", action="store_true", help="by torch, not Pillow: pixels differ by 2 of 255 at most")
-    p.add_argument("--max-pixels", type=int, help="reject larger images (default: above 89 million pixels)")
+    p.add_argument("--max-pixels", type=int, help="skip larger images (default: above 89 million pixels)")
     p.add_argument("--carry", nargs="*", default=["label", "caption"], metavar="COLUMN", help="default: label caption")
     p.add_argument("--shard-size", type=int, default=8192, help="images in a shard, at most (default: 8192)")
     p.add_argument("--batch-size", type=int, help="images encoded together (default: found by trying)")
@@ -80,16 +83,16 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 
 def _options(args: argparse.Namespace) -> RunOptions:
+    from gsqtok.tokens.crops import Crops
     from gsqtok.tokens.run import RunOptions
-    from gsqtok.tokens.views import Views
 
     if args.ray_address and args.engine != "ray":
         raise ValueError("--ray-address goes with --engine ray")
     crop = args.crop or ("center" if args.size else "none")
     return RunOptions(
-        views=Views(args.size or None, crop, args.resize, args.flip, args.resample, args.fast_resize),
+        crops=Crops(args.size or None, crop, args.resize, args.flip, args.resample, args.fast_resize),
         split=args.split,
-        carry=tuple(args.carry),
+        columns=tuple(args.carry),
         shard_size=args.shard_size,
         batch_size=args.batch_size,
         workers=args.workers,
@@ -103,24 +106,26 @@ def _options(args: argparse.Namespace) -> RunOptions:
 
 
 def _summary(result: RunResult, output: str) -> list[str]:
-    figures = result.figures
+    from gsqtok.tokens.progress import rate
+
+    metrics = result.metrics
     lines = []
-    if figures["of"]:
+    if metrics["of"]:
         lines.append(
-            f"{figures['images']:,} images in {figures['seconds']:,.1f} s: "
-            f"{figures['images_per_second']:,.0f} images/s, {figures['bytes_per_second'] / 1e6:,.1f} MB/s read; "
-            f"decoding {figures['decoded_per_core_second'] or 0:,.0f} images/s a core, {result.workers or 1} at work"
+            f"{metrics['images']:,} images in {metrics['seconds']:,.1f} s: "
+            f"{rate(metrics['images_per_second'])} images/s, {rate(metrics['bytes_per_second'] / 1e6)} MB/s read; "
+            f"decoding {rate(metrics['decoded_per_core_second'])} images/s a core, {result.workers or 1} at work"
         )
-        if figures["waiting"] > 0.15 and result.workers:
-            lines.append(f"the model waited for images {figures['waiting']:.0%} of the time: decoding is the limit")
+        if metrics["waiting"] > 0.15 and result.workers and metrics["seconds"] > _TELLING:
+            lines.append(f"the model waited for images {metrics['waiting']:.0%} of the time: decoding is the limit")
     if result.manifest is None:
         return [*lines, "this process has done its share; others are still at work"]
     return [*lines, *_whole(result.manifest, output)]
 
 
 def _whole(manifest: dict[str, Any], output: str) -> list[str]:
-    rejects = manifest["rejects"]["rows"]
+    skipped = manifest["skipped"]["rows"]
     lines = [f"{manifest['images']:,} images, {manifest['rows']:,} rows, {manifest['tokens']:,} tokens -> {output}"]
-    if rejects:
-        lines.append(f"{rejects:,} rejected: see {os.path.join(output, manifest['rejects']['file'])}")
+    if skipped:
+        lines.append(f"{skipped:,} skipped: see {os.path.join(output, manifest['skipped']['file'])}")
     return lines

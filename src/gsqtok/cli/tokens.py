@@ -70,7 +70,7 @@ def _verify(args: argparse.Namespace) -> int:
         return 1
     console.print(
         f"{args.folder} is whole: {manifest['images']:,} images in {manifest['rows']:,} rows, "
-        f"{manifest['rejects']['rows']:,} rejected, every hash as written"
+        f"{manifest['skipped']['rows']:,} skipped, every hash as written"
     )
     if args.sample > 0 and manifest["rows"]:
         args.model = args.model or manifest["model"]

@@ -53,12 +53,8 @@ def save_examples(
         chosen, ranked_by = choose(result.per_image["key"], result.per_image["psnr"]), result.model["name"]
     else:
         chosen, ranked_by = shown_by(like, result.per_image["key"]), like.model["name"]
-    if hasattr(dataset, "__len__"):
-        dataset = dataset.select([row for row, key in enumerate(dataset["key"]) if key in chosen])
-    else:
-        dataset = dataset.filter(lambda row: row["key"] in chosen)
     found = {}
-    for batch in eval_loader(dataset, transform, batch_size=1):
+    for batch in eval_loader(dataset, transform, batch_size=1, keys=chosen):
         (key,) = batch["keys"]
         rank, number = chosen[key]
         out = reconstruct(batch["image"].to(device))
