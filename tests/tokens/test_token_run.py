@@ -128,7 +128,7 @@ def test_a_repeated_command_encodes_nothing_twice(mixed, tmp_path, run, monkeypa
     [
         ({"crops": Crops(12)}, "size was 8, is 12"),
         ({"crops": Crops(8, flip=True)}, "flip was false, is true"),
-        ({"precision": "bf16"}, "precision was fp32, is bf16"),
+        ({"precision": "bfloat16"}, "precision was float32, is bfloat16"),
         ({"shard_size": 3}, "shard size was 4, is 3"),
     ],
 )
@@ -199,7 +199,7 @@ def test_nothing_but_skipped_images_is_an_error(tmp_path, run):
 
 def test_output_inside_the_source_is_refused(mixed, run):
     for output in (mixed, mixed / "tokens"):
-        with pytest.raises(ValueError, match="lies inside the source"):
+        with pytest.raises(ValueError, match="lies in the source"):
             run(mixed, output)
     assert not (mixed / "tokens").exists()
 
@@ -268,7 +268,7 @@ def test_any_source_ends_in_rows_or_skipped_once(tiny_tokenizer, images, kind, s
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("precision", "agree"), [("fp32", 0.98), ("bf16", 0.6)])
+@pytest.mark.parametrize(("precision", "agree"), [("float32", 0.98), ("bfloat16", 0.6)])
 def test_on_a_gpu(mixed, tmp_path, run, tiny_tokenizer, precision, agree):
     run(mixed, tmp_path / "cpu")
     options = RunOptions(crops=Crops(8), shard_size=4, workers=2, max_pixels=MAX_PIXELS, precision=precision)

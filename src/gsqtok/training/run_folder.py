@@ -21,7 +21,7 @@ from typing import Any
 
 import yaml
 
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 from gsqtok.training.config import RESUMABLE, TrainConfig
 
 Reports = Callable[[str | None], list[str | None]]
@@ -79,7 +79,7 @@ class RunFolder:
         """Make the folder and write the resolved configuration."""
         for folder in (self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(self.config_file) as aside:
+        with atomic_write(self.config_file) as aside:
             aside.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
 
     def clear_leftovers(self) -> None:

@@ -118,7 +118,7 @@ def check_outside(source: str | Path | Sequence[str | Path], output: str | Path)
     for one in [source] if isinstance(source, (str, Path)) else source:
         root = str(one).partition("**")[0] or "."
         if os.path.isdir(root) and Path(output).resolve().is_relative_to(Path(root).resolve()):
-            raise ValueError(f"the output {str(output)!r} lies inside the source {str(one)!r}: choose a place outside")
+            raise ValueError(f"the output {output} lies in the source {one}: choose a folder outside of it")
 
 
 def distinct_names(sources: Sequence[str | Path]) -> list[str]:
