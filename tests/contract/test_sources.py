@@ -325,7 +325,7 @@ def in_spans(size):
         for span in source.spans(size):
             own = list(source.rows(span))
             assert [row.key for row in own] == source.keys(span)
-            assert 0 < len(own) == span.count <= size
+            assert 0 < len(own) == span.length <= size
             rows += own
         return rows
 

@@ -198,7 +198,7 @@ def train_loader(
     workers: int = 0,
     streaming: bool = False,
     shuffle_buffer: int = 1000,
-) -> DataLoader:
+) -> DataLoader[Any]:
     """Endless shuffled batches for one rank, beginning with batch ``start_step``.
 
     Each batch is a dict: ``image`` float32 (batch_size / world_size, 3, H, W) in [-1, 1], ``keys`` list[str], and
@@ -376,20 +376,22 @@ class _Groups:
     def __iter__(self) -> Iterator[list[Reader]]:
         if not self.source.counted:  # one process must read a stream to keep its order
             rows = _divided(self.source, list(self.source.spans()), self.rank, self.world_size)
-            while group := list(itertools.islice(rows, self.size)):
-                yield [partial(iter, group)]
+            while read := list(itertools.islice(rows, self.size)):
+                yield [partial(iter, read)]
             return
-        group, free, count = [], self.size, None
-        for part, first, count in self._own_spans():
-            while count:
-                span = Span(part, first, min(count, free))
-                first, count, free = first + span.count, count - span.count, free - span.count
+        group: list[Reader] = []
+        free, nothing = self.size, True
+        for part, first, length in self._own_spans():
+            nothing = False
+            while length:
+                span = Span(part, first, min(length, free))
+                first, length, free = first + span.length, length - span.length, free - span.length
                 if self.keys is None or any(key in self.keys for key in self.source.keys(span)):
                     group.append(self.source.reader(span))
                 if not free:
                     yield group
                     group, free = [], self.size
-        if count is None and self.world_size == 1:
+        if nothing and self.world_size == 1:
             raise ValueError("the source holds no image")
         yield group
 
@@ -400,8 +402,8 @@ class _Groups:
         first, last = (len(self.source) * rank // self.world_size for rank in (self.rank, self.rank + 1))
         start = 0
         for span in self.source.spans(self.size):
-            own = range(max(first - start, 0), min(last - start, span.count))
-            start += span.count
+            own = range(max(first - start, 0), min(last - start, span.length))
+            start += span.length
             if own:
                 yield Span(span.part, span.first + own.start, len(own))
 

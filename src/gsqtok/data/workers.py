@@ -40,7 +40,8 @@ def end_with_parent(number: int = 0) -> None:
     """
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

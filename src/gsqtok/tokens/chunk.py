@@ -121,7 +121,7 @@ class Decode:
         """Bytes that the pixels of a task take, if its images have the size of the crops or are 512 pixels wide."""
         side = self.crops.size or 512
         side += -side % self.factor
-        return task.span.count * self.crops.number * side**2 * 3
+        return task.span.length * self.crops.number * side**2 * 3
 
     def __call__(self, task: Task, reader: Reader, room: Tensor | None = None) -> Chunk:
         """Read and decode; an image that cannot be read is skipped, with the reason.

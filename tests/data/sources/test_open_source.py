@@ -45,7 +45,7 @@ def test_ten_thousand_files_are_one_part(tmp_path):
     source = open_source(paths)
     assert len(source.parts) == 1
     assert source.all_keys() == [path.name for path in paths]
-    assert [span.count for span in source.spans(4000)] == [4000, 4000, 2000]
+    assert [span.length for span in source.spans(4000)] == [4000, 4000, 2000]
 
 
 def test_parquet_files_with_splits(tmp_path, write_parquet, encoded, noise):

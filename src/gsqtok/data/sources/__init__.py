@@ -6,11 +6,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from gsqtok.data.sources.base import ImageSource, Part, Reader, Row, Span
+from gsqtok.data.sources.base import UNKNOWN, ImageSource, Part, Reader, Row, Span
 from gsqtok.data.sources.by_number import ByNumber
 from gsqtok.data.sources.listing import Kind, SourceFile, check_outside, distinct_names, find_files, may_be_on_hub
 
-__all__ = ["ByNumber", "ImageSource", "Reader", "Row", "Span", "check_outside", "open_source"]
+__all__ = ["UNKNOWN", "ByNumber", "ImageSource", "Reader", "Row", "Span", "check_outside", "open_source"]
 
 
 def open_source(
@@ -61,12 +61,12 @@ def open_source(
         if kind == "image":
             images += files  # one part, also if 10,000 files were named
         else:
-            parts += _files("image", images) + _files(kind, files)
+            parts += _files("image", images) + _files(kind, files, columns)
             images = []
     return ImageSource(parts + _files("image", images), columns)
 
 
-def _files(kind: Kind, files: list[SourceFile]) -> list[Part]:
+def _files(kind: Kind, files: list[SourceFile], columns: Sequence[str] = ()) -> list[Part]:
     """Open files of a kind; formats are imported when they are needed."""
     if not files:
         return []
@@ -77,10 +77,10 @@ def _files(kind: Kind, files: list[SourceFile]) -> list[Part]:
     if kind == "parquet":
         from gsqtok.data.sources.parquet import ParquetFile
 
-        opened = [ParquetFile(file) for file in files]
-        if full := [file for file in opened if len(file)]:
+        opened: list[Part] = [ParquetFile(file) for file in files]
+        if full := [part for part in opened if len(part)]:
             return full
         raise ValueError(f"the parquet files hold no rows: {', '.join(file.path for file in files[:3])}")
     from gsqtok.data.sources.tar import TarShard
 
-    return [TarShard(file) for file in files]
+    return [TarShard(file, bool({"label", "caption"} & set(columns))) for file in files]

@@ -1,4 +1,4 @@
-"""What every source of images is: parts in some format, cut into spans of rows that anyone can read alone."""
+"""What every source of images is: parts of some format, cut into spans of rows that anyone can read alone."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     import pyarrow as pa
 
+UNKNOWN = -1  # as a length: only reading tells
 _KEYS = 4096  # listed at once
 
 
@@ -31,11 +32,11 @@ class Row(NamedTuple):
 
 
 class Span(NamedTuple):
-    """Consecutive rows of a part; ``count`` is None where only reading tells how many there are."""
+    """Consecutive rows: number of the part, first row in it, and how many (or ``UNKNOWN``: all of the part)."""
 
     part: int
     first: int
-    count: int | None
+    length: int
 
 
 Reader = Callable[[], Iterator[Row]]
@@ -66,16 +67,16 @@ class Part(ABC):
     def __len__(self) -> int:
         """Count the rows; raises TypeError where only reading tells."""
 
-    def spans(self, size: int | None) -> Iterator[tuple[int, int | None]]:
-        """Cut into (first, count) of at most ``size`` rows; None: into its own pieces, without reading to find them."""
+    def spans(self, size: int | None) -> Iterator[tuple[int, int]]:
+        """Cut into (first, length) of at most ``size`` rows; None: into its own pieces, without reading for it."""
         return cut(len(self), size or len(self))
 
     @abstractmethod
-    def keys(self, first: int, count: int) -> list[str]:
+    def keys(self, first: int, length: int) -> list[str]:
         """Give the keys of rows without reading their images."""
 
     @abstractmethod
-    def reader(self, first: int, count: int | None, columns: tuple[str, ...]) -> Reader:
+    def reader(self, first: int, length: int, columns: tuple[str, ...]) -> Reader:
         """Make the reader of rows, with these extra columns."""
 
 
@@ -112,13 +113,13 @@ class ImageSource:
         Without a size, spans are the pieces that the source comes in, such as tar shards; nothing is read to find them.
         """
         for number, part in enumerate(self.parts):
-            for first, count in part.spans(size):
-                yield Span(number, first, count)
+            for first, length in part.spans(size):
+                yield Span(number, first, length)
 
     def reader(self, span: Span) -> Reader:
         """Make what reads a span in any process."""
         names = tuple(field.name for field in self.columns)
-        return self.parts[span.part].reader(span.first, span.count, names)
+        return self.parts[span.part].reader(span.first, span.length, names)
 
     def rows(self, span: Span) -> Iterator[Row]:
         """Read a span: a row for every image, with the reason where it is skipped."""
@@ -126,7 +127,7 @@ class ImageSource:
 
     def keys(self, span: Span) -> list[str]:
         """Give the keys of a span without reading its images."""
-        return self.parts[span.part].keys(span.first, span.count)
+        return self.parts[span.part].keys(span.first, span.length)
 
     def all_keys(self) -> list[str]:
         """Give the keys of all images, in order."""
@@ -134,6 +135,6 @@ class ImageSource:
 
 
 def cut(total: int, size: int) -> Iterator[tuple[int, int]]:
-    """Cut ``total`` rows into pieces (first, count)."""
+    """Cut ``total`` rows into pieces (first, length)."""
     for first in range(0, total, size or 1):
         yield first, min(size, total - first)

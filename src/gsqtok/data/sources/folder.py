@@ -44,12 +44,12 @@ class ImageFiles(Part):
     def spans(self, size: int | None) -> Iterator[tuple[int, int]]:
         return cut(len(self), size or -(-len(self) // _PIECES))
 
-    def keys(self, first: int, count: int) -> list[str]:
-        return self._keys.slice(first, count).to_pylist()
+    def keys(self, first: int, length: int) -> list[str]:
+        return list(self._keys.slice(first, length).to_pylist())
 
-    def reader(self, first: int, count: int, columns: tuple[str, ...]) -> Reader:
-        paths = self._paths.slice(first, count).to_pylist()
-        return functools.partial(read_files, paths, self.keys(first, count))
+    def reader(self, first: int, length: int, columns: tuple[str, ...]) -> Reader:
+        paths = self._paths.slice(first, length).to_pylist()
+        return functools.partial(read_files, paths, self.keys(first, length))
 
 
 def read_files(paths: Sequence[bytes], keys: Sequence[str]) -> Iterator[Row]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import datasets
 
-from gsqtok.data.sources.base import Part, Reader, Row
+from gsqtok.data.sources.base import UNKNOWN, Part, Reader, Row
 from gsqtok.data.sources.parquet import image_and_extra_columns, image_row
 from gsqtok.io import one_line
 
@@ -55,11 +55,11 @@ class HubDataset(Part):
     def __len__(self) -> int:
         return len(_opened(*self._named)[0])
 
-    def keys(self, first: int, count: int) -> list[str]:
-        return [f"{self._prefix}{row:06d}" for row in range(first, first + count)]
+    def keys(self, first: int, length: int) -> list[str]:
+        return [f"{self._prefix}{row:06d}" for row in range(first, first + length)]
 
-    def reader(self, first: int, count: int, columns: tuple[str, ...]) -> Reader:
-        return functools.partial(_read, self._named, first, self.keys(first, count), (self._image, *columns))
+    def reader(self, first: int, length: int, columns: tuple[str, ...]) -> Reader:
+        return functools.partial(_read, self._named, first, self.keys(first, length), (self._image, *columns))
 
 
 class HubShard(HubDataset):
@@ -74,13 +74,13 @@ class HubShard(HubDataset):
     def __len__(self) -> int:
         raise TypeError(f"how many images {self._named[0]} has is not known while it is streamed")
 
-    def spans(self, size: int | None) -> Iterator[tuple[int, None]]:
-        yield 0, None
+    def spans(self, size: int | None) -> Iterator[tuple[int, int]]:
+        yield 0, UNKNOWN
 
-    def keys(self, first: int, count: int | None) -> list[str]:
-        return [row.key for row in self.reader(0, None, ())()]
+    def keys(self, first: int, length: int) -> list[str]:
+        return [row.key for row in self.reader(first, length, ())()]
 
-    def reader(self, first: int, count: int | None, columns: tuple[str, ...]) -> Reader:
+    def reader(self, first: int, length: int, columns: tuple[str, ...]) -> Reader:
         return functools.partial(_stream, self._named, self._shard, self._prefix, (self._image, *columns))
 
 

@@ -34,7 +34,7 @@ class ParquetFile(Part):
             raise ValueError(f"{file.path!r} is not a readable parquet file: {one_line(error)}") from None
         self._image, self.columns = image_and_extra_columns(schema, file.path)
         groups = (metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
-        self._starts = list(itertools.accumulate(groups, initial=0))
+        self._starts: list[int] = list(itertools.accumulate(groups, initial=0))
 
     def stamp(self) -> str:
         return f"{self._file.name}\0{self._file.stamp}"
@@ -44,17 +44,17 @@ class ParquetFile(Part):
 
     def spans(self, size: int | None) -> Iterator[tuple[int, int]]:
         for start, stop in itertools.pairwise(self._starts):
-            for first, count in cut(stop - start, size or stop - start):
-                yield start + first, count
+            for first, length in cut(stop - start, size or stop - start):
+                yield start + first, length
 
-    def keys(self, first: int, count: int) -> list[str]:
+    def keys(self, first: int, length: int) -> list[str]:
         name = self._file.name.removesuffix(".parquet")
-        return [f"{name}-{row:06d}" for row in range(first, first + count)]
+        return [f"{name}-{row:06d}" for row in range(first, first + length)]
 
-    def reader(self, first: int, count: int, columns: tuple[str, ...]) -> Reader:
+    def reader(self, first: int, length: int, columns: tuple[str, ...]) -> Reader:
         group = bisect_right(self._starts, first) - 1
         place = (self._file, group, first - self._starts[group])
-        return functools.partial(_read, *place, self.keys(first, count), (self._image, *columns))
+        return functools.partial(_read, *place, self.keys(first, length), (self._image, *columns))
 
 
 def _read(file: SourceFile, group: int, first: int, keys: list[str], columns: tuple[str, ...]) -> Iterator[Row]:
@@ -115,5 +115,5 @@ def image_and_extra_columns(schema: Iterable[pa.Field], where: str) -> tuple[str
 
 def _is_image(kind: pa.DataType) -> bool:
     if pa.types.is_struct(kind):
-        return kind.get_field_index("bytes") >= 0
-    return pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_binary_view(kind)
+        return bool(kind.get_field_index("bytes") >= 0)
+    return any(is_kind(kind) for is_kind in (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view))

@@ -11,21 +11,23 @@ import os
 import re
 import tarfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
-from gsqtok.data.sources.base import Part, Reader, Row, cut
+from gsqtok.data.sources.base import UNKNOWN, Part, Reader, Row, cut
 from gsqtok.data.sources.listing import IMAGE_SUFFIXES, SourceFile, UniqueKeys, as_text, left_out
 from gsqtok.io import LARGEST_FILE, TOO_LARGE, one_line
 
 _INDEXED = 32  # shards whose index stays in memory
 _BLOCK = 1 << 20  # bytes read at once: a header may promise more than there is
 # What tarfile and decompressors raise for content; an OSError of that kind has no number.
-_BROKEN = (tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, MemoryError, RecursionError, OSError)
-_BROKEN += (ValueError, LookupError, ArithmeticError)
+_BROKEN: tuple[type[Exception], ...] = (
+    *(tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, MemoryError, RecursionError, OSError),
+    *(ValueError, LookupError, ArithmeticError),
+)
 
 _logger = logging.getLogger("gsqtok.data")
 
@@ -40,8 +42,8 @@ class TarShard(Part):
 
     columns = (pa.field("label", pa.int64()), pa.field("caption", pa.string()))
 
-    def __init__(self, file: SourceFile) -> None:
-        self._file = file
+    def __init__(self, file: SourceFile, texts: bool) -> None:
+        self._file, self._texts = file, texts  # whether labels and captions are to be read
 
     def stamp(self) -> str:
         return f"{self._file.name}\0{self._file.stamp}"
@@ -51,17 +53,17 @@ class TarShard(Part):
 
     @functools.cached_property
     def _length(self) -> int:
-        return len(_index(self._file, False))
+        return len(_index(self._file, self._texts))
 
-    def spans(self, size: int | None) -> Iterator[tuple[int, int | None]]:
-        return iter([(0, None)]) if size is None else cut(len(self), size)
+    def spans(self, size: int | None) -> Iterator[tuple[int, int]]:
+        return iter([(0, UNKNOWN)]) if size is None else cut(len(self), size)
 
-    def keys(self, first: int, count: int) -> list[str]:
-        return [entry.key for entry in _index(self._file, False)[first : first + count]]
+    def keys(self, first: int, length: int) -> list[str]:
+        return [entry.key for entry in _index(self._file, self._texts)[first : first + length]]
 
-    def reader(self, first: int, count: int | None, columns: tuple[str, ...]) -> Reader:
-        entries = None if count is None else _index(self._file, bool(columns))[first : first + count]
-        return functools.partial(_read, self._file, entries, columns)
+    def reader(self, first: int, length: int, columns: tuple[str, ...]) -> Reader:
+        entries = None if length == UNKNOWN else _index(self._file, self._texts)[first : first + length]
+        return functools.partial(_read, self._file, self._texts, entries, columns)
 
 
 class _Member(NamedTuple):
@@ -86,10 +88,10 @@ class _Entry(NamedTuple):
     caption: str | None = None
 
 
-def _read(file: SourceFile, entries: Iterable[_Entry] | None, columns: tuple[str, ...]) -> Iterator[Row]:
+def _read(file: SourceFile, texts: bool, entries: list[_Entry] | None, columns: tuple[str, ...]) -> Iterator[Row]:
     decompressed = _decompressed(file, os.getpid())
     with open(file.path, "rb") if decompressed is None else nullcontext(decompressed) as stream:
-        for entry in _scan(file, bool(columns)) if entries is None else entries:
+        for entry in _scan(file, texts) if entries is None else entries:
             data, reason = None, entry.reason
             if reason is None:
                 try:
@@ -108,7 +110,7 @@ def _decompressed(file: SourceFile, process: int) -> BinaryIO | None:
     except tarfile.TarError:
         return None
     if not isinstance(archive.fileobj, io.BufferedReader):
-        return archive.fileobj
+        return cast(BinaryIO, archive.fileobj)
     archive.close()
     return None
 
@@ -127,7 +129,8 @@ def _index(file: SourceFile, texts: bool) -> list[_Entry]:
 
 def _scan(file: SourceFile, texts: bool) -> Iterator[_Entry]:
     """Read headers, and with ``texts`` labels and captions; images are where the entries say."""
-    unique, last, others = UniqueKeys(), "the start", []
+    unique, last = UniqueKeys(), "the start"
+    others: list[str] = []
     for sample, group in itertools.groupby(_members(file, texts), key=lambda member: member.sample):
         members = list(group)
         if sample == _DAMAGE:
@@ -137,11 +140,11 @@ def _scan(file: SourceFile, texts: bool) -> Iterator[_Entry]:
         images = [member for member in members if _suffix(member.name) in IMAGE_SUFFIXES]
         others += [] if images else [member.name for member in members]
         found = {_suffix(member.name): member.text for member in members if member.text is not None}
-        label = found.get(".cls", b"").decode(errors="replace").strip()
-        label = int(label) if re.fullmatch(r"-?\d{1,18}", label) else None
+        number = found.get(".cls", b"").decode(errors="replace").strip()
+        label = int(number) if re.fullmatch(r"-?\d{1,18}", number) else None
         caption = found[".txt"].decode(errors="replace") if ".txt" in found else None
-        for _, last, *place, _ in images:
-            yield _Entry(unique(f"{file.name}/{last}"), *place, label, caption)
+        for _, last, offset, size, reason, _ in images:
+            yield _Entry(unique(f"{file.name}/{last}"), offset, size, reason, label, caption)
     if others:
         _tell(file, left_out(others))
 
@@ -159,9 +162,9 @@ def _members(file: SourceFile, texts: bool) -> Iterator[_Member]:
     archive = None
     try:
         with tarfile.open(file.path) as archive:
-            stream = archive.fileobj
+            stream = cast(BinaryIO, archive.fileobj)
             while (header := archive.next()) is not None:
-                archive.members.clear()  # or the listing of the whole shard stays in memory
+                archive.members.clear()  # type: ignore[attr-defined]  # or the listing of the whole shard stays in memory
                 if header.size < 0:
                     raise tarfile.ReadError("damaged header")
                 folder, _, name = as_text(header.name).removeprefix("./").rpartition("/")
