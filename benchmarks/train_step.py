@@ -75,7 +75,7 @@ def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
         parts = config.gradient_accumulation
         graphs = config.cuda_graphs and device.type == "cuda"
         images = torch.rand(config.batch_size // parts // ranks, 3, size, size, device=device) * 2 - 1
-        batches = repeat({"image": images, "rejected": []})
+        batches = repeat({"image": images, "skipped": []})
         for step in range(1, args.warmup + 1):
             trainer.step(step, batches)
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None

@@ -12,13 +12,13 @@ from pathlib import Path
 import processes
 import psutil
 import pytest
-from token_images import BAD, hashes, png, rejects_of, write_tar
+from gsqtok.tokens.chunks import Decode
+from token_images import BAD, hashes, png, skipped_of, write_tar
 
 from gsqtok.data.workers import end_with_parent
 from gsqtok.tokens import decoders, engines
-from gsqtok.tokens.chunks import Decode
+from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.verify import verify
-from gsqtok.tokens.views import Views
 
 pytestmark = pytest.mark.slow
 # For processes that import this file.
@@ -46,7 +46,7 @@ def test_kill_and_resume_at_random_points(many, tmp_path, run, command):
         assert not (out / "manifest.json").exists()
     run(many, out)
     assert hashes(out) == hashes(tmp_path / "whole")
-    assert rejects_of(out) == rejects_of(tmp_path / "whole")
+    assert skipped_of(out) == skipped_of(tmp_path / "whole")
     assert verify(out) == []
 
 
@@ -62,7 +62,7 @@ def test_several_processes_give_the_same_shards(many, tmp_path, run, command, la
     for done in launch(command(many, tmp_path / "out"), count=count):
         assert done.returncode == 0, done.stderr[-3000:]
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-    assert rejects_of(tmp_path / "out") == rejects_of(tmp_path / "whole")
+    assert skipped_of(tmp_path / "out") == skipped_of(tmp_path / "whole")
     assert verify(tmp_path / "out") == []
 
 
@@ -88,7 +88,7 @@ def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(many, t
     done = processes.run(arguments, before=decoding_dies)
     assert done.returncode == 1, done.stderr
     assert "a decoding process died" in done.stderr
-    run(many, tmp_path / "out", views=Views(128), max_pixels=5001)
+    run(many, tmp_path / "out", crops=Crops(128), max_pixels=5001)
     assert verify(tmp_path / "out") == []
 
 
@@ -147,5 +147,5 @@ def test_ray_with_a_killed_actor_gives_the_same_shards(mixed, tmp_path, run, com
     assert done.returncode == 0, done.stderr[-3000:]
     assert (tmp_path / "died").exists()
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-    assert rejects_of(tmp_path / "out").keys() == BAD.keys()
+    assert skipped_of(tmp_path / "out").keys() == BAD.keys()
     assert verify(tmp_path / "out") == []

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 from gsqtok.training.images import grid_of
 from gsqtok.training.run_folder import RunFolder
 
@@ -141,5 +141,5 @@ def _keep_until(metrics_file: Path, step: int) -> None:
     """Drop lines beyond the step that a resumed run goes on from: they will be written again."""
     if metrics_file.exists():
         lines = [line for line in metrics_file.read_text().splitlines() if line.endswith("}")]
-        with written_aside(metrics_file) as aside:
+        with atomic_write(metrics_file) as aside:
             aside.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))

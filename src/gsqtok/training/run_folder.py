@@ -22,7 +22,7 @@ from typing import Any
 
 import yaml
 
-from gsqtok.io import sha256_of, written_aside
+from gsqtok.io import atomic_write, sha256_of
 from gsqtok.training.config import RESUMABLE, TrainConfig
 
 DIGESTS = "sha256.json"  # in a checkpoint: of each of its files
@@ -82,7 +82,7 @@ class RunFolder:
         """Make the folder and write the resolved configuration."""
         for folder in (self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(self.config_file) as aside:
+        with atomic_write(self.config_file) as aside:
             aside.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
 
     def check_data(self, digests: dict[str, str], changed_data: bool) -> None:
@@ -105,7 +105,7 @@ class RunFolder:
 
     def write_data(self, digests: dict[str, str]) -> None:
         """Record the digests of the images."""
-        with written_aside(self.data_file) as aside:
+        with atomic_write(self.data_file) as aside:
             aside.write_text(json.dumps(digests, indent=1))
 
     def clear_leftovers(self) -> None:

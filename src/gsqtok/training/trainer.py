@@ -26,7 +26,7 @@ from accelerate.utils import (
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gsqtok.data import ImageTransform, RejectLog, train_loader
+from gsqtok.data import ImageTransform, SkipLog, train_loader
 from gsqtok.evaluation.usage import usage_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
@@ -125,9 +125,9 @@ class Trainer:
             self.usage.to(device)
         self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest)
         self.collapse, self.dominance = CollapseWatch(), DominanceWatch()
-        self.rejects = RejectLog()
+        self.skipped = SkipLog()
         self.start = 0
-        digests = {name: source.digest for name, source in self.sources().items() if hasattr(source, "digest")}
+        digests = {name: source.digest for name, source in self.sources().items()}
         if resume:
             self.folder.check_data(digests, changed_data)
             if checkpoint := self.newest_checkpoint():
@@ -195,7 +195,7 @@ class Trainer:
                 if stopped:
                     self.stop(step, interruption)
                 run_log.go_on(paused)
-            run_log.line(f"done: {self.folder.path}; {self.rejects.summary()}")
+            run_log.line(f"done: {self.folder.path}; {self.skipped.summary()}")
         return self.folder.path
 
     def step(self, step: int, batches: Any) -> dict[str, Tensor]:
@@ -210,7 +210,7 @@ class Trainer:
         means: dict[str, Tensor] = {}
         tokens: list[Tensor] = []
         for part, batch in enumerate(islice(batches, parts), 1):
-            self.rejects.add(batch["rejected"])
+            self.skipped.add(batch["skipped"])
             images = batch["image"].to(accelerator.device, non_blocking=True, memory_format=self.layout)
             with accelerator.no_sync(self.model) if part < parts else nullcontext():
                 with accelerator.autocast():
@@ -276,6 +276,7 @@ class Trainer:
                 seed=self.config.seed,
                 start_step=self.start * parts,
                 workers=self.config.data.workers,
+                streaming=self.config.data.streaming,
             )
         )
 
@@ -369,12 +370,10 @@ class Trainer:
     def steps_of_usage(self) -> int:
         """Steps over which codebook usage is counted: an epoch or more, since a batch's perplexity says little.
 
-        A streaming source has no length; there it is 1,000 steps.
+        While streaming the number of images need not be known; there it is 1,000 steps.
         """
-        try:
-            epoch = math.ceil(len(self.images) / self.config.batch_size)
-        except TypeError:
-            epoch = 1000
+        streaming = self.config.data.streaming
+        epoch = 1000 if streaming else math.ceil(len(self.images) / self.config.batch_size)
         return math.ceil(epoch / self.config.log_every) * self.config.log_every
 
     def mean_over_ranks(self, values: dict[str, Tensor]) -> dict[str, float]:
