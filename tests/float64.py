@@ -16,12 +16,12 @@ import torch
 
 def everywhere(replace: Callable[[Any, str, Any], None] = setattr) -> None:
     """Compute in float64 whatever is made or widened from here on; half precision is not."""
-    from gsqtok.data import loading
+    from gsqtok.data import loader
 
-    to_tensor = loading.to_tensor
+    to_tensor = loader.to_tensor
     torch.set_default_dtype(torch.float64)
     replace(torch.Tensor, "float", torch.Tensor.double)
-    replace(loading, "to_tensor", lambda pixels: to_tensor(pixels).double())
+    replace(loader, "to_tensor", lambda pixels: to_tensor(pixels).double())
 
 
 if __name__ == "__main__":

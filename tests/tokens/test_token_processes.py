@@ -12,11 +12,11 @@ from pathlib import Path
 import processes
 import psutil
 import pytest
-from gsqtok.tokens.chunks import Decode
 from token_images import BAD, hashes, png, skipped_of, write_tar
 
 from gsqtok.data.workers import end_with_parent
 from gsqtok.tokens import decoders, engines
+from gsqtok.tokens.chunk import Decode
 from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.verify import verify
 
