@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from gsqtok.tokenizer.restricted_pickle import RefusedPickleError, load_plain
+from gsqtok.tokenizer.restricted_pickle import RefusedPickleError, load_plain, load_tensors
 
 CHECKPOINT_FILE = "checkpoint.pt"
 
@@ -73,13 +72,7 @@ def load_flex_gen(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Raises:
         ValueError: not such a file, broken, hostile, or of a kind that has no counterpart here; one line says which.
     """
-    try:
-        loaded = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a file that it will not read
-        if asked := re.search(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)", str(error)):
-            raise ValueError(f"refused, and nothing of it was run: it asks for {asked[1]}, not for tensors") from error
-        reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ValueError(f"broken, or no file of plain tensors: {reason[0][:200]}") from error
+    loaded = load_tensors(file)
     if not isinstance(loaded, dict) or not {"model_state_dict", "config"} <= loaded.keys():
         found = f"it holds {_some(loaded)}" if isinstance(loaded, dict) else f"it holds a {type(loaded).__name__}"
         raise ValueError(f"no official GSQ checkpoint: model_state_dict and config are expected, {found}")

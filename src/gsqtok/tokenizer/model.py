@@ -62,6 +62,7 @@ class ImageTokenizer(Pretrained, nn.Module):
             "multipliers": config.multipliers,
             "middle_attention": config.middle_attention,
             "attention_factors": config.attention_factors,
+            "norm_eps": config.norm_eps,
         }
         self.encoder = Encoder(
             **shared, blocks=config.blocks_per_level("encoder_blocks"), middle_blocks=config.encoder_middle_blocks
@@ -88,6 +89,14 @@ class ImageTokenizer(Pretrained, nn.Module):
     def bits_per_pixel(self) -> float:
         """Bits per pixel: bits per position over f^2."""
         return self.quantizer.bits / self.factor**2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width (h, w) of the tokens that ``encode`` makes of an image of so many pixels."""
+        return -(-height // self.factor), -(-width // self.factor)
+
+    def image_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Height and width in pixels of the image that ``decode`` makes of a grid of tokens."""
+        return rows * self.factor, columns * self.factor
 
     @property
     def device(self) -> torch.device:
@@ -207,13 +216,12 @@ class ImageTokenizer(Pretrained, nn.Module):
         """
         if tokens.ndim != 4:
             raise ValueError(f"tokens must have shape (B, h, w, G), got {tuple(tokens.shape)}")
-        height, width = (n * self.factor for n in tokens.shape[1:3])
-        if size is not None and not (
-            height - self.factor < size[0] <= height and width - self.factor < size[1] <= width
-        ):
-            raise ValueError(f"a grid of {tuple(tokens.shape[1:3])} tokens makes {height}x{width} pixels, not {size}")
+        grid = tuple(tokens.shape[1:3])
+        height, width = self.image_size(*grid)
+        if size is not None and self.grid(*size) != grid:
+            raise ValueError(f"a grid of {grid} tokens makes {height}x{width} pixels, not {tuple(size)}")
         quantized = self._in_rows(self.quantizer.decode, tokens, tile).movedim(-1, 1)
-        quantized = quantized.to(self.decoder.conv_in.weight.dtype)
+        quantized = quantized.to(_dtype(self.decoder))
         images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp_(-1, 1)
         return images if size is None else images[:, :, : size[0], : size[1]]
 
@@ -226,7 +234,7 @@ class ImageTokenizer(Pretrained, nn.Module):
 
     def decode_latent(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, D, h, w) to images (B, 3, h * f, w * f), not clamped, with gradient."""
-        return self.decoder(quantized.to(self.decoder.conv_in.weight.dtype))
+        return self.decoder(quantized.to(_dtype(self.decoder)))
 
     def forward(self, images: Tensor) -> TokenizerOutput:
         """Reconstruct images, with everything that training needs: (B, 3, H, W) in [-1, 1]."""
@@ -238,19 +246,24 @@ class ImageTokenizer(Pretrained, nn.Module):
         return TokenizerOutput(reconstruction, out.indices, latent, quantized, out.loss, out.losses)
 
     def _pad(self, images: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        bottom, right = -height % self.factor, -width % self.factor
+        height, width = self.image_size(*self.grid(*images.shape[2:]))
+        bottom, right = height - images.shape[2], width - images.shape[3]
         if bottom or right:
             images = F.pad(images, (0, right, 0, bottom), mode="replicate")
-        return images.to(self.encoder.conv_in.weight.dtype)
+        return images.to(_dtype(self.encoder))
 
     def fingerprint(self) -> str:
         """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    """The type in which a network takes its input: that of its first weight."""
+    return next(network.parameters()).dtype
 
 
 def _check_images(images: Tensor) -> None:
