@@ -126,7 +126,7 @@ print(json.dumps([
     assert main == branch == cached == elsewhere == new
     assert converted == ImageTokenizer.from_pretrained(tmp_path / "official").fingerprint()
     assert "FileNotFoundError: no folder 'owner/empty' here" in empty
-    assert "holds no checkpoint.pt" in empty
+    assert "holds no model.safetensors" in empty
     assert "holds no model.safetensors" in half
     assert "no such repository" in absent
     assert "no revision 'never'" in never

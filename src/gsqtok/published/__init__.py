@@ -8,6 +8,7 @@ from gsqtok.published import (  # noqa: F401  (each registers its families)
     bsq_vit,
     diffusers_vq,
     emu3,
+    flex_gen,
     ibq,
     llamagen,
     magvit2,

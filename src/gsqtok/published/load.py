@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl
 
 import torch
 from torch import Tensor
@@ -16,20 +14,6 @@ from gsqtok.published.registry import Family, get_family, list_families, matchin
 from gsqtok.published.source import Source, read
 from gsqtok.published.tokenizer import PublishedConfig, PublishedTokenizer
 from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
-
-
-def split_name(source: str) -> tuple[str | None, str, dict[str, Any]]:
-    """``FAMILY:PATH?option=value&...`` in its parts; the family is None where none is named."""
-    named = re.match(r"([a-z][a-z0-9_]+):(?!//)", source)
-    path, _, options = source[named.end() if named else 0 :].partition("?")
-    return named and named[1], path, {name: _value(text) for name, text in parse_qsl(options, keep_blank_values=True)}
-
-
-def _value(text: str) -> Any:
-    try:
-        return json.loads(f"[{text}]" if "," in text else text)
-    except ValueError:
-        return text
 
 
 def open_checkpoint(path: Path, family: str | None = None, options: Mapping[str, Any] | None = None) -> ImageTokenizer:
@@ -93,8 +77,7 @@ def _family(source: Source) -> Family:
             f"it, or say which, as in {names[0]}:{source.path}"
         )
     raise CheckpointError(
-        f"{source.path} is of no family that is known ({', '.join(list_families())}): it holds "
-        f"{_some(source.weights)}"
+        f"{source.path} is of no family that is known ({', '.join(list_families())}): it holds {_some(source.weights)}"
     )
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gsqtok.networks.blocks import GroupNorm, NearestUpsample
 from gsqtok.published.taming_net import EPS, Downsample
@@ -57,9 +56,7 @@ class Encoder(nn.Module):
         strided: down-sample by a strided convolution; else by the mean of each 2x2 block.
     """
 
-    def __init__(
-        self, channels: int, widths: Sequence[int], blocks: int, middle: int, dim: int, strided: bool
-    ) -> None:
+    def __init__(self, channels: int, widths: Sequence[int], blocks: int, middle: int, dim: int, strided: bool) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1, bias=False)
         self.down = nn.ModuleList()

@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gsqtok.tokenizer import CheckpointError
+from gsqtok.tokenizer.checkpoint import CHECKPOINT_FILE, PICKLED
 from gsqtok.tokenizer.restricted_pickle import RefusedPickleError, load_tensors
 
-_PICKLED = (".pt", ".pth", ".ckpt", ".bin")
-_WEIGHTS = (*_PICKLED, ".safetensors")
+_WEIGHTS = (*PICKLED, ".safetensors")
 # Sets of weights in one file, the one to take first: averaged weights before those that were trained.
-_SETS = ("ema_state_dict", "ema", "model", "state_dict")
+_SETS = ("ema_state_dict", "ema", "model", "state_dict", "model_state_dict")
 # Of data-parallel training, twice over for an average, and of the tokenizer inside Janus.
 _PREFIXES = ("module.", "module.", "gen_vision_model.")
 _EMA = "model_ema."  # Lightning's averaged weights, each under its name without dots
@@ -31,12 +31,14 @@ class Source:
 
     Attributes:
         path: the file or folder.
+        loaded: all that the file of weights holds.
         weights: the tensors by name.
         config: the YAML or JSON beside the weights; empty where there is none.
         preprocessing: preprocessor_config.json, which says how images are normalised; empty where there is none.
     """
 
     path: Path
+    loaded: Any
     weights: dict[str, Tensor]
     config: dict[str, Any] = field(default_factory=dict)
     preprocessing: dict[str, Any] = field(default_factory=dict)
@@ -93,10 +95,13 @@ def read(path: Path) -> Source:
             loaded = load_tensors(file)
         except RefusedPickleError as error:
             raise CheckpointError(f"{file}: {error}") from error
-    return Source(path, _weights(loaded, file), _configuration(file), _parsed(file.parent / "preprocessor_config.json"))
+    preprocessing = _parsed(file.parent / "preprocessor_config.json")
+    return Source(path, loaded, _weights(loaded, file), _configuration(file), preprocessing)
 
 
 def _weights_file(folder: Path) -> Path:
+    if (folder / CHECKPOINT_FILE).is_file():
+        return folder / CHECKPOINT_FILE
     files = sorted(file for pattern in ("*", "checkpoints/*") for file in folder.glob(pattern) if file.is_file())
     files = [file for file in files if file.suffix in _WEIGHTS]
     # The same weights in two formats: the one that holds nothing but tensors.
