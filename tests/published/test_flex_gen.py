@@ -252,6 +252,6 @@ def test_convert_says_what_is_wrong(tmp_path, capsys):
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     assert main(["convert", str(tmp_path / "other.pt"), "-o", str(tmp_path / "new")]) == 1
     assert "holds no weights" in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
+    assert not any((tmp_path / "new").iterdir())
     assert main(["convert", str(tmp_path / "absent.pt"), "-o", str(tmp_path / "new")]) == 1
     assert "no such" in capsys.readouterr().err

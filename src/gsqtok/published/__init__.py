@@ -17,20 +17,17 @@ from gsqtok.published import (  # noqa: F401  (each registers its families)
     titok,
     var,
 )
-from gsqtok.published.load import open_checkpoint, rebuild
-from gsqtok.published.registry import Family, Parts, get_family, list_families, register
+from gsqtok.published.config import PublishedConfig
+from gsqtok.published.load import open_checkpoint
+from gsqtok.published.registry import Family, get_family, list_families, register
 from gsqtok.published.source import Source
-from gsqtok.published.tokenizer import PublishedConfig, PublishedTokenizer
 
 __all__ = [
     "Family",
-    "Parts",
     "PublishedConfig",
-    "PublishedTokenizer",
     "Source",
     "get_family",
     "list_families",
     "open_checkpoint",
-    "rebuild",
     "register",
 ]

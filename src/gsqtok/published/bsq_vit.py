@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsqtok.published.registry import Family, Parts, register
+from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.published.vit import transformer
 from gsqtok.quantizers.bsq import BSQ
-from gsqtok.tokenizer import CheckpointError
+from gsqtok.tokenizer import CheckpointError, Parts
 
 
 class Encoder(nn.Module):
@@ -80,7 +80,7 @@ class Decoder(nn.Module):
 
 
 def _configure(source: Source, *, heads: int | None = None, zero_mean: bool | None = None) -> dict[str, Any]:
-    asked = {"heads": heads, "zero_mean": zero_mean}
+    asked: dict[str, Any] = {"heads": heads, "zero_mean": zero_mean}
     for name, value in asked.items():
         asked[name] = source.setting(name) if value is None else value
         if asked[name] is None:
@@ -113,7 +113,7 @@ def _names(name: str) -> Sequence[str]:
     return [name.replace(".transformer.", ".transformer.resblocks.")]
 
 
-def _build(encoder: dict[str, int], decoder: dict[str, int], **shared: Any) -> Parts:
+def _build(encoder: dict[str, Any], decoder: dict[str, Any], **shared: Any) -> Parts:
     size = shared["side"] * shared["patch"]
     dim = shared["dim"]
     return Parts(Encoder(**encoder, **shared), BSQ(dim), Decoder(**decoder, **shared), shared["patch"], size)

@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gsqtok.published.registry import Family, Parts, register
+from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.quantizers.vq import VQ
-from gsqtok.tokenizer import CheckpointError
+from gsqtok.tokenizer import CheckpointError, Parts
 
 
 class Decoder(nn.Module):

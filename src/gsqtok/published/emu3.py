@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gsqtok.published.registry import Family, Parts, register
+from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.quantizers.vq import VQ
-from gsqtok.tokenizer import CheckpointError
+from gsqtok.tokenizer import CheckpointError, Parts
 
 
 class Encoder(nn.Module):
@@ -70,7 +70,7 @@ def _configure(
         raise CheckpointError(f"{source.path}: its config.json asks for {blocks} blocks a level, more than it holds")
     options: dict[str, Any] = {"config": config}
     for name, asked in (("mean", mean), ("std", std)):
-        value = source.preprocessing.get(f"image_{name}") if asked is None else asked
+        value: Any = source.preprocessing.get(f"image_{name}") if asked is None else asked
         if value is None:
             raise CheckpointError(
                 f"{source.path}: nothing says how images are normalised: put its preprocessor_config.json beside it, "

@@ -64,10 +64,11 @@ def _configure(source: Source) -> TokenizerConfig:
             raise ValueError(f"its config was refused: {error}") from error
         if not isinstance(arguments, dict):
             raise ValueError(f"its config is a {type(arguments).__name__}, expected keyword arguments")
-        if len(source.shape(_CODEBOOK)) != 2:
+        codebook = source.shape(_CODEBOOK)
+        if len(codebook) != 2:
             raise ValueError(f"its codebook {_CODEBOOK} has other than two dimensions")
         try:
-            return TokenizerConfig(**_config(_DEFAULTS | arguments, source.shape(_CODEBOOK), len(source.weights)))
+            return TokenizerConfig(**_config(_DEFAULTS | arguments, (codebook[0], codebook[1]), len(source.weights)))
         except (TypeError, AttributeError, KeyError) as error:  # values of another type than expected
             raise ValueError(f"its config does not describe a tokenizer: {error}") from error
     except ValueError as error:
@@ -79,7 +80,7 @@ def _config(arguments: dict[str, Any], codebook: tuple[int, int], tensors: int) 
         if arguments[name] != 3:
             raise ValueError(f"its {name} is {arguments[name]}; only 3 is supported")
     levels = len(arguments["channel_multipliers"])
-    blocks = {}
+    blocks: dict[str, Any] = {}
     for part in ("encoder", "decoder"):
         counts = tuple(arguments[f"{part}_layer_configs"])
         if len(counts) != levels + 1:

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsqtok.published.registry import Family, Parts, register
+from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.published.taming import has_layout
 from gsqtok.published.taming_net import Decoder, Encoder, shape_options, taming_names
 from gsqtok.quantizers.codebook import nearest_codewords
 from gsqtok.quantizers.vq import VQ
+from gsqtok.tokenizer import Parts
 
 
 class InnerProduct(VQ):

@@ -9,10 +9,11 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from gsqtok.published.registry import Family, Parts, register
+from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.published.taming_net import Decoder, Encoder, shape_options, taming_names
 from gsqtok.quantizers.vq import VQ
+from gsqtok.tokenizer import Parts
 
 
 def _names(levels: int) -> Callable[[str], Sequence[str]]:

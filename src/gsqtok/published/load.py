@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsqtok.published.config import PublishedConfig
 from gsqtok.published.registry import Family, get_family, list_families, matching
 from gsqtok.published.source import Source, read
-from gsqtok.published.tokenizer import PublishedConfig, PublishedTokenizer
 from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
 
 
@@ -35,35 +35,21 @@ def open_checkpoint(path: Path, family: str | None = None, options: Mapping[str,
         known = ", ".join(chosen.options + ["ema"] * source.has_average) or "none"
         raise ValueError(f"{chosen.name} takes no option '{unknown[0]}' for {path}; it takes {known}")
     try:
-        config = chosen.configure(source, **options)
+        found = chosen.configure(source, **options)
+        config = found if isinstance(found, TokenizerConfig) else PublishedConfig(chosen.name, found)
         with torch.device("meta"):  # nothing is allocated for a configuration that does not fit its weights
-            tokenizer = _tokenizer(chosen, config)
+            tokenizer = ImageTokenizer(config)
     except CheckpointError:
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path} is no {chosen.name} checkpoint that can be read: {reason}") from error
-    state = _state(tokenizer, chosen, config, source.averaged(ema) if source.has_average else source.weights, path)
+    state = _state(tokenizer, chosen, found, source.averaged(ema) if source.has_average else source.weights, path)
     tokenizer.load_state_dict(state, assign=True)
     if any(buffer.is_meta for buffer in tokenizer.buffers()):  # constants that are no weights
-        tokenizer = _tokenizer(chosen, config)
+        tokenizer = ImageTokenizer(config)
         tokenizer.load_state_dict(state, assign=True)
     return tokenizer.eval()
-
-
-def rebuild(values: Mapping[str, Any]) -> PublishedTokenizer:
-    """A published tokenizer, without its weights, from what ``PublishedConfig.to_dict`` made.
-
-    Raises:
-        ValueError: no such family.
-    """
-    return PublishedTokenizer(PublishedConfig(values["family"], values["options"]))
-
-
-def _tokenizer(family: Family, config: dict[str, Any] | TokenizerConfig) -> ImageTokenizer:
-    if isinstance(config, TokenizerConfig):
-        return ImageTokenizer(config)
-    return PublishedTokenizer(PublishedConfig(family.name, config))
 
 
 def _family(source: Source) -> Family:

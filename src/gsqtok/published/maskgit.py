@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from gsqtok.published.maskgit_net import Decoder, Encoder
-from gsqtok.published.registry import Family, Parts, register
+from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.quantizers import Quantizer
 from gsqtok.quantizers.lfq import LFQ
 from gsqtok.quantizers.vq import VQ
-from gsqtok.tokenizer import CheckpointError
+from gsqtok.tokenizer import CheckpointError, Parts
 
 CODEBOOK = "quantize.embedding.weight"
 

@@ -92,11 +92,6 @@ class Decoder(nn.Module):
         self.norm_out = GroupNorm(widths[0], EPS, silu=True)
         self.conv_out = nn.Conv2d(widths[0], 3, 3, padding=1)
 
-    @property
-    def last_layer(self) -> nn.Parameter:
-        """The weights whose gradient the adaptive adversarial weight compares."""
-        return self.conv_out.weight
-
     def forward(self, quantized: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, 3, h*f, w*f), about [-1, 1], not clamped."""
         x = self.mid(self.conv_in(quantized))

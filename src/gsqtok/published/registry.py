@@ -3,36 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
-
 from gsqtok.published.source import Source
-from gsqtok.quantizers import Quantizer
-from gsqtok.tokenizer import TokenizerConfig
-
-
-@dataclass
-class Parts:
-    """What a tokenizer is put together from.
-
-    Attributes:
-        encoder: images (B, 3, H, W) in [-1, 1] -> latent (B, D, h, w), whatever range the original takes.
-        quantizer: on (..., D).
-        decoder: quantized latent (B, D, h, w) -> images (B, 3, H, W), about [-1, 1].
-        factor: pixels a side that a token stands for; None where tokens are a sequence.
-        size: pixels a side of the square that the network is made for; None where it takes any image.
-        length: tokens of an image, where they are a sequence.
-    """
-
-    encoder: nn.Module
-    quantizer: Quantizer
-    decoder: nn.Module
-    factor: int | None
-    size: int | None = None
-    length: int | None = None
+from gsqtok.tokenizer import Parts, TokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -95,10 +71,3 @@ def list_families() -> list[str]:
 def matching(source: Source) -> list[Family]:
     """The families that a file may be of."""
     return [family for _, family in sorted(_FAMILIES.items()) if family.matches(source)]
-
-
-def some(names: Iterable[str]) -> str:
-    """Up to five names, and how many more."""
-    names = list(names)
-    shown = ", ".join(names[:5])
-    return f"{shown} and {len(names) - 5} more" if len(names) > 5 else shown

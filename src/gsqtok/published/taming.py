@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from gsqtok.published.registry import Family, Parts, register
+from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.published.taming_net import Decoder, Encoder, shape_options, taming_names
 from gsqtok.quantizers.vq import VQ
+from gsqtok.tokenizer import Parts
 
 
 def has_layout(source: Source) -> bool:

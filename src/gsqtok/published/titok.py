@@ -16,11 +16,11 @@ from torch import Tensor, nn
 
 from gsqtok.published import maskgit_net
 from gsqtok.published.maskgit import maskgit_names
-from gsqtok.published.registry import Family, Parts, register
+from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.published.vit import transformer
 from gsqtok.quantizers.vq import VQ
-from gsqtok.tokenizer import CheckpointError
+from gsqtok.tokenizer import CheckpointError, Parts
 
 HEAD = 64  # channels of a head, in every size
 

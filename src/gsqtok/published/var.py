@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsqtok.published.registry import Family, Parts, register
+from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.published.taming_net import Decoder, Encoder, shape_options, taming_name
 from gsqtok.quantizers.base import Quantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import nearest_codewords, take_codewords
-from gsqtok.tokenizer import CheckpointError
+from gsqtok.tokenizer import CheckpointError, Parts
 
 SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # of the published one, which hold for 256 px
 

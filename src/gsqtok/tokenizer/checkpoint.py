@@ -11,19 +11,22 @@ import tempfile
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import parse_qsl
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from gsqtok.tokenizer.config import TokenizerConfig
+from gsqtok.tokenizer.parts import Config
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gsqtok.evaluation.result import Result
+    from gsqtok.tokenizer.model import ImageTokenizer
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 CONFIG_FILE = "config.json"
@@ -39,10 +42,14 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or is not one of ours; the message says which file and why."""
 
 
-class Pretrained:
-    """Saving and loading, for a module that is made from a ``TokenizerConfig`` and keeps it as ``config``."""
+class Pretrained(nn.Module):
+    """Saving and loading, for a module that is made from a configuration and keeps it as ``config``."""
 
-    config: TokenizerConfig
+    config: Any
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
 
     def save_pretrained(
         self,
@@ -90,7 +97,7 @@ class Pretrained:
         try:
             if (target / CARD_FILE).exists():
                 shutil.copy(target / CARD_FILE, aside)
-            write_card(aside, self, name, evaluation, license)
+            write_card(aside, cast("ImageTokenizer", self), name, evaluation, license)
             save_file(state, aside / WEIGHTS_FILE, metadata={"format": "pt"})
             (aside / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
             target.mkdir(exist_ok=True)
@@ -157,17 +164,13 @@ class Pretrained:
                 either. None loads the small default tokenizer inside the package.
             revision: branch, tag or commit of a hub repository; the rest are huggingface_hub's own.
 
-        Returns:
-            For a checkpoint of another project `gsqtok.published.PublishedTokenizer`, a subclass, unless its networks
-            are the same as here.
-
         Raises:
             FileNotFoundError: no such folder or repository.
             CheckpointError: unreadable files, or files of another kind; the message names the file.
         """
-        family, path, options = None, EMBEDDED, {}
+        family, name, options = split_name(EMBEDDED if source is None else source)
+        path = EMBEDDED
         if source is not None:
-            family, name, options = split_name(source)
             hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
             path = _located(name, hub | {"force_download": force_download, "token": token})
         if path.name == WEIGHTS_FILE and _is_own(path.parent):
@@ -183,10 +186,9 @@ class Pretrained:
     def _from_files(cls, config_file: Path, weights_file: Path) -> Self:
         try:
             values = json.loads(config_file.read_text())
-            if "family" in values:
-                tokenizer = import_module(PUBLISHED).rebuild(values)
-            else:
-                tokenizer = cls(TokenizerConfig.from_dict(values))
+            own = "family" not in values
+            config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
+            tokenizer = cls(config)
         except (ValueError, TypeError, AttributeError) as error:
             raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {error}") from error
         try:

@@ -6,7 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from gsqtok.networks import Decoder, Encoder
 from gsqtok.networks.blocks import NORM_EPS, NORM_GROUPS
+from gsqtok.quantizers import build_quantizer
+from gsqtok.tokenizer.parts import Parts
 
 Blocks = int | tuple[int, ...]
 
@@ -80,6 +83,33 @@ class TokenizerConfig:
         if len(blocks) != len(self.multipliers):
             raise ValueError(f"{name} names {len(blocks)} levels, multipliers {len(self.multipliers)}")
         return blocks
+
+    def build(self) -> Parts:
+        """Make the networks and the quantizer, with random weights."""
+        encoder = Encoder(
+            latent_dim=self.latent_dim,
+            channels=self.channels,
+            multipliers=self.multipliers,
+            blocks=self.blocks_per_level("encoder_blocks"),
+            middle_blocks=self.encoder_middle_blocks,
+            middle_attention=self.middle_attention,
+            attention_factors=self.attention_factors,
+            norm_eps=self.norm_eps,
+        )
+        quantizer = build_quantizer(**{"dim": self.latent_dim} | self.quantizer)
+        decoder = Decoder(
+            latent_dim=self.latent_dim,
+            channels=self.channels,
+            multipliers=self.multipliers,
+            blocks=self.blocks_per_level("decoder_blocks"),
+            middle_blocks=self.decoder_middle_blocks,
+            middle_attention=self.middle_attention,
+            attention_factors=self.attention_factors,
+            adaptive_norm=self.adaptive_norm,
+            depth_to_space=self.depth_to_space,
+            norm_eps=self.norm_eps,
+        )
+        return Parts(encoder, quantizer, decoder, self.factor)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it, and as a tokenizer's fingerprint counts it."""

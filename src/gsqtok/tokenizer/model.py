@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from torch.nn import functional as F
 from gsqtok.acceleration import cpu, tiled
 from gsqtok.acceleration.replay import Replays
 from gsqtok.networks import Decoder, Encoder
-from gsqtok.quantizers import build_quantizer
 from gsqtok.tokenizer.checkpoint import Pretrained
 from gsqtok.tokenizer.config import TokenizerConfig
+from gsqtok.tokenizer.parts import Config
 
 
 @dataclass
@@ -41,7 +42,7 @@ class TokenizerOutput:
     quantizer_losses: dict[str, Tensor]
 
 
-class ImageTokenizer(Pretrained, nn.Module):
+class ImageTokenizer(Pretrained):
     """Images to grids of discrete tokens and back.
 
     Example:
@@ -50,53 +51,77 @@ class ImageTokenizer(Pretrained, nn.Module):
         >>> images = tokenizer.decode(tokens)                 # -> (B, 3, H, W) in [-1, 1]
 
     Any height and width: what is no multiple of the factor f is padded (edges repeated) on the way in, so
-    h = ceil(H / f), w = ceil(W / f); ``decode(tokens, size=(H, W))`` crops on the way out.
+    h = ceil(H / f), w = ceil(W / f); ``decode(tokens, size=(H, W))`` crops on the way out. Some published tokenizers
+    take squares of one ``size`` only; and with the ``layout`` "sequence" N tokens have h = 1, w = N, G = 1.
+
+    Attributes:
+        config: a ``Config``: what it is made of; with the networks of this package a ``TokenizerConfig``.
+        size: pixels a side of the square that the networks are made for; None where they take any image.
+        length: tokens of an image, where they are a sequence.
     """
 
-    def __init__(self, config: TokenizerConfig | None = None) -> None:
-        super().__init__()
+    encoder: Encoder  # or a module of another project that does the same
+    decoder: Decoder
+
+    def __init__(self, config: Config | None = None) -> None:
         config = config or TokenizerConfig()
-        shared = {
-            "latent_dim": config.latent_dim,
-            "channels": config.channels,
-            "multipliers": config.multipliers,
-            "middle_attention": config.middle_attention,
-            "attention_factors": config.attention_factors,
-            "norm_eps": config.norm_eps,
-        }
-        self.encoder = Encoder(
-            **shared, blocks=config.blocks_per_level("encoder_blocks"), middle_blocks=config.encoder_middle_blocks
-        )
-        self.quantizer = build_quantizer(**{"dim": config.latent_dim} | config.quantizer)
-        self.decoder = Decoder(
-            **shared,
-            blocks=config.blocks_per_level("decoder_blocks"),
-            middle_blocks=config.decoder_middle_blocks,
-            adaptive_norm=config.adaptive_norm,
-            depth_to_space=config.depth_to_space,
-        )
-        # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
-        options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
-        self.config = dataclasses.replace(config, quantizer=options)
+        super().__init__(config)
+        parts = config.build()
+        self.encoder, self.quantizer, self.decoder = parts.encoder, parts.quantizer, parts.decoder
+        self._factor, self.size, self.length = parts.factor, parts.size, parts.length
+        if isinstance(config, TokenizerConfig):
+            # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
+            options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
+            self.config = dataclasses.replace(config, quantizer=options)
         self._replays: Replays | None = None
 
     @property
-    def factor(self) -> int:
-        """The down-sampling factor f."""
-        return self.config.factor
+    def factor(self) -> int | None:
+        """The down-sampling factor f; None where tokens are a sequence."""
+        return self._factor
+
+    @property
+    def layout(self) -> Literal["grid", "sequence"]:
+        """Whether a token stands for a place of the image, or takes part in all of it."""
+        return "grid" if self._factor is not None else "sequence"
 
     @property
     def bits_per_pixel(self) -> float:
-        """Bits per pixel: bits per position over f^2."""
-        return self.quantizer.bits / self.factor**2
+        """Bits per pixel: bits per position over f^2; for a sequence, those of all tokens over the image's pixels."""
+        if self._factor is not None:
+            return self.quantizer.bits / self._factor**2
+        assert self.length is not None
+        assert self.size is not None
+        return self.quantizer.bits * self.length / self.size**2
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Height and width (h, w) of the tokens that ``encode`` makes of an image of so many pixels."""
-        return -(-height // self.factor), -(-width // self.factor)
+        """Height and width (h, w) of the tokens that ``encode`` makes of an image of so many pixels.
+
+        Raises:
+            ValueError: the networks take squares of one size only, and this is another.
+        """
+        if self.size is not None and (height, width) != (self.size, self.size):
+            raise ValueError(
+                f"this tokenizer takes images of {self.size} x {self.size} pixels, not {height} x {width}: resize and "
+                f"crop them first (--size {self.size} --crop center)"
+            )
+        if self._factor is None:
+            return 1, self.length or 0
+        return -(-height // self._factor), -(-width // self._factor)
 
     def image_size(self, rows: int, columns: int) -> tuple[int, int]:
-        """Height and width in pixels of the image that ``decode`` makes of a grid of tokens."""
-        return rows * self.factor, columns * self.factor
+        """Height and width in pixels of the image that ``decode`` makes of a grid of tokens.
+
+        Raises:
+            ValueError: the networks take one number of tokens only, and this is another.
+        """
+        if self.size is None:
+            assert self._factor is not None
+            return rows * self._factor, columns * self._factor
+        expected = self.grid(self.size, self.size)
+        if (rows, columns) != expected:
+            raise ValueError(f"this tokenizer takes {expected[0]} x {expected[1]} tokens, not {rows} x {columns}")
+        return self.size, self.size
 
     @property
     def device(self) -> torch.device:
@@ -132,11 +157,13 @@ class ImageTokenizer(Pretrained, nn.Module):
         cuda = self.device.type == "cuda"
         dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
         for network in (self.encoder, self.decoder):
-            network.to(memory_format=torch.channels_last)
+            if not isinstance(network, Encoder | Decoder):  # of another project: no part of it stays in float32
+                network.to(dtype)
             for module in network.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.to(dtype)
-        self.encoder.conv_out.float()
+                    module.to(memory_format=torch.channels_last).to(dtype)
+        if isinstance(self.encoder, Encoder):
+            self.encoder.conv_out.float()
         self._replays = Replays() if cuda and cuda_graphs else None
         return self.eval()
 

@@ -67,10 +67,10 @@ def model_card(
         license=license,
         # The hub lists figures by model; these need a name.
         model_name=name if figures else None,
-        eval_results=[_eval_result(result, figure, value) for figure, value in figures.items()] or None,
+        eval_results=None if result is None else [_eval_result(result, *figure) for figure in figures.items()] or None,
     )
     sections = [f"---\n{data.to_yaml()}\n---", GENERATED, _what_it_is(tokenizer, name)]
-    if figures:
+    if result is not None and figures:
         sections.append(_figures(result, figures))
     return "\n\n".join(sections) + "\n"
 

@@ -75,7 +75,7 @@ def load_tensors(file: Path) -> Any:
     except Exception:  # an old format, or no checkpoint at all: loading says which
         strange = []
     known = [name for name in strange if name.startswith(_FRAMEWORKS) or name in _LEFT_BEHIND]
-    inert = [(type("Ignored", (_Ignored,), {}), name) for name in known]
+    inert: list[Any] = [(type("Ignored", (_Ignored,), {}), name) for name in known]
     try:
         with torch.serialization.safe_globals(inert):
             return torch.load(file, map_location="cpu", weights_only=True)

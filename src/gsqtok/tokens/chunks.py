@@ -104,7 +104,7 @@ class Decode:
 
     Attributes:
         views: what to make of an image.
-        factor: the tokenizer's down-sampling factor.
+        factor: the tokenizer's down-sampling factor; 1 pads nothing.
         max_pixels: larger images are rejected before they are decoded; None: see ``decode_image``.
     """
 

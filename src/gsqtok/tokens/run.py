@@ -18,7 +18,7 @@ import torch
 from gsqtok import forkserver
 from gsqtok.acceleration.tiled import check_tile
 from gsqtok.data.workers import processors
-from gsqtok.tokenizer import ImageTokenizer
+from gsqtok.tokenizer import Config, ImageTokenizer
 from gsqtok.tokens import engines, manifest
 from gsqtok.tokens.chunks import Decode, EncodedChunk, Task
 from gsqtok.tokens.encode import NATIVE_SIDE, Encode
@@ -148,7 +148,7 @@ def tokenize(
     done = manifest.done_units(folder, plan)
     own = [unit for unit in plan.units[rank::world] if unit.number not in done]
     tasks = [Task(unit.number, i, images.chunk(span)) for unit in own for i, span in enumerate(unit.spans)]
-    decode = Decode(options.views, tokenizer.factor, options.max_pixels)
+    decode = Decode(options.views, tokenizer.factor or 1, options.max_pixels)
     workers, waiting = _workers(options, len(tasks)), engines.Waiting()
     batch_size = options.batch_size or plan.batch_size
     if options.engine == "ray":
@@ -231,24 +231,20 @@ def _write_units(
 class _RemoteModel:
     """A tokenizer as bytes, for actors that may see no file of ours."""
 
-    config: dict[str, Any]
+    config: Config
     weights: bytes
 
     @classmethod
     def of(cls, tokenizer: ImageTokenizer) -> _RemoteModel:
-        import dataclasses
-
         from safetensors.torch import save
 
         state = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
-        return cls(dataclasses.asdict(tokenizer.config), save(state))
+        return cls(tokenizer.config, save(state))
 
     def load(self) -> ImageTokenizer:
         from safetensors.torch import load
 
-        from gsqtok.tokenizer import TokenizerConfig
-
-        tokenizer = ImageTokenizer(TokenizerConfig.from_dict(self.config))
+        tokenizer = ImageTokenizer(self.config)
         tokenizer.load_state_dict(load(self.weights))
         return tokenizer.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
