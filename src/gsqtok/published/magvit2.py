@@ -49,7 +49,7 @@ def _config(source: Source, groups: int) -> TokenizerConfig:
             f"{source.path}: its decoder draws noise (gan_decoder), so that its tokens make another image each time; "
             "that is not supported"
         )
-    if dim % groups:
+    if not isinstance(groups, int) or groups < 1 or dim % groups:
         raise CheckpointError(f"{source.path}: groups={groups} does not divide its {dim} bits a position")
     if any(width % channels for width in widths):
         raise CheckpointError(f"{source.path}: its levels' channels {widths} are no multiples of {channels}")
@@ -112,7 +112,7 @@ def _wetok(source: Source, *, groups: int | None = None) -> TokenizerConfig:
             f"{source.path}: its weights do not say how many tokens a position has (num_codebooks): put its "
             "config.yaml beside it, or add ?groups=NUMBER"
         )
-    return _config(source, int(groups))
+    return _config(source, groups)
 
 
 def _bitdance(source: Source, *, groups: int | None = None) -> TokenizerConfig:

@@ -70,9 +70,10 @@ class MultiScale(Quantizer):
     def lookup(self, indices: Tensor) -> Tensor:
         """See ``Quantizer.lookup``."""
         grids = indices.flatten(1).split([scale**2 for scale in self.scales], 1)
-        steps = zip(self._steps(), grids, strict=True)
-        added = [self._added(grid.unflatten(1, (scale, scale)), phi) for (scale, phi), grid in steps]
-        return torch.stack(added).sum(0).movedim(1, -1)
+        whole = self.codebook.new_zeros(())
+        for (scale, phi), grid in zip(self._steps(), grids, strict=True):
+            whole = whole + self._added(grid.unflatten(1, (scale, scale)), phi)
+        return whole.movedim(1, -1)
 
     def _added(self, indices: Tensor, phi: nn.Module) -> Tensor:
         """What the codewords of one scale, (B, s, s), add to the latent: (B, D, S, S)."""
