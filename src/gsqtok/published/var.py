@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -84,13 +85,16 @@ class MultiScale(Quantizer):
         return 0.5 * codewords + 0.5 * phi(codewords)
 
     def _steps(self) -> Iterator[tuple[int, nn.Module]]:
-        """Every scale and its convolution: the one whose share of the way lies nearest, the lower one of two."""
+        """Every scale and its convolution: the one whose share of the way lies nearest.
+
+        Two of the published scales lie in the middle between two shares, so that the rounding of this formula decides:
+        it must stay as it is.
+        """
         count = self.convolutions
         margin = 1 / 3 / count if count == 4 else 1 / 2 / count
-        shares = torch.linspace(margin, 1 - margin, count, dtype=torch.float64)
+        shares = np.linspace(margin, 1 - margin, count)
         for number, scale in enumerate(self.scales):
-            distance = (shares - number / max(1, len(self.scales) - 1)).abs()
-            yield scale, self.phi[int((distance <= distance.min() + 1e-12).nonzero()[0])]
+            yield scale, self.phi[int(np.argmin(np.abs(shares - number / max(1, len(self.scales) - 1))))]
 
 
 def _configure(source: Source, *, scales: Sequence[int] | None = None) -> dict[str, Any]:
