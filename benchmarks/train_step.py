@@ -42,7 +42,8 @@ STAGES = ("none", "patch", "stylegan", "projected")
 def configured(args: argparse.Namespace, stage: str, folder: str) -> TrainConfig:
     recipe = "smoke" if args.quick else args.recipe
     images = str(Path(gsqtok.__file__).parent / "demo_images")
-    config = parse("train", train, [recipe, "--data.train", images, "--output", folder, "--data.workers", "0"])["config"]
+    words = [recipe, "--data.train", images, "--output", folder, "--data.workers", "0"]
+    config = parse("train", train, words)["config"]
     options = {"channels": 8, "multipliers": [2, 2]} if stage == "stylegan" and args.quick else {}
     adversarial = dataclasses.replace(
         config.adversarial, discriminator=stage, backbone=args.backbone, options=options, start_step=0

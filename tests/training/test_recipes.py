@@ -78,10 +78,7 @@ def test_numbers_are_those_of_json(written):
 )
 def test_one_line_names_the_file_and_what_is_wrong(written, capsys, text, said):
     file = written(text)
-    try:
-        assert main(["train", file]) == 1
-    except SystemExit as end:
-        assert end.code == 2
+    assert main(["train", file]) in (1, 2)
     (line,) = capsys.readouterr().err.strip().splitlines()
     assert said in line
     assert line.startswith("gsqtok train: error: ")

@@ -40,7 +40,8 @@ def test_every_recipe_is_valid(recipe, demo_copy, tmp_path, monkeypatch):
         return batch * a_image[0]
 
     monkeypatch.setattr(validation, "_activation_bytes", count)
-    config = parse("train", train_command, [recipe, "--data.train", str(demo_copy), "--output", str(tmp_path / "run")])["config"]
+    words = [recipe, "--data.train", str(demo_copy), "--output", str(tmp_path / "run")]
+    config = parse("train", train_command, words)["config"]
     report = validate(config)
     # weights that this machine may lack are the one thing that a recipe cannot bring along
     assert all("weights for" in problem or "VGG16" in problem for problem in report.problems), report.problems

@@ -13,6 +13,7 @@ import pkgutil
 import shlex
 import sys
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from gsqtok import __version__
@@ -65,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
     options.command = shlex.join(["gsqtok", *argv])
     try:
         return call(command, function_of(command), argv[len(command.split()) :]) or 0
+    except SystemExit as end:  # of the parser, which has said why
+        return int(end.code or 0)
     except KeyboardInterrupt:
         print(f"gsqtok {command}: stopped", file=sys.stderr)
         return 130
@@ -105,7 +108,7 @@ def _line(error: Exception, argv: list[str]) -> str:
     """An error as one line that says what to do."""
     message = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        output = dict(zip(argv, argv[1:], strict=False))
+        output = dict(pairwise(argv))
         where = error.filename or output.get("-o") or output.get("--output") or "this machine"
         return f"the disk of {where} is full ({message}); make room and run the command again"
     return message

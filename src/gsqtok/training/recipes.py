@@ -51,7 +51,8 @@ for _tag, _pattern, _first in (
         list("-+0123456789."),
     ),
 ):
-    _Loader.add_implicit_resolver(_tag if _tag[0] == "!" else f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_pattern})$"), _first)
+    _name = _tag if _tag.startswith("!") else f"tag:yaml.org,2002:{_tag}"
+    _Loader.add_implicit_resolver(_name, re.compile(f"^(?:{_pattern})$"), _first)
 
 
 def names() -> list[str]:
