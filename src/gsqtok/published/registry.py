@@ -17,14 +17,13 @@ class Family:
 
     Attributes:
         name: the prefix that names it, as in ``llamagen:vq_ds16_c2i.pt``.
-        title: what it is called in messages, and where it comes from.
+        title: what it is called in messages.
         matches: whether a file is of this family, by its names, shapes and configuration.
         configure: from a file, and keyword options that no file tells, to what ``build`` takes, or to the configuration
             of an ``ImageTokenizer`` where that has the same networks.
         names: from what ``configure`` returned to a function from a weight's name here to the file's name, or to
             several that are stacked along their rows.
         build: makes the parts; None where ``configure`` returns the configuration of an ``ImageTokenizer``.
-        weights: those of a file; some hold two sets.
         ignored: regular expression of names in a file that no part needs, such as losses and statistics.
         filled: likewise, of names here that no file has: a convolution's bias, which is then 0.
     """

@@ -106,9 +106,11 @@ def _weights_file(folder: Path) -> Path:
     files = [file for file in files if file.suffix in _WEIGHTS]
     # The same weights in two formats: the one that holds nothing but tensors.
     files = [file for file in files if file.suffix == ".safetensors"] or files
-    if len(files) != 1:
-        found = f"several files of weights ({', '.join(file.name for file in files[:4])}): name one" if files else None
-        raise CheckpointError(f"{folder} holds {found or f'no file of weights ({chr(44).join(_WEIGHTS)})'}")
+    if not files:
+        raise CheckpointError(f"{folder} holds no file of weights ({', '.join(_WEIGHTS)})")
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files[:4])
+        raise CheckpointError(f"{folder} holds several files of weights ({names}): name one")
     return files[0]
 
 

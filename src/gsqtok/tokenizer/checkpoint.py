@@ -168,9 +168,11 @@ class Pretrained(nn.Module):
             FileNotFoundError: no such folder or repository.
             CheckpointError: unreadable files, or files of another kind; the message names the file.
         """
-        family, name, options = split_name(EMBEDDED if source is None else source)
+        family: str | None = None
+        options: dict[str, Any] = {}
         path = EMBEDDED
         if source is not None:
+            family, name, options = split_name(source)
             hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
             path = _located(name, hub | {"force_download": force_download, "token": token})
         if path.name == WEIGHTS_FILE and _is_own(path.parent):
@@ -189,7 +191,7 @@ class Pretrained(nn.Module):
             own = "family" not in values
             config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
             tokenizer = cls(config)
-        except (ValueError, TypeError, AttributeError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
             raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {error}") from error
         try:
             state = load_file(weights_file)
