@@ -115,20 +115,20 @@ def test_from_pretrained(saved, tiny_tokenizer, tmp_path, run):
     code = f"""{LOAD}
 print(json.dumps([
     load("owner/name", revision="{first}"), load("owner/name"), load("owner/name", revision="next"),
-    load("lab/GSQ"), load("owner/empty"), load("owner/half"), load("owner/absent"),
+    load("lab/GSQ"), load("gsq:lab/GSQ/checkpoint.pt"), load("owner/empty"), load("owner/half"), load("owner/absent"),
     load("owner/name", revision="never"), load("owner/other", local_files_only=True),
     load("owner/name", local_files_only=True), load("owner/name", cache_dir={str(tmp_path / "elsewhere")!r}),
 ]))
 """
     with serving(hub) as address:
-        by_commit, main, branch, converted, empty, half, absent, never, not_cached, cached, elsewhere = run(
+        by_commit, main, branch, converted, named, empty, half, absent, never, not_cached, cached, elsewhere = run(
             code, address, tmp_path / "home"
         )
     assert by_commit == old
     assert main == branch == cached == elsewhere == new
-    assert converted == ImageTokenizer.from_pretrained(tmp_path / "official").fingerprint()
+    assert converted == named == ImageTokenizer.from_pretrained(tmp_path / "official").fingerprint()
     assert "FileNotFoundError: no folder 'owner/empty' here" in empty
-    assert "holds no checkpoint.pt" in empty
+    assert "holds no model.safetensors" in empty
     assert "holds no model.safetensors" in half
     assert "no such repository" in absent
     assert "no revision 'never'" in never

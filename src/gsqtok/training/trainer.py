@@ -140,7 +140,7 @@ class Trainer:
     def record_graphs(self, tokenizer: ImageTokenizer) -> None:
         """Record the passes of encoder and decoder on this rank's part of a batch."""
         config = self.config
-        if config.freeze != "none" or config.data.size % tokenizer.factor:
+        if config.freeze != "none" or config.data.size % tokenizer.config.factor:
             return  # graphs need a gradient in both networks, and images that are not padded
         record(tokenizer.train(), self.sample_images(), self.precision)
         if config.gradient_accumulation > 1:

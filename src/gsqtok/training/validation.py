@@ -72,7 +72,7 @@ def validate(config: TrainConfig, resume: bool = False) -> Report:
         return report
 
     bits = tokenizer.quantizer.bits
-    side = -(-config.data.size // tokenizer.factor)
+    side, _ = tokenizer.grid(config.data.size, config.data.size)
     facts["tokens"] = (
         f"{config.data.size} px, f{tokenizer.factor}: {side} x {side} x {tokenizer.quantizer.tokens_per_position} of "
         f"{tokenizer.quantizer.codebook_size:,} codewords; {bits:g} bits a position, "
