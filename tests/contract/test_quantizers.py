@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import nn
 from torch._inductor import config as inductor
 
+import gsqtok.studies  # noqa: F401, which registers gsq_study
 from gsqtok.quantizers import Quantizer, build_quantizer, list_quantizers
 
 
@@ -46,8 +47,9 @@ CASES = [
     Case("gsq", {"dim": 3, "groups": 3, "codebook_size": 32}, bits=15),
     Case("gsq", {"dim": 4, "groups": 2, "codebook_size": 50, "norm": "none"}, bits=2 * math.log2(50)),
     Case("gsq", {"dim": 6, "groups": 2, "codebook_size": 32, "norm": "l1", "output": "normalized"}, bits=10),
-    Case("gsq", {"dim": 6, "codebook_size": 32, "entropy_weight": 0.1, "coding_rate_weight": 0.1}, bits=5),
-    Case("gsq", {"dim": 6, "groups": 2, "codebook_size": 32, "sample": True}, bits=10, random=True),
+    Case("gsq_study", {"dim": 6, "codebook_size": 32, "entropy_weight": 0.1, "coding_rate_weight": 0.1}, bits=5),
+    Case("gsq_study", {"dim": 6, "groups": 2, "codebook_size": 32, "sample": True}, bits=10, random=True),
+    Case("gsq_study", {"dim": 6, "groups": 2, "codebook_size": 32, "search": "bf16"}, bits=10),
     Case("vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
     Case("vq", {"dim": 6, "codebook_size": 32, "metric": "cosine", "gradient": "rotation"}, bits=5),
     Case("vq", {"dim": 6, "codebook_size": 32, "init": "kmeans"}, bits=5, random=True),

@@ -98,7 +98,7 @@ def test_stage_dropout_cuts_whole_examples_in_training_only():
 def test_rsq_starts_as_gsq_and_its_stages_fit_their_residuals():
     torch.manual_seed(0)
     quantizer = RSQ(8, groups=2, stages=3, codebook_size=256).eval()
-    gsq = GSQ(8, 2, 256)
+    gsq = GSQ(8, groups=2, codebook_size=256)
     with torch.no_grad():
         gsq.codebook.copy_(quantizer.quantizers[0].codebook)
     latent = random(3000, 8)
@@ -126,9 +126,9 @@ def test_kmeans_start_of_all_stages():
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (RVQ, {"dim": 4, "stages": 0}, "stages must be at least 1"),
-        (RVQ, {"dim": 4, "stage_dropout": 1.5}, "stage_dropout must be from 0 to 1"),
-        (RVQ, {"dim": 4, "codebook_size": 1}, "codebook_size must be at least 2"),
+        (RVQ, {"dim": 4, "stages": 0}, "stages must be a whole number of at least 1"),
+        (RVQ, {"dim": 4, "stage_dropout": 1.5}, "stage_dropout must be a finite number from 0 to 1"),
+        (RVQ, {"dim": 4, "codebook_size": 1}, "codebook_size must be a whole number of at least 2"),
         (RSQ, {"dim": 4, "groups": 4}, "groups of at least 2 channels"),
     ],
 )

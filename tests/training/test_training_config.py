@@ -8,6 +8,7 @@ import yaml
 
 from gsqtok.cli.recipes import FOLDER, lineage
 from gsqtok.cli.train import parse
+from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.training import AdversarialConfig, TrainConfig
 
@@ -101,15 +102,23 @@ def test_options_override_the_recipe(tmp_path):
     assert resume
     assert (config.steps, config.model.channels, config.data.train) == (70, 32, "a")
     assert config.optimizer.betas == (0.5, 0.7)
-    assert config.model.quantizer == {"name": "gsq", "groups": 4, "codebook_size": 32}
+    assert config.model.quantizer == quantizer_options("gsq", groups=4, codebook_size=32)
     assert config.batch_size == TrainConfig().batch_size
 
 
 def test_quantizer_options(tmp_path):
     config, _ = parse(["smoke", "--model.quantizer", "{name: fsq, levels: [8, 8]}"])
-    assert config.model.quantizer == {"name": "fsq", "levels": [8, 8]}
+    assert config.model.quantizer == quantizer_options("fsq", levels=[8, 8])
     config, _ = parse(["smoke", "--model.quantizer.groups", "4"])
-    assert config.model.quantizer == {"name": "gsq", "groups": 4, "codebook_size": 256}
+    assert config.model.quantizer == quantizer_options("gsq", groups=4, codebook_size=256)
+
+
+def test_help_shows_the_options_of_the_quantizer(capsys):
+    with pytest.raises(SystemExit):
+        parse(["smoke", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "--model.quantizer.groups MODEL.QUANTIZER.GROUPS number of groups G; each position gets G tokens." in said
+    assert "--model.quantizer.output {raw,normalized}" in said
 
 
 def test_several_sources():
@@ -130,6 +139,9 @@ def test_several_sources():
         (["smoke", "--adversarial.optimizer.rate", "1"], "rate"),
         (["smoke", "--adversarial.weight", "-1"], "weight"),
         (["smoke", "--model.channels", "33"], "channels"),
+        (["smoke", "--model.quantizer.group", "2"], "did you mean 'groups'?"),
+        (["smoke", "--model.quantizer.groups", "2.5"], "groups must be a whole number of at least 1, got 2.5"),
+        (["smoke", "--model.quantizer.name", "gvq"], "unknown quantizer 'gvq'"),
     ],
 )
 def test_a_wrong_option_ends_with_a_line_that_names_it(arguments, named, capsys):

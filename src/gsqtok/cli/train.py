@@ -34,9 +34,13 @@ def main(argv: list[str]) -> None:
 def parse(argv: list[str]) -> tuple[TrainConfig, bool]:
     """The configuration and whether to resume, from recipe and options; a wrong one ends with a line that names it."""
     import argparse
+    import dataclasses
+    from typing import Any
 
     from jsonargparse import ActionConfigFile, ArgumentParser
 
+    from gsqtok.quantizers import options_type
+    from gsqtok.tokenizer import TokenizerConfig
     from gsqtok.training.config import TrainConfig
 
     recipe = argv[0] if argv and not argv[0].startswith("-") else ""
@@ -57,7 +61,13 @@ def parse(argv: list[str]) -> tuple[TrainConfig, bool]:
     p.add_argument("--config", action=ActionConfigFile, help="a recipe; the same as naming it first")
     p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
     p.add_argument("--base", help="in a recipe: another one, which it builds on")
-    p.add_class_arguments(TrainConfig, None)
+    p.add_class_arguments(TrainConfig, None, skip={"model"})
+    p.add_class_arguments(TokenizerConfig, "model", skip={"quantizer"})
+    default = dataclasses.asdict(TokenizerConfig().quantizer)
+    if "--help" in argv or "-h" in argv:  # shows each option of the default method
+        p.add_class_arguments(options_type(default["name"]), "model.quantizer", default=default)
+    else:  # only recipe and options together say which method it is, so the configuration checks its options
+        p.add_argument("--model.quantizer", type=dict[str, Any], default=default)
     if recipe:
         argv = [*(word for file in lineage(recipe) for word in ("--config", str(file))), *argv[1:]]
     namespace = p.parse_args(argv)

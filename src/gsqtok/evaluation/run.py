@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gsqtok.data import ImageTransform, eval_loader, open_source
+from gsqtok.distributed import on_first, own_part
 from gsqtok.evaluation.distribution import DistributionMetrics
 from gsqtok.evaluation.environment import environment
 from gsqtok.evaluation.features import FeatureNetwork, build_features
@@ -21,7 +22,6 @@ from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.frechet import Reference
 from gsqtok.evaluation.metrics import ReconstructionMetrics
 from gsqtok.evaluation.perceptual import ImageDistance
-from gsqtok.evaluation.processes import on_first, own_part
 from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
 from gsqtok.evaluation.similarity import to_8_bits

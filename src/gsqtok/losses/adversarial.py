@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gsqtok.distributed import mean_over_ranks
 
 Kind = Literal["hinge", "vanilla", "non_saturating"]
 
@@ -115,7 +116,7 @@ class LeCam(nn.Module):
 
     @torch.no_grad()
     def _update(self, real_logits: list[Tensor], fake_logits: list[Tensor]) -> None:
-        means = _mean_over_ranks(
+        means = mean_over_ranks(
             torch.stack([_mean([logits.float() for logits in side]) for side in (real_logits, fake_logits)])
         )
         averages = torch.stack([self.real, self.fake])
@@ -175,7 +176,7 @@ def adaptive_weight(
     ]
     zero = torch.zeros_like(last_layer_weight)
     both = torch.stack([zero if gradient is None else gradient for gradient in gradients]).detach().float()
-    reconstruction, adversarial = _mean_over_ranks(both).flatten(1).norm(dim=1)
+    reconstruction, adversarial = mean_over_ranks(both).flatten(1).norm(dim=1)
     return (reconstruction / (adversarial + 1e-6)).clamp(0, limit)
 
 
@@ -188,10 +189,3 @@ def _check(kind: str, *sides: list[Tensor]) -> None:
 
 def _mean(maps: list[Tensor]) -> Tensor:
     return torch.stack([values.mean() for values in maps]).mean()
-
-
-def _mean_over_ranks(values: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-        values = values / dist.get_world_size()
-    return values

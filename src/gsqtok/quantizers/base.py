@@ -16,10 +16,12 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from gsqtok.options import Count, check
 
 
 @dataclass
@@ -42,23 +44,45 @@ class QuantizerOutput:
 torch.export.register_dataclass(QuantizerOutput)
 
 
+@dataclass(frozen=True)
+class QuantizerOptions:
+    """Name and options of a quantizer, without its ``dim``; each method has a subclass with its own fields.
+
+    Made by ``quantizer_options``. ``dataclasses.asdict`` gives the form of JSON and YAML: {"name": "gsq", "groups": 4}.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(eq=False, repr=False)
 class Quantizer(nn.Module, ABC):
     """Base of all quantizers.
 
-    A subclass stores every parameter of its constructor in an attribute of the same name: that is what ``config``
-    reads, so that a saved quantizer is rebuilt by ``build_quantizer(**config)``.
+    A method is a dataclass: its fields are its options, checked against their annotations (`gsqtok.options`), and
+    ``build_quantizer(**quantizer.config)`` builds it again. ``__post_init__`` makes what it stores.
+
+    Args:
+        dim: channels D of the latent.
 
     Attributes:
         name: the name in the registry.
-        dim: channels D of the latent.
+        Options: the dataclass of its options without ``dim``, for configurations.
         codebook_size: number of values V that one index can take.
         tokens_per_position: indices per latent vector (groups, or groups times stages).
     """
 
-    name: str
-    dim: int
-    codebook_size: int
-    tokens_per_position: int
+    name: ClassVar[str]
+    Options: ClassVar[type[QuantizerOptions]]
+    dim: Count
+    codebook_size: int = field(init=False)
+    tokens_per_position: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        check(self)
 
     @property
     def bits(self) -> float:
@@ -146,6 +170,39 @@ class Quantizer(nn.Module, ABC):
         return f"{options}, bits={self.bits:g}"
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
+class GroupedQuantizer(Quantizer):
+    """Base of the methods that quantize groups of d = D / G neighbouring channels, each by itself.
+
+    Args:
+        dim: channels D of the latent, a multiple of ``groups``.
+        groups: number of groups G; each position gets G tokens.
+    """
+
+    groups: Count = 1
+    least_group_dim: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim % self.groups:
+            raise ValueError(f"dim must be a multiple of groups, got dim = {self.dim}, groups = {self.groups}")
+        if self.group_dim < self.least_group_dim:
+            raise ValueError(
+                f"{self.name} needs groups of at least {self.least_group_dim} channels, got dim = {self.dim}, "
+                f"groups = {self.groups}"
+            )
+        self.tokens_per_position = self.groups
+
+    @property
+    def group_dim(self) -> int:
+        """Channels d of one group."""
+        return self.dim // self.groups
+
+    def split(self, latent: Tensor) -> Tensor:
+        """Latents by group: (..., dim) -> (..., groups, group_dim)."""
+        return latent.unflatten(-1, (self.groups, self.group_dim))
+
+
 def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
     """``quantized`` to the last bit, with the gradient of ``latent`` (Bengio et al. 2013).
 
@@ -153,24 +210,3 @@ def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
     return what the decoder was trained on. Adding a difference that is exactly zero is not.
     """
     return quantized.detach() + (latent - latent.detach())
-
-
-def group_size(dim: int, groups: int) -> int:
-    """Channels of one group, dim / groups; ValueError if that is not a positive whole number."""
-    if groups < 1 or dim < 1 or dim % groups:
-        raise ValueError(f"dim must be a positive multiple of groups, got dim = {dim}, groups = {groups}")
-    return dim // groups
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """``value``, if it is allowed; a ValueError that lists what is, if not."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got '{value}'")
-    return value
-
-
-def not_below(name: str, value: float, least: float) -> float:
-    """``value``, if it is at least ``least``; a ValueError if not."""
-    if not value >= least:
-        raise ValueError(f"{name} must be at least {least:g}, got {value}")
-    return value

@@ -6,19 +6,21 @@ Every channel is squashed to a few levels and rounded; the codebook is the grid 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, straight_through
+from gsqtok.options import Count, Positive
+from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.registry import register_quantizer
 
 EPSILON = 1e-3  # of the paper's listing: keeps the squashed range just inside the outer levels
 
 
 @register_quantizer("fsq")
-class FSQ(Quantizer):
+@dataclass(eq=False, repr=False, kw_only=True)
+class FSQ(GroupedQuantizer):
     """Finite Scalar Quantization, as in the code listing of the paper's appendix A.1.
 
     bound(z) = tanh(z + shift) h - offset with h = (L - 1)(1 - 1e-3) / 2, offset = 1/2 for an even number of levels L
@@ -38,39 +40,32 @@ class FSQ(Quantizer):
             number of levels; a level below 2; more than 2^62 values.
     """
 
-    level_counts: Tensor
-    basis: Tensor
+    levels: tuple[Count, ...] | None = None
+    target_bits: Positive | None = None
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int = 1,
-        levels: Sequence[int] | None = None,
-        target_bits: float | None = None,
-    ) -> None:
-        super().__init__()
-        d = group_size(dim, groups)
-        if (levels is None) == (target_bits is None):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        d = self.group_dim
+        if self.levels is not None and self.target_bits is None:
+            chosen = self.levels
+        elif self.target_bits is not None and self.levels is None:
+            chosen = choose_levels(self.target_bits, d)
+        else:
             raise ValueError("give either levels or target_bits")
-        chosen = choose_levels(target_bits, d) if levels is None else list(levels)
         if len(chosen) != d:
             raise ValueError(f"levels must name the levels of {d} channels (dim / groups), got {len(chosen)}: {chosen}")
         if min(chosen) < 2:
             raise ValueError(f"every channel needs at least 2 levels, got {chosen}")
-        if math.prod(chosen) > 2**62:
-            raise ValueError(f"levels give {math.log2(math.prod(chosen)):.1f} bits, an index has 62; use more groups")
-        self.dim = dim
-        self.groups = self.tokens_per_position = groups
-        self.levels = None if levels is None else chosen
-        self.target_bits = target_bits
         self.codebook_size = math.prod(chosen)
+        if self.codebook_size > 2**62:
+            raise ValueError(f"levels give {math.log2(self.codebook_size):.1f} bits, an index has 62; use more groups")
         basis = [math.prod(chosen[:i]) for i in range(d)]
         self.register_buffer("level_counts", torch.tensor(chosen), persistent=False)
         self.register_buffer("basis", torch.tensor(basis), persistent=False)
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        bounded = self.bound(latent.unflatten(-1, (self.groups, -1)))
+        bounded = self.bound(self.split(latent))
         half_width = self.level_counts // 2
         indices = ((bounded.round().long() + half_width) * self.basis).sum(-1)
         value = straight_through((bounded / half_width).flatten(-2), self.lookup(indices))
@@ -89,7 +84,7 @@ class FSQ(Quantizer):
         return torch.tanh(latent + torch.tan(offset / half)) * half - offset
 
 
-def choose_levels(bits: float, channels: int) -> list[int]:
+def choose_levels(bits: float, channels: int) -> tuple[int, ...]:
     """Levels for ``channels`` channels that come nearest to ``bits`` bits: all L, or some L + 1 and the rest L.
 
     Raises:
@@ -98,5 +93,5 @@ def choose_levels(bits: float, channels: int) -> list[int]:
     if not bits >= channels:
         raise ValueError(f"target_bits must be at least 1 a channel: {channels} channels, got {bits}")
     least = math.floor(2 ** (bits / channels) + 1e-9)
-    choices = [[least + 1] * more + [least] * (channels - more) for more in range(channels + 1)]
+    choices = [(least + 1,) * more + (least,) * (channels - more) for more in range(channels + 1)]
     return min(choices, key=lambda levels: abs(sum(map(math.log2, levels)) - bits))

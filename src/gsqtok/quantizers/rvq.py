@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_below, straight_through
-from gsqtok.quantizers.codebook import nearest_codewords, take_codewords
+from gsqtok.options import Count, Share, Weight
+from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
+from gsqtok.quantizers.codebook import CodebookSize, nearest_codewords, take_codewords
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.sphere import residual_stages
 from gsqtok.quantizers.vq import VQ
 
 
 @register_quantizer("rvq")
-class RVQ(Quantizer):
+@dataclass(eq=False, repr=False, kw_only=True)
+class RVQ(GroupedQuantizer):
     """Residual vector quantization: each stage quantizes, and is trained on, what the stages before it left.
 
     Tokens are ordered by group, then by stage: index t = group * stages + stage.
@@ -39,31 +42,22 @@ class RVQ(Quantizer):
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int = 1,
-        stages: int = 4,
-        codebook_size: int = 1024,
-        init: Literal["uniform", "kmeans"] = "uniform",
-        stage_dropout: float = 0.0,
-        commitment_weight: float = 0.25,
-    ) -> None:
-        super().__init__()
-        self.dim = dim
-        self.groups = groups
-        self.stages = int(not_below("stages", stages, 1))
-        self.tokens_per_position = groups * stages
-        self.codebook_size = codebook_size
-        self.init = init
-        if not 0 <= stage_dropout <= 1:
-            raise ValueError(f"stage_dropout must be from 0 to 1, got {stage_dropout}")
-        self.stage_dropout = stage_dropout
-        self.commitment_weight = commitment_weight
-        self.quantizers = nn.ModuleList(self._stage(stage) for stage in range(stages))
+    stages: Count = 4
+    codebook_size: CodebookSize = 1024
+    init: Literal["uniform", "kmeans"] = "uniform"
+    stage_dropout: Share = 0.0
+    commitment_weight: Weight = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokens_per_position = self.groups * self.stages
+        self.quantizers = nn.ModuleList(self._stage(stage) for stage in range(self.stages))
 
     def _stage(self, stage: int) -> VQ:
-        return VQ(self.dim, self.groups, self.codebook_size, init=self.init, commitment_weight=self.commitment_weight)
+        return VQ(self.dim, init=self.init, **self._of_stages())
+
+    def _of_stages(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("groups", "codebook_size", "commitment_weight")}
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
@@ -123,6 +117,7 @@ class RVQ(Quantizer):
 
 
 @register_quantizer("rsq")
+@dataclass(eq=False, repr=False, kw_only=True)
 class RSQ(RVQ):
     """Residual spherical quantization: RVQ with GSQ's start and lookup in every stage, a fair rival of it.
 
@@ -144,38 +139,28 @@ class RSQ(RVQ):
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int = 1,
-        stages: int = 4,
-        codebook_size: int = 1024,
-        stage_dropout: float = 0.0,
-        commitment_weight: float = 0.25,
-    ) -> None:
-        if group_size(dim, groups) < 2:
-            raise ValueError(f"a sphere needs groups of at least 2 channels, got dim = {dim}, groups = {groups}")
-        super().__init__(
-            dim, groups, stages, codebook_size, stage_dropout=stage_dropout, commitment_weight=commitment_weight
-        )
+    init: Literal["uniform", "kmeans"] = field(init=False, default="uniform")
+    least_group_dim = 2
 
     def _stage(self, stage: int) -> VQ:
-        radius, _ = residual_stages(self.dim // self.groups, self.codebook_size, stage + 1)[-1]
-        return _SphericalStage(self.dim, self.groups, self.codebook_size, self.commitment_weight, radius)
+        radius, _ = residual_stages(self.group_dim, self.codebook_size, stage + 1)[-1]
+        return _SphericalStage(self.dim, radius=radius, **self._of_stages())
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        return super().quantize(F.normalize(latent.unflatten(-1, (self.groups, -1)), dim=-1).flatten(-2))
+        return super().quantize(F.normalize(self.split(latent), dim=-1).flatten(-2))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class _SphericalStage(VQ):
-    """A stage that searches by direction and hands on the raw codeword."""
+    """A stage that searches by direction, starts on a sphere of this radius, and hands on the raw codeword."""
 
-    def __init__(self, dim: int, groups: int, codebook_size: int, commitment_weight: float, radius: float) -> None:
-        super().__init__(dim, groups, codebook_size, commitment_weight=commitment_weight)
-        self.radius = radius
+    radius: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         with torch.no_grad():
-            self.codebook.copy_(radius * F.normalize(torch.randn_like(self.codebook), dim=-1))
+            self.codebook.copy_(self.radius * F.normalize(torch.randn_like(self.codebook), dim=-1))
 
     def _search(self, latent: Tensor) -> Tensor:
         return nearest_codewords(latent, self.codebook, "cosine")

@@ -6,14 +6,16 @@ gradient (Fifty et al. 2024, arXiv 2410.06424), a codebook that starts as cluste
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_below, one_of, straight_through
-from gsqtok.quantizers.codebook import codebook_and_commitment, nearest_codewords, take_codewords
+from gsqtok.options import Weight
+from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
+from gsqtok.quantizers.codebook import CodebookSize, codebook_and_commitment, nearest_codewords, take_codewords
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.rotation import rotation_trick
 from gsqtok.quantizers.statistics import clusters
@@ -22,7 +24,8 @@ KMEANS_BATCHES = 4  # a compiled model is compiled once for each of them
 
 
 @register_quantizer("vq")
-class VQ(Quantizer):
+@dataclass(eq=False, repr=False, kw_only=True)
+class VQ(GroupedQuantizer):
     """Plain vector quantization with a codebook that is trained by its own loss.
 
     Args:
@@ -43,45 +46,27 @@ class VQ(Quantizer):
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    kmeans_counts: Tensor
-    kmeans_done: Tensor
+    codebook_size: CodebookSize = 8192
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    init: Literal["uniform", "kmeans"] = "uniform"
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    commitment_weight: Weight = 0.25
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int = 1,
-        codebook_size: int = 8192,
-        metric: Literal["euclidean", "cosine"] = "euclidean",
-        init: Literal["uniform", "kmeans"] = "uniform",
-        gradient: Literal["straight_through", "rotation"] = "straight_through",
-        commitment_weight: float = 0.25,
-    ) -> None:
-        super().__init__()
-        d = group_size(dim, groups)
-        self.dim = dim
-        self.groups = self.tokens_per_position = groups
-        self.codebook_size = not_below("codebook_size", codebook_size, 2)
-        self.metric = one_of("metric", metric, ("euclidean", "cosine"))
-        if d == 1 and metric == "cosine":
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_dim == 1 and self.metric == "cosine":
             raise ValueError("metric 'cosine' leaves only the sign of groups of one channel; use euclidean")
-        self.init = one_of("init", init, ("uniform", "kmeans"))
-        self.gradient = one_of("gradient", gradient, ("straight_through", "rotation"))
-        self.commitment_weight = not_below("commitment_weight", commitment_weight, 0)
-        self.codebook = nn.Parameter(torch.empty(codebook_size, d).uniform_(-1 / codebook_size, 1 / codebook_size))
-        self.kmeans_left = KMEANS_BATCHES if init == "kmeans" else 0
-        if init == "kmeans":
-            self.register_buffer("kmeans_counts", torch.zeros(codebook_size))
-            self.register_buffer("kmeans_done", torch.tensor(0))
+        size = self.codebook_size
+        self.codebook = nn.Parameter(torch.empty(size, self.group_dim).uniform_(-1 / size, 1 / size))
+        self.kmeans_left = KMEANS_BATCHES if self.init == "kmeans" else 0
+        if self.init == "kmeans":
+            self.kmeans_counts = nn.Buffer(torch.zeros(size))
+            self.kmeans_done = nn.Buffer(torch.tensor(0))
             self.register_load_state_dict_post_hook(_resume_kmeans)
-
-    @property
-    def group_dim(self) -> int:
-        """Channels d of one group."""
-        return self.codebook.shape[1]
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        latent = self._normalize(latent.unflatten(-1, (self.groups, self.group_dim)))
+        latent = self._normalize(self.split(latent))
         indices = self._search(latent)
         codewords = self._codewords(indices)
         loss, losses = codebook_and_commitment(latent, codewords, self.commitment_weight)
@@ -97,7 +82,7 @@ class VQ(Quantizer):
         """One step of mini-batch k-means, in the first training batches if ``init`` is ``"kmeans"``."""
         if self.kmeans_left == 0:
             return
-        rows = self._normalize(latent.unflatten(-1, (self.groups, self.group_dim))).reshape(-1, self.group_dim)
+        rows = self._normalize(self.split(latent)).reshape(-1, self.group_dim)
         if self.kmeans_left == KMEANS_BATCHES:
             drawn = clusters(rows, indices.flatten(), self.codebook_size)
             self.codebook.copy_(torch.where(drawn.sampled[:, None], drawn.samples, self.codebook))

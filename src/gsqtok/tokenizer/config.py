@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gsqtok.networks.blocks import NORM_GROUPS
+from gsqtok.options import Count, Natural, check, check_names
+from gsqtok.quantizers import QuantizerOptions, quantizer_options
 
-Blocks = int | tuple[int, ...]
+Blocks = Natural | tuple[Natural, ...]
 
 
 @dataclass(frozen=True)
@@ -28,43 +31,45 @@ class TokenizerConfig:
         attention_factors: down-sampling factors (1, 2, 4, ...) at which residual blocks are followed by attention.
         adaptive_norm: the decoder normalises with statistics of the quantized latent.
         depth_to_space: the decoder up-samples by depth-to-space instead of repetition.
-        quantizer: the quantizer's registry name and options, such as {"name": "gsq", "groups": 8}.
+        quantizer: the quantizer's name and options, such as ``quantizer_options("gsq", groups=8)``; a mapping such as
+            {"name": "gsq", "groups": 8} becomes that.
     """
 
-    latent_dim: int = 16
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    latent_dim: Count = 16
+    channels: Count = 128
+    multipliers: tuple[Count, ...] = (1, 2, 2, 4)
     encoder_blocks: Blocks = 2
     decoder_blocks: Blocks = 2
-    encoder_middle_blocks: int = 2
-    decoder_middle_blocks: int = 2
+    encoder_middle_blocks: Natural = 2
+    decoder_middle_blocks: Natural = 2
     middle_attention: bool = False
-    attention_factors: tuple[int, ...] = ()
+    attention_factors: tuple[Count, ...] = ()
     adaptive_norm: bool = False
     depth_to_space: bool = False
-    quantizer: dict[str, Any] = field(default_factory=lambda: {"name": "gsq", "groups": 8, "codebook_size": 8192})
+    quantizer: QuantizerOptions = field(default_factory=lambda: quantizer_options("gsq", groups=8, codebook_size=8192))
 
     def __post_init__(self) -> None:
-        # JSON and YAML know lists only; a configuration is hashable and comparable with tuples.
-        for name in ("multipliers", "attention_factors", "encoder_blocks", "decoder_blocks"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"multipliers must be one positive number for each level, got {list(self.multipliers)}")
-        if self.channels < 1 or self.channels % NORM_GROUPS:
-            raise ValueError(f"channels must be a positive multiple of {NORM_GROUPS}, got {self.channels}")
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim must be positive, got {self.latent_dim}")
+        if isinstance(self.quantizer, Mapping):  # as JSON and YAML have it
+            object.__setattr__(self, "quantizer", self._typed(self.quantizer))
+        check(self)
+        if not self.multipliers:
+            raise ValueError("multipliers must be one positive number for each level, got none")
+        if self.channels % NORM_GROUPS:
+            raise ValueError(f"channels must be a multiple of {NORM_GROUPS}, got {self.channels}")
         for name in ("encoder_blocks", "decoder_blocks"):
-            if min(self.blocks_per_level(name)) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if min(self.encoder_middle_blocks, self.decoder_middle_blocks) < 0:
-            raise ValueError("encoder_middle_blocks and decoder_middle_blocks must not be negative")
+            self.blocks_per_level(name)
         levels = [2**i for i in range(len(self.multipliers))]
         if wrong := sorted(set(self.attention_factors) - set(levels)):
             raise ValueError(f"attention_factors must be among {levels}, got {wrong}")
-        if "name" not in self.quantizer:
+
+    def _typed(self, written: Mapping[str, Any]) -> QuantizerOptions:
+        if "name" not in written:
             raise ValueError('quantizer must name its method, such as {"name": "gsq"}')
+        options = dict(written)
+        dim = options.pop("dim", self.latent_dim)
+        if dim != self.latent_dim:
+            raise ValueError(f"quantizer has dim = {dim}, latent_dim is {self.latent_dim}: leave dim out")
+        return quantizer_options(**options)
 
     @property
     def factor(self) -> int:
@@ -73,8 +78,8 @@ class TokenizerConfig:
 
     def blocks_per_level(self, name: str) -> tuple[int, ...]:
         """``encoder_blocks`` or ``decoder_blocks`` as one number for each level."""
-        blocks = getattr(self, name)
-        blocks = (blocks,) * len(self.multipliers) if isinstance(blocks, int) else tuple(blocks)
+        blocks: Blocks = getattr(self, name)
+        blocks = (blocks,) * len(self.multipliers) if isinstance(blocks, int) else blocks
         if len(blocks) != len(self.multipliers):
             raise ValueError(f"{name} names {len(blocks)} levels, multipliers {len(self.multipliers)}")
         return blocks
@@ -82,7 +87,5 @@ class TokenizerConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TokenizerConfig:
         """From parsed JSON; an unknown key raises ValueError."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown configuration key '{unknown[0]}'")
+        check_names(values, [f.name for f in dataclasses.fields(cls)], "unknown configuration key")
         return cls(**values)

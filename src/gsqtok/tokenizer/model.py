@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gsqtok.acceleration import cpu, tiled
 from gsqtok.acceleration.replay import Replays
 from gsqtok.networks import Decoder, Encoder
-from gsqtok.quantizers import build_quantizer
+from gsqtok.quantizers import build_quantizer, quantizer_options
 from gsqtok.tokenizer.checkpoint import Pretrained
 from gsqtok.tokenizer.config import TokenizerConfig
 
@@ -66,7 +66,7 @@ class ImageTokenizer(Pretrained, nn.Module):
         self.encoder = Encoder(
             **shared, blocks=config.blocks_per_level("encoder_blocks"), middle_blocks=config.encoder_middle_blocks
         )
-        self.quantizer = build_quantizer(**{"dim": config.latent_dim} | config.quantizer)
+        self.quantizer = build_quantizer(dim=config.latent_dim, **dataclasses.asdict(config.quantizer))
         self.decoder = Decoder(
             **shared,
             blocks=config.blocks_per_level("decoder_blocks"),
@@ -76,7 +76,7 @@ class ImageTokenizer(Pretrained, nn.Module):
         )
         # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
         options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
-        self.config = dataclasses.replace(config, quantizer=options)
+        self.config = dataclasses.replace(config, quantizer=quantizer_options(**options))
         self._replays: Replays | None = None
 
     @property
