@@ -116,8 +116,7 @@ def test_kmeans_start_of_all_stages():
     torch.manual_seed(0)
     quantizer = RVQ(4, stages=3, codebook_size=32, init="kmeans").train()
     latent = 5 * random(2000, 4)
-    for _ in range(4):
-        quantizer(latent)
+    quantizer.update(latent, quantizer(latent).indices)
     out = quantizer.eval()(latent)
     errors = [(quantizer.decode_first(out.indices, n) - latent).square().mean().item() for n in (1, 2, 3)]
     assert errors[2] < 0.5 * errors[1] < 0.25 * errors[0]

@@ -16,12 +16,15 @@ import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from gsqtok.options import Count, check
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -82,6 +85,7 @@ class Quantizer(nn.Module, ABC):
 
     def __post_init__(self) -> None:
         super().__init__()
+        self.frozen = False
         check(self)
 
     @property
@@ -124,8 +128,6 @@ class Quantizer(nn.Module, ABC):
             out.indices = torch.where(found, out.indices, -1)
             out.quantized = torch.where(found, out.quantized, torch.nan)
             out.loss = out.loss + torch.where(found.all(), 0.0, torch.nan)
-            if self.training:
-                self.observe(latent.detach(), out.indices)
         return out
 
     def decode(self, indices: Tensor) -> Tensor:
@@ -156,13 +158,42 @@ class Quantizer(nn.Module, ABC):
     def lookup(self, indices: Tensor) -> Tensor:
         """The inverse: (..., tokens_per_position) int64, checked -> (..., dim) float32."""
 
-    def observe(self, latent: Tensor, indices: Tensor) -> None:
-        """Called in training after ``quantize``: for codebooks that follow the latents without a gradient.
+    @property
+    def follows(self) -> bool:
+        """Whether ``update`` would move a codebook."""
+        return False
+
+    @torch.no_grad()
+    def update(self, latent: Tensor, indices: Tensor) -> None:
+        """Move the codebooks that follow the latents without a gradient: moving averages, a k-means start.
+
+        ``forward`` moves nothing, so that it can be computed again (activation checkpointing), compiled and exported,
+        and ``decode(out.indices)`` gives ``out.quantized`` until this is called. Call it once after each optimizer
+        step, on every rank, with all that the step has seen (the parts of an accumulated step together). Nothing
+        happens in evaluation mode, after ``requires_grad_(False)``, and in methods that learn by gradient alone.
 
         Args:
-            latent: (..., dim) float32, detached; zero where it was not finite.
-            indices: (..., tokens_per_position) int64; -1 where the latent was not finite.
+            latent: (..., dim), what ``forward`` got.
+            indices: (..., tokens_per_position), what it gave; a position with an index of -1 does not count.
+
+        Raises:
+            ValueError: shapes that do not belong together.
         """
+        if latent.shape[:-1] != indices.shape[:-1]:
+            raise ValueError(f"latent {tuple(latent.shape)} and indices {tuple(indices.shape)} are not of one batch")
+        if self.follows:
+            with torch.autocast(latent.device.type, enabled=False):
+                found = (indices >= 0).all(-1, keepdim=True)
+                self.move(torch.where(found, latent.float(), 0), torch.where(found, indices, -1))
+
+    def move(self, latent: Tensor, indices: Tensor) -> None:
+        """Do what ``update`` says, for methods that follow: (..., dim) float32, zero where the index is -1."""
+        raise NotImplementedError
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As in every module; False also keeps codebooks from following the latents."""
+        self.frozen = not requires_grad
+        return super().requires_grad_(requires_grad)
 
     def extra_repr(self) -> str:
         """The configuration and the bits, shown by ``print(quantizer)``."""

@@ -23,18 +23,18 @@ from gsqtok.quantizers.statistics import clusters
 class EMAVQ(GroupedQuantizer):
     """Vector quantization whose codewords follow their latents, with dead ones revived.
 
-    In training, after each batch: N_j <- decay N_j + (1 - decay) n_j and m_j <- decay m_j + (1 - decay) (sum of the n_j
-    latents that chose j), and c_j = m_j / N_j (Razavi 2019, equation 2). N_j starts at 1 and m_j at c_j, and codewords
-    that no latent chose stay where they are: the usual start at 0 with Laplace smoothing pulls them to the origin. All
-    sums run over all ranks.
+    ``update``, after each training step: N_j <- decay N_j + (1 - decay) n_j and m_j <- decay m_j + (1 - decay) (sum of
+    the n_j latents that chose j), and c_j = m_j / N_j (Razavi 2019, equation 2). N_j starts at 1 and m_j at c_j, and
+    codewords that no latent chose stay where they are: the usual start at 0 with Laplace smoothing pulls them to the
+    origin. All sums run over all ranks.
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
         groups: number of groups G, which share the codebook; each position gets G tokens.
         codebook_size: number of codewords V; they start from N(0, 1).
         decay: of the moving averages, in [0, 1).
-        revive_after: training batches without use after which a codeword moves to a latent of the current batch, drawn
-            at random (after Dhariwal et al. 2020, arXiv 2005.00341, section 3.1); 0 for never. Choose it well above
+        revive_after: training steps without use after which a codeword moves to a latent of the current one, drawn at
+            random (after Dhariwal et al. 2020, arXiv 2005.00341, section 3.1); 0 for never. Choose it well above
             V / (latents per batch), or codewords that are merely rare move too.
         commitment_weight: weight of the commitment loss.
 
@@ -73,17 +73,22 @@ class EMAVQ(GroupedQuantizer):
         """See ``Quantizer.decode``."""
         return take_codewords(self.codebook, indices).flatten(-2)
 
-    @torch.no_grad()
-    def observe(self, latent: Tensor, indices: Tensor) -> None:
-        """Move the codewords to their latents; see the class."""
+    @property
+    def follows(self) -> bool:
+        """See ``Quantizer.follows``."""
+        return self.training and not self.frozen
+
+    def move(self, latent: Tensor, indices: Tensor) -> None:
+        """See ``Quantizer.update``, and the class. A step without any latent that counts changes nothing."""
         batch = clusters(latent.reshape(-1, self.group_dim), indices.flatten(), self.codebook_size)
         used = batch.counts > 0
-        self.counts.lerp_(batch.counts, 1 - self.decay)
-        self.sums.lerp_(batch.sums, 1 - self.decay)
+        new = (1 - self.decay) * used.any()
+        self.counts.lerp_(batch.counts, new)
+        self.sums.lerp_(batch.sums, new)
         mean = self.sums / self.counts[:, None]
         self.codebook.copy_(torch.where(used[:, None], mean, self.codebook))
         if self.revive_after:
-            self.idle.copy_(torch.where(used, 0, self.idle + 1))
+            self.idle.copy_(torch.where(used, 0, self.idle + used.any()))
             dead = (self.idle >= self.revive_after) & batch.sampled
             self.codebook.copy_(torch.where(dead[:, None], batch.samples, self.codebook))
             self.sums.copy_(torch.where(dead[:, None], batch.samples, self.sums))

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gsqtok.options import Count, Share, Weight
 from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import CodebookSize, nearest_codewords, take_codewords
+from gsqtok.quantizers.kmeans import KMeansStart, kmeans
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.sphere import residual_stages
 from gsqtok.quantizers.vq import VQ
@@ -51,10 +52,11 @@ class RVQ(GroupedQuantizer):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.tokens_per_position = self.groups * self.stages
+        self.start = KMeansStart(self.codebook_size) if self.init == "kmeans" else None
         self.quantizers = nn.ModuleList(self._stage(stage) for stage in range(self.stages))
 
     def _stage(self, stage: int) -> VQ:
-        return VQ(self.dim, init=self.init, **self._of_stages())
+        return VQ(self.dim, **self._of_stages())
 
     def _of_stages(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("groups", "codebook_size", "commitment_weight")}
@@ -87,15 +89,22 @@ class RVQ(GroupedQuantizer):
         self.decode(indices)
         return self._sum(indices.long(), torch.tensor(stages, device=indices.device))
 
-    @torch.no_grad()
-    def observe(self, latent: Tensor, indices: Tensor) -> None:
-        """k-means of the stages in turn, each on what the moved codewords of those before it leave."""
-        if all(quantizer.kmeans_left == 0 for quantizer in self.quantizers):
-            return
-        valid, residual = (indices >= 0).all(-1, keepdim=True), latent
-        for quantizer in self.quantizers:
-            quantizer.observe(residual, torch.where(valid, quantizer.quantize(residual).indices, -1))
-            residual = residual - quantizer.lookup(quantizer.quantize(residual).indices)
+    @property
+    def follows(self) -> bool:
+        """See ``Quantizer.follows``."""
+        trained = all(parameter.requires_grad for parameter in self.parameters())
+        return self.training and trained and self.start is not None and self.start.pending
+
+    def move(self, latent: Tensor, indices: Tensor) -> None:
+        """See ``Quantizer.update``: k-means of the stages in turn, each on what those before it leave."""
+        assert self.start is not None
+        found = indices.unflatten(-1, (self.groups, self.stages))[..., 0] >= 0
+        residual = self.start.gather(self.split(latent)[found])
+        if residual is not None:
+            for stage in self.quantizers:
+                stage.codebook.copy_(kmeans(residual, self.codebook_size))
+                nearest = nearest_codewords(residual, stage.codebook, "euclidean")
+                residual = residual - take_codewords(stage.codebook, nearest)
 
     def _by_stage(self, indices: Tensor) -> Iterator[Tensor]:
         return iter(indices.unflatten(-1, (self.groups, self.stages)).unbind(-1))

@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from gsqtok.networks import Decoder, Encoder
 from gsqtok.quantizers import build_quantizer, quantizer_options
 from gsqtok.tokenizer.checkpoint import Pretrained
 from gsqtok.tokenizer.config import TokenizerConfig
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -78,6 +82,11 @@ class ImageTokenizer(Pretrained, nn.Module):
         options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
         self.config = dataclasses.replace(config, quantizer=quantizer_options(**options))
         self._replays: Replays | None = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As in every module; False also keeps the quantizer's codebook from following the latents."""
+        self.quantizer.requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)
 
     @property
     def factor(self) -> int:

@@ -206,6 +206,8 @@ class Trainer:
         parts = config.gradient_accumulation
         means: dict[str, Tensor] = {}
         tokens: list[Tensor] = []
+        latents: list[Tensor] = []
+        quantizer = self.tokenizer.quantizer
         for part, batch in enumerate(islice(batches, parts), 1):
             self.rejects.add(batch["rejected"])
             images = batch["image"].to(accelerator.device, non_blocking=True, memory_format=self.layout)
@@ -223,6 +225,8 @@ class Trainer:
             if adversary is not None:
                 terms |= adversary.learn(step, images, out.reconstruction.detach(), part, parts)
             tokens.append(out.tokens)
+            if quantizer.follows:  # a copy: the next part's pass through a recorded graph overwrites the latent
+                latents.append(out.latent.detach().movedim(1, -1).to(torch.float32, copy=True))
             for name, term in terms.items():
                 share = term / parts if parts > 1 else term
                 means[name] = means[name] + share if name in means else share
@@ -236,10 +240,13 @@ class Trainer:
         update_where(finite, self.optimizer)
         if adversary is not None:
             update_where(finite, adversary.optimizer)
+        counted = torch.where(finite.to(accelerator.device), torch.cat(tokens), -1)
+        if latents:
+            quantizer.update(torch.cat(latents), counted)
         if finite.is_cuda or finite:  # nobody waits for a GPU's answer: an average of unchanged weights does no harm
             self.ema.update_parameters(self.tokenizer)
         if self.usage is not None:
-            self.usage.update(torch.where(finite.to(accelerator.device), torch.cat(tokens), -1))
+            self.usage.update(counted)
         # a recorded graph hands over gradients in its own memory: to add up several, there must be some to add to
         self.optimizer.zero_grad(set_to_none=parts == 1)
         if adversary is not None:
