@@ -60,7 +60,7 @@ def peer(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, 
     elif method == "rvq":
         model = ResidualVQ(dim=d, num_quantizers=options["stages"], codebook_size=options["codebook_size"])
     elif method == "fsq":
-        model = FSQ(levels=build_quantizer(method, **options).level_counts.tolist())
+        model = FSQ(levels=build_quantizer(method, **options).level_counts)
     else:
         model = LFQ(dim=d, codebook_size=2**d, spherical=method == "bsq")
     model = model.to(device).train()

@@ -18,6 +18,7 @@ from gsqtok.cli.train import parse
 from gsqtok.data import ImageTransform, open_source
 from gsqtok.evaluation import evaluate
 from gsqtok.evaluation.usage import _say_not_counted
+from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training import OptimizerConfig, Trainer, train
 from gsqtok.training.trainer import learning_rate
@@ -138,7 +139,7 @@ def test_other_quantizers(tiny, metrics, quantizer):
     written = ", ".join(f"{key}: {value}" for key, value in quantizer.items())
     config = tiny()
     parsed, _ = parse(["smoke", "--model.quantizer", f"{{{written}}}"])
-    assert parsed.model.quantizer == quantizer
+    assert parsed.model.quantizer == quantizer_options(**quantizer)
     run = train(dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer), steps=3))
     assert all(math.isfinite(line["loss/total"]) and line["skipped_steps"] == 0 for line in metrics(run))
     assert ImageTokenizer.from_pretrained(run).quantizer.name == quantizer["name"]

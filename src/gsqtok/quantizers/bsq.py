@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from gsqtok.options import Weight
 from gsqtok.quantizers.binary import BinaryQuantizer
+from gsqtok.quantizers.normalize import unit
 from gsqtok.quantizers.registry import register_quantizer
 
 
@@ -45,4 +45,4 @@ class BSQ(BinaryQuantizer):
 
     def project(self, latent: Tensor) -> Tensor:
         """See ``BinaryQuantizer.project``."""
-        return F.normalize(latent, dim=-1)
+        return unit(latent)

@@ -12,11 +12,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gsqtok.options import Weight
 from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import CodebookSize, codebook_and_commitment, nearest_codewords, take_codewords
+from gsqtok.quantizers.normalize import unit
 from gsqtok.quantizers.registry import register_quantizer
 
 
@@ -71,7 +71,7 @@ class GSQ(GroupedQuantizer):
             elif self.group_dim == 1:
                 self.codebook.uniform_(-1, 1)
             else:
-                self.codebook.copy_(F.normalize(self.codebook.normal_(), dim=-1))
+                self.codebook.copy_(unit(self.codebook.normal_()))
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
@@ -99,9 +99,9 @@ class GSQ(GroupedQuantizer):
     def normalized(self, x: Tensor) -> Tensor:
         """Rows (..., d), latents or codewords, after ``norm``."""
         if self.norm == "l2":
-            return F.normalize(x, dim=-1)
+            return unit(x)
         if self.norm == "l1":
-            return F.normalize(x, p=1.0, dim=-1)
+            return unit(x, order=1.0)
         if self.norm == "clip":
             return x.clamp(-1, 1)
         return x

@@ -11,12 +11,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gsqtok.options import Weight
 from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import CodebookSize, codebook_and_commitment, nearest_codewords, take_codewords
 from gsqtok.quantizers.kmeans import KMeansStart, kmeans
+from gsqtok.quantizers.normalize import unit
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.rotation import rotation_trick
 
@@ -90,4 +90,4 @@ class VQ(GroupedQuantizer):
         return self._normalize(take_codewords(self.codebook, indices))
 
     def _normalize(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) if self.metric == "cosine" else x
+        return unit(x) if self.metric == "cosine" else x

@@ -57,6 +57,7 @@ torch.library.define("gsqtok::nearest", "(Tensor latents, Tensor codebook, str m
 
 
 @torch.library.impl("gsqtok::nearest", "CompositeExplicitAutograd")
+@torch.no_grad()  # an exported program may have lost the detach above
 def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | None) -> Tensor:
     device = latents.device
     if len(latents) == 0:

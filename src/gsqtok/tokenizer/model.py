@@ -186,7 +186,7 @@ class ImageTokenizer(Pretrained, nn.Module):
                 )
         images = self._pad(images)
         latent = self._run(self.encoder, images, images[:, 0].numel(), tile, progress).movedim(1, -1)
-        indices = self._in_rows(lambda rows: self.quantizer(rows, check).indices, latent, tile)
+        indices = self._in_rows(lambda rows: self.quantizer(rows, check=check).indices, latent, tile)
         if check and (indices < 0).any():
             raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
         return indices
