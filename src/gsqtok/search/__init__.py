@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from gsqtok.search import chunked, sorted
-from gsqtok.search.rows import check, finite, require_finite
+from gsqtok.search.rows import check, finite, normalize, require_finite
 
-__all__ = ["nearest"]
+__all__ = ["nearest", "normalize"]
 
 
 def nearest(
