@@ -10,7 +10,7 @@ SHORT = 1e-12  # rows whose largest entry is at most this get no gradient
 
 
 def normalize(rows: Tensor, *, order: float = 2.0) -> Tensor:
-    """Scale rows (..., d) to length 1 without overflow or underflow: what `F.normalize` cannot do for huge or tiny rows.
+    """Scale rows (..., d) to length 1 without overflow or underflow, which `F.normalize` suffers from.
 
     Every row that is finite and not zero gets length 1, also where its squares leave the range of its dtype. A zero row
     stays zero. Rows without an entry above 1e-12 get no gradient: it grows with 1 / length, and would drown that of all
