@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_truth import SCALES, is_nearest_by_fractions, mixed_scales, nearest_by_distance
 
 from gsqtok.search import chunked, nearest, reference
 from gsqtok.search import sorted as sorted_search
@@ -201,27 +202,53 @@ def test_extreme_magnitudes(metric):
         assert torch.equal(nearest(latents * 1e-38, codebook * 1e37), truth)
 
 
+@pytest.mark.parametrize("kind", SCALES)
+@given(
+    n=st.integers(1, 40),
+    v=st.integers(1, 200),
+    d=st.integers(1, 9),
+    exponent=st.integers(1, 38),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=15, deadline=None)
+def test_euclidean_is_exact_whatever_the_scales(kind, n, v, d, exponent, seed):
+    latents, codebook = mixed_scales(kind, n, v, d, exponent, seed)
+    found = nearest(latents, codebook, metric="euclidean")
+    if d > 1:
+        assert torch.equal(found, nearest_by_distance(latents, codebook)[:, 0])
+    assert is_nearest_by_fractions(found[:3].tolist(), latents[:3], codebook)
+
+
+def test_one_far_codeword_costs_the_others_no_precision():
+    g = torch.Generator().manual_seed(0)
+    latents, near = torch.randn(2000, 8, generator=g), torch.randn(50, 8, generator=g)
+    for far in (1e6, 1e7, 1e30):
+        codebook = torch.cat([near, torch.full((1, 8), far)])
+        found = nearest(latents, codebook, metric="euclidean")
+        assert torch.equal(found, nearest_by_distance(latents, codebook)[:, 0])
+
+
 @pytest.mark.parametrize("kind", KINDS)
-def test_float32_doubts_are_resolved_in_float64(kind, monkeypatch):
-    """Both ways of the search, and which latents take the second: those with ties, not those with close codewords."""
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_float32_doubts_are_resolved_in_float64(kind, metric, monkeypatch):
+    """Both precisions of the product, and which latents need distances: those with ties, not with close codewords."""
     latents, codebook = make(kind, 100, 2000, 8, seed=9)
     doubtful = []
-    search = chunked._search
+    settle = chunked._settle
 
-    def watch(to_points, latents, codebook, dtype):
-        if dtype == torch.float64:
-            doubtful.append(len(latents))
-        return search(to_points, latents, codebook, dtype)
+    def watch(points, codebook, latents, *others):
+        doubtful.append(len(latents))
+        return settle(points, codebook, latents, *others)
 
-    monkeypatch.setattr(chunked, "_search", watch)
-    found = nearest(latents, codebook)
-    assert_nearest(found, latents, codebook, "cosine", gap=1e-14)
+    monkeypatch.setattr(chunked, "_settle", watch)
+    found = nearest(latents, codebook, metric=metric)
+    assert_nearest(found, latents, codebook, metric, gap=1e-14)
     if kind in ("uniform", "close"):
         assert sum(doubtful) <= 1
     elif kind == "duplicated":
         assert sum(doubtful) > 50
     monkeypatch.setattr(chunked, "_float32_is_kept", lambda: False)
-    assert torch.equal(nearest(latents, codebook), found)
+    assert torch.equal(nearest(latents, codebook, metric=metric), found)
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
@@ -343,8 +370,8 @@ def test_extra_memory_is_under_64_mib():
 
 def test_searches_agree_where_both_apply():
     latents, codebook = make("uniform", 500, 700, 2, seed=8)
-    assert torch.equal(sorted_search.nearest_on_circle(latents, codebook), chunked.nearest(latents, codebook, "cosine"))
+    found = chunked.nearest(latents, codebook, "cosine")[:, 0]
+    assert torch.equal(sorted_search.nearest_on_circle(latents, codebook), found)
     latents, codebook = make("uniform", 500, 700, 1, seed=8)
-    assert torch.equal(
-        sorted_search.nearest_on_line(latents, codebook), chunked.nearest(latents, codebook, "euclidean")
-    )
+    found = chunked.nearest(latents, codebook, "euclidean")[:, 0]
+    assert torch.equal(sorted_search.nearest_on_line(latents, codebook), found)

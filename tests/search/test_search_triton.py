@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_truth import SCALES, mixed_scales, nearest_by_distance
 
 from gsqtok.search import chunked, nearest, reference
 from gsqtok.search import sorted as sorted_search
@@ -259,7 +260,7 @@ def test_zero_rows_and_extreme_magnitudes(metric):
     latents[::5] = 0
     codebook[::7] = 0
     plain = search(latents, codebook, metric)
-    assert torch.equal(plain, chunked.nearest(latents, codebook, metric))
+    assert torch.equal(plain, chunked.nearest(latents, codebook, metric)[:, 0])
     if metric == "cosine":
         assert (plain[::5] == 0).all()
     for scale in (2.0**-100, 2.0**100):
@@ -267,6 +268,14 @@ def test_zero_rows_and_extreme_magnitudes(metric):
     if metric == "cosine":
         assert torch.equal(search(latents * 2.0**-120, codebook * 2.0**120, metric), plain)
     assert search(latents, torch.zeros(5, 8), metric).tolist() == [0] * 40
+
+
+@runs_kernels
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("exponent", [6, 20, 38])
+def test_euclidean_is_exact_whatever_the_scales(kind, exponent):
+    latents, codebook = mixed_scales(kind, 40, 150, 5, exponent, seed=exponent)
+    assert torch.equal(search(latents, codebook, "euclidean"), nearest_by_distance(latents, codebook)[:, 0])
 
 
 @runs_kernels

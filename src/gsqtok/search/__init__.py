@@ -34,15 +34,21 @@ def nearest(
             searches in blocks.
 
     Returns:
-        int64 (N,), deterministic, the same under autocast and `torch.compile`. Ties go to the lowest index. At d >= 3
-        the chosen similarity is within float64's rounding (1e-13) of the best one; at d = 2 (cosine) the choice is
-        exact by angle and at d = 1 by value. A zero row has similarity 0 to everything, so a zero latent gets index 0.
-        No gradient flows.
+        int64 (N,), deterministic, the same under autocast and `torch.compile`. No gradient flows.
+
+        Euclidean, d >= 2: the codeword of the least squared distance in float64, which is summed term by term from the
+        inputs as they are; of equal ones the lowest index. Inputs of float32 and less may be of any size. Of float64
+        inputs, differences below 1e-150 of the largest codeword count as 0.
+        Cosine, d >= 3: the same of rows scaled to length 1 in float64, so the similarity is within 1e-13 of the best.
+        d = 2 (cosine) is exact by angle and d = 1 by value; of equally near codewords the lowest index.
+        A zero row has similarity 0 to everything, so a zero latent gets index 0.
 
         A latent with NaN or infinity has no nearest codeword. On a CPU that raises. On CUDA, where raising would make
         the host wait for the device, such a latent gets -1, and so does every latent if the codebook holds NaN or
         infinity: check `(indices < 0).any()` where a wait is affordable. An embedding lookup of -1 fails on its own,
         but `codebook[indices]` would take the last codeword.
+
+        The kernels never wait for the device. The search in blocks does on CUDA, so no CUDA graph can record it.
 
     Raises:
         ValueError: wrong rank, d that differ, an empty codebook, unequal devices, an unknown metric; NaN or infinity in
@@ -87,7 +93,7 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
     # Autocast would round products to half precision, also inside an operator.
     with torch.autocast(device.type, enabled=False):
         if not by_sorting:
-            found = chunked.nearest(latents, codebook, metric)
+            found = chunked.nearest(latents, codebook, metric).squeeze(1)
         elif latents.shape[1] == 1:
             found = sorted.nearest_on_line(latents, codebook)
         else:
