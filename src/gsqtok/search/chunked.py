@@ -29,7 +29,7 @@ EPS = torch.finfo(torch.float64).eps
 
 
 def nearest(latents: Tensor, codebook: Tensor, metric: str, k: int = 1) -> Tensor:
-    """Indices of the k nearest codewords, int64 (N, k), of finite latents (N, d) in a finite codebook (V, d), V >= k.
+    """Indices of the k nearest codewords, int64 (N,) or if k > 1 (N, k), of finite latents and codebook, V >= k.
 
     Ordered by float64 distance, equal ones by index. Settings that allow TF32 or bfloat16 in matrix products change
     nothing. On CUDA it waits for the device, to learn how many candidates there are.
@@ -56,15 +56,15 @@ def _search(points: Points, codebook: Tensor, latents: Tensor, k: int) -> Tensor
 
     first = near.byte().argmax(dim=0)
     scores = torch.bmm(points.codewords[first], z.unsqueeze(2)).squeeze(2)
-    found = (first * scores.shape[1] + scores.argmax(dim=1)).unsqueeze(1)
+    found = first * scores.shape[1] + scores.argmax(dim=1)
     several = (near.sum(dim=0) > 1) | ((scores >= threshold.unsqueeze(1)).sum(dim=1) > 1)
     if points.metric == "cosine":  # a zero latent has the same similarity to all
         zero = z[:, -1] == 0
-        found.masked_fill_(zero.unsqueeze(1), 0)
+        found.masked_fill_(zero, 0)
         several &= ~zero
     rows = several.nonzero().flatten()
     if len(rows) > 0:
-        found[rows] = _settle(points, codebook, latents[rows], z[rows], threshold[rows], near[:, rows], k)
+        found[rows] = _settle(points, codebook, latents[rows], z[rows], threshold[rows], near[:, rows], 1)[:, 0]
     return found
 
 

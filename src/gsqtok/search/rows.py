@@ -29,7 +29,7 @@ def normalize(rows: Tensor, *, order: float = 2.0) -> Tensor:
     return F.normalize(scaled, p=order, dim=-1, eps=tiny)
 
 
-def check(latents: Tensor, codebook: Tensor, metric: str) -> None:
+def check(latents: Tensor, codebook: Tensor, metric: str, k: int) -> None:
     """Raise a clear error for arguments that no search can take; looks at no value, so it costs no device work."""
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
@@ -46,6 +46,8 @@ def check(latents: Tensor, codebook: Tensor, metric: str) -> None:
         )
     if codebook.shape[0] == 0:
         raise ValueError("codebook is empty: there is no codeword to choose")
+    if not 1 <= k <= codebook.shape[0]:
+        raise ValueError(f"k must be from 1 to the {codebook.shape[0]} codewords; got {k}")
 
 
 def finite(rows: Tensor) -> Tensor:
