@@ -8,8 +8,8 @@ from torch import Tensor
 
 from gsqtok.options import Weight
 from gsqtok.quantizers.binary import BinaryQuantizer
-from gsqtok.quantizers.normalize import unit
 from gsqtok.quantizers.registry import register_quantizer
+from gsqtok.search import normalize
 
 
 @register_quantizer("bsq")
@@ -45,4 +45,4 @@ class BSQ(BinaryQuantizer):
 
     def project(self, latent: Tensor) -> Tensor:
         """See ``BinaryQuantizer.project``."""
-        return unit(latent)
+        return normalize(latent)

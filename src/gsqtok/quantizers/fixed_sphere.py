@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import CodebookSize, nearest_codewords, take_codewords
 from gsqtok.quantizers.leech import KISSING_NUMBER, leech_sphere
-from gsqtok.quantizers.normalize import unit
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.sphere import fibonacci_sphere, random_sphere
+from gsqtok.search import normalize
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -41,7 +41,7 @@ class FixedSphere(GroupedQuantizer):
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        latent = unit(self.split(latent))
+        latent = normalize(self.split(latent))
         indices = nearest_codewords(latent, self.codebook, "cosine")
         value = straight_through(latent.flatten(-2), self.lookup(indices))
         return QuantizerOutput(value, indices, latent.new_zeros(()))

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from gsqtok.options import Weight
 from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import CodebookSize, codebook_and_commitment, nearest_codewords, take_codewords
-from gsqtok.quantizers.normalize import unit
 from gsqtok.quantizers.registry import register_quantizer
+from gsqtok.search import normalize
 
 
 @register_quantizer("gsq")
@@ -71,7 +71,7 @@ class GSQ(GroupedQuantizer):
             elif self.group_dim == 1:
                 self.codebook.uniform_(-1, 1)
             else:
-                self.codebook.copy_(unit(self.codebook.normal_()))
+                self.codebook.copy_(normalize(self.codebook.normal_()))
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
@@ -99,9 +99,9 @@ class GSQ(GroupedQuantizer):
     def normalized(self, x: Tensor) -> Tensor:
         """Rows (..., d), latents or codewords, after ``norm``."""
         if self.norm == "l2":
-            return unit(x)
+            return normalize(x)
         if self.norm == "l1":
-            return unit(x, order=1.0)
+            return normalize(x, order=1.0)
         if self.norm == "clip":
             return x.clamp(-1, 1)
         return x

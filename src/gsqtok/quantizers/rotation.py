@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gsqtok.quantizers.normalize import LEAST, unit
+from gsqtok.search import normalize
+
+SHORT = 1e-12
 
 
 def rotation_trick(latent: Tensor, quantized: Tensor) -> Tensor:
@@ -20,12 +22,12 @@ def rotation_trick(latent: Tensor, quantized: Tensor) -> Tensor:
         quantized: (..., d) float32, the codeword of each latent.
     """
     e, q = latent.detach(), quantized.detach()
-    a, b = unit(e), unit(q)
-    r = unit(a + b)
+    a, b = normalize(e), normalize(q)
+    r = normalize(a + b)
     # |q| / |e|: projected on their own directions, since a square may overflow. A latent of length 0 has no direction
     # to rotate from: its gradient passes unscaled.
     length = (e * a).sum(-1, keepdim=True)
-    scale = torch.where(length > LEAST, (q * b).sum(-1, keepdim=True) / length.clamp_min(LEAST), 1)
+    scale = torch.where(length > SHORT, (q * b).sum(-1, keepdim=True) / length.clamp_min(SHORT), 1)
     along_r = (latent * r).sum(-1, keepdim=True)
     along_a = (latent * a).sum(-1, keepdim=True)
     rotated = scale * (latent - 2 * along_r * r + 2 * along_a * b)

@@ -13,10 +13,10 @@ from gsqtok.options import Count, Share, Weight
 from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import CodebookSize, nearest_codewords, take_codewords
 from gsqtok.quantizers.kmeans import KMeansStart, kmeans
-from gsqtok.quantizers.normalize import unit
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.sphere import residual_stages
 from gsqtok.quantizers.vq import VQ
+from gsqtok.search import normalize
 
 
 @register_quantizer("rvq")
@@ -157,7 +157,7 @@ class RSQ(RVQ):
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        return super().quantize(unit(self.split(latent)).flatten(-2))
+        return super().quantize(normalize(self.split(latent)).flatten(-2))
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -169,7 +169,7 @@ class _SphericalStage(VQ):
     def __post_init__(self) -> None:
         super().__post_init__()
         with torch.no_grad():
-            self.codebook.copy_(self.radius * unit(torch.randn_like(self.codebook)))
+            self.codebook.copy_(self.radius * normalize(torch.randn_like(self.codebook)))
 
     def _search(self, latent: Tensor) -> Tensor:
         return nearest_codewords(latent, self.codebook, "cosine")

@@ -16,9 +16,9 @@ from gsqtok.options import Weight
 from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import CodebookSize, codebook_and_commitment, nearest_codewords, take_codewords
 from gsqtok.quantizers.kmeans import KMeansStart, kmeans
-from gsqtok.quantizers.normalize import unit
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.rotation import rotation_trick
+from gsqtok.search import normalize
 
 
 @register_quantizer("vq")
@@ -90,4 +90,4 @@ class VQ(GroupedQuantizer):
         return self._normalize(take_codewords(self.codebook, indices))
 
     def _normalize(self, x: Tensor) -> Tensor:
-        return unit(x) if self.metric == "cosine" else x
+        return normalize(x) if self.metric == "cosine" else x
