@@ -116,9 +116,8 @@ class LeCam(nn.Module):
 
     @torch.no_grad()
     def _update(self, real_logits: list[Tensor], fake_logits: list[Tensor]) -> None:
-        means = mean_over_ranks(
-            torch.stack([_mean([logits.float() for logits in side]) for side in (real_logits, fake_logits)])
-        )
+        sides = [torch.stack([logits.float().mean() for logits in side]) for side in (real_logits, fake_logits)]
+        means = mean_over_ranks(torch.stack(sides).mean(1))  # NaN for an empty batch, which leaves the averages, too
         averages = torch.stack([self.real, self.fake])
         moved = torch.where(self.started, averages.lerp(means, 1 - self.decay), means)
         finite = means.isfinite().all()
@@ -146,7 +145,7 @@ def r1_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
         maps = discriminator(images)
         verdict = sum(logits.flatten(1).mean(1).sum() for logits in maps) / len(maps)
         (gradient,) = torch.autograd.grad(verdict, images, create_graph=True)
-        return gradient.flatten(1).square().sum(1).mean()
+        return gradient.square().sum() / max(1, len(gradient))
 
 
 def adaptive_weight(
@@ -188,4 +187,4 @@ def _check(kind: str, *sides: list[Tensor]) -> None:
 
 
 def _mean(maps: list[Tensor]) -> Tensor:
-    return torch.stack([values.mean() for values in maps]).mean()
+    return torch.stack([values.sum() / max(1, values.numel()) for values in maps]).mean()

@@ -7,16 +7,17 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from gsqtok.tokenizer.config import TokenizerConfig
-from gsqtok.tokenizer.flex_gen import CHECKPOINT_FILE, check_fit, load_flex_gen
+from gsqtok.tokenizer.flex_gen import CHECKPOINT_FILE, load_flex_gen, official_name, some
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -37,6 +38,12 @@ class Pretrained:
     """Saving and loading, for a module that is made from a ``TokenizerConfig`` and keeps it as ``config``."""
 
     config: TokenizerConfig
+    encoder: nn.Module
+    decoder: nn.Module
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state by its usual names, also where a network was replaced by ``torch.compile(network)``."""
+        return {name.replace("_orig_mod.", ""): value for name, value in self.state_dict().items()}
 
     def save_pretrained(
         self,
@@ -78,7 +85,7 @@ class Pretrained:
             raise NotADirectoryError(f"{target} is a file; a tokenizer is saved as a folder")
         state = {  # whole numbers, such as counts, would not survive a float type
             name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-            for name, value in self.state_dict().items()
+            for name, value in self.weights().items()
         }
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
@@ -141,19 +148,40 @@ class Pretrained:
         local_files_only: bool = False,
         force_download: bool = False,
         token: str | bool | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Load a tokenizer, in evaluation mode, in float32, on the CPU.
+        """Load a tokenizer, in evaluation mode.
 
         Args:
             source: a folder written by ``save_pretrained`` or by a training run; a ``checkpoint.pt`` of the official
                 GSQ implementation, or a folder with one; or a hub repository (``owner/name``) that holds either. None
                 loads the small default tokenizer inside the package.
-            revision: branch, tag or commit of a hub repository; the rest are huggingface_hub's own.
+            revision: branch, tag or commit of a hub repository.
+            cache_dir, local_files_only, force_download, token: huggingface_hub's own.
+            device: where it is to run.
+            dtype: of the networks' weights; the quantizer's stay in float32, since rounding them changes tokens.
 
         Raises:
             FileNotFoundError: no such folder or repository.
             CheckpointError: unreadable files, or files of another kind; the message names the file.
         """
+        with torch.device("cpu"):  # whatever the caller's default is
+            tokenizer = cls._load(source, revision, cache_dir, local_files_only, force_download, token)
+        for network in (tokenizer.encoder, tokenizer.decoder):
+            network.to(dtype)
+        return tokenizer.to(device)
+
+    @classmethod
+    def _load(
+        cls,
+        source: str | Path | None,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        local_files_only: bool,
+        force_download: bool,
+        token: str | bool | None,
+    ) -> Self:
         path = EMBEDDED if source is None else Path(source).expanduser()
         if not path.exists():
             if "/" not in str(source):
@@ -189,28 +217,49 @@ class Pretrained:
     @classmethod
     def _from_flex_gen(cls, file: Path) -> Self:
         try:
-            arguments, state = load_flex_gen(file)
-            with torch.device("meta"):  # nothing is allocated for a configuration that does not fit its weights
-                tokenizer = cls(TokenizerConfig(**arguments))
-            check_fit(tokenizer.state_dict(), state)
-        except (ValueError, TypeError, RuntimeError) as error:
+            config, state = load_flex_gen(file)
+            return cls._from_state(config, state, official_name)
+        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
             raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
-        tokenizer.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-        return tokenizer.eval()
 
     @classmethod
     def _from_files(cls, config_file: Path, weights_file: Path) -> Self:
         try:
-            tokenizer = cls(TokenizerConfig.from_dict(json.loads(config_file.read_text())))
-        except (ValueError, TypeError, AttributeError) as error:
+            config = TokenizerConfig.from_dict(json.loads(config_file.read_text()))
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {error}") from error
         try:
             state = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights_file} cannot be read: {error}") from error
         try:
-            tokenizer.load_state_dict(state)
-        except RuntimeError as error:
+            return cls._from_state(config, state)
+        except (ValueError, RuntimeError, OverflowError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{weights_file} does not fit {config_file.name}: {reason[:300]}") from error
+
+    @classmethod
+    def _from_state(cls, config: TokenizerConfig, state: dict[str, Tensor], names: Callable[[str], str] = str) -> Self:
+        """A tokenizer in float32 on the CPU, in evaluation mode; ``names`` says what a weight is called in its file.
+
+        What the configuration asks for is compared with the weights before anything of its size is made.
+        """
+        if config.modules > len(state):
+            raise ValueError(f"its config asks for {config.modules} blocks, it holds {len(state)} tensors")
+        with torch.device("meta"):
+            tokenizer = cls(config)
+        expected = tokenizer.state_dict()
+        if missing := [names(name) for name in expected if name not in state]:
+            raise ValueError(f"it lacks weights that its config asks for: {some(missing)}")
+        if surplus := [names(name) for name in state if name not in expected]:
+            raise ValueError(f"it holds weights that its config has no place for: {some(surplus)}")
+        for name, value in state.items():
+            if value.shape != expected[name].shape:
+                wanted, found = tuple(expected[name].shape), tuple(value.shape)
+                raise ValueError(f"its config asks for {names(name)} of shape {wanted}, it has {found}")
+        copies = {  # what was loaded may be a view of the file
+            name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            for name, value in state.items()
+        }
+        tokenizer.load_state_dict(copies, assign=True)
         return tokenizer.eval()

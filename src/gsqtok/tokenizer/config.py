@@ -76,6 +76,13 @@ class TokenizerConfig:
         """The down-sampling factor f."""
         return 2 ** (len(self.multipliers) - 1)
 
+    @property
+    def modules(self) -> int:
+        """How many levels, blocks and quantizer's stages it asks for: each has at least one weight."""
+        blocks = sum(sum(self.blocks_per_level(f"{part}_blocks")) for part in ("encoder", "decoder"))
+        middle = self.encoder_middle_blocks + self.decoder_middle_blocks
+        return len(self.multipliers) + blocks + middle + int(getattr(self.quantizer, "stages", 0))
+
     def blocks_per_level(self, name: str) -> tuple[int, ...]:
         """``encoder_blocks`` or ``decoder_blocks`` as one number for each level."""
         blocks: Blocks = getattr(self, name)

@@ -7,13 +7,13 @@ networks are the same as here up to names, so the weights are taken as they are.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.restricted_pickle import RefusedPickleError, load_plain
 
 CHECKPOINT_FILE = "checkpoint.pt"
@@ -62,13 +62,13 @@ _IN_BLOCK = {
 }
 
 
-def load_flex_gen(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_flex_gen(file: Path) -> tuple[TokenizerConfig, dict[str, Tensor]]:
     """Read an official checkpoint.
 
     The file's tokens have shape (B, h, w) for ``vq`` and (B, h, w, G) else; here they are (B, h, w, G) always.
 
     Returns:
-        The keyword arguments of ``TokenizerConfig``, and the state of ``ImageTokenizer``.
+        The configuration, and the state of ``ImageTokenizer``.
 
     Raises:
         ValueError: not such a file, broken, hostile, or of a kind that has no counterpart here; one line says which.
@@ -81,7 +81,7 @@ def load_flex_gen(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         reason = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"broken, or no file of plain tensors: {reason[0][:200]}") from error
     if not isinstance(loaded, dict) or not {"model_state_dict", "config"} <= loaded.keys():
-        found = f"it holds {_some(loaded)}" if isinstance(loaded, dict) else f"it holds a {type(loaded).__name__}"
+        found = f"it holds {some(loaded)}" if isinstance(loaded, dict) else f"it holds a {type(loaded).__name__}"
         raise ValueError(f"no official GSQ checkpoint: model_state_dict and config are expected, {found}")
     state, pickled = loaded["model_state_dict"], loaded["config"]
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
@@ -97,13 +97,13 @@ def load_flex_gen(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if _CODEBOOK not in state or state[_CODEBOOK].ndim != 2:
         raise ValueError(f"no official GSQ checkpoint: model_state_dict lacks a codebook {_CODEBOOK} of two dimensions")
     try:
-        config = _config(_DEFAULTS | arguments, tuple(state[_CODEBOOK].shape), len(state))
+        config = TokenizerConfig(**_config(_DEFAULTS | arguments, tuple(state[_CODEBOOK].shape)))
     except (TypeError, AttributeError, KeyError) as error:  # values of another type than expected
         raise ValueError(f"its config does not describe a tokenizer: {error}") from error
     return config, _renamed(state)
 
 
-def _config(arguments: dict[str, Any], codebook: tuple[int, int], tensors: int) -> dict[str, Any]:
+def _config(arguments: dict[str, Any], codebook: tuple[int, ...]) -> dict[str, Any]:
     for name in _FIXED:
         if arguments[name] != 3:
             raise ValueError(f"its {name} is {arguments[name]}; only 3 is supported")
@@ -116,8 +116,6 @@ def _config(arguments: dict[str, Any], codebook: tuple[int, int], tensors: int) 
                 f"its {part}_layer_configs names {len(counts)} counts, expected {levels + 1}: one for each of "
                 f"{levels} levels, and the middle"
             )
-        if sum(counts) > tensors:  # before such a network is built
-            raise ValueError(f"its {part}_layer_configs asks for {sum(counts)} blocks, it holds {tensors} tensors")
         blocks |= {f"{part}_blocks": counts[:-1], f"{part}_middle_blocks": counts[-1]}
     dim = arguments["embedding_dim"]
     return {
@@ -134,7 +132,7 @@ def _config(arguments: dict[str, Any], codebook: tuple[int, int], tensors: int) 
     }
 
 
-def _quantizer(options: dict[str, Any], dim: int, codebook: tuple[int, int]) -> dict[str, Any]:
+def _quantizer(options: dict[str, Any], dim: int, codebook: tuple[int, ...]) -> dict[str, Any]:
     """The GSQ that looks up as the official quantizer does; the codebook's shape says how many groups there are."""
     kind = options.get("quantize_type", "vq")
     if kind not in _QUANTIZERS:
@@ -176,7 +174,7 @@ def _quantizer(options: dict[str, Any], dim: int, codebook: tuple[int, int]) -> 
 def _renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     names = {key: _new_name(key) for key in state}
     if unknown := [key for key, name in names.items() if name is None]:
-        raise ValueError(f"it holds weights that a GSQ tokenizer has no place for: {_some(unknown)}")
+        raise ValueError(f"it holds weights that a GSQ tokenizer has no place for: {some(unknown)}")
     return {name: state[key] for key, name in names.items() if name is not None}
 
 
@@ -194,19 +192,8 @@ def _new_name(key: str) -> str | None:
     return f"{block[1]}.{_IN_BLOCK[block[2]]}.{leaf}"
 
 
-def check_fit(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
-    """Raise ValueError, in the file's own names, unless ``state`` holds what is expected: names and shapes."""
-    if missing := [_official_name(name) for name in expected if name not in state]:
-        raise ValueError(f"it lacks weights that its config asks for: {_some(missing)}")
-    if surplus := [_official_name(name) for name in state if name not in expected]:
-        raise ValueError(f"it holds weights that its config has no place for: {_some(surplus)}")
-    for name, value in state.items():
-        if value.shape != expected[name].shape:
-            wanted, found = tuple(expected[name].shape), tuple(value.shape)
-            raise ValueError(f"its config asks for {_official_name(name)} of shape {wanted}, it has {found}")
-
-
-def _official_name(name: str) -> str:
+def official_name(name: str) -> str:
+    """What a weight of ours is called in an official file."""
     if name == "quantizer.codebook":
         return _CODEBOOK
     part, _, leaf = name.rpartition(".")
@@ -219,7 +206,8 @@ def _official_name(name: str) -> str:
     return name
 
 
-def _some(names: Any) -> str:
+def some(names: Any) -> str:
+    """The first of some names, and how many more there are."""
     names = [str(name) for name in names]
     shown = ", ".join(names[:3])
     return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown or "nothing"

@@ -213,7 +213,7 @@ class Trainer:
             images = batch["image"].to(accelerator.device, non_blocking=True, memory_format=self.layout)
             with accelerator.no_sync(self.model) if part < parts else nullcontext():
                 with accelerator.autocast():
-                    out = self.model(images)
+                    out = self.model(images, check=False)  # they come from our own transform
                     loss, terms = self.objective(out, images)
                     if adversary is not None:
                         criticism, more = adversary.criticise(
@@ -301,7 +301,7 @@ class Trainer:
             run_log.measured(step, {f"validation/{name}": float(figures[name]) for name in shown if name in figures})
         if self.accelerator.is_main_process:
             images = self.fixed.to(self.accelerator.device)
-            run_log.grid(step, images.cpu(), model.decode(model.encode(images), tuple(images.shape[2:])).cpu())
+            run_log.grid(step, images.cpu(), model.decode(model.encode(images), size=tuple(images.shape[2:])).cpu())
 
     def save(self, step: int) -> None:
         """Write a checkpoint and the averaged tokenizer."""
