@@ -35,11 +35,15 @@ class _UnfitError(Exception):
     """The value is not of the annotated kind."""
 
 
-def check(options: Any) -> None:
+def check(options: Any, where: str = "") -> None:
     """Compare every field of a dataclass with its annotation, and bring its value to the annotated type.
 
     Whole numbers become floats and lists become tuples where those are asked for, since JSON and YAML have only one
     kind of each.
+
+    Args:
+        options: an instance of the dataclass.
+        where: what a message puts before the field's name, such as "optimizer.".
 
     Raises:
         ValueError: the first field that does not fit: its name, what it must be, what it is; one line.
@@ -52,7 +56,7 @@ def check(options: Any) -> None:
                 value = _fitted(value, hints[field.name])
             except (_UnfitError, OverflowError):
                 expected, got = _described(hints[field.name]), reprlib.repr(value)
-                raise ValueError(f"{field.name} must be {expected}, got {got}") from None
+                raise ValueError(f"{where}{field.name} must be {expected}, got {got}") from None
             object.__setattr__(options, field.name, value)  # a configuration may be frozen
 
 

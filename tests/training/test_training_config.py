@@ -9,7 +9,7 @@ from gsqtok.cli import parser
 from gsqtok.cli.train import train
 from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
-from gsqtok.training import AdversarialConfig, TrainConfig, recipes
+from gsqtok.training import AdversarialConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig, recipes
 
 RECIPES = recipes.names()
 ADAPTIVE = AdversarialConfig(adaptive_weight=True)
@@ -30,6 +30,30 @@ def test_names_what_is_wrong(values, named):
         TrainConfig(**values)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "named"),
+    [
+        (
+            OptimizerConfig,
+            {"learning_rate": float("nan")},
+            "optimizer.learning_rate must be a finite number of at least 0",
+        ),
+        (OptimizerConfig, {"betas": (0.9, 1.0)}, "optimizer.betas must be a list of 2, each a finite number from 0 to"),
+        (OptimizerConfig, {"clip": 0}, "optimizer.clip must be a finite number above 0"),
+        (OptimizerConfig, {"schedule": "linear"}, "optimizer.schedule must be one of constant, cosine"),
+        (DataConfig, {"size": 64.5}, "data.size must be a whole number of at least 1"),
+        (DataConfig, {"train": 3}, "data.train must be text or a list, each text"),
+        (LossConfig, {"quantizer_weight": float("inf")}, "loss.quantizer_weight must be a finite number of at least 0"),
+        (AdversarialConfig, {"r1_every": 0}, "adversarial.r1_every must be a whole number of at least 1"),
+        (TrainConfig, {"data": None}, "data must be DataConfig, got None"),
+    ],
+)
+def test_every_section_checks_its_values(kind, values, named):
+    with pytest.raises(ValueError) as error:
+        kind(**values)
+    assert str(error.value).startswith(named)
 
 
 def parse(argv):

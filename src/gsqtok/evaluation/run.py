@@ -112,7 +112,7 @@ def reconstructor(
 
     def reconstruct(images: Tensor) -> Reconstruction:
         with nullcontext() if precision is None else torch.autocast(tokenizer.device.type, precision):
-            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile)
+            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile=tile)
             reconstruction = tokenizer.decode(tokens, size=tuple(images.shape[2:]), tile=tile).to(images.device)
         bits = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
         return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64))
