@@ -10,7 +10,6 @@ import difflib
 import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
 from numbers import Integral, Real
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -48,7 +47,7 @@ def check(options: Any, where: str = "") -> None:
     Raises:
         ValueError: the first field that does not fit: its name, what it must be, what it is; one line.
     """
-    hints = _hints(type(options))
+    hints = get_type_hints(type(options), include_extras=True)
     for field in dataclasses.fields(options):
         if field.init:
             value = getattr(options, field.name)
@@ -73,11 +72,6 @@ def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
             close = difflib.get_close_matches(str(name), known, n=1)
             hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
             raise ValueError(f"{what} '{name}'; {hint}")
-
-
-@cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
 
 
 def _fitted(value: Any, hint: Any) -> Any:

@@ -237,7 +237,7 @@ class Quantizer(nn.Module, ABC):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Moves and casts as every module does, but buffers (statistics, fixed codebooks) stay in float32."""
         before = dict(self._buffers)
-        super()._apply(fn, recurse)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         for name, old in before.items():
             new = self._buffers[name]
             if old is not None and new is not None and new.dtype != old.dtype:
@@ -280,7 +280,8 @@ class GroupedQuantizer(Quantizer):
 
     def split(self, latent: Tensor) -> Tensor:
         """Latents by group: (..., dim) -> (..., groups, group_dim)."""
-        return latent.unflatten(-1, (self.groups, self.group_dim))
+        by_group: Tensor = latent.unflatten(-1, (self.groups, self.group_dim))
+        return by_group
 
 
 def exact_arithmetic(device: torch.device) -> AbstractContextManager[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -41,7 +42,7 @@ class BSQ(BinaryQuantizer):
     @property
     def magnitude(self) -> float:
         """See ``BinaryQuantizer.magnitude``."""
-        return self.group_dim**-0.5
+        return 1 / math.sqrt(self.group_dim)
 
     def project(self, latent: Tensor) -> Tensor:
         """See ``BinaryQuantizer.project``."""

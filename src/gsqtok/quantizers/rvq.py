@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -63,14 +63,15 @@ class RVQ(GroupedQuantizer):
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        residual, indices, loss, losses = latent, [], latent.new_zeros(()), {}
-        for quantizer in self.quantizers:
+        residual, loss, losses = latent, latent.new_zeros(()), dict[str, Tensor]()
+        found = []
+        for quantizer in self._vqs():
             out = quantizer.quantize(residual)
             residual = residual - quantizer.lookup(out.indices).detach()
-            indices.append(out.indices)
+            found.append(out.indices)
             loss = loss + out.loss
             losses = {name: losses.get(name, 0) + value for name, value in out.losses.items()}
-        indices = torch.stack(indices, dim=-1).flatten(-2)
+        indices = torch.stack(found, dim=-1).flatten(-2)
         stages_kept = self._draw_stages(latent) if self.training and self.stage_dropout else None
         return QuantizerOutput(straight_through(latent, self._sum(indices, stages_kept)), indices, loss, losses)
 
@@ -101,18 +102,21 @@ class RVQ(GroupedQuantizer):
         found = indices.unflatten(-1, (self.groups, self.stages))[..., 0] >= 0
         residual = self.start.gather(self.split(latent)[found])
         if residual is not None:
-            for stage in self.quantizers:
+            for stage in self._vqs():
                 stage.codebook.copy_(kmeans(residual, self.codebook_size))
                 nearest = nearest_codewords(residual, stage.codebook, "euclidean")
                 residual = residual - take_codewords(stage.codebook, nearest)
+
+    def _vqs(self) -> list[VQ]:
+        return cast("list[VQ]", list(self.quantizers))
 
     def _by_stage(self, indices: Tensor) -> Iterator[Tensor]:
         return iter(indices.unflatten(-1, (self.groups, self.stages)).unbind(-1))
 
     def _sum(self, indices: Tensor, stages_kept: Tensor | None) -> Tensor:
         """Sum of the stages, or of the first ``stages_kept``, a tensor that broadcasts with (..., dim)."""
-        total: Tensor | float = 0.0
-        for stage, (quantizer, of_stage) in enumerate(zip(self.quantizers, self._by_stage(indices), strict=True)):
+        total = torch.zeros((), device=indices.device)
+        for stage, (quantizer, of_stage) in enumerate(zip(self._vqs(), self._by_stage(indices), strict=True)):
             value = quantizer.lookup(of_stage)
             total = total + (value if stages_kept is None else torch.where(stages_kept > stage, value, 0))
         return total

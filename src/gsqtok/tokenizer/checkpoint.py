@@ -9,13 +9,14 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gsqtok.networks import Decoder, Encoder
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.flex_gen import CHECKPOINT_FILE, load_flex_gen, official_name, some
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gsqtok.evaluation.result import Result
+    from gsqtok.tokenizer.model import ImageTokenizer
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 CONFIG_FILE = "config.json"
@@ -34,12 +36,15 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or is not one of ours; the message says which file and why."""
 
 
-class Pretrained:
+class Pretrained(nn.Module):
     """Saving and loading, for a module that is made from a ``TokenizerConfig`` and keeps it as ``config``."""
 
-    config: TokenizerConfig
-    encoder: nn.Module
-    decoder: nn.Module
+    encoder: Encoder
+    decoder: Decoder
+
+    def __init__(self, config: TokenizerConfig) -> None:
+        super().__init__()
+        self.config = config
 
     def weights(self) -> dict[str, Tensor]:
         """The state by its usual names, also where a network was replaced by ``torch.compile(network)``."""
@@ -91,7 +96,7 @@ class Pretrained:
         try:
             if (target / CARD_FILE).exists():
                 shutil.copy(target / CARD_FILE, aside)
-            write_card(aside, self, name, evaluation, license)
+            write_card(aside, cast("ImageTokenizer", self), name, evaluation, license)
             save_file(state, aside / WEIGHTS_FILE, metadata={"format": "pt"})
             (aside / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
             target.mkdir(exist_ok=True)

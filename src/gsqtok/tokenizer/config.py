@@ -74,19 +74,21 @@ class TokenizerConfig:
     @property
     def factor(self) -> int:
         """The down-sampling factor f."""
-        return 2 ** (len(self.multipliers) - 1)
+        return 1 << (len(self.multipliers) - 1)
 
     @property
     def modules(self) -> int:
         """How many levels, blocks and quantizer's stages it asks for: each has at least one weight."""
         blocks = sum(sum(self.blocks_per_level(f"{part}_blocks")) for part in ("encoder", "decoder"))
         middle = self.encoder_middle_blocks + self.decoder_middle_blocks
-        return len(self.multipliers) + blocks + middle + int(getattr(self.quantizer, "stages", 0))
+        stages: int = getattr(self.quantizer, "stages", 0)
+        return len(self.multipliers) + blocks + middle + stages
 
     def blocks_per_level(self, name: str) -> tuple[int, ...]:
         """``encoder_blocks`` or ``decoder_blocks`` as one number for each level."""
         blocks: Blocks = getattr(self, name)
-        blocks = (blocks,) * len(self.multipliers) if isinstance(blocks, int) else blocks
+        if isinstance(blocks, int):
+            blocks = (blocks,) * len(self.multipliers)
         if len(blocks) != len(self.multipliers):
             raise ValueError(f"{name} names {len(blocks)} levels, multipliers {len(self.multipliers)}")
         return blocks

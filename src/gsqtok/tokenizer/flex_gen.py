@@ -108,7 +108,7 @@ def _config(arguments: dict[str, Any], codebook: tuple[int, ...]) -> dict[str, A
         if arguments[name] != 3:
             raise ValueError(f"its {name} is {arguments[name]}; only 3 is supported")
     levels = len(arguments["channel_multipliers"])
-    blocks = {}
+    blocks: dict[str, Any] = {}
     for part in ("encoder", "decoder"):
         counts = tuple(arguments[f"{part}_layer_configs"])
         if len(counts) != levels + 1:

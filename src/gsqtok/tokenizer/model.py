@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class TokenizerOutput:
     quantizer_losses: dict[str, Tensor]
 
 
-class ImageTokenizer(Pretrained, nn.Module):
+class ImageTokenizer(Pretrained):
     """Images to grids of discrete tokens and back.
 
     Example:
@@ -65,9 +65,9 @@ class ImageTokenizer(Pretrained, nn.Module):
     """
 
     def __init__(self, config: TokenizerConfig | None = None) -> None:
-        super().__init__()
         config = config or TokenizerConfig()
-        shared = {
+        super().__init__(config)
+        shared: dict[str, Any] = {
             "latent_dim": config.latent_dim,
             "channels": config.channels,
             "multipliers": config.multipliers,
@@ -246,7 +246,8 @@ class ImageTokenizer(Pretrained, nn.Module):
 
     def decode_latent(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, D, h, w) to images (B, 3, h * f, w * f), not clamped, with gradient."""
-        return self.decoder(quantized.to(self.decoder.conv_in.weight.dtype))
+        images: Tensor = self.decoder(quantized.to(self.decoder.conv_in.weight.dtype))
+        return images
 
     def forward(self, images: Tensor, *, check: bool = True) -> TokenizerOutput:
         """Reconstruct images, with everything that training needs.

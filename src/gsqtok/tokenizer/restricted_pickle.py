@@ -80,7 +80,7 @@ class _Unpickler(pickle.Unpickler):
         raise RefusedPickleError("it refers to objects outside of itself (a persistent id)")
 
 
-class _Mapping(dict):
+class _Mapping(dict[Any, Any]):
     """An OrderedDict: filled by item assignment."""
 
     def __setstate__(self, state: Any) -> None:
@@ -94,7 +94,7 @@ class _Node:
         self.content = state["_content"] if "_content" in state else state["_val"]
 
 
-class _Ignored(dict):
+class _Ignored(dict[Any, Any]):
     """What a node carries beside its value."""
 
     def __init__(self, *arguments: Any) -> None:
