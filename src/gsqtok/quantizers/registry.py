@@ -67,7 +67,7 @@ def quantizer_options(name: str, **options: Any) -> QuantizerOptions:
         raise ValueError(f"quantizer '{name}': {error}") from error
 
 
-def build_quantizer(name: str, dim: int, **options: Any) -> Quantizer:
+def build_quantizer(name: str, *, dim: int, **options: Any) -> Quantizer:
     """Build a quantizer by name.
 
     Args:

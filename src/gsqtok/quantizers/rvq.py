@@ -79,7 +79,7 @@ class RVQ(GroupedQuantizer):
         """See ``Quantizer.decode``: the sum of the stages."""
         return self._sum(indices, None)
 
-    def decode_first(self, indices: Tensor, stages: int) -> Tensor:
+    def decode_first(self, indices: Tensor, *, stages: int) -> Tensor:
         """Values of the first stages only: (..., tokens_per_position) integers -> (..., dim) float32.
 
         Raises:

@@ -14,7 +14,7 @@ from gsqtok.quantizers import QuantizerOptions, quantizer_options
 Blocks = Natural | tuple[Natural, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """What a tokenizer is made of; the defaults are the paper's f8 model with 8 groups.
 

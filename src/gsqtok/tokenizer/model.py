@@ -114,7 +114,7 @@ class ImageTokenizer(Pretrained):
         """Where ``encode`` and ``decode`` take their input with this ``tile``: tiles are cut from host memory."""
         return self.device if tile is None else torch.device("cpu")
 
-    def optimize(self, dtype: torch.dtype | None = None, cuda_graphs: bool = True) -> ImageTokenizer:
+    def optimize(self, dtype: torch.dtype | None = None, *, cuda_graphs: bool = True) -> ImageTokenizer:
         """Make ``encode`` and ``decode`` fast, in place, for inference only.
 
         Channels become innermost in memory, for which convolutions are fastest; on CUDA the stages between them then
