@@ -55,7 +55,8 @@ class BinaryQuantizer(GroupedQuantizer):
         shifts = torch.arange(projected.shape[-1], device=latent.device)
         indices = torch.bitwise_left_shift((projected > 0).long(), shifts).sum(-1)  # "<<" has no ONNX translation
         codes = self.lookup(indices).view_as(projected)
-        loss, losses = latent.new_zeros(()), dict[str, Tensor]()
+        loss = latent.new_zeros(())
+        losses: dict[str, Tensor] = {}
         if self.entropy_weight:
             # log(p / (1 - p)) of a bit being 1: what its two codes differ by in -|projected - code|^2 / temperature
             logits = 4 * self.magnitude / self.temperature * projected

@@ -63,8 +63,8 @@ class RVQ(GroupedQuantizer):
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        residual, loss, losses = latent, latent.new_zeros(()), dict[str, Tensor]()
-        found = []
+        residual, loss, found = latent, latent.new_zeros(()), []
+        losses: dict[str, Tensor] = {}
         for quantizer in self._vqs():
             out = quantizer.quantize(residual)
             residual = residual - quantizer.lookup(out.indices).detach()
