@@ -42,6 +42,7 @@ def ours(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, 
 
     def step(latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = quantizer(latent)
+        quantizer.update(latent, out.indices)  # as the peer does in its forward pass
         return out.quantized, out.loss
 
     return quantizer, step
