@@ -123,7 +123,7 @@ class Quantizers(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.all = torch.nn.ModuleList(build_quantizer(name.split()[0], 24, **o) for name, o in OPTIONS.items())
+        self.all = torch.nn.ModuleList(build_quantizer(name.split()[0], dim=24, **o) for name, o in OPTIONS.items())
 
     def forward(self, latent):
         indices = [quantizer(latent).indices for quantizer in self.all]

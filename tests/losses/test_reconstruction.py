@@ -42,3 +42,12 @@ def test_bad_input(pair):
         reconstruction_loss(*pair, "huber")
     with pytest.raises(ValueError, match="differ in shape"):  # would broadcast in silence
         reconstruction_loss(pair[0], pair[1][:1])
+
+
+@pytest.mark.parametrize("kind", ["l2", "l1"])
+def test_an_empty_batch_loses_nothing(kind):
+    """A rank may get one: its loss must not make that of all ranks NaN."""
+    empty = torch.empty(0, 3, 8, 8, requires_grad=True)
+    loss = reconstruction_loss(empty, torch.empty(0, 3, 8, 8), kind)
+    assert loss == 0
+    loss.backward()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_truth import SCALES, mixed_scales, nearest_by_distance
 
 from gsqtok.search import chunked, nearest, reference
 from gsqtok.search import sorted as sorted_search
@@ -270,6 +271,14 @@ def test_zero_rows_and_extreme_magnitudes(metric):
 
 
 @runs_kernels
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("exponent", [6, 20, 38])
+def test_euclidean_is_exact_whatever_the_scales(kind, exponent):
+    latents, codebook = mixed_scales(kind, 40, 150, 5, exponent, seed=exponent)
+    assert torch.equal(search(latents, codebook, "euclidean"), nearest_by_distance(latents, codebook)[:, 0])
+
+
+@runs_kernels
 @pytest.mark.parametrize("d", [3, 16])
 def test_half_bfloat16_and_strided_input(d):
     latents, codebook = make("uniform", 20, 150, d, seed=2)
@@ -331,12 +340,28 @@ def test_sorting_kernels_do_what_sorting_does(n, v, d, duplicated, zeros, seed):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("d", [3, 8, 200])
+def test_on_a_gpu_euclidean_is_exact_whatever_the_scales(kind, d):
+    for exponent in (3, 38):
+        latents, codebook = mixed_scales(kind, 300, 1000, d, exponent, seed=exponent)
+        truth = nearest_by_distance(latents, codebook, 3)
+        latents, codebook = latents.cuda(), codebook.cuda()
+        for use_triton in (None, False):
+            found = nearest(latents, codebook, metric="euclidean", use_triton=use_triton)
+            assert torch.equal(found.cpu(), truth[:, 0])
+        assert torch.equal(nearest(latents, codebook, metric="euclidean", k=3).cpu(), truth)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
 @pytest.mark.parametrize(("n", "v", "d"), [(5000, 8192, 8), (700, 262_144, 16), (3000, 8192, 4), (9000, 65_536, 2)])
 def test_on_a_gpu_all_paths_agree(n, v, d):
     latents, codebook = (x.cuda() for x in make("uniform", n, v, d, seed=4))
     kernels = functools.partial(nearest, use_triton=True)
     found = kernels(latents, codebook)
     assert torch.equal(found, nearest(latents, codebook, use_triton=False))
+    assert torch.equal(nearest(latents[:300], codebook, k=5).cpu(), nearest(latents[:300].cpu(), codebook.cpu(), k=5))
     assert torch.equal(found[:500].cpu(), reference.nearest(latents[:500].cpu(), codebook.cpu(), "cosine"))
     assert torch.equal(torch.compile(kernels, fullgraph=True)(latents, codebook), found)
     with torch.autocast("cuda", dtype=torch.bfloat16):

@@ -15,7 +15,7 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: Literal["l
         kind: which difference.
 
     Returns:
-        A float32 scalar, whatever the inputs' type and the surrounding autocast.
+        A float32 scalar, whatever the inputs' type and the surrounding autocast; 0 for an empty batch.
 
     Raises:
         ValueError: shapes that differ (nothing is broadcast), or an unknown kind.
@@ -25,7 +25,9 @@ def reconstruction_loss(reconstruction: Tensor, images: Tensor, kind: Literal["l
             f"reconstruction {tuple(reconstruction.shape)} and images {tuple(images.shape)} differ in shape"
         )
     if kind == "l2":
-        return F.mse_loss(reconstruction.float(), images.float())
-    if kind == "l1":
-        return F.l1_loss(reconstruction.float(), images.float())
-    raise ValueError(f"kind must be 'l2' or 'l1', got {kind!r}")
+        total = F.mse_loss(reconstruction.float(), images.float(), reduction="sum")
+    elif kind == "l1":
+        total = F.l1_loss(reconstruction.float(), images.float(), reduction="sum")
+    else:
+        raise ValueError(f"kind must be 'l2' or 'l1', got {kind!r}")
+    return total / max(1, images.numel())

@@ -37,6 +37,8 @@ def open_checkpoint(path: Path, family: str | None = None, options: Mapping[str,
     try:
         found = chosen.configure(source, **options)
         config = found if isinstance(found, TokenizerConfig) else PublishedConfig(chosen.name, found)
+        if isinstance(config, TokenizerConfig) and config.modules > len(source.weights):
+            raise ValueError(f"its config asks for {config.modules} blocks, it holds {len(source.weights)} tensors")
         with torch.device("meta"):  # nothing is allocated for a configuration that does not fit its weights
             tokenizer = ImageTokenizer(config)
     except CheckpointError:

@@ -39,14 +39,18 @@ class MultiScale(Quantizer):
     name = "multi_scale"
 
     def __init__(self, dim: int, codebook_size: int, scales: Sequence[int], convolutions: int) -> None:
-        super().__init__()
-        self.dim, self.codebook_size, self.tokens_per_position = dim, codebook_size, 1
+        super().__init__(dim)
+        self.codebook_size, self.tokens_per_position = codebook_size, 1
         self.scales, self.convolutions = list(scales), convolutions
         self.codebook = nn.Parameter(torch.empty(codebook_size, dim))
         self.phi = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(convolutions))
 
-    def forward(self, latent: Tensor, check: bool = True) -> QuantizerOutput:
+    def forward(
+        self, latent: Tensor, *, check: bool = True, channel_first: bool = False, mask: Tensor | None = None
+    ) -> QuantizerOutput:
         """See ``Quantizer.forward``; a latent that is not finite makes a whole image's indices -1."""
+        if channel_first or mask is not None:
+            raise ValueError("multi_scale takes whole latents (B, S, S, D): no channel_first, no mask")
         finite = latent.isfinite().flatten(1).all(1)
         if check and not self.training and not finite.all():
             raise ValueError("the latent holds NaN or infinity")

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -17,8 +17,9 @@ from urllib.parse import parse_qsl
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
+from gsqtok.networks import Decoder, Encoder
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
 
@@ -46,10 +47,16 @@ class Pretrained(nn.Module):
     """Saving and loading, for a module that is made from a configuration and keeps it as ``config``."""
 
     config: Any
+    encoder: Encoder
+    decoder: Decoder
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state by its usual names, also where a network was replaced by ``torch.compile(network)``."""
+        return {name.replace("_orig_mod.", ""): value for name, value in self.state_dict().items()}
 
     def save_pretrained(
         self,
@@ -91,7 +98,7 @@ class Pretrained(nn.Module):
             raise NotADirectoryError(f"{target} is a file; a tokenizer is saved as a folder")
         state = {  # whole numbers, such as counts, would not survive a float type
             name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-            for name, value in self.state_dict().items()
+            for name, value in self.weights().items()
         }
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
@@ -154,31 +161,44 @@ class Pretrained(nn.Module):
         local_files_only: bool = False,
         force_download: bool = False,
         token: str | bool | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Load a tokenizer, in evaluation mode, in float32, on the CPU.
+        """Load a tokenizer, in evaluation mode.
 
         Args:
             source: a folder written by ``save_pretrained`` or by a training run; a checkpoint of another project (a
                 file, or a folder with one), whose family is found by what it holds, or named and told more:
                 ``"FAMILY:PATH?option=value"``; or a hub repository (``owner/name``, or ``owner/name/file``) that holds
                 either. None loads the small default tokenizer inside the package.
-            revision: branch, tag or commit of a hub repository; the rest are huggingface_hub's own.
+            revision: branch, tag or commit of a hub repository.
+            cache_dir, local_files_only, force_download, token: huggingface_hub's own.
+            device: where it is to run.
+            dtype: of the networks' weights; the quantizer's stay in float32, since rounding them changes tokens.
 
         Raises:
             FileNotFoundError: no such folder or repository.
             CheckpointError: unreadable files, or files of another kind; the message names the file.
         """
+        hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        with torch.device("cpu"):  # whatever the caller's default is
+            tokenizer = cls._load(source, hub | {"force_download": force_download, "token": token})
+        for network in (tokenizer.encoder, tokenizer.decoder):
+            network.to(dtype)
+        return tokenizer.to(device)
+
+    @classmethod
+    def _load(cls, source: str | Path | None, hub: dict[str, Any]) -> Self:
         family: str | None = None
         options: dict[str, Any] = {}
         path = EMBEDDED
         if source is not None:
             family, name, options = split_name(source)
-            hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
-            path = _located(name, hub | {"force_download": force_download, "token": token})
+            path = _located(name, hub)
         if path.name == WEIGHTS_FILE and _is_own(path.parent):
             raise CheckpointError(f"{path} is a file: name the folder that it is in")
         if family is not None or options or not _is_own(path):
-            return import_module(PUBLISHED).open_checkpoint(path, family, options)
+            return cast("Self", import_module(PUBLISHED).open_checkpoint(path, family, options))
         for file in (path / CONFIG_FILE, path / WEIGHTS_FILE):
             if not file.is_file():
                 raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
@@ -190,19 +210,53 @@ class Pretrained(nn.Module):
             values = json.loads(config_file.read_text())
             own = "family" not in values
             config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
-            tokenizer = cls(config)
-        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
+        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
             raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {error}") from error
         try:
             state = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights_file} cannot be read: {error}") from error
         try:
-            tokenizer.load_state_dict(state)
-        except RuntimeError as error:
+            return cls._from_state(config, state)
+        except (ValueError, RuntimeError, OverflowError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{weights_file} does not fit {config_file.name}: {reason[:300]}") from error
+
+    @classmethod
+    def _from_state(cls, config: Config, state: dict[str, Tensor]) -> Self:
+        """A tokenizer in float32 on the CPU, in evaluation mode.
+
+        What the configuration asks for is compared with the weights before anything of its size is made.
+        """
+        if isinstance(config, TokenizerConfig) and config.modules > len(state):
+            raise ValueError(f"its config asks for {config.modules} blocks, it holds {len(state)} tensors")
+        with torch.device("meta"):
+            tokenizer = cls(config)
+        expected = tokenizer.state_dict()
+        if missing := [name for name in expected if name not in state]:
+            raise ValueError(f"it lacks weights that its config asks for: {some(missing)}")
+        if surplus := [name for name in state if name not in expected]:
+            raise ValueError(f"it holds weights that its config has no place for: {some(surplus)}")
+        for name, value in state.items():
+            if value.shape != expected[name].shape:
+                wanted, found = tuple(expected[name].shape), tuple(value.shape)
+                raise ValueError(f"its config asks for {name} of shape {wanted}, it has {found}")
+        copies = {  # what was loaded may be a view of the file
+            name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            for name, value in state.items()
+        }
+        tokenizer.load_state_dict(copies, assign=True)
+        if any(buffer.is_meta for buffer in tokenizer.buffers()):  # constants that are no weights
+            tokenizer = cls(config)
+            tokenizer.load_state_dict(copies)
         return tokenizer.eval()
+
+
+def some(names: Iterable[str]) -> str:
+    """The first of some names, and how many more there are."""
+    names = list(names)
+    shown = ", ".join(names[:3])
+    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown or "nothing"
 
 
 def split_name(source: str | Path) -> tuple[str | None, str, dict[str, Any]]:

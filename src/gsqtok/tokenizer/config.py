@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from gsqtok.networks import Decoder, Encoder
 from gsqtok.networks.blocks import NORM_EPS, NORM_GROUPS
-from gsqtok.quantizers import build_quantizer
+from gsqtok.options import Count, Natural, Positive, check, check_names
+from gsqtok.quantizers import QuantizerOptions, build_quantizer, quantizer_options
 from gsqtok.tokenizer.parts import Parts
 
-Blocks = int | tuple[int, ...]
+Blocks = Natural | tuple[Natural, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TokenizerConfig:
     """What a tokenizer is made of; the defaults are the paper's f8 model with 8 groups.
 
@@ -32,54 +34,65 @@ class TokenizerConfig:
         adaptive_norm: the decoder normalises with statistics of the quantized latent.
         depth_to_space: the decoder up-samples by depth-to-space instead of repetition.
         norm_eps: of the group norms outside of attention.
-        quantizer: the quantizer's registry name and options, such as {"name": "gsq", "groups": 8}.
+        quantizer: the quantizer's name and options, such as ``quantizer_options("gsq", groups=8)``; a mapping such as
+            {"name": "gsq", "groups": 8} becomes that.
     """
 
-    latent_dim: int = 16
-    channels: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    latent_dim: Count = 16
+    channels: Count = 128
+    multipliers: tuple[Count, ...] = (1, 2, 2, 4)
     encoder_blocks: Blocks = 2
     decoder_blocks: Blocks = 2
-    encoder_middle_blocks: int = 2
-    decoder_middle_blocks: int = 2
+    encoder_middle_blocks: Natural = 2
+    decoder_middle_blocks: Natural = 2
     middle_attention: bool = False
-    attention_factors: tuple[int, ...] = ()
+    attention_factors: tuple[Count, ...] = ()
     adaptive_norm: bool = False
     depth_to_space: bool = False
-    norm_eps: float = NORM_EPS
-    quantizer: dict[str, Any] = field(default_factory=lambda: {"name": "gsq", "groups": 8, "codebook_size": 8192})
+    norm_eps: Positive = NORM_EPS
+    quantizer: QuantizerOptions = field(default_factory=lambda: quantizer_options("gsq", groups=8, codebook_size=8192))
 
     def __post_init__(self) -> None:
-        # JSON and YAML know lists only; a configuration is hashable and comparable with tuples.
-        for name in ("multipliers", "attention_factors", "encoder_blocks", "decoder_blocks"):
-            if isinstance(value := getattr(self, name), list):
-                object.__setattr__(self, name, tuple(value))
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"multipliers must be one positive number for each level, got {list(self.multipliers)}")
-        if self.channels < 1 or self.channels % NORM_GROUPS:
-            raise ValueError(f"channels must be a positive multiple of {NORM_GROUPS}, got {self.channels}")
-        if self.latent_dim < 1:
-            raise ValueError(f"latent_dim must be positive, got {self.latent_dim}")
+        if isinstance(self.quantizer, Mapping):  # as JSON and YAML have it
+            object.__setattr__(self, "quantizer", self._typed(self.quantizer))
+        check(self)
+        if not self.multipliers:
+            raise ValueError("multipliers must be one positive number for each level, got none")
+        if self.channels % NORM_GROUPS:
+            raise ValueError(f"channels must be a multiple of {NORM_GROUPS}, got {self.channels}")
         for name in ("encoder_blocks", "decoder_blocks"):
-            if min(self.blocks_per_level(name)) < 0:
-                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
-        if min(self.encoder_middle_blocks, self.decoder_middle_blocks) < 0:
-            raise ValueError("encoder_middle_blocks and decoder_middle_blocks must not be negative")
+            self.blocks_per_level(name)
         levels = [2**i for i in range(len(self.multipliers))]
         if wrong := sorted(set(self.attention_factors) - set(levels)):
             raise ValueError(f"attention_factors must be among {levels}, got {wrong}")
-        if "name" not in self.quantizer:
+
+    def _typed(self, written: Mapping[str, Any]) -> QuantizerOptions:
+        if "name" not in written:
             raise ValueError('quantizer must name its method, such as {"name": "gsq"}')
+        options = dict(written)
+        dim = options.pop("dim", self.latent_dim)
+        if dim != self.latent_dim:
+            raise ValueError(f"quantizer has dim = {dim}, latent_dim is {self.latent_dim}: leave dim out")
+        return quantizer_options(**options)
 
     @property
     def factor(self) -> int:
         """The down-sampling factor f."""
-        return 2 ** (len(self.multipliers) - 1)
+        return 1 << (len(self.multipliers) - 1)
+
+    @property
+    def modules(self) -> int:
+        """How many levels, blocks and quantizer's stages it asks for: each has at least one weight."""
+        blocks = sum(sum(self.blocks_per_level(f"{part}_blocks")) for part in ("encoder", "decoder"))
+        middle = self.encoder_middle_blocks + self.decoder_middle_blocks
+        stages: int = getattr(self.quantizer, "stages", 0)
+        return len(self.multipliers) + blocks + middle + stages
 
     def blocks_per_level(self, name: str) -> tuple[int, ...]:
         """``encoder_blocks`` or ``decoder_blocks`` as one number for each level."""
-        blocks = getattr(self, name)
-        blocks = (blocks,) * len(self.multipliers) if isinstance(blocks, int) else tuple(blocks)
+        blocks: Blocks = getattr(self, name)
+        if isinstance(blocks, int):
+            blocks = (blocks,) * len(self.multipliers)
         if len(blocks) != len(self.multipliers):
             raise ValueError(f"{name} names {len(blocks)} levels, multipliers {len(self.multipliers)}")
         return blocks
@@ -96,7 +109,7 @@ class TokenizerConfig:
             attention_factors=self.attention_factors,
             norm_eps=self.norm_eps,
         )
-        quantizer = build_quantizer(**{"dim": self.latent_dim} | self.quantizer)
+        quantizer = build_quantizer(dim=self.latent_dim, **dataclasses.asdict(self.quantizer))
         decoder = Decoder(
             latent_dim=self.latent_dim,
             channels=self.channels,
@@ -129,7 +142,5 @@ class TokenizerConfig:
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TokenizerConfig:
         """From parsed JSON; an unknown key raises ValueError."""
-        known = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(values) - known):
-            raise ValueError(f"unknown configuration key '{unknown[0]}'")
+        check_names(values, [f.name for f in dataclasses.fields(cls)], "unknown configuration key")
         return cls(**values)

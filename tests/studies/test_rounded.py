@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from gsqtok.quantizers import build_quantizer
-from gsqtok.search import nearest, rounded
+from gsqtok.search import nearest
+from gsqtok.studies import rounded
 
 
 def sphere(n, d, seed):
@@ -47,7 +48,7 @@ def test_gsq_searches_as_it_is_told(norm):
     exact = build_quantizer("gsq", **options)
     latent = torch.randn(64, 4, requires_grad=True)
     for search, precision in (("bf16", torch.bfloat16), ("float32", torch.float32)):
-        other = build_quantizer("gsq", search=search, **options)
+        other = build_quantizer("gsq_study", search=search, **options)
         other.load_state_dict(exact.state_dict())
         with torch.autocast("cpu", torch.bfloat16):
             out = other(latent)
@@ -58,4 +59,4 @@ def test_gsq_searches_as_it_is_told(norm):
         out.quantized.sum().backward()
         assert latent.grad.isfinite().all()
     with pytest.raises(ValueError, match="search"):
-        build_quantizer("gsq", search="half", **options)
+        build_quantizer("gsq_study", search="half", **options)
