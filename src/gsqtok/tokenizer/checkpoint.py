@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import shutil
@@ -86,7 +85,7 @@ class Pretrained:
                 shutil.copy(target / CARD_FILE, aside)
             write_card(aside, self, name, evaluation, license)
             save_file(state, aside / WEIGHTS_FILE, metadata={"format": "pt"})
-            (aside / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+            (aside / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
             target.mkdir(exist_ok=True)
             for file in aside.iterdir():
                 os.replace(file, target / file.name)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
+from gsqtok.networks import CompactDecoder, CompactEncoder, Decoder, Encoder
 from gsqtok.networks.blocks import NORM_GROUPS
 
 Blocks = int | tuple[int, ...]
@@ -17,9 +18,12 @@ class TokenizerConfig:
 
     Args:
         latent_dim: channels D of the latent.
-        channels: channels at full resolution, a multiple of 32 (128 in the paper).
-        multipliers: channel multiplier of each level; n levels down-sample by f = 2^(n - 1). The paper's are
-            f8 [1, 2, 2, 4], f16 [1, 1, 2, 2, 4], f32 [1, 1, 2, 2, 4, 4].
+        network: the paper's networks, or compact ones, whose first level is at half resolution
+            (`gsqtok.networks.compact`); these have neither attention nor adaptive norms.
+        channels: channels per unit of multiplier, a multiple of 32 (128 in the paper).
+        multipliers: channel multiplier of each level, the finest first; n levels down-sample by f = 2^(n - 1), compact
+            ones by 2^n. The paper's are f8 [1, 2, 2, 4], f16 [1, 1, 2, 2, 4], f32 [1, 1, 2, 2, 4, 4].
+        decoder_multipliers: the same for the decoder; null takes those of the encoder.
         encoder_blocks: residual blocks a level in the encoder: one number, or one for each level.
         decoder_blocks: the same in the decoder, first level first.
         encoder_middle_blocks: residual blocks at the lowest resolution of the encoder.
@@ -32,8 +36,10 @@ class TokenizerConfig:
     """
 
     latent_dim: int = 16
+    network: Literal["paper", "compact"] = "paper"
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 2, 2, 4)
+    decoder_multipliers: tuple[int, ...] | None = None
     encoder_blocks: Blocks = 2
     decoder_blocks: Blocks = 2
     encoder_middle_blocks: int = 2
@@ -46,11 +52,18 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         # JSON and YAML know lists only; a configuration is hashable and comparable with tuples.
-        for name in ("multipliers", "attention_factors", "encoder_blocks", "decoder_blocks"):
+        for name in ("multipliers", "decoder_multipliers", "attention_factors", "encoder_blocks", "decoder_blocks"):
             if isinstance(value := getattr(self, name), list):
                 object.__setattr__(self, name, tuple(value))
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise ValueError(f"multipliers must be one positive number for each level, got {list(self.multipliers)}")
+        for name in ("multipliers", "decoder_multipliers"):
+            numbers = getattr(self, name)
+            if numbers is not None and (not numbers or min(numbers) < 1):
+                raise ValueError(f"{name} must be one positive number for each level, got {list(numbers)}")
+        if len(self.decoder_multipliers or self.multipliers) != len(self.multipliers):
+            raise ValueError(
+                f"decoder_multipliers names {len(self.decoder_multipliers)} levels, multipliers {len(self.multipliers)}"
+            )
+        self._check_network()
         if self.channels < 1 or self.channels % NORM_GROUPS:
             raise ValueError(f"channels must be a positive multiple of {NORM_GROUPS}, got {self.channels}")
         if self.latent_dim < 1:
@@ -66,10 +79,17 @@ class TokenizerConfig:
         if "name" not in self.quantizer:
             raise ValueError('quantizer must name its method, such as {"name": "gsq"}')
 
+    def _check_network(self) -> None:
+        if self.network not in ("paper", "compact"):
+            raise ValueError(f"network must be 'paper' or 'compact', got '{self.network}'")
+        paper_only = ("middle_attention", "attention_factors", "adaptive_norm", "depth_to_space")
+        if self.network == "compact" and (wrong := [name for name in paper_only if getattr(self, name)]):
+            raise ValueError(f"{wrong[0]} is an option of the paper's networks: compact ones have none; leave it out")
+
     @property
     def factor(self) -> int:
         """The down-sampling factor f."""
-        return 2 ** (len(self.multipliers) - 1)
+        return 2 ** (len(self.multipliers) - (self.network == "paper"))
 
     def blocks_per_level(self, name: str) -> tuple[int, ...]:
         """``encoder_blocks`` or ``decoder_blocks`` as one number for each level."""
@@ -79,6 +99,65 @@ class TokenizerConfig:
             raise ValueError(f"{name} names {len(blocks)} levels, multipliers {len(self.multipliers)}")
         return blocks
 
+    def encoder(self) -> Encoder | CompactEncoder:
+        """Make the encoder, with random weights."""
+        blocks = self.blocks_per_level("encoder_blocks")
+        if self.network == "compact":
+            return CompactEncoder(
+                self.latent_dim, self._widths(self.multipliers), _deepened(blocks, self.encoder_middle_blocks)
+            )
+        return Encoder(
+            latent_dim=self.latent_dim,
+            channels=self.channels,
+            multipliers=self.multipliers,
+            blocks=blocks,
+            middle_blocks=self.encoder_middle_blocks,
+            middle_attention=self.middle_attention,
+            attention_factors=self.attention_factors,
+        )
+
+    def decoder(self) -> Decoder | CompactDecoder:
+        """Make the decoder, with random weights."""
+        multipliers, blocks = self.decoder_multipliers or self.multipliers, self.blocks_per_level("decoder_blocks")
+        if self.network == "compact":
+            return CompactDecoder(
+                self.latent_dim, self._widths(multipliers), _deepened(blocks, self.decoder_middle_blocks)
+            )
+        return Decoder(
+            latent_dim=self.latent_dim,
+            channels=self.channels,
+            multipliers=multipliers,
+            blocks=blocks,
+            middle_blocks=self.decoder_middle_blocks,
+            middle_attention=self.middle_attention,
+            attention_factors=self.attention_factors,
+            adaptive_norm=self.adaptive_norm,
+            depth_to_space=self.depth_to_space,
+        )
+
+    def _widths(self, multipliers: tuple[int, ...]) -> list[int]:
+        return [self.channels * multiplier for multiplier in multipliers]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it, and as a tokenizer's fingerprint counts it."""
+        values = dataclasses.asdict(self)
+        for name, default in (("network", "paper"), ("decoder_multipliers", None)):
+            if values[name] == default:  # came later than the rest: what leaves them alone keeps its fingerprint
+                del values[name]
+        return values
+
+    def summary(self) -> str:
+        """The networks in a few words."""
+        words = [f"{self.channels} channels x {list(self.multipliers)}"]
+        if self.network == "compact":
+            words.insert(0, "compact")
+        if self.decoder_multipliers is not None:
+            words.append(f"decoder x {list(self.decoder_multipliers)}")
+        words += [word for word in ("middle_attention", "adaptive_norm", "depth_to_space") if getattr(self, word)]
+        if self.attention_factors:
+            words.append(f"attention at factors {list(self.attention_factors)}")
+        return ", ".join(words).replace("_", " ")
+
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TokenizerConfig:
         """From parsed JSON; an unknown key raises ValueError."""
@@ -86,3 +165,8 @@ class TokenizerConfig:
         if unknown := sorted(set(values) - known):
             raise ValueError(f"unknown configuration key '{unknown[0]}'")
         return cls(**values)
+
+
+def _deepened(blocks: tuple[int, ...], more: int) -> tuple[int, ...]:
+    """Blocks a level, with so many more in the last, which is the lowest resolution."""
+    return (*blocks[:-1], blocks[-1] + more)

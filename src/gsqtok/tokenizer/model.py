@@ -56,24 +56,9 @@ class ImageTokenizer(Pretrained, nn.Module):
     def __init__(self, config: TokenizerConfig | None = None) -> None:
         super().__init__()
         config = config or TokenizerConfig()
-        shared = {
-            "latent_dim": config.latent_dim,
-            "channels": config.channels,
-            "multipliers": config.multipliers,
-            "middle_attention": config.middle_attention,
-            "attention_factors": config.attention_factors,
-        }
-        self.encoder = Encoder(
-            **shared, blocks=config.blocks_per_level("encoder_blocks"), middle_blocks=config.encoder_middle_blocks
-        )
+        self.encoder = config.encoder()
         self.quantizer = build_quantizer(**{"dim": config.latent_dim} | config.quantizer)
-        self.decoder = Decoder(
-            **shared,
-            blocks=config.blocks_per_level("decoder_blocks"),
-            middle_blocks=config.decoder_middle_blocks,
-            adaptive_norm=config.adaptive_norm,
-            depth_to_space=config.depth_to_space,
-        )
+        self.decoder = config.decoder()
         # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
         options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
         self.config = dataclasses.replace(config, quantizer=options)
@@ -246,7 +231,7 @@ class ImageTokenizer(Pretrained, nn.Module):
 
     def fingerprint(self) -> str:
         """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())

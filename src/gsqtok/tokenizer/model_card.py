@@ -79,17 +79,13 @@ def _what_it_is(tokenizer: ImageTokenizer, name: str) -> str:
     config, quantizer = tokenizer.config, tokenizer.quantizer
     parameters = sum(p.numel() for p in tokenizer.parameters()) / 1e6
     options = ", ".join(f"{k} = {v}" for k, v in quantizer.config.items() if k not in ("name", "dim"))
-    networks = [f"{config.channels} channels x {list(config.multipliers)}"]
-    networks += [word for word in ("middle_attention", "adaptive_norm", "depth_to_space") if getattr(config, word)] + [
-        f"attention at factors {list(config.attention_factors)}"
-    ] * bool(config.attention_factors)
     rows = {
         "down-sampling factor": f"{tokenizer.factor}",
         "tokens per position": f"{quantizer.tokens_per_position}, each one of {quantizer.codebook_size:,}",
         "bits per pixel": f"{tokenizer.bits_per_pixel:.4g} ({quantizer.bits:g} bits per position)",
         "latent channels": f"{quantizer.dim}",
         "quantizer": f"`{quantizer.name}` ({options})" if options else f"`{quantizer.name}`",
-        "networks": ", ".join(networks).replace("_", " "),
+        "networks": config.summary(),
         "parameters": f"{parameters:.2f} M",
         "fingerprint": f"`{tokenizer.fingerprint()}`",
     }

@@ -236,12 +236,10 @@ class _RemoteModel:
 
     @classmethod
     def of(cls, tokenizer: ImageTokenizer) -> _RemoteModel:
-        import dataclasses
-
         from safetensors.torch import save
 
         state = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
-        return cls(dataclasses.asdict(tokenizer.config), save(state))
+        return cls(tokenizer.config.to_dict(), save(state))
 
     def load(self) -> ImageTokenizer:
         from safetensors.torch import load
