@@ -11,7 +11,7 @@ from torch.distributed.tensor import DTensor
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.training import OptimizerConfig
 from gsqtok.training.ema import Average
-from gsqtok.training.optimizer import adamw
+from gsqtok.training.optimizer import build_optimizer
 from gsqtok.training.sharding import shard, take_whole_state, whole, whole_state
 
 CONFIG = TokenizerConfig(
@@ -65,7 +65,7 @@ def train(frozen, images, sharded):
             assert all(isinstance(p, DTensor) for p in tokenizer.parameters())
             shares = [p.to_local().numel() for p in tokenizer.parameters()]
             assert 0.4 < sum(shares) / sum(p.numel() for p in tokenizer.parameters()) < 0.6
-        optimizer = adamw(tokenizer, OptimizerConfig(eps=1e-3), CPU)
+        optimizer = build_optimizer(tokenizer, OptimizerConfig(eps=1e-3), CPU)
         take_whole_state(optimizer)
         if states:
             for part, state in zip((tokenizer, average, optimizer), states[-1], strict=True):
@@ -94,7 +94,7 @@ def test_a_state_lies_in_memory_as_the_parameters_do():
     def taught(layout):
         torch.manual_seed(0)
         network = torch.nn.Conv2d(4, 8, 3).to(memory_format=layout)
-        optimizer = adamw(network, OptimizerConfig(), CPU)
+        optimizer = build_optimizer(network, OptimizerConfig(), CPU)
         network(torch.ones(1, 4, 3, 3)).square().sum().backward()
         optimizer.step()
         take_whole_state(optimizer)

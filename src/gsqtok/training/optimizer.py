@@ -7,9 +7,10 @@ import math
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from gsqtok.training.config import OptimizerConfig
+from gsqtok.training.muon import Muon
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -22,23 +23,19 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
-def adamw(network: nn.Module, config: OptimizerConfig, device: torch.device) -> AdamW:
-    """AdamW over the parameters that are trained."""
-    return AdamW(
-        [p for p in network.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=device.type == "cuda",
-    )
+def build_optimizer(network: nn.Module, config: OptimizerConfig, device: torch.device) -> Optimizer:
+    """The optimiser over the parameters that are trained."""
+    shared = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    if config.name == "muon":
+        return Muon(network, **shared)
+    return AdamW([p for p in network.parameters() if p.requires_grad], **shared, fused=device.type == "cuda")
 
 
 def update_where(finite: Tensor, optimizer: AcceleratedOptimizer) -> None:
     """Make an optimiser's update if ``finite``, a bool scalar, holds.
 
-    Where it lies on a GPU, nobody waits for it: fused AdamW leaves the update out there (``found_inf``, by which
-    gradient scaling does the same).
+    Where it lies on a GPU, nobody waits for it: fused AdamW and Muon leave the update out there (``found_inf``, by
+    which gradient scaling does the same).
     """
     if finite.is_cuda:
         optimizer.optimizer.found_inf = (~finite).float()

@@ -37,7 +37,7 @@ from gsqtok.training.images import fixed_images, training_images, validation_ima
 from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.objective import Objective
-from gsqtok.training.optimizer import adamw, learning_rate, update_where
+from gsqtok.training.optimizer import build_optimizer, learning_rate, update_where
 from gsqtok.training.run_folder import RunFolder, step_of, together
 from gsqtok.training.sharding import shard, take_whole_state, whole, whole_state
 
@@ -112,7 +112,7 @@ class Trainer:
             shard(tokenizer)
             shard(self.ema.module)
         self.tokenizer = tokenizer
-        optimizer = adamw(tokenizer, config.optimizer, device)
+        optimizer = build_optimizer(tokenizer, config.optimizer, device)
         take_whole_state(optimizer)
         self.model = self.accelerator.prepare_model(tokenizer, evaluation_mode=self.sharded)  # no data parallelism then
         self.optimizer = self.accelerator.prepare_optimizer(optimizer)
