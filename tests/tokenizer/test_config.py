@@ -42,7 +42,7 @@ def test_middle_blocks_of_compact_networks_are_blocks_of_the_last_level():
 
 def test_the_papers_decoder_may_be_wider_than_its_encoder():
     config = TokenizerConfig(channels=32, multipliers=(1, 1), decoder_multipliers=(1, 2), quantizer={"name": "gsq"})
-    decoder = config.decoder()
+    decoder = ImageTokenizer(config).decoder
     assert isinstance(decoder, Decoder)
     assert decoder.conv_in.out_channels == 64
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsqtok.networks import AnyDecoder, AnyEncoder
 from gsqtok.networks.blocks import (
     NORM_GROUPS,
     AdaptiveGroupNorm,
@@ -30,11 +31,9 @@ from gsqtok.networks.blocks import (
     interleaved,
 )
 from gsqtok.networks.compact import FOLD, CompactBlock, CompactDecoder, CompactEncoder, Merge, RMSNorm, Split
-from gsqtok.networks.decoder import Decoder
-from gsqtok.networks.encoder import Encoder
 
 Window = tuple[int, int, int, int]  # first and last + 1 row, first and last + 1 column
-Network = Encoder | Decoder | CompactEncoder | CompactDecoder
+Network = AnyEncoder | AnyDecoder
 Layer = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]  # gets the number of tiles that are done, and of all
 
@@ -261,8 +260,10 @@ def run(network: Network, x: Tensor, tile: int, progress: Progress | None = None
         What the network returns, up to rounding, on x's device.
 
     Raises:
-        ValueError: ``tile`` is not a positive even number.
+        ValueError: ``tile`` is not a positive even number; a network of another project.
     """
+    if not isinstance(network, Network):
+        raise ValueError("tiles are for the networks of this package; this tokenizer has others: leave out tile")
     tiled = Tiled(tile, network.conv_in.weight.device)
     if progress is not None:
         done, total = itertools.count(1), count(network, tuple(x.shape[2:]), tile)

@@ -4,4 +4,7 @@ from gsqtok.networks.compact import CompactDecoder, CompactEncoder
 from gsqtok.networks.decoder import Decoder
 from gsqtok.networks.encoder import Encoder
 
-__all__ = ["CompactDecoder", "CompactEncoder", "Decoder", "Encoder"]
+AnyEncoder = Encoder | CompactEncoder
+AnyDecoder = Decoder | CompactDecoder
+
+__all__ = ["AnyDecoder", "AnyEncoder", "CompactDecoder", "CompactEncoder", "Decoder", "Encoder"]

@@ -6,8 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gsqtok.networks import CompactDecoder, CompactEncoder, Decoder, Encoder
-from gsqtok.networks.blocks import NORM_GROUPS
+from gsqtok.networks import AnyDecoder, AnyEncoder, CompactDecoder, CompactEncoder, Decoder, Encoder
+from gsqtok.networks.blocks import NORM_EPS, NORM_GROUPS
+from gsqtok.quantizers import build_quantizer
+from gsqtok.tokenizer.parts import Parts
 
 Blocks = int | tuple[int, ...]
 
@@ -32,6 +34,7 @@ class TokenizerConfig:
         attention_factors: down-sampling factors (1, 2, 4, ...) at which residual blocks are followed by attention.
         adaptive_norm: the decoder normalises with statistics of the quantized latent.
         depth_to_space: the decoder up-samples by depth-to-space instead of repetition.
+        norm_eps: of the group norms outside of attention.
         quantizer: the quantizer's registry name and options, such as {"name": "gsq", "groups": 8}.
     """
 
@@ -48,6 +51,7 @@ class TokenizerConfig:
     attention_factors: tuple[int, ...] = ()
     adaptive_norm: bool = False
     depth_to_space: bool = False
+    norm_eps: float = NORM_EPS
     quantizer: dict[str, Any] = field(default_factory=lambda: {"name": "gsq", "groups": 8, "codebook_size": 8192})
 
     def __post_init__(self) -> None:
@@ -99,8 +103,13 @@ class TokenizerConfig:
             raise ValueError(f"{name} names {len(blocks)} levels, multipliers {len(self.multipliers)}")
         return blocks
 
-    def encoder(self) -> Encoder | CompactEncoder:
-        """Make the encoder, with random weights."""
+    def build(self) -> Parts:
+        """Make the networks and the quantizer, with random weights."""
+        encoder = self._encoder()
+        quantizer = build_quantizer(**{"dim": self.latent_dim} | self.quantizer)
+        return Parts(encoder, quantizer, self._decoder(), self.factor)
+
+    def _encoder(self) -> AnyEncoder:
         blocks = self.blocks_per_level("encoder_blocks")
         if self.network == "compact":
             return CompactEncoder(
@@ -114,10 +123,10 @@ class TokenizerConfig:
             middle_blocks=self.encoder_middle_blocks,
             middle_attention=self.middle_attention,
             attention_factors=self.attention_factors,
+            norm_eps=self.norm_eps,
         )
 
-    def decoder(self) -> Decoder | CompactDecoder:
-        """Make the decoder, with random weights."""
+    def _decoder(self) -> AnyDecoder:
         multipliers, blocks = self.decoder_multipliers or self.multipliers, self.blocks_per_level("decoder_blocks")
         if self.network == "compact":
             return CompactDecoder(
@@ -133,6 +142,7 @@ class TokenizerConfig:
             attention_factors=self.attention_factors,
             adaptive_norm=self.adaptive_norm,
             depth_to_space=self.depth_to_space,
+            norm_eps=self.norm_eps,
         )
 
     def _widths(self, multipliers: tuple[int, ...]) -> list[int]:
@@ -141,8 +151,8 @@ class TokenizerConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it, and as a tokenizer's fingerprint counts it."""
         values = dataclasses.asdict(self)
-        for name, default in (("network", "paper"), ("decoder_multipliers", None)):
-            if values[name] == default:  # came later than the rest: what leaves them alone keeps its fingerprint
+        for name in ("network", "decoder_multipliers", "norm_eps"):
+            if values[name] == getattr(type(self), name):  # came later: what leaves it alone keeps its fingerprint
                 del values[name]
         return values
 

@@ -67,16 +67,16 @@ def model_card(
         license=license,
         # The hub lists figures by model; these need a name.
         model_name=name if figures else None,
-        eval_results=[_eval_result(result, figure, value) for figure, value in figures.items()] or None,
+        eval_results=None if result is None else [_eval_result(result, *figure) for figure in figures.items()] or None,
     )
     sections = [f"---\n{data.to_yaml()}\n---", GENERATED, _what_it_is(tokenizer, name)]
-    if figures:
+    if result is not None and figures:
         sections.append(_figures(result, figures))
     return "\n\n".join(sections) + "\n"
 
 
 def _what_it_is(tokenizer: ImageTokenizer, name: str) -> str:
-    config, quantizer = tokenizer.config, tokenizer.quantizer
+    quantizer = tokenizer.quantizer
     parameters = sum(p.numel() for p in tokenizer.parameters()) / 1e6
     options = ", ".join(f"{k} = {v}" for k, v in quantizer.config.items() if k not in ("name", "dim"))
     rows = {
@@ -85,7 +85,7 @@ def _what_it_is(tokenizer: ImageTokenizer, name: str) -> str:
         "bits per pixel": f"{tokenizer.bits_per_pixel:.4g} ({quantizer.bits:g} bits per position)",
         "latent channels": f"{quantizer.dim}",
         "quantizer": f"`{quantizer.name}` ({options})" if options else f"`{quantizer.name}`",
-        "networks": config.summary(),
+        "networks": tokenizer.config.summary(),
         "parameters": f"{parameters:.2f} M",
         "fingerprint": f"`{tokenizer.fingerprint()}`",
     }

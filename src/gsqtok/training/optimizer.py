@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
@@ -26,9 +27,29 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 def build_optimizer(network: nn.Module, config: OptimizerConfig, device: torch.device) -> Optimizer:
     """The optimiser over the parameters that are trained."""
     shared = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    optimizer: Optimizer
     if config.name == "muon":
-        return Muon(network, **shared)
-    return AdamW([p for p in network.parameters() if p.requires_grad], **shared, fused=device.type == "cuda")
+        optimizer = Muon(network, **shared)
+    else:
+        trained = [p for p in network.parameters() if p.requires_grad]
+        optimizer = AdamW(trained, **shared, fused=device.type == "cuda")
+    optimizer.register_load_state_dict_pre_hook(_as_parameters_lie)
+    return optimizer
+
+
+def _as_parameters_lie(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Lay the state out as the parameters lie, which fused AdamW needs; a checkpoint may come from another device."""
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    laid = {
+        number: {
+            name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+            for name, value in state["state"][number].items()
+        }
+        for number, parameter in zip(numbers, parameters, strict=True)
+        if number in state["state"]
+    }
+    return state | {"state": laid}
 
 
 def update_where(finite: Tensor, optimizer: AcceleratedOptimizer) -> None:
