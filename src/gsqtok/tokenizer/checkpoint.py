@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gsqtok.networks import Decoder, Encoder
+from gsqtok.networks import AnyDecoder, AnyEncoder
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
 
@@ -47,8 +47,8 @@ class Pretrained(nn.Module):
     """Saving and loading, for a module that is made from a configuration and keeps it as ``config``."""
 
     config: Any
-    encoder: Encoder
-    decoder: Decoder
+    encoder: AnyEncoder  # or a module of another project that does the same
+    decoder: AnyDecoder
 
     def __init__(self, config: Config) -> None:
         super().__init__()

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from gsqtok.acceleration import cpu, tiled
 from gsqtok.acceleration.replay import Replays
-from gsqtok.networks import Decoder, Encoder
+from gsqtok.networks import AnyDecoder, AnyEncoder
 from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer.checkpoint import Pretrained
 from gsqtok.tokenizer.config import TokenizerConfig
@@ -170,18 +170,23 @@ class ImageTokenizer(Pretrained):
         cuda = self.device.type == "cuda"
         dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
         for network in (self.encoder, self.decoder):
-            if not isinstance(network, Encoder | Decoder):  # of another project: no part of it stays in float32
+            if not isinstance(network, tiled.Network):  # of another project: no part of it stays in float32
                 network.to(dtype)
             for module in network.modules():
                 if isinstance(module, nn.Conv2d):
                     module.to(memory_format=torch.channels_last).to(dtype)
-        if isinstance(self.encoder, Encoder):
+        if isinstance(self.encoder, AnyEncoder):
             self.encoder.conv_out.float()
         self._replays = Replays() if cuda and cuda_graphs else None
         return self.eval()
 
     def _run(
-        self, network: Encoder | Decoder, x: Tensor, pixels: int, tile: int | None, progress: tiled.Progress | None
+        self,
+        network: AnyEncoder | AnyDecoder,
+        x: Tensor,
+        pixels: int,
+        tile: int | None,
+        progress: tiled.Progress | None,
     ) -> Tensor:
         if tile is not None:
             return tiled.run(network, x, tile, progress)
