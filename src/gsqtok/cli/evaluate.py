@@ -227,8 +227,8 @@ def _circumstances(result: Result) -> Table:
         table.add_row("files", f"at most {model['bits_per_pixel']:g} bits/px{more}")
     split = f" {data['split']}" if data["split"] else ""
     table.add_row("images", f"{data['images']:,} of {data['source']}{split} ({data['fingerprint'][:12]})")
-    if data["rejected"]:
-        table.add_row("unreadable", f"{data['rejected']:,}")
+    if data["skipped"]:
+        table.add_row("skipped", f"{data['skipped']:,}")
     size = "own size" if protocol["size"] is None else f"{protocol['size']} px"
     resize = f", resized by {protocol['resize_filter']}, antialiased" if protocol["resize_filter"] else ""
     table.add_row("protocol", f"{protocol['name']}: {size}, crop {protocol['crop']}{resize}, {protocol['rounding']}")

@@ -122,10 +122,10 @@ def check_output_folder(path: str, *, source: str | None = None) -> None:
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise ValueError(f"--output must be a folder, but {path} is a file")
-    if source is not None and Path(source).is_dir():
-        whole = target.resolve()
-        if Path(source).resolve() in (whole, *whole.parents):
-            raise ValueError(f"--output {path} lies in the source {source}: choose a folder outside of it")
+    if source is not None:
+        from gsqtok.data import check_outside
+
+        check_outside(source, path)
     _check_writable(target)
 
 

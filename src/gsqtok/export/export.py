@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 
 if TYPE_CHECKING:
     from gsqtok.tokenizer import ImageTokenizer
@@ -133,7 +133,7 @@ def export(tokenizer: ImageTokenizer, folder: str | Path, format: Format = "onnx
         "codebook_size": tokenizer.quantizer.codebook_size,
         "verification": asdict(result),
     }
-    with written_aside(folder / "export.json") as aside:
+    with atomic_write(folder / "export.json") as aside:
         aside.write_text(json.dumps(record, indent=1) + "\n")
     return result
 
@@ -220,7 +220,7 @@ def _write_onnx(
             opset_version=18,
             custom_translation_table=translations,
         )
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         program.save(aside, external_data=False)
 
 
@@ -228,7 +228,7 @@ def _write_pt2(
     graph: nn.Module, example: Tensor, inputs: list[str], outputs: list[str], free: tuple[int, int], path: Path
 ) -> None:
     program = _program(graph, example, free)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         whole = aside.with_suffix(".pt2")  # torch.export.save looks at the suffix
         torch.export.save(program, whole)
         whole.replace(aside)

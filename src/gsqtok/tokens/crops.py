@@ -12,15 +12,15 @@ from gsqtok.data import ImageTransform
 
 
 @dataclass(frozen=True)
-class Views:
-    """Resize and crop an image to the views that become rows of a token data set.
+class Crops:
+    """Resize and crop an image to the crops that become rows of a token data set.
 
     Attributes:
         size: side of the crops in pixels; with ``crop="none"``, the short side. None: images keep their size.
         crop: "none" keeps the aspect ratio, "center" cuts out the central square, "ten" takes the four corners, the
             centre, and the same of the mirror image (as torchvision's TenCrop, in its order).
         resize: the short side before the crop; default: ``size``, and 1.1 ``size`` (rounded) for ten crops.
-        flip: add each view's mirror image.
+        flip: add each crop's mirror image.
         resample: "bicubic" or "lanczos".
         fast: see ``gsqtok.data.ImageTransform``.
     """
@@ -49,16 +49,16 @@ class Views:
 
     @property
     def number(self) -> int:
-        """Views of an image."""
+        """Crops of an image."""
         return 10 if self.crop == "ten" else 2 if self.flip else 1
 
     def settings(self) -> dict[str, int | str | bool | None]:
-        """What the views depend on, for JSON."""
+        """What the crops depend on, for JSON."""
         settings = {"size": self.size, "crop": self.crop, "resize": self._resized.size}
         return settings | {"flip": self.flip, "resample": self.resample, "fast": self.fast}
 
     def __call__(self, image: Image.Image | np.ndarray) -> list[np.ndarray]:
-        """RGB image, or uint8 (H, W, 3) -> its views, uint8 (H, W, 3) each.
+        """RGB image, or uint8 (H, W, 3) -> its crops, uint8 (H, W, 3) each.
 
         Raises:
             BrokenImageError: a strip so thin that the resized image would not fit in memory.

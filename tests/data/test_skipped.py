@@ -1,10 +1,10 @@
 import logging
 
-from gsqtok.data import RejectLog
+from gsqtok.data import SkipLog
 
 
 def test_each_key_is_counted_and_named_once(caplog):
-    log = RejectLog()
+    log = SkipLog()
     with caplog.at_level(logging.INFO, "gsqtok.data"):
         log.log_summary()
         log.add([("a.jpg", "truncated"), ("b.jpg", "zero bytes")])
@@ -21,7 +21,7 @@ def test_each_key_is_counted_and_named_once(caplog):
 
 
 def test_summary_of_one_and_of_many():
-    log = RejectLog()
+    log = SkipLog()
     log.add([("0", "x")])
     assert log.summary() == "1 image could not be read and was skipped: 0 (x)"
     log.add((str(i), "x") for i in range(8))

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 from torchvision.transforms import v2
 
-from gsqtok.tokens.views import Views
+from gsqtok.tokens.crops import Crops
 
 
 @pytest.fixture
@@ -12,29 +12,29 @@ def image():
     return Image.fromarray(pixels)
 
 
-def equal(views, expected):
-    assert len(views) == len(expected)
-    for view, other in zip(views, expected, strict=True):
-        np.testing.assert_array_equal(view, np.asarray(other))
+def equal(crops, expected):
+    assert len(crops) == len(expected)
+    for crop, other in zip(crops, expected, strict=True):
+        np.testing.assert_array_equal(crop, np.asarray(other))
 
 
 @pytest.mark.parametrize("size", [16, 21, 64])
 def test_ten_crops_are_torchvisions(image, size):
     resized = v2.Resize(round(1.1 * size), v2.InterpolationMode.BICUBIC, antialias=True)(image)
-    equal(Views(size, "ten")(image), v2.TenCrop(size)(resized))
+    equal(Crops(size, "ten")(image), v2.TenCrop(size)(resized))
 
 
 @pytest.mark.parametrize("size", [16, 21])
 def test_centre_and_its_mirror_image(image, size):
     resized = v2.Resize(size + 3, v2.InterpolationMode.BICUBIC, antialias=True)(image)
     centre = v2.CenterCrop(size)(resized)
-    equal(Views(size, resize=size + 3, flip=True)(image), [centre, v2.functional.horizontal_flip(centre)])
+    equal(Crops(size, resize=size + 3, flip=True)(image), [centre, v2.functional.horizontal_flip(centre)])
 
 
 def test_whole_images(image):
-    equal(Views(None, "none")(image), [image])
-    (view,) = Views(20, "none")(image)
-    assert view.shape == (20, 32, 3)
+    equal(Crops(None, "none")(image), [image])
+    (crop,) = Crops(20, "none")(image)
+    assert crop.shape == (20, 32, 3)
 
 
 @pytest.mark.parametrize(
@@ -50,4 +50,4 @@ def test_whole_images(image):
 )
 def test_wrong_options(options):
     with pytest.raises(ValueError):
-        Views(**options)
+        Crops(**options)

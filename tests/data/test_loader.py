@@ -24,7 +24,7 @@ def same(left, right):
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         assert a["keys"] == b["keys"]
-        assert a["rejected"] == b["rejected"]
+        assert a["skipped"] == b["skipped"]
         torch.testing.assert_close(a["image"], b["image"], rtol=0, atol=0)
 
 
@@ -33,7 +33,7 @@ def joined(batches):
     return {
         "image": torch.cat([batch["image"] for batch in batches]),
         "keys": [item for batch in batches for item in batch["keys"]],
-        "rejected": [item for batch in batches for item in batch["rejected"]],
+        "skipped": [item for batch in batches for item in batch["skipped"]],
     }
 
 
@@ -71,7 +71,7 @@ def test_batch_of_training(folder, noise):
     assert batch["image"].is_contiguous()
     assert sorted(batch["keys"]) == [f"{i:02d}.png" for i in range(10)]
     assert batch["keys"] != sorted(batch["keys"])
-    assert batch["rejected"] == []
+    assert batch["skipped"] == []
     for key, image in zip(batch["keys"], batch["image"], strict=True):
         torch.testing.assert_close(image, to_tensor(noise(int(key[:2]))))
 
@@ -112,11 +112,11 @@ def test_broken_images_are_replaced_by_the_next(broken_folder):
     dataset = ImageDataset(open_source(broken_folder), ImageTransform(8))
     expected = {1: "01.png", 2: "04.png", 3: "04.png", 4: "04.png", 9: "00.png"}
     assert {i: dataset[0, i].key for i in expected} == expected
-    assert [key for key, _ in dataset[0, 2].rejected] == ["02.png", "03.png"]
-    assert dataset[0, 2].rejected[0] == ("02.png", "zero bytes")
-    assert [key for key, _ in dataset[7, 9].rejected] == ["09.png"]
+    assert [key for key, _ in dataset[0, 2].skipped] == ["02.png", "03.png"]
+    assert dataset[0, 2].skipped[0] == ("02.png", "zero bytes")
+    assert [key for key, _ in dataset[7, 9].skipped] == ["09.png"]
     (batch,) = take(1, open_source(broken_folder), batch_size=10)
-    assert {key for key, _ in batch["rejected"]} == {"02.png", "03.png", "09.png"}
+    assert {key for key, _ in batch["skipped"]} == {"02.png", "03.png", "09.png"}
     assert len(batch["keys"]) == 10
 
 
@@ -125,33 +125,32 @@ def test_no_image_can_be_read(folder, streaming):
     for path in folder.iterdir():
         path.write_bytes(b"")
     with pytest.raises(ValueError, match=r"none of \d+ images can be read; the first: .*png \(zero bytes\)"):
-        take(1, open_source(folder, streaming=streaming), batch_size=2)
+        take(1, open_source(folder), batch_size=2)
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_images_of_different_sizes_cannot_be_batched(folder, encoded, streaming):
     (folder / "big.png").write_bytes(encoded(1, (9, 7)))
     with pytest.raises(ValueError, match="differ in size"):
-        take(1, open_source(folder, streaming=streaming), WHOLE, batch_size=11)
+        take(1, open_source(folder), WHOLE, batch_size=11, streaming=streaming)
 
 
-def test_empty_data_set(folder, tmp_path, write_tar):
-    empty = open_source(folder).select([])
-    with pytest.raises(ValueError, match="no image"):
-        take(1, empty, batch_size=2)
-    assert list(eval_loader(empty, WHOLE, batch_size=2)) == []
-    streamed = open_source(write_tar(tmp_path / "s.tar", {"a.txt": b"x"}), streaming=True)
+def test_source_without_images(tmp_path, write_tar):
+    source = open_source(write_tar(tmp_path / "s.tar", {"a.txt": b"x"}))
+    with pytest.raises(ValueError, match="the source holds no image"):
+        take(1, source, batch_size=2)
     with pytest.raises(ValueError, match="no image for reader 0 of 1"):
-        take(1, streamed, batch_size=2)
-    assert list(eval_loader(streamed, WHOLE, batch_size=2)) == []
+        take(1, source, batch_size=2, streaming=True)
+    with pytest.raises(ValueError, match="the source holds no image"):
+        list(eval_loader(source, WHOLE, batch_size=2))
 
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_bad_arguments(folder, streaming):
-    source = open_source(folder, streaming=streaming)
+    source = open_source(folder)
     for options in ({"batch_size": 3, "world_size": 2}, {"batch_size": 2, "rank": 1}, {"batch_size": 2, "seed": -1}):
         with pytest.raises(ValueError):
-            train_loader(source, RANDOM, **options)
+            train_loader(source, RANDOM, streaming=streaming, **options)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -169,10 +168,10 @@ def test_the_global_generator_is_left_alone(folder, workers):
 @pytest.mark.parametrize("workers", [0, 1, 2, 3])
 def test_streaming_resumes(shards, workers):
     (shards / "2.tar").write_bytes((shards / "2.tar").read_bytes()[:3000])  # some rows are broken
-    source = open_source(shards, streaming=True)
-    options = {"batch_size": 3, "seed": 5, "workers": workers, "shuffle_buffer": 4}
+    source = open_source(shards)
+    options = {"batch_size": 3, "seed": 5, "workers": workers, "shuffle_buffer": 4, "streaming": True}
     whole = take(12, source, **options)
-    assert any(batch["rejected"] for batch in whole)
+    assert any(batch["skipped"] for batch in whole)
     for start in (1, 2, 3, 8):
         same(take(3, source, start_step=start, **options), whole[start : start + 3])
 
@@ -182,12 +181,10 @@ def test_streaming_resumes(shards, workers):
 def test_streaming_readers_share_out_every_epoch(shards, world_size, workers):
     """Shards where they divide evenly, else rows: the first epoch of all readers together has each image once."""
     readers = world_size * max(1, workers)
-    source = open_source(shards, streaming=True)
+    source, options = open_source(shards), {"streaming": True, "shuffle_buffer": 3, "workers": workers}
     seen = []
     for rank in range(world_size):
-        loader = train_loader(
-            source, RANDOM, batch_size=world_size, rank=rank, world_size=world_size, workers=workers, shuffle_buffer=3
-        )
+        loader = train_loader(source, RANDOM, batch_size=world_size, rank=rank, world_size=world_size, **options)
         keys = [batch["keys"][0] for batch in islice(loader, 20)]
         for worker in range(max(1, workers)):
             own = keys[worker :: max(1, workers)]
@@ -199,15 +196,15 @@ def test_streaming_readers_share_out_every_epoch(shards, world_size, workers):
 
 
 def test_streaming_shuffles_every_epoch_anew(shards):
-    source = open_source(shards, streaming=True)
-    epochs = [batch["keys"] for batch in take(3, source, batch_size=20, seed=1)]
+    source = open_source(shards)
+    epochs = [batch["keys"] for batch in take(3, source, batch_size=20, seed=1, streaming=True)]
     assert len({tuple(epoch) for epoch in epochs}) == 3
     assert all(sorted(epoch) == keys_of(shards) for epoch in epochs)
-    assert epochs != [batch["keys"] for batch in take(3, source, batch_size=20, seed=2)]
+    assert epochs != [batch["keys"] for batch in take(3, source, batch_size=20, seed=2, streaming=True)]
 
 
 def test_streaming_images_are_the_same_as_by_number(shards):
-    (streamed,) = take(1, open_source(shards, streaming=True), ImageTransform(8), batch_size=20)
+    (streamed,) = take(1, open_source(shards), ImageTransform(8), batch_size=20, streaming=True)
     (numbered,) = take(1, open_source(shards), ImageTransform(8), batch_size=20)
     for batch in (streamed, numbered):
         order = np.argsort(batch["keys"])
@@ -216,29 +213,28 @@ def test_streaming_images_are_the_same_as_by_number(shards):
 
 
 def test_streaming_replaces_broken_images_by_the_next(broken_folder):
-    source = open_source(broken_folder, streaming=True)
-    (batch,) = take(1, source, batch_size=10, shuffle_buffer=1)
-    assert {key for key, _ in batch["rejected"]} == {"02.png", "03.png", "09.png"}
+    source = open_source(broken_folder)
+    (batch,) = take(1, source, batch_size=10, shuffle_buffer=1, streaming=True)
+    assert {key for key, _ in batch["skipped"]} == {"02.png", "03.png", "09.png"}
     assert len(batch["keys"]) == 10
     assert set(batch["keys"]) == {f"{i:02d}.png" for i in (0, 1, 4, 5, 6, 7, 8)}
 
 
 def test_more_readers_than_images(tmp_path, write_tar, encoded):
     write_tar(tmp_path / "s.tar", {"0.png": encoded(0)})
-    source = open_source(tmp_path, streaming=True)
-    assert take(2, source, batch_size=2)[1]["keys"] == 2 * ["s.tar/0.png"]
+    source = open_source(tmp_path)
+    assert take(2, source, batch_size=2, streaming=True)[1]["keys"] == 2 * ["s.tar/0.png"]
     with pytest.raises(ValueError, match="no image for reader 1 of 2"):
-        take(1, source, batch_size=2, rank=1, world_size=2)
+        take(1, source, batch_size=2, rank=1, world_size=2, streaming=True)
 
 
 # Evaluation
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
-def test_every_image_once_in_order(broken_folder, noise, caplog, streaming, workers, batch_size):
-    loader = eval_loader(open_source(broken_folder, streaming=streaming), WHOLE, batch_size=batch_size, workers=workers)
+def test_every_image_once_in_order(broken_folder, noise, caplog, workers, batch_size):
+    loader = eval_loader(open_source(broken_folder), WHOLE, batch_size=batch_size, workers=workers)
     with caplog.at_level(logging.WARNING, "gsqtok.data"):
         batches = list(loader)
     readable = [0, 1, 4, 5, 6, 7, 8]
@@ -247,20 +243,19 @@ def test_every_image_once_in_order(broken_folder, noise, caplog, streaming, work
         torch.cat([batch["image"] for batch in batches]), torch.stack([to_tensor(noise(i)) for i in readable])
     )
     assert all(1 <= len(batch["keys"]) == len(batch["image"]) <= batch_size for batch in batches)
-    assert list(loader.rejects.reasons) == ["02.png", "03.png", "09.png"]
+    assert list(loader.skipped.reasons) == ["02.png", "03.png", "09.png"]
     assert caplog.text.count("skipped image") == 3
-    reported = [key for batch in batches for key, _ in batch["rejected"]]
-    assert reported == list(loader.rejects.reasons)[: len(reported)]  # 09.png may follow the last batch
+    reported = [key for batch in batches for key, _ in batch["skipped"]]
+    assert reported == list(loader.skipped.reasons)[: len(reported)]  # 09.png may follow the last batch
     assert len(reported) >= 2
     assert len(list(loader)) == len(batches)  # a second pass
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_native_sizes(tmp_path, encoded, streaming):
+def test_native_sizes(tmp_path, encoded):
     sizes = [(8, 8), (8, 8), (8, 6), (8, 8), (5, 7), (5, 7), (5, 7), (5, 7)]
     for i, size in enumerate(sizes):
         (tmp_path / f"{i}.png").write_bytes(encoded(i, size))
-    batches = list(eval_loader(open_source(tmp_path, streaming=streaming), WHOLE, batch_size=4))
+    batches = list(eval_loader(open_source(tmp_path), WHOLE, batch_size=4))
     assert [tuple(batch["image"].shape) for batch in batches] == [
         (2, 3, 8, 8),
         (1, 3, 6, 8),
@@ -269,10 +264,9 @@ def test_native_sizes(tmp_path, encoded, streaming):
     ]
 
 
-@pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("world_size", [2, 3, 7])
-def test_ranks_share_out_the_images(shards, streaming, world_size):
-    source = open_source(shards, streaming=streaming)
+def test_ranks_share_out_the_images(shards, world_size):
+    source = open_source(shards)
     ranks = [
         [
             key
@@ -284,18 +278,27 @@ def test_ranks_share_out_the_images(shards, streaming, world_size):
     keys = keys_of(shards)
     assert sorted([key for rank in ranks for key in rank]) == keys
     assert all(rank == sorted(rank) for rank in ranks)
-    if not streaming:
-        assert [key for rank in ranks for key in rank] == keys
+    assert [key for rank in ranks for key in rank] == keys
     assert max(map(len, ranks)) - min(map(len, ranks)) <= 1
 
 
-@pytest.mark.parametrize("streaming", [False, True])
-def test_carried_columns(tmp_path, write_parquet, encoded, streaming):
+def test_extra_columns(tmp_path, write_parquet, encoded):
     images = [encoded(i, (8, 8 + i % 2)) for i in range(4)]
     images[2] = b""
     path = write_parquet(tmp_path / "a.parquet", images, label=[5, 6, 7, 8])
-    loader = eval_loader(open_source(path, streaming=streaming), WHOLE, batch_size=4, carry=["label"])
+    loader = eval_loader(open_source(path, columns=["label"]), WHOLE, batch_size=4)
     assert [batch["label"] for batch in loader] == [[5], [6, 8]]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_chosen_images(shards, write_parquet, tmp_path, encoded, world_size):
+    source = open_source([shards, write_parquet(tmp_path / "a.parquet", [encoded(i) for i in range(30, 37)])])
+    chosen = {"shards/1.tar/4.png", "shards/3.tar/0.png", "a-000005"}
+    found = []
+    for rank in range(world_size):
+        loader = eval_loader(source, WHOLE, batch_size=2, rank=rank, world_size=world_size, keys=chosen)
+        found += [key for batch in loader for key in batch["keys"]]
+    assert found == sorted(chosen, key=source.all_keys().index)
 
 
 def test_evaluation_refuses_randomness_and_bad_ranks(folder):

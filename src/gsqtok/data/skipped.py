@@ -1,4 +1,4 @@
-"""The record of images that could not be read."""
+"""The record of skipped images."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from collections.abc import Iterable
 _logger = logging.getLogger("gsqtok.data")
 
 
-class RejectLog:
-    """Counts rejected images and names each once in the log ``gsqtok.data``.
+class SkipLog:
+    """Counts skipped images and names each once in the log ``gsqtok.data``.
 
     Attributes:
         reasons: key -> reason, in the order of arrival.
@@ -19,18 +19,18 @@ class RejectLog:
         self.reasons: dict[str, str] = {}
 
     def __len__(self) -> int:
-        """The number of different images rejected."""
+        """Count the different images."""
         return len(self.reasons)
 
-    def add(self, rejected: Iterable[tuple[str, str]]) -> None:
-        """Take the ``rejected`` of a batch; a key that came before (an earlier epoch) counts once."""
-        for key, reason in rejected:
+    def add(self, skipped: Iterable[tuple[str, str]]) -> None:
+        """Take the ``skipped`` of a batch; a key that came before (an earlier epoch) counts once."""
+        for key, reason in skipped:
             if key not in self.reasons:
                 self.reasons[key] = reason
                 _logger.warning("skipped image %s: %s", key, reason)
 
     def summary(self) -> str:
-        """One line, such as ``2 images could not be read and were skipped: a.jpg (zero bytes), b.png (truncated)``."""
+        """Sum up in a line, such as ``2 images could not be read and were skipped: a.jpg (empty), b.png (cut)``."""
         if not self.reasons:
             return "every image could be read"
         named = [f"{key} ({reason})" for key, reason in list(self.reasons.items())[:5]]

@@ -6,9 +6,12 @@ import glob
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal, NamedTuple
+
+from braceexpand import braceexpand
 
 Kind = Literal["image", "parquet", "tar"]
 
@@ -17,7 +20,7 @@ IMAGE_SUFFIXES = (
     *(".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".tga", ".pcx", ".ico", ".qoi"),
 )
 _KINDS: dict[str, Kind] = dict.fromkeys(IMAGE_SUFFIXES, "image")
-_KINDS |= {".parquet": "parquet", ".tar": "tar", ".tgz": "tar", ".tar.gz": "tar"}
+_KINDS |= {".parquet": "parquet", **dict.fromkeys((".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz"), "tar")}
 
 _SPLIT_NAMES = {"train": "train", "training": "train", "test": "test"}
 _SPLIT_NAMES |= dict.fromkeys(("validation", "val", "valid", "dev"), "validation")
@@ -31,7 +34,7 @@ class SourceFile(NamedTuple):
     Attributes:
         path: where it is.
         name: its name within the source, with forward slashes; bytes that are not UTF-8 as backslash escapes.
-        stamp: size and modification time, so that a cache notices a changed file; "" for images, which have none.
+        stamp: see ``stamp``; "" for images, of which there may be millions.
     """
 
     path: str
@@ -52,32 +55,51 @@ def find_files(source: str | Path, split: str | None = None) -> tuple[Kind, list
         FileNotFoundError: nothing is there.
         ValueError: an empty folder, no image among the files, several kinds of file, or several splits and none named.
     """
-    named = list(_expand(str(source)))
-    if not named:
-        raise ValueError(f"the folder {str(source)!r} is empty")
     kinds: dict[Kind, list[SourceFile]] = {}
     others = []
-    for path, name in named:
+    for path, name in _expand(str(source)):
         kind = _kind(name)
         if kind is None:
             others.append(name)
-        elif kind != "image" and path != as_text(path):
-            raise ValueError(f"the path {as_text(path)!r} is not UTF-8: rename it")
         else:
-            kinds.setdefault(kind, []).append(SourceFile(path, as_text(name)))
+            kinds.setdefault(kind, []).append(SourceFile(path, name))
+    if not kinds and not others:
+        raise ValueError(f"the folder {str(source)!r} is empty")
     if not kinds:
         raise ValueError(f"no image, parquet file or tar shard among the {len(others)} files of {str(source)!r}")
     if len(kinds) > 1:
         found = ", ".join(f"{len(files)} {kind} files" for kind, files in kinds.items())
         raise ValueError(f"{str(source)!r} holds {found}: name one kind with a pattern such as '*.parquet'")
     if others:
-        shown = ", ".join(repr(name) for name in others[:3]) + (", ..." if len(others) > 3 else "")
-        _logger.warning("%s: left out %d files that are not images: %s", source, len(others), shown)
+        _logger.warning("%s: %s", source, left_out(others))
     ((kind, files),) = kinds.items()
     files = _of_split(source, kind, files, split)
-    if kind != "image":
-        files = [file._replace(stamp=_stamp(file.path)) for file in files]
-    return kind, files
+    names = map(UniqueKeys(), (as_text(file.name) for file in files))
+    if kind == "image":
+        return kind, [SourceFile(file.path, name) for file, name in zip(files, names, strict=True)]
+    for file in files:
+        if not os.path.isfile(file.path):
+            raise ValueError(f"{as_text(file.path)!r} is not a regular file")
+        if file.path != as_text(file.path):
+            raise ValueError(f"the path {as_text(file.path)!r} is not UTF-8: rename it")
+    return kind, [SourceFile(file.path, name, stamp(file.path)) for file, name in zip(files, names, strict=True)]
+
+
+def left_out(names: Sequence[str]) -> str:
+    """Count and name files that are no images, for a message; "" where there are none."""
+    shown = ", ".join(repr(as_text(name)) for name in names[:3]) + (", ..." if len(names) > 3 else "")
+    return f"left out {len(names)} files that are not images: {shown}" if names else ""
+
+
+class UniqueKeys:
+    """Makes keys unique: the second ``a.png`` becomes ``a.png#2``, which no image's name can be."""
+
+    def __init__(self) -> None:
+        self._seen: Counter[str] = Counter()
+
+    def __call__(self, key: str) -> str:
+        self._seen[key] += 1
+        return key if self._seen[key] == 1 else f"{key}#{self._seen[key]}"
 
 
 def may_be_on_hub(source: str | Path) -> bool:
@@ -85,6 +107,18 @@ def may_be_on_hub(source: str | Path) -> bool:
     text = str(source)
     is_name = isinstance(source, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", text) and text[0] != "."
     return bool(is_name) and not os.path.exists(text) and not os.path.exists(text.split("/")[0])
+
+
+def check_outside(source: str | Path | Sequence[str | Path], output: str | Path) -> None:
+    """Refuse to write where a source is read: the next reader would take the output for images.
+
+    Raises:
+        ValueError: the output is a source's folder, or lies in one that is searched with its subfolders.
+    """
+    for one in [source] if isinstance(source, (str, Path)) else source:
+        root = str(one).partition("**")[0] or "."
+        if os.path.isdir(root) and Path(output).resolve().is_relative_to(Path(root).resolve()):
+            raise ValueError(f"the output {output} lies in the source {one}: choose a folder outside of it")
 
 
 def distinct_names(sources: Sequence[str | Path]) -> list[str]:
@@ -112,56 +146,52 @@ def _expand(source: str) -> Iterator[tuple[str, str]]:
     if os.path.isdir(source):
         yield from _walk(source)
         return
-    if os.path.isfile(source):
+    if os.path.exists(source):
         yield source, os.path.basename(source)
         return
     if not any(mark in source for mark in "*?[{"):
         raise FileNotFoundError(f"no file or folder {source!r}")
-    paths = []
-    for pattern in _expand_braces(source):
-        matches = [path for path in glob.glob(pattern, recursive=True) if os.path.isfile(path)]
+    paths: set[str] = set()
+    for pattern in braceexpand(source, escape=False):
+        matches = [path for path in glob.glob(pattern, recursive=True) if not os.path.isdir(path)]
         if not matches:
             raise FileNotFoundError(f"no file matches {pattern!r}")
-        paths += matches
-    paths = sorted(set(paths))
-    root = os.path.dirname(paths[0]) if len(paths) == 1 else os.path.commonpath([os.path.dirname(p) for p in paths])
-    for path in paths:
+        paths.update(matches)
+    folders = {os.path.dirname(path) for path in paths}
+    root = os.path.commonpath(folders) if len(folders) > 1 else folders.pop()
+    for path in sorted(paths):
         yield path, Path(os.path.relpath(path, root or ".")).as_posix()
 
 
 def _walk(root: str) -> Iterator[tuple[str, str]]:
-    def fail(error: OSError) -> None:
-        raise error
-
-    found, visited = [], set()
-    for folder, subfolders, names in os.walk(root, onerror=fail, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in visited:  # a symbolic link back up
-            subfolders.clear()
+    """Path and name of every file below a folder; links to folders are followed, but not back up."""
+    found = []
+    folders: list[tuple[str, frozenset[tuple[int, int]]]] = [(root, frozenset())]
+    while folders:
+        folder, above = folders.pop()
+        status = os.stat(folder)
+        own = (status.st_dev, status.st_ino)
+        if own in above:
+            _logger.warning("left out %s, which leads back to a folder above it", as_text(folder))
             continue
-        visited.add(real)
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        found += [os.path.join(folder, name) for name in names if not name.startswith(".")]
-    named = [(path, Path(os.path.relpath(path, root)).as_posix()) for path in found]
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if _is_folder(entry):
+                    folders.append((entry.path, above | {own}))
+                else:
+                    found.append(entry.path)
+    start = len(os.path.join(root, ""))
+    named = [(path, path[start:].replace(os.sep, "/")) for path in found]
     yield from sorted(named, key=lambda pair: pair[1])
 
 
-def _expand_braces(pattern: str) -> list[str]:
-    """``a{1,2}`` -> a1, a2 and ``a{08..10}`` -> a08, a09, a10, as in a shell."""
-    match = re.search(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}", pattern)
-    if match is None:
-        return [pattern]
-    bounds = re.fullmatch(r"(\d+)\.\.(\d+)", match[1])
-    if bounds:
-        first, last = int(bounds[1]), int(bounds[2])
-        width = len(bounds[1]) if bounds[1].startswith("0") else 0
-        options = [f"{i:0{width}d}" for i in range(first, last + 1)]
-        if not options:
-            raise ValueError(f"the range {match[0]} in {pattern!r} is empty")
-    else:
-        options = match[1].split(",")
-    head, tail = pattern[: match.start()], pattern[match.end() :]
-    return [whole for option in options for whole in _expand_braces(head + option + tail)]
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _kind(name: str) -> Kind | None:
@@ -194,8 +224,12 @@ def _canonical(split: str) -> str:
     return _SPLIT_NAMES.get(split.lower(), split)
 
 
-def _stamp(path: str) -> str:
-    status = os.stat(path)
+def stamp(path: str | bytes) -> str:
+    """Size and modification time, by which a changed file is noticed; "" where there is no file."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return ""
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
