@@ -67,7 +67,7 @@ class HubDataset(Part):
 
     def reader(self, first: int, length: int, columns: tuple[str, ...]) -> Reader:
         columns = (self._image, *columns)
-        if not self.counted:
+        if self._shard is not None:
             return functools.partial(_stream, self._named, self._shard, self._prefix, columns)
         return functools.partial(_read, self._named, first, self.keys(first, length), columns)
 
