@@ -1,3 +1,4 @@
+import hashlib
 import json
 import math
 import os
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsqtok.io import atomic_write, image_paths, json_values, read_bytes, save_image, write_bytes
+from gsqtok.io import atomic_write, image_paths, json_values, read_bytes, save_image, sha256_of, write_bytes
 
 
 def test_names_become_png():
@@ -139,3 +140,9 @@ def test_json_values():
     values = {1: (1.5, math.nan), "a": {"b": [-math.inf, True, None, 2]}}
     assert json_values(values) == {"1": [1.5, None], "a": {"b": [None, True, None, 2]}}
     json.dumps(json_values(values), allow_nan=False)
+
+
+def test_equals_the_digest_of_the_whole(tmp_path):
+    for data in (b"", b"gsqtok", bytes(range(256)) * 9000):  # the last takes several blocks
+        (tmp_path / "file").write_bytes(data)
+        assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()

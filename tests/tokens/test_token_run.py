@@ -231,7 +231,7 @@ IMAGES = st.one_of(
 NAMES = st.sampled_from(["a", "b", "a/b", "ü猫", "x y", "a#2", "c"])
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     images=st.lists(st.tuples(NAMES, IMAGES), min_size=1, max_size=9),
     kind=st.sampled_from(["folder", "tar", "tgz", "parquet"]),

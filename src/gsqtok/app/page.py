@@ -135,19 +135,16 @@ def _gallery(columns: int, name: str) -> gr.Gallery:
     )
 
 
-class _Upload(gr.File):
-    """A field for one file, handed on as bytes: Gradio opens nothing itself but what was uploaded to it."""
-
-    def get_block_name(self) -> str:
-        """The component that the browser draws."""
-        return "file"
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: str | None) -> str | None:
-        """Take a path, which Gradio has checked by now, and no address, which it would fetch."""
-        if url_or_file_path is not None and "://" in url_or_file_path:
-            raise gr.Error("Addresses are not fetched: upload the file.", print_exception=False)
-        return url_or_file_path
-
-
 def _upload(label: str, name: str) -> gr.File:
-    return _Upload(label=label, type="binary", file_types=["image"], height=170, elem_id=name)
+    """A field for one file, handed on as bytes: Gradio opens nothing itself but what was uploaded to it."""
+    field = gr.File(label=label, type="binary", file_types=["image"], height=170, elem_id=name)
+
+    async def uploaded_only(path: str | None) -> str | None:
+        """Gradio has checked a path by now, but would fetch an address."""
+        if path is not None and "://" in path:
+            raise gr.Error("Addresses are not fetched: upload the file.", print_exception=False)
+        return path
+
+    # on the field itself: for a subclass Gradio would write a stub file into this package
+    field.async_move_resource_to_block_cache = uploaded_only
+    return field

@@ -27,8 +27,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 # Help of the parameters that mean the same in every command; a command's docstring may say more.
 SHARED = {
-    "model": "a tokenizer's folder, a training run's folder, an official GSQ checkpoint.pt or a hub name "
-    "(default: the tokenizer inside the package)",
+    "model": "a tokenizer's folder, a training run's folder, a checkpoint of another project (FAMILY:FILE names its "
+    "family, see docs/published.md) or a hub name (default: the tokenizer inside the package)",
     "source": "a folder of images (with its subfolders), an image, parquet files, tar shards, a quoted glob, or a hub "
     "name",
     "split": "split of the source, where it has several",
@@ -75,6 +75,15 @@ def load_model(model: str | None, device: str | None) -> ImageTokenizer:
 
     where = resolve_device(device)
     return ImageTokenizer.from_pretrained(model).to(where)
+
+
+def describe_tokens(tokenizer: ImageTokenizer) -> str:
+    """How many tokens there are and where, in a few words."""
+    quantizer = tokenizer.quantizer
+    if tokenizer.layout == "sequence":
+        size = tokenizer.size
+        return f"{tokenizer.length} tokens of {quantizer.codebook_size:,} codewords for {size} x {size} pixels"
+    return f"f{tokenizer.factor}, {quantizer.tokens_per_position} x {quantizer.codebook_size:,} codewords a position"
 
 
 def make_transform(size: int | None, crop: str) -> ImageTransform:

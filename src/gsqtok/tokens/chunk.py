@@ -109,7 +109,7 @@ class Decode:
 
     Attributes:
         crops: what to make of an image.
-        factor: the tokenizer's down-sampling factor.
+        factor: the tokenizer's down-sampling factor; 1 pads nothing.
         max_pixels: larger images are skipped before they are decoded; None: see ``decode_image``.
     """
 

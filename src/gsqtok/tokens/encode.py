@@ -120,7 +120,7 @@ class Encode:
         layout = torch.channels_last if crops.is_cuda else torch.contiguous_format
         images = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(127.5).sub_(1)
         count = len(images)
-        if count == 1 and images.shape[2:].numel() == self.tokenizer.factor**2:
+        if count == 1 and self.tokenizer.grid(*images.shape[2:]) == (1, 1):
             images = images.repeat(2, 1, 1, 1)  # torch refuses to normalise a single value, alone in its batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             return self.tokenizer.encode(images, self.tile, check=False)[:count]

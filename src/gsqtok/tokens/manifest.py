@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import hashlib
 import io
@@ -118,7 +117,7 @@ def header(tokenizer: ImageTokenizer, transform: dict[str, Any]) -> dict[str, An
         "format": FORMAT,
         "version": gsqtok.__version__,
         "tokenizer": tokenizer.fingerprint(),
-        "config": json.loads(json.dumps(dataclasses.asdict(tokenizer.config))),
+        "config": json.loads(json.dumps(tokenizer.config.to_dict())),
         "factor": tokenizer.factor,
         "groups": tokenizer.quantizer.tokens_per_position,
         "codebook_size": tokenizer.quantizer.codebook_size,

@@ -199,7 +199,7 @@ class _Encoder:
     ) -> Iterator[Chunk]:
         """Encode tasks, in batches of the size asked for or planned."""
         options = self._options
-        decode = Decode(options.crops, self._tokenizer.factor, options.max_pixels)
+        decode = Decode(options.crops, self._tokenizer.factor or 1, options.max_pixels)
         batch_size = options.batch_size or planned
         if options.engine == "local":
             here = self._here or self._make(self._tokenizer, batch_size=batch_size)

@@ -140,12 +140,12 @@ def error_of(path):
         ({"encoder_layer_configs": (10**9, 1, 1)}, "asks for 1000000002 blocks"),
         ({"hidden_channels": 10**12}, "hidden|overflow|size"),
         ({"hidden_channels": 48}, "multiple of 32"),
-        ({"hidden_channels": 64}, r"encoder.conv_in.weight of shape \(64, 3, 3, 3\), it has \(32, 3, 3, 3\)"),
+        ({"hidden_channels": 64}, r"encoder.conv_in.weight has shape \(32, 3, 3, 3\), expected \(64, 3, 3, 3\)"),
         ({"channel_multipliers": None}, "does not describe a tokenizer"),
         ({"embedding_dim": "four"}, "does not describe a tokenizer"),
-        ({"encoder_layer_configs": (1, 1, 2)}, "lacks weights that its config asks for: encoder.blocks.5.net.0.weight"),
-        ({"encoder_layer_configs": (1, 1, 0)}, "no place for: encoder.blocks.4.net.0.weight, .* and 5 more"),
-        ({"use_adaptive_norm": True}, "lacks weights"),
+        ({"encoder_layer_configs": (1, 1, 2)}, "it lacks encoder.blocks.5.net.0.weight"),
+        ({"encoder_layer_configs": (1, 1, 0)}, "it has encoder.blocks.4.net.0.weight, .* and 3 more, too"),
+        ({"use_adaptive_norm": True}, r"it lacks decoder.blocks.1.gamma.weight, .*; it has decoder"),
     ],
 )
 def test_configurations_that_do_not_fit(changes, message, tmp_path):
@@ -172,24 +172,28 @@ def test_missing_and_surplus_keys(tmp_path):
     config = official.arguments()
     state = official.random_state(config)
     official.write(tmp_path / "a.pt", config, {k: v for k, v in state.items() if k != "encoder.fianl_layers.0.bias"})
-    assert "lacks weights that its config asks for: encoder.fianl_layers.0.bias" in error_of(tmp_path / "a.pt")
+    assert "it lacks encoder.fianl_layers.0.bias" in error_of(tmp_path / "a.pt")
     official.write(tmp_path / "b.pt", config, state | {"discriminator.conv.weight": torch.zeros(1)})
-    assert "no place for: discriminator.conv.weight" in error_of(tmp_path / "b.pt")
+    assert "it has discriminator.conv.weight, too" in error_of(tmp_path / "b.pt")
     official.write(tmp_path / "c.pt", config, {k: v for k, v in state.items() if "codebook" not in k})
-    assert "lacks a codebook" in error_of(tmp_path / "c.pt")
+    assert "lacks the weight quantizers.codebook.weight" in error_of(tmp_path / "c.pt")
+
+
+WEIGHTS = {"model_state_dict": {"a": torch.zeros(1)}}
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ({"state_dict": {}, "epoch": 3}, "it holds state_dict, epoch"),
-        ({}, "it holds nothing"),
-        (torch.zeros(3), "it holds a Tensor"),
-        ({"model_state_dict": [1], "config": b"x"}, "no mapping of names to tensors"),
-        ({"model_state_dict": {}, "config": {"hidden_channels": 32}}, "must be a pickle in bytes, got dict"),
-        ({"model_state_dict": {}, "config": b"hello"}, "its config was refused: broken pickle"),
-        ({"model_state_dict": {}, "config": pickle.dumps([1])[:-1]}, "its config was refused: broken pickle"),
-        ({"model_state_dict": {}, "config": pickle.dumps([1, 2])}, "its config is a list"),
+        ({"state_dict": {}, "epoch": 3}, "holds no weights, but state_dict, epoch"),
+        ({}, "holds no weights, but nothing"),
+        (torch.zeros(3), "holds no weights, but a Tensor"),
+        ({"state_dict": {"a": torch.zeros(1)}}, "no family that is known (bitdance, bsq_vit, diffusers, "),
+        ({"model_state_dict": [1], "config": b"x"}, "holds no weights, but model_state_dict, config"),
+        (WEIGHTS | {"config": {"hidden_channels": 32}}, "must be a pickle in bytes, got dict"),
+        (WEIGHTS | {"config": b"hello"}, "its config was refused: broken pickle"),
+        (WEIGHTS | {"config": pickle.dumps([1])[:-1]}, "its config was refused: broken pickle"),
+        (WEIGHTS | {"config": pickle.dumps([1, 2])}, "its config is a list"),
     ],
 )
 def test_files_of_other_projects(content, message, tmp_path):
@@ -247,7 +251,7 @@ def test_convert_writes_an_ordinary_tokenizer(tmp_path, capsys):
 def test_convert_says_what_is_wrong(tmp_path, capsys):
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
     assert main(["convert", str(tmp_path / "other.pt"), "-o", str(tmp_path / "new")]) == 1
-    assert "no official GSQ checkpoint" in capsys.readouterr().err
-    assert not (tmp_path / "new").exists()
+    assert "holds no weights" in capsys.readouterr().err
+    assert not any((tmp_path / "new").iterdir())
     assert main(["convert", str(tmp_path / "absent.pt"), "-o", str(tmp_path / "new")]) == 1
     assert "no such" in capsys.readouterr().err
