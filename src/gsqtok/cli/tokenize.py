@@ -26,7 +26,7 @@ def tokenize(
     resample: Literal["bicubic", "lanczos"] = "bicubic",
     fast_resize: bool = False,
     max_pixels: int | None = None,
-    carry: list[str] = ["label", "caption"],  # noqa: B006 (only read)
+    columns: list[str] = ["label", "caption"],  # noqa: B006 (only read)
     shard_size: int = 8192,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -57,7 +57,7 @@ def tokenize(
         resample: filter for resizing
         fast_resize: resize with torch instead of Pillow; pixels differ by at most 2 of 255
         max_pixels: skip larger images (default: above 89 million pixels)
-        carry: extra columns of the source that go into the shards
+        columns: extra columns of the source that go into the shards, where it has them
         shard_size: images in a shard, at most
         batch_size: images that are encoded together (default: found by trying)
         workers: processes that decode images (default: one for each processor)
@@ -87,7 +87,7 @@ def tokenize(
     options = run.RunOptions(
         crops=Crops(size or None, crop or ("center" if size else "none"), resize, flip, resample, fast_resize),
         split=split,
-        columns=tuple(carry),
+        columns=tuple(columns),
         shard_size=shard_size,
         batch_size=batch_size,
         workers=workers,

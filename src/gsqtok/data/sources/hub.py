@@ -46,7 +46,8 @@ class HubDataset(Part):
     def __init__(self, named: _Named, dataset: Any, prefix: str, shard: int | None = None) -> None:
         self._named, self._prefix, self._shard = named, prefix, shard
         self._image, self.columns = image_and_extra_columns(dataset.features.arrow_schema, named[0])
-        self._description = f"{named}\0{prefix}\0{dataset.features}\0{getattr(dataset, 'num_rows', None)}"
+        about = (named, prefix, dataset.features, getattr(dataset, "num_rows", None), dataset.info.download_checksums)
+        self._description = "\0".join(map(str, about))
         self.counted = self.by_number = shard is None
 
     def stamp(self) -> str:
