@@ -10,7 +10,8 @@ from gsqtok.cli.options import check_output_folder, console, load_model
 if TYPE_CHECKING:
     from gsqtok.tokens.run import RunResult
 
-_TELLING = 30  # seconds after which the time spent waiting says something; before, processes are being started
+# Seconds and images after which the time spent waiting says something; before, it is spent on starting processes.
+_TELLING_SECONDS, _TELLING_IMAGES = 30, 1000
 
 
 def tokenize(
@@ -125,7 +126,8 @@ def _summary(result: RunResult, output: str) -> list[str]:
             f"{rate(metrics['images_per_second'])} images/s, {rate(metrics['bytes_per_second'] / 1e6)} MB/s read; "
             f"decoding {rate(metrics['decoded_per_core_second'])} images/s a core, {result.workers or 1} at work"
         )
-        if metrics["waiting"] > 0.15 and result.workers and metrics["seconds"] > _TELLING:
+        telling = metrics["seconds"] > _TELLING_SECONDS and metrics["images"] >= _TELLING_IMAGES
+        if telling and result.workers and metrics["waiting"] > 0.15:
             lines.append(f"the model waited for images {metrics['waiting']:.0%} of the time: decoding is the limit")
     if result.manifest is None:
         return [*lines, "this process has done its share; others are still at work"]
