@@ -22,7 +22,7 @@ class DataConfig:
         max_resize: before the random crop the short side becomes a random length from size to max_resize, at most its
             own; null resizes it to size.
         flip: mirror half of the images.
-        streaming: read while training instead of preparing the whole source first.
+        streaming: read files in their order, shuffled in a buffer, instead of converting parquet and tar first.
         workers: processes that decode images, for each rank.
     """
 
