@@ -1,4 +1,4 @@
-# make demo: install, then tokenize the pictures that come with the package.
+# make demo: install, then tokenize the images that come with the package.
 # make test: install what the tests need, then lint and all tests.
 PYTHON ?= python3
 VENV := .venv
@@ -19,6 +19,7 @@ test-fast: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .

@@ -16,7 +16,7 @@ Each way has a process of its own, and they take turns: a round runs every way o
 threads of a process, the least of all rounds, so that other programs disturb little; a way that takes 4 times as long
 as `plain` runs in the first round only. Setting up includes loading, compiling or exporting, and a first run. Memory is
 the peak resident memory of the runs after that, beyond the process with the tokenizer loaded. Tokens, reconstructions
-and pictures (of the truth's tokens) are compared with `plain`.
+and images (of the truth's tokens) are compared with `plain`.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from tiled import mosaic
 from torch import Tensor, nn
 
 from gsqtok import ImageTokenizer
+from gsqtok.acceleration import cpu
 from gsqtok.evaluation.environment import environment
-from gsqtok.networks import cpu
 
 WAYS = ("plain", "layout", "default", "optimized", "compiled", "onnx", "autocast", "autocast+", "bf16", "bf16+")
 SLOW = 4  # times plain's time
 Call = Callable[[Tensor], Tensor]
 
 
-def pictures(batch: int, size: int) -> Tensor:
+def random_images(batch: int, size: int) -> Tensor:
     """(batch, 3, size, size) in [-1, 1], at most 16 of them."""
     rows = mosaic(4 * size)[0].unfold(1, size, size).unfold(2, size, size)
     return rows.permute(1, 2, 0, 3, 4).flatten(0, 1)[:batch].contiguous()
@@ -80,7 +80,7 @@ def prepare(model: str, way: str, threads: int) -> tuple[Call, Call]:
 def exported(tokenizer: ImageTokenizer, threads: int) -> tuple[Call, Call]:
     import onnxruntime
 
-    from gsqtok.interop.export import export
+    from gsqtok.export.export import export
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
@@ -109,7 +109,7 @@ def forget_peak() -> None:
 def serve(pipe: Connection, model: str, way: str, threads: int, batch: int, size: int) -> None:
     """One way in a process of its own: answers with seconds and memory; to the truth's tokens with results, too."""
     torch.set_num_threads(threads)
-    images = pictures(batch, size)
+    images = random_images(batch, size)
     start = time.perf_counter()
     ImageTokenizer.from_pretrained(model or None)
     before = resident("VmRSS")
@@ -126,8 +126,8 @@ def serve(pipe: Connection, model: str, way: str, threads: int, batch: int, size
         pipe.send((middle - begin, end - middle, resident("VmHWM") - before))
         if isinstance(command, np.ndarray):  # not tensors, which would be sent as shared memory
             truth = torch.from_numpy(command)
-            picture = decode(truth) if truth.numel() else own
-            pipe.send([x.contiguous().numpy() for x in (tokens, own.float(), picture.float())])
+            image = decode(truth) if truth.numel() else own
+            pipe.send([x.contiguous().numpy() for x in (tokens, own.float(), image.float())])
 
 
 def measure(args: argparse.Namespace, batch: int) -> None:
@@ -159,21 +159,21 @@ def measure(args: argparse.Namespace, batch: int) -> None:
                     results = pipes[way].recv()
                     first[way] = [torch.from_numpy(value) for value in results]
                     truth = first["plain"][0].numpy()
-    images = pictures(batch, args.size)
+    images = random_images(batch, args.size)
 
     def psnr(reconstruction: Tensor) -> float:
         return float((10 * torch.log10(4 / (reconstruction - images).square().mean((1, 2, 3)))).mean())
 
     print(f"\n{args.size} x {args.size} px, batch {batch}")
-    print("way         encode, img/s  decode, img/s  peak, MiB  set up, s  equal tokens  PSNR, dB  pictures within")
+    print("way         encode, img/s  decode, img/s  peak, MiB  set up, s  equal tokens  PSNR, dB  images within")
     tokens, reconstruction, _ = first["plain"]
     for way in args.ways:
-        found, own, picture = first[way]
+        found, own, image = first[way]
         encode, decode = (batch / seconds for seconds in best[way])
         equal = float((found == tokens).double().mean())
         print(
             f"{way:<10} {encode:>14.2f} {decode:>14.2f} {memory[way]:>10,.0f} {setup[way]:>10.0f} {equal:>13.3%} "
-            f"{psnr(own) - psnr(reconstruction):>+9.4f} {float((picture - reconstruction).abs().max()):>16.1e}",
+            f"{psnr(own) - psnr(reconstruction):>+9.4f} {float((image - reconstruction).abs().max()):>16.1e}",
             flush=True,
         )
 

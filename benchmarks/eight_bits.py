@@ -1,16 +1,16 @@
-"""What eight bits in the convolutions do to tokens and pictures.
+"""What eight bits in the convolutions do to tokens and images.
 
     python benchmarks/eight_bits.py tiny-imagenet-64/validation-*.parquet --size 64     # on any device
     python benchmarks/eight_bits.py --toy                                               # whether this script works
 
-The tokenizer inside the package on its demo pictures and on those of a source, against float32. Weights of a
+The tokenizer inside the package on its demo images and on those of a source, against float32. Weights of a
 convolution are rounded with a scale for each output channel, its input with one scale for the tensor, from the range of
-this input (dynamic) or of other pictures (calibrated: the source's last ones, which are not measured). float8 is e4m3,
+this input (dynamic) or of other images (calibrated: the source's last ones, which are not measured). float8 is e4m3,
 through torch's own cast; int8 is symmetric for weights and has a zero point for inputs. Products are summed in float32
 and results rounded to bfloat16; statistics of norms and the quantizer are float32. bfloat16 itself
 (`ImageTokenizer.optimize`) is beside it in the same rounding.
 ``all``: every convolution; ``inner``: all but the first and the last of each network, which are in bfloat16.
-A way is kept if pictures that went through both networks lose no more than 0.05 dB on each set.
+A way is kept if images that went through both networks lose no more than 0.05 dB on each set.
 
 What a GPU could gain is in `benchmarks/eight_bits_speed.py`, what a CPU does in `benchmarks/eight_bits_onnx.py`.
 """
@@ -32,9 +32,9 @@ from torch import Tensor, nn
 
 import gsqtok
 from gsqtok import ImageTokenizer
+from gsqtok.acceleration import cpu, fused
 from gsqtok.data import ImageTransform, eval_loader, open_source
 from gsqtok.evaluation.environment import environment
-from gsqtok.networks import cpu, fused
 
 Kind = Literal["float8", "int8", "bfloat16"]
 FLOAT8 = torch.float8_e4m3fn
@@ -169,11 +169,11 @@ def psnr(found: Tensor, images: Tensor) -> Tensor:
 
 @torch.no_grad()
 def quality(tokenizer: ImageTokenizer, name: str, images: Tensor, limits: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every way as encoder alone, decoder alone and both, against float32 on the same pictures."""
+    """Every way as encoder alone, decoder alone and both, against float32 on the same images."""
     truth = encode(tokenizer, images)
     plain = psnr(decode(tokenizer, truth), images)
     print(
-        f"\n{name}: {len(images)} pictures of {images.shape[3]} px, {tokenizer.bits_per_pixel:.2f} bits/px, "
+        f"\n{name}: {len(images)} images of {images.shape[3]} px, {tokenizer.bits_per_pixel:.2f} bits/px, "
         f"{truth.numel():,} tokens; float32 {float(plain.mean()):.3f} dB\n"
         f"{'':26}{'equal tokens':>13}{'encoder':>10}{'decoder':>10}{'both, dB':>10}{'worst':>10}",
         flush=True,
@@ -191,7 +191,7 @@ def quality(tokenizer: ImageTokenizer, name: str, images: Tensor, limits: dict[s
             "both": psnr(decode(changed, tokens), images) - plain,
         }
         row = {
-            "part": "quality", "pictures": name, "count": len(images), "size": images.shape[3], "way": way,
+            "part": "quality", "images": name, "count": len(images), "size": images.shape[3], "way": way,
             "bits_per_pixel": tokenizer.bits_per_pixel, "psnr_float32": float(plain.mean()),
             "equal": float((tokens == truth).double().mean()), "worst": float(differences["both"].min()),
             **{part: float(difference.mean()) for part, difference in differences.items()},
@@ -206,15 +206,16 @@ def quality(tokenizer: ImageTokenizer, name: str, images: Tensor, limits: dict[s
     return rows
 
 
-def pictures(source: str | Path | list[str], size: int, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """The source's first pictures and its last, (B, 3, size, size) in [-1, 1]."""
+def source_images(source: str | Path | list[str], size: int, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """The source's first images and its last, (B, 3, size, size) in [-1, 1]."""
     dataset = open_source(source)
     if first + last > len(dataset):
         raise ValueError(
-            f"{first} pictures and {last} others to calibrate with are more than the {len(dataset)} there are"
+            f"{first} images and {last} others to calibrate with are more than the {len(dataset)} there are"
         )
-    places = [*range(first), *range(len(dataset) - last, len(dataset))]
-    batches = eval_loader(dataset.select(places), ImageTransform(size), batch_size=64)
+    keys = dataset.all_keys()
+    chosen = {*keys[:first], *keys[len(keys) - last :]}
+    batches = eval_loader(dataset, ImageTransform(size), batch_size=64, keys=chosen)
     images = torch.cat([batch["image"] for batch in batches])
     return images[:first], images[first:]
 
@@ -228,18 +229,18 @@ def prepared(device: torch.device) -> ImageTokenizer:
 
 
 def demo(size: int) -> Tensor:
-    return pictures(Path(gsqtok.__file__).parent / "demo_pictures", size, 5, 0)[0]
+    return source_images(Path(gsqtok.__file__).parent / "demo_images", size, 5, 0)[0]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", nargs="*", help="pictures (files, a folder); none: the demo pictures alone")
+    parser.add_argument("source", nargs="*", help="images (files, a folder); none: the demo images alone")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--size", type=int, default=64, help="of the source's pictures")
-    parser.add_argument("--count", type=int, default=256, help="of the source's pictures")
-    parser.add_argument("--calibration", type=int, default=64, help="pictures that ranges are taken from")
-    parser.add_argument("--toy", action="store_true", help="small pictures")
+    parser.add_argument("--size", type=int, default=64, help="of the source's images")
+    parser.add_argument("--count", type=int, default=256, help="of the source's images")
+    parser.add_argument("--calibration", type=int, default=64, help="images that ranges are taken from")
+    parser.add_argument("--toy", action="store_true", help="small images")
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -251,7 +252,7 @@ def main() -> None:
     sets = {"demo": demo(64 if args.toy else 256)}
     calibration = sets["demo"]
     if args.source:
-        first, calibration = pictures(args.source, args.size, args.count, args.calibration)
+        first, calibration = source_images(args.source, args.size, args.count, args.calibration)
         sets = {"source": first} | sets
     with torch.no_grad():
         limits = ranges(tokenizer, calibration.to(device))

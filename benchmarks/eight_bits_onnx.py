@@ -1,12 +1,12 @@
 """Eight bits on a CPU: the exported decoder, quantized by onnxruntime's own tools: speed and PSNR.
 
-    python benchmarks/eight_bits_onnx.py imagenet-256/train-*.parquet    # pictures to calibrate with
+    python benchmarks/eight_bits_onnx.py imagenet-256/train-*.parquet    # images to calibrate with
     python benchmarks/eight_bits_onnx.py --toy                           # whether this script works
 
 Convolutions of the tokenizer inside the package are quantized, weights for each output channel. ``dynamic`` takes the
-range of each input as it comes, ``static`` those of the source's pictures; processors without VNNI overflow where both
+range of each input as it comes, ``static`` those of the source's images; processors without VNNI overflow where both
 factors have eight bits, hence the static one with 7-bit weights; ``inner`` leaves the first and the last convolution in
-float32. Measured is decoding the demo pictures one at a time: processor time, the best of all.
+float32. Measured is decoding the demo images one at a time: processor time, the best of all.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ from typing import Any
 import onnx
 import onnxruntime
 import torch
-from eight_bits import demo, encode, pictures, prepared, psnr
+from eight_bits import demo, encode, images, prepared, psnr
 from onnxruntime.quantization import QuantType, quantize_dynamic, quantize_static
 from onnxruntime.quantization.shape_inference import quant_pre_process
 from torch import Tensor
 
 from gsqtok import ImageTokenizer
 from gsqtok.evaluation.environment import environment
-from gsqtok.interop.export import export
+from gsqtok.export.export import export
 
 
 class Calibration:
-    """Tokens for onnxruntime's calibration, a picture at a time."""
+    """Tokens for onnxruntime's calibration, an image at a time."""
 
     def __init__(self, tokens: Tensor) -> None:
         self.rows = iter(tokens.cpu().numpy())
@@ -89,10 +89,10 @@ def measure(args: argparse.Namespace, tokenizer: ImageTokenizer, calibration: Te
                 found, best = [], math.inf
                 for number in range(args.rounds * len(tokens)):
                     start = time.process_time()
-                    (picture,) = session.run(["images"], {"tokens": tokens[number % len(tokens), None].cpu().numpy()})
+                    (image,) = session.run(["images"], {"tokens": tokens[number % len(tokens), None].cpu().numpy()})
                     best = min(best, time.process_time() - start)
                     if number < len(tokens):
-                        found.append(torch.from_numpy(picture)[0])
+                        found.append(torch.from_numpy(image)[0])
             except Exception as error:  # whatever this version lacks
                 print(f"{way:26} {' '.join(str(error).split())[:150]}", flush=True)
                 continue
@@ -108,12 +108,12 @@ def measure(args: argparse.Namespace, tokenizer: ImageTokenizer, calibration: Te
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", nargs="*", help="pictures to calibrate with; none: the demo pictures")
+    parser.add_argument("source", nargs="*", help="images to calibrate with; none: the demo images")
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--calibration", type=int, default=8, help="pictures that ranges are taken from")
+    parser.add_argument("--calibration", type=int, default=8, help="images that ranges are taken from")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--toy", action="store_true", help="small pictures")
+    parser.add_argument("--toy", action="store_true", help="small images")
     parser.add_argument("--json", help="also write the rows to this file")
     args = parser.parse_args()
     if args.toy:
@@ -123,7 +123,7 @@ def main() -> None:
     record = environment(device) | {"command": " ".join(sys.argv), "onnxruntime": onnxruntime.__version__}
     print(f"{record['device']}, torch {torch.__version__}, onnxruntime {onnxruntime.__version__}")
     tokenizer = prepared(device)
-    calibration = pictures(args.source, args.size, args.calibration, 0)[0] if args.source else demo(args.size)
+    calibration = images(args.source, args.size, args.calibration, 0)[0] if args.source else demo(args.size)
     with torch.no_grad():
         rows = measure(args, tokenizer, calibration)
     if args.json:

@@ -12,8 +12,8 @@ float8         likewise, with the tensor cores' fast accumulation: what a kernel
 float8 exact   without the fast accumulation
 float8 rows    with a scale for each row and each filter in place of two
 int8           to int32
-+gather        float8 with gathering the neighbours of a picture that is in float8 already
-+round         the same from a bfloat16 picture with a known scale: all that torch offers today
++gather        float8 with gathering the neighbours of an image that is in float8 already
++round         the same from a bfloat16 image with a known scale: all that torch offers today
 The last lines sum this up over each network, and set it beside the time of the network as it runs today (`optimize`,
 from CUDA graphs): what would be left of it with float8 in these convolutions and all else as it is.
 
@@ -70,7 +70,7 @@ def contenders(shape: Shape, batch: int, device: str) -> dict[str, Callable[[], 
     channels, filters, side = shape
     x = torch.randn(batch, side, side, channels, device=device, dtype=torch.bfloat16)
     weight = torch.randn(filters, 3, 3, channels, device=device, dtype=torch.bfloat16) / math.sqrt(9 * channels)
-    picture, kernel = x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2)  # channels innermost
+    image, kernel = x.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2)  # channels innermost
     flat = weight.flatten(1)
     scale = 448 / x.abs().amax().float()
     weight_scale = 448 / weight.abs().amax().float()
@@ -93,7 +93,7 @@ def contenders(shape: Shape, batch: int, device: str) -> dict[str, Callable[[], 
         )
 
     return {
-        "cudnn": lambda: F.conv2d(picture, kernel, padding=1),
+        "cudnn": lambda: F.conv2d(image, kernel, padding=1),
         "bf16": lambda: rows @ flat.t(),
         "float8": lambda: product(rows8),
         "float8 exact": lambda: product(rows8, fast=False),
@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--toy", action="store_true", help="tiny networks and pictures")
+    parser.add_argument("--toy", action="store_true", help="tiny networks and images")
     parser.add_argument("--json", help="also write the figures to this file")
     args = parser.parse_args()
     if args.toy:

@@ -21,11 +21,11 @@ TFLOP/s counts what the published formula computes, whatever a way saves of it. 
 large bfloat16 matrix product in the same run. Times are medians; memory is the peak, weights and all.
 
 `--sweep` sets the published way beside `graphs` at 256 px with batches of 1 to 128, and at 128 to 1,024 px with as many
-pixels as 32 pictures of 256 px have. Task `gan` is `train+perceptual` and a discriminator's step, each way with the
+pixels as 32 images of 256 px have. Task `gan` is `train+perceptual` and a discriminator's step, each way with the
 same discriminator: PatchGAN, or heads on a frozen network, DINOv2 (the paper's) or EfficientNet-Lite, of random
 weights. It runs eagerly, but for the frozen network in the ways from graphs. What it computes is not in TFLOP/s.
 
-The last table says what a way of running does to tokens: the tokenizer inside the package on its demo pictures, against
+The last table says what a way of running does to tokens: the tokenizer inside the package on its demo images, against
 float32: the share of equal tokens, and PSNR of the reconstruction.
 """
 
@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsqtok import ImageTokenizer
-from gsqtok.networks import fused
+from gsqtok.acceleration import fused
 from gsqtok.tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -108,8 +108,8 @@ def model_for(args: argparse.Namespace, way: str, factor: int) -> ImageTokenizer
     return (args.originals if way == "original" else args.models)[factor]
 
 
-def pictures(batch: int, size: int, device: str) -> Tensor:
-    """Smooth random pictures."""
+def random_images(batch: int, size: int, device: str) -> Tensor:
+    """Smooth random images."""
     return F.interpolate(torch.rand(batch, 3, 16, 16, device=device) * 2 - 1, (size, size), mode="bilinear")
 
 
@@ -181,7 +181,7 @@ def inference(tokenizer: ImageTokenizer, way: str, device: str) -> tuple[ImageTo
 
 
 def run_inference(args: argparse.Namespace, factor: int, size: int, batch: int, way: str) -> Iterator[dict[str, Any]]:
-    images = pictures(batch, size, args.device)
+    images = random_images(batch, size, args.device)
     tokenizer, stack = inference(model_for(args, way, factor), way, args.device)
     with stack:
         weight = tokenizer.encoder.conv_in.weight
@@ -239,7 +239,7 @@ class PerceptualLike(nn.Module):
 
 
 def opponent(name: str) -> DiscriminatorObjective:
-    from gsqtok.backbones import random_backbone
+    from gsqtok.networks.backbone import random_backbone
     from gsqtok.training.adversarial import DiscriminatorObjective
     from gsqtok.training.config import AdversarialConfig
 
@@ -311,7 +311,7 @@ def training(
 
 
 def run_training(args: argparse.Namespace, factor: int, size: int, batch: int, way: str, task: str):
-    images = pictures(batch, size, args.device)
+    images = random_images(batch, size, args.device)
     perceptual = task != "train"
     network = PerceptualLike().to(args.device) if perceptual else None
     adversary = opponent(task.removeprefix("gan ")).to(args.device).train() if task.startswith("gan ") else None
@@ -325,7 +325,7 @@ def run_training(args: argparse.Namespace, factor: int, size: int, batch: int, w
     latent = (batch, tokenizer.config.latent_dim, size // factor, size // factor)
     count = 3 * (flops(tokenizer.encoder, images.shape) + flops(tokenizer.decoder, latent))
     if perceptual:
-        count += 3 * flops(PerceptualLike(), images.shape)  # twice forward, once backward to the pictures
+        count += 3 * flops(PerceptualLike(), images.shape)  # twice forward, once backward to the images
     return row(args, task, factor, size, batch, way, seconds, count)
 
 
@@ -340,7 +340,7 @@ def run_agreement(args: argparse.Namespace, ways: list[str]) -> Iterator[dict[st
 
     import gsqtok
 
-    folder = Path(gsqtok.__file__).parent / "demo_pictures"
+    folder = Path(gsqtok.__file__).parent / "demo_images"
     size = 64 if args.toy else 256
     images = torch.stack(
         [
@@ -388,7 +388,7 @@ def stages(x: Tensor) -> dict[str, tuple[int, Callable[[], Any]]]:
 
 
 def run_kernels() -> None:
-    from gsqtok.networks import fused_triton
+    from gsqtok.acceleration import fused_triton
 
     rate = copy_rate("cuda")
     print(f"copy: {rate / 1e12:.2f} TB/s\nshape, elements a tile, of sums, warps: share of the copy's bytes a second")
@@ -413,7 +413,7 @@ def run_profile(args: argparse.Namespace, factor: int, size: int, batch: int) ->
     cuda = args.device == "cuda"
     activities = [ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]
     sort = "self_device_time_total" if cuda else "self_cpu_time_total"
-    images = pictures(batch, size, args.device)
+    images = random_images(batch, size, args.device)
 
     def show(title: str, run: Callable[[], Any]) -> None:
         for _ in range(3):
@@ -495,7 +495,7 @@ def main() -> None:
     p.add_argument("--discriminators", nargs="+", default=list(OPPONENTS), choices=list(OPPONENTS), help="of task gan")
     p.add_argument("--sweep", action="store_true", help="encode and decode over batches and sizes instead")
     p.add_argument("--quick", action="store_true", help="f8, batch 32, nothing compiled")
-    p.add_argument("--toy", action="store_true", help="tiny networks and pictures")
+    p.add_argument("--toy", action="store_true", help="tiny networks and images")
     p.add_argument("--profile", action="store_true", help="time by kernel instead")
     p.add_argument("--kernels", action="store_true", help="the fused kernels alone instead")
     p.add_argument("--cudnn-benchmark", action="store_true", help="let cuDNN time its algorithms")

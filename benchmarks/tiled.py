@@ -1,10 +1,10 @@
-"""A large picture with and without tiles: peak memory, processor time, PSNR, and how many tokens are equal.
+"""A large image with and without tiles: peak memory, processor time, PSNR, and how many tokens are equal.
 
     python benchmarks/tiled.py                        # 2048 x 2048, tiles of 256, the tokenizer inside the package
     python benchmarks/tiled.py runs/mine --size 1024 --tile 512 --threads 8
 
 Each way runs on the CPU, in a process of its own. Its memory is the peak resident memory of that process beyond what it
-held with the tokenizer and the picture loaded; time is user time, over all threads. The picture is a mosaic of the
+held with the tokenizer and the image loaded; time is user time, over all threads. The image is a mosaic of the
 package's own, so that tokens are those of real content.
 """
 
@@ -28,17 +28,17 @@ def used() -> tuple[float, float]:
 
 
 def mosaic(size: int):
-    """(1, 3, size, size) in [-1, 1]: central squares of the package's pictures, in turn, every other one mirrored."""
+    """(1, 3, size, size) in [-1, 1]: central squares of the package's images, in turn, every other one mirrored."""
     import torch
 
     import gsqtok
     from gsqtok.data import decode_image, to_tensor
 
     squares = []
-    for path in sorted((Path(gsqtok.__file__).parent / "demo_pictures").glob("*.png")):
-        picture = to_tensor(decode_image(path))
-        top, left = ((n - 256) // 2 for n in picture.shape[1:])
-        square = picture[:, top : top + 256, left : left + 256]
+    for path in sorted((Path(gsqtok.__file__).parent / "demo_images").glob("*.png")):
+        image = to_tensor(decode_image(path))
+        top, left = ((n - 256) // 2 for n in image.shape[1:])
+        square = image[:, top : top + 256, left : left + 256]
         squares += [square, square.flip(2)]
     count = range(-(-size // 256))
     rows = [torch.cat([squares[(row + 3 * column) % len(squares)] for column in count], 2) for row in count]
@@ -46,7 +46,7 @@ def mosaic(size: int):
 
 
 def measure(model: str, size: int, tile: int, threads: int, target: str) -> None:
-    """Print figures of one way as JSON, and save tokens and picture to ``target``; tile 0 is the whole at once."""
+    """Print figures of one way as JSON, and save tokens and image to ``target``; tile 0 is the whole at once."""
     import torch
 
     from gsqtok import ImageTokenizer
@@ -59,11 +59,11 @@ def measure(model: str, size: int, tile: int, threads: int, target: str) -> None
     start = used()
     tokens = tokenizer.encode(image, tile=tile or None)
     middle = used()
-    picture = tokenizer.decode(tokens, (size, size), tile=tile or None)
+    restored = tokenizer.decode(tokens, (size, size), tile=tile or None)
     end = used()
     metrics = ReconstructionMetrics()
-    metrics.update(picture, image)
-    torch.save({"tokens": tokens, "picture": picture}, target)
+    metrics.update(restored, image)
+    torch.save({"tokens": tokens, "image": restored}, target)
     figures = {
         "encode_s": middle[0] - start[0],
         "decode_s": end[0] - middle[0],
@@ -105,8 +105,8 @@ def main() -> None:
             outputs.append(torch.load(target))
     whole, tiled = outputs
     equal, total = int((whole["tokens"] == tiled["tokens"]).sum()), whole["tokens"].numel()
-    error = float((whole["picture"] - tiled["picture"]).abs().max())
-    print(f"tokens equal: {equal:,} of {total:,}; pictures within {error:.1e}")
+    error = float((whole["image"] - tiled["image"]).abs().max())
+    print(f"tokens equal: {equal:,} of {total:,}; images within {error:.1e}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
 """Token data sets: reading a million rows, disk for a row, and the pipeline against the bare encoder.
 
     python benchmarks/tokens.py read                                  # 1,000,000 made-up rows of 256 tokens, V = 8192
-    python benchmarks/tokens.py decode pictures.parquet --size 256    # pictures/s a core of each JPEG decoder
-    python benchmarks/tokens.py pipeline pictures.parquet --model runs/mine --precision bf16
+    python benchmarks/tokens.py decode images.parquet --size 256    # images/s a core of each JPEG decoder
+    python benchmarks/tokens.py pipeline images.parquet --model runs/mine --precision bfloat16
 
 ``read`` makes the rows in a temporary folder (0.5 GB, and as much unpacked), then opens them in a fresh process: the
 first access to each shard unpacks it, which is timed apart, as is the second process, which finds the unpacked files.
 Memory is what the process holds for itself; pages of mapped files belong to the system, which takes them back at need.
 
-``pipeline`` packs the JPEG pictures of a parquet file, again and again until there are 100,000, into tar shards, and
-compares the pictures/s of ``tokenize`` with those of the encoder alone on pixels that are already on the device, in the
+``pipeline`` packs the JPEG images of a parquet file, again and again until there are 100,000, into tar shards, and
+compares the images/s of ``tokenize`` with those of the encoder alone on pixels that are already on the device, in the
 same batches: over the whole run, and from the first finished chunk to the last, which is without starting the processes
 that decode and without writing the last shards.
 """
@@ -37,13 +37,13 @@ def made_up(folder: Path, rows: int, tokens: int, codebook_size: int) -> None:
 
     from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
     from gsqtok.tokens import manifest
+    from gsqtok.tokens.crops import Crops
     from gsqtok.tokens.plan import Plan, Unit, keys_digest, write_plan
     from gsqtok.tokens.shards import shard_schema
-    from gsqtok.tokens.views import Views
 
     quantizer = {"name": "gsq", "groups": 1, "codebook_size": codebook_size}
     tokenizer = ImageTokenizer(TokenizerConfig(latent_dim=8, channels=32, quantizer=quantizer))
-    header = manifest.header(tokenizer, Views(256).settings())
+    header = manifest.header(tokenizer, Crops(256).settings())
     schema = shard_schema(codebook_size, [pa.field("label", pa.int64())], header)
     generator, side, shard = np.random.default_rng(0), int(tokens**0.5), 8192
     keys = [[f"train-{row:07d}" for row in range(a, min(a + shard, rows))] for a in range(0, rows, shard)]
@@ -56,7 +56,7 @@ def made_up(folder: Path, rows: int, tokens: int, codebook_size: int) -> None:
         offsets = np.arange(0, n * tokens + 1, tokens, dtype=np.int32)
         columns = {
             "key": own,
-            "view": np.zeros(n, np.uint8),
+            "crop": np.zeros(n, np.uint8),
             "tokens": pa.ListArray.from_arrays(offsets, flat),
             "grid": pa.array([[side, side, 1]] * n, schema.field("grid").type),
             "size": pa.array([[500, 375]] * n, schema.field("size").type),
@@ -112,7 +112,7 @@ def read(args: argparse.Namespace) -> None:
 
 
 def jpegs(parquet: str) -> list[bytes]:
-    """The JPEG pictures of a parquet file."""
+    """The JPEG images of a parquet file."""
     import pyarrow.parquet as pq
 
     images = pq.read_table(parquet, columns=["image"])["image"].to_pylist()
@@ -120,33 +120,33 @@ def jpegs(parquet: str) -> list[bytes]:
 
 
 def decode(args: argparse.Namespace) -> None:
-    """Pictures/s a core: decoding alone, and with the resizing and cropping that follow."""
+    """Images/s a core: decoding alone, and with the resizing and cropping that follow."""
     import simplejpeg
     import torch
     from PIL import Image
     from torchvision.io import decode_jpeg
     from torchvision.transforms import v2
 
-    from gsqtok.tokens.views import Views
+    from gsqtok.tokens.crops import Crops
 
     torch.set_num_threads(1)
-    data, views, fast = jpegs(args.source)[:300], Views(args.size), Views(args.size, fast=True)
+    data, crops, fast = jpegs(args.source)[:300], Crops(args.size), Crops(args.size, fast=True)
     resize = v2.Compose([v2.Resize(args.size, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(args.size)])
 
-    def pillow(picture: bytes) -> Image.Image:
-        return Image.open(io.BytesIO(picture)).convert("RGB")
+    def pillow(image: bytes) -> Image.Image:
+        return Image.open(io.BytesIO(image)).convert("RGB")
 
-    def simple(picture: bytes) -> Image.Image:
-        return Image.fromarray(simplejpeg.decode_jpeg(picture, "RGB"))
+    def simple(image: bytes) -> Image.Image:
+        return Image.fromarray(simplejpeg.decode_jpeg(image, "RGB"))
 
-    def vision(picture: bytes) -> torch.Tensor:
-        return decode_jpeg(torch.frombuffer(bytearray(picture), dtype=torch.uint8))
+    def vision(image: bytes) -> torch.Tensor:
+        return decode_jpeg(torch.frombuffer(bytearray(image), dtype=torch.uint8))
 
-    print("decoder                      alone   with resizing and cropping, pictures/s a core")
-    decoders = {"Pillow": (pillow, views), "simplejpeg": (simple, views), "torchvision": (vision, resize)}
+    print("decoder                      alone   with resizing and cropping, images/s a core")
+    decoders = {"Pillow": (pillow, crops), "simplejpeg": (simple, crops), "torchvision": (vision, resize)}
     decoders |= {"simplejpeg, --fast-resize": (simple, fast)}
     works = {
-        (name, whole): (lambda picture, d=decoder, r=rest: r(d(picture))) if whole else decoder
+        (name, whole): (lambda image, d=decoder, r=rest: r(d(image))) if whole else decoder
         for name, (decoder, rest) in decoders.items()
         for whole in (False, True)
     }
@@ -154,8 +154,8 @@ def decode(args: argparse.Namespace) -> None:
     for _ in range(5):  # in turn, so that none has the machine when it is quiet
         for key, work in works.items():
             start = time.process_time()
-            for picture in data:
-                work(picture)
+            for image in data:
+                work(image)
             best[key] = min(best[key], time.process_time() - start)
     for name in decoders:
         alone, whole = (len(data) / best[name, whole] for whole in (False, True))
@@ -167,39 +167,39 @@ def pipeline(args: argparse.Namespace) -> None:
     import torch
 
     from gsqtok.tokenizer import ImageTokenizer
+    from gsqtok.tokens.crops import Crops
     from gsqtok.tokens.encode import Encode
     from gsqtok.tokens.run import RunOptions, tokenize
-    from gsqtok.tokens.views import Views
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = ImageTokenizer.from_pretrained(args.model).to(device)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
-        pack(jpegs(args.source), Path(name), args.pictures)
+        pack(jpegs(args.source), Path(name), args.images)
         encode = Encode(tokenizer, side=args.size, precision=args.precision, compile=args.compile)
         seconds = 1.0 if device == "cpu" else 5.0
-        bare = encode.pictures_per_second(encode.batch_size, seconds)
+        bare = encode.images_per_second(encode.batch_size, seconds)
         options = RunOptions(
-            views=Views(args.size, fast=args.fast_resize),
+            crops=Crops(args.size, fast=args.fast_resize),
             precision=args.precision,
             workers=args.workers,
             batch_size=encode.batch_size,
         )
         result = tokenize(tokenizer, name + "/*.tar", name + "/tokens", options)
-        figures = result.figures
+        figures = result.metrics
         where = torch.cuda.get_device_name() if device == "cuda" else "a CPU"
-        print(f"on {where}, {args.pictures:,} pictures by repeating, batches of {encode.batch_size} at most:")
-        rate, wait = figures["pictures_per_second"], figures["waiting"]
-        steady = figures["steady_pictures_per_second"] or rate
-        print(f"bare encoder     {bare:>9,.0f} pictures/s")
-        print(f"tokenize, whole  {rate:>9,.0f} pictures/s: {rate / bare:.1%} ({figures['seconds']:.1f} s)")
-        print(f"tokenize, steady {steady:>9,.0f} pictures/s: {steady / bare:.1%} (first finished chunk to last)")
-        print(f"model waited     {wait:>9.1%} of the time for pictures, which {result.workers} processes decode")
-        print(f"decoding, a core {figures['decoded_per_core_second']:>9,.0f} pictures/s of processor time")
+        print(f"on {where}, {args.images:,} images by repeating, batches of {encode.batch_size} at most:")
+        rate, wait = figures["images_per_second"], figures["waiting"]
+        steady = figures["steady_images_per_second"] or rate
+        print(f"bare encoder     {bare:>9,.0f} images/s")
+        print(f"tokenize, whole  {rate:>9,.0f} images/s: {rate / bare:.1%} ({figures['seconds']:.1f} s)")
+        print(f"tokenize, steady {steady:>9,.0f} images/s: {steady / bare:.1%} (first finished chunk to last)")
+        print(f"model waited     {wait:>9.1%} of the time for images, which {result.workers} processes decode")
+        print(f"decoding, a core {figures['decoded_per_core_second']:>9,.0f} images/s of processor time")
 
 
-def pack(pictures: list[bytes], folder: Path, number: int) -> None:
-    """Tar shards of 1000 pictures; when all pictures are in one, further shards are links."""
-    repeated, different = itertools.cycle(pictures), -(-len(pictures) // 1000)
+def pack(images: list[bytes], folder: Path, number: int) -> None:
+    """Tar shards of 1000 images; when all images are in one, further shards are links."""
+    repeated, different = itertools.cycle(images), -(-len(images) // 1000)
     for first in range(0, number, 1000):
         if first // 1000 >= different and first + 1000 <= number:
             os.link(folder / f"{first // 1000 % different:05d}.tar", folder / f"{first // 1000:05d}.tar")
@@ -219,7 +219,7 @@ def main() -> None:
         return
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument("what", choices=("read", "decode", "pipeline"))
-    p.add_argument("source", nargs="?", help="decode, pipeline: a parquet file with JPEG pictures")
+    p.add_argument("source", nargs="?", help="decode, pipeline: a parquet file with JPEG images")
     p.add_argument("--folder", default=os.environ.get("TMPDIR"), help="where temporary files go")
     p.add_argument("--rows", type=int, default=1_000_000)
     p.add_argument("--tokens", type=int, default=256, help="of a row, a square number")
@@ -227,14 +227,14 @@ def main() -> None:
     p.add_argument("--accesses", type=int, default=200_000)
     p.add_argument("--size", type=int, default=256)
     p.add_argument("--model")
-    p.add_argument("--pictures", type=int, default=100_000)
+    p.add_argument("--images", type=int, default=100_000)
     p.add_argument("--workers", type=int)
-    p.add_argument("--precision", default="fp32")
+    p.add_argument("--precision", default="float32")
     p.add_argument("--compile", action="store_true")
     p.add_argument("--fast-resize", action="store_true")
     args = p.parse_args()
     if args.what != "read" and args.source is None:
-        p.error(f"{args.what} needs a parquet file with JPEG pictures")
+        p.error(f"{args.what} needs a parquet file with JPEG images")
     {"read": read, "decode": decode, "pipeline": pipeline}[args.what](args)
 
 

@@ -3,10 +3,10 @@
     python benchmarks/train_step.py --device cuda          the paper's f8 model at 128 px
     python benchmarks/train_step.py --quick                a tiny model on the CPU, to see that it runs
     torchrun --nproc-per-node 2 benchmarks/train_step.py --recipe embedded --stages none --batch-size 320
-                                                           160 pictures on each of two GPUs
+                                                           160 images on each of two GPUs
 
 One step is what training does: the tokenizer's gradient, the discriminator's, both updates, the average. Reading
-pictures and the perceptual term are left out. Stage ``none`` is the VAE stage; ``cost`` is a step's time over that of
+images and the perceptual term are left out. Stage ``none`` is the VAE stage; ``cost`` is a step's time over that of
 the first stage in the same run. The batch is that of all ranks together; memory is that of the fullest rank. The
 projected discriminator's backbone has random weights: they cost what trained ones do.
 """
@@ -29,8 +29,9 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 import gsqtok
-from gsqtok.backbones import random_backbone
-from gsqtok.cli.train import parse
+from gsqtok.cli.parser import parse
+from gsqtok.cli.train import train
+from gsqtok.networks.backbone import random_backbone
 from gsqtok.training import TrainConfig, Trainer
 from gsqtok.training import adversarial as adversarial_side
 from gsqtok.training.adversarial import DiscriminatorObjective
@@ -40,8 +41,9 @@ STAGES = ("none", "patch", "stylegan", "projected")
 
 def configured(args: argparse.Namespace, stage: str, folder: str) -> TrainConfig:
     recipe = "smoke" if args.quick else args.recipe
-    pictures = str(Path(gsqtok.__file__).parent / "demo_pictures")
-    config, _ = parse([recipe, "--data.train", pictures, "--output", folder, "--data.workers", "0"])
+    images = str(Path(gsqtok.__file__).parent / "demo_images")
+    words = [recipe, "--data.train", images, "--output", folder, "--data.workers", "0"]
+    config = parse("train", train, words)["config"]
     options = {"channels": 8, "multipliers": [2, 2]} if stage == "stylegan" and args.quick else {}
     adversarial = dataclasses.replace(
         config.adversarial, discriminator=stage, backbone=args.backbone, options=options, start_step=0
@@ -53,8 +55,7 @@ def configured(args: argparse.Namespace, stage: str, folder: str) -> TrainConfig
         loss=loss,
         trackers=(),
         batch_size=args.batch_size or (4 if args.quick else config.batch_size),
-        cuda_graphs=not (args.eager or args.fsdp),
-        fsdp=args.fsdp,
+        cuda_graphs=not args.eager,
         precision=args.precision or config.precision,
     )
 
@@ -74,7 +75,7 @@ def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
         parts = config.gradient_accumulation
         graphs = config.cuda_graphs and device.type == "cuda"
         images = torch.rand(config.batch_size // parts // ranks, 3, size, size, device=device) * 2 - 1
-        batches = repeat({"image": images, "rejected": []})
+        batches = repeat({"image": images, "skipped": []})
         for step in range(1, args.warmup + 1):
             trainer.step(step, batches)
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -95,7 +96,7 @@ def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
             "stage": stage,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "ranks": ranks,
-            "mode": "fsdp" if trainer.sharded else "graphs" if graphs else "eager",
+            "mode": "graphs" if graphs else "eager",
             "size": size,
             "batch_size": config.batch_size,
             "precision": config.precision,
@@ -118,10 +119,9 @@ def main() -> None:
     parser.add_argument("--recipe", default="gan-f8-128", help="whose model, size and batch (default: gan-f8-128)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="default: all")
     parser.add_argument("--eager", action="store_true", help="record no CUDA graphs")
-    parser.add_argument("--fsdp", action="store_true", help="ranks share the tokenizer out (eager)")
     parser.add_argument("--backbone", default=None, help="of the projected discriminator")
     parser.add_argument("--batch-size", type=int, help="over all ranks")
-    parser.add_argument("--precision", choices=("bf16", "fp32"))
+    parser.add_argument("--precision", choices=("bfloat16", "float32"))
     parser.add_argument("--steps", type=int, default=None, help="timed steps; their mean counts")
     parser.add_argument("--warmup", type=int, default=None)
     parser.add_argument("--json", help="also write the rows to this file")
@@ -137,7 +137,7 @@ def main() -> None:
         rows[-1]["cost"] = rows[-1]["seconds_per_step"] / rows[0]["seconds_per_step"]
     if not PartialState().is_main_process:
         return
-    print("{ranks} x {device}, {mode}, {precision}, {batch_size} pictures of {size} px a step".format(**rows[0]))
+    print("{ranks} x {device}, {mode}, {precision}, {batch_size} images of {size} px a step".format(**rows[0]))
     print(f"{'stage':<10} {'images/s':>9} {'per rank':>9} {'s/step':>8} {'cost':>6} {'peak GiB':>9}")
     for row in rows:
         print(

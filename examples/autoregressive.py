@@ -1,4 +1,4 @@
-"""A small autoregressive transformer over token grids: trains on the CPU for a minute, then samples a picture.
+"""A small autoregressive transformer over token grids: trains on the CPU for a minute, then samples an image.
 
 python examples/autoregressive.py sample.png
 """
@@ -34,17 +34,17 @@ class Transformer(nn.Module):
         return self.heads(self.body(x, mask, is_causal=True)).unflatten(-1, (len(self.tables), -1))
 
 
-def grids(tokenizer, pictures, size: int):
-    """Tokens (N, h, w, G) of the central squares of a source's pictures."""
-    loader = eval_loader(open_source(pictures), ImageTransform(size, crop="center"), batch_size=8)
+def grids(tokenizer, images, size: int):
+    """Tokens (N, h, w, G) of the central squares of a source's images."""
+    loader = eval_loader(open_source(images), ImageTransform(size, crop="center"), batch_size=8)
     return torch.cat([tokenizer.encode(batch["image"]) for batch in loader])
 
 
-def main(pictures="src/gsqtok/demo_pictures", size: int = 64, steps: int = 150):
-    """Train on a source of pictures and sample one: (losses in nats per token, picture (3, size, size))."""
+def main(images="src/gsqtok/demo_images", size: int = 64, steps: int = 150):
+    """Train on a source of images and sample one: (losses in nats per token, image (3, size, size))."""
     torch.manual_seed(0)
     tokenizer = ImageTokenizer.from_pretrained()
-    tokens = grids(tokenizer, pictures, size)
+    tokens = grids(tokenizer, images, size)
     _, h, w, groups = tokens.shape
     flat, losses = tokens.flatten(1, 2), []
     model = Transformer(tokenizer.quantizer.codebook_size, groups, h * w)
@@ -65,6 +65,6 @@ def main(pictures="src/gsqtok/demo_pictures", size: int = 64, steps: int = 150):
 
 
 if __name__ == "__main__":
-    losses, picture = main()
+    losses, image = main()
     print(f"nats per token: first {losses[0]:.2f}, last {losses[-1]:.2f}")
-    to_pil(picture).save(sys.argv[1] if len(sys.argv) > 1 else "sample.png")
+    to_pil(image).save(sys.argv[1] if len(sys.argv) > 1 else "sample.png")

@@ -1,6 +1,6 @@
-"""All pictures of a source to tokens, in batches of equal size, and back from the file.
+"""All images of a source to tokens, in batches of equal size, and back from the file.
 
-python examples/batch_encode.py pictures/ tokens.npz
+python examples/batch_encode.py images/ tokens.npz
 """
 
 import sys
@@ -12,10 +12,10 @@ from gsqtok.data import ImageTransform, eval_loader, open_source
 from gsqtok.tokens import TokenArchive, TokenArchiveWriter
 
 
-def main(pictures: str, path: str, model: str | None = None, size: int = 128) -> int:
-    """Encode central squares of ``size`` pixels; returns how many pictures are in the file."""
+def main(images: str, path: str, model: str | None = None, size: int = 128) -> int:
+    """Encode central squares of ``size`` pixels; returns how many images are in the file."""
     tokenizer = ImageTokenizer.from_pretrained(model).to("cuda" if torch.cuda.is_available() else "cpu")
-    loader = eval_loader(open_source(pictures), ImageTransform(size, crop="center"), batch_size=32)
+    loader = eval_loader(open_source(images), ImageTransform(size, crop="center"), batch_size=32)
     with TokenArchiveWriter(path, tokenizer) as archive:
         for batch in loader:
             tokens = tokenizer.encode(batch["image"].to(tokenizer.device))
@@ -25,4 +25,4 @@ def main(pictures: str, path: str, model: str | None = None, size: int = 128) ->
 
 
 if __name__ == "__main__":
-    print(f"{main(*sys.argv[1:])} pictures")
+    print(f"{main(*sys.argv[1:])} images")

@@ -25,7 +25,7 @@ class Autoencoder(nn.Module):
 
 
 def main(steps: int = 200) -> list[float]:
-    """Train on smooth random pictures; returns the mean square error of each step."""
+    """Train on smooth random images; returns the mean square error of each step."""
     torch.manual_seed(0)
     model, errors = Autoencoder(), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)

@@ -1,6 +1,6 @@
-"""Train a small masked transformer on a token data set, and draw pictures from it (MaskGIT, Chang et al. 2022).
+"""Train a small masked transformer on a token data set, and draw images from it (MaskGIT, Chang et al. 2022).
 
-    gsqtok tokenize pictures/ -o tokens/ --size 64
+    gsqtok tokenize images/ -o tokens/ --size 64
     python examples/train_from_tokens.py tokens/ --steps 2000 --output samples.png
 
 All groups share a position: their embeddings are added up, and the network predicts each group by a head of its own.
@@ -60,13 +60,13 @@ class MaskedTransformer(nn.Module):
 def main(argv: list[str] | None = None) -> float:
     """Train, and return the last loss in bits a token."""
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument("tokens", help="a token data set of one picture size")
+    p.add_argument("tokens", help="a token data set of one image size")
     p.add_argument("--steps", type=int, default=2000)
     p.add_argument("--batch-size", type=int, default=64)
     p.add_argument("--learning-rate", type=float, default=5e-4)
     p.add_argument("--width", type=int, default=256)
     p.add_argument("--depth", type=int, default=6)
-    p.add_argument("--output", help="draw 16 pictures into this file")
+    p.add_argument("--output", help="draw 16 images into this file")
     args = p.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dataset = TokenDataset(args.tokens, vocabulary="offset")

@@ -6,7 +6,7 @@
 # writes FOLDER/*.json, FOLDER/report/ (1 bit/px) and FOLDER/all/ (every rate), and prints both tables.
 # OPTIONs go to every gsqtok evaluate, such as --split validation; MODEL=runs/mine names another tokenizer than the
 # embedded one. The codecs' results that FOLDER holds are kept, so another tokenizer is measured in a fraction of the
-# time (remove them where the report should show that tokenizer's own best and worst pictures).
+# time (remove them where the report should show that tokenizer's own best and worst images).
 set -euo pipefail
 folder=$1 source=$2
 shift 2
@@ -17,7 +17,7 @@ for codec in jpeg webp avif; do
   for rate in 0.25 0.5 1.0 2.0; do
     result="$folder/$codec-$rate.json"
     test -s "$result" || $gsqtok evaluate "codec:$codec@$rate" "$source" "$@" --features none -o "$result" \
-      --pictures-as "$folder/tokenizer.json"
+      --images-as "$folder/tokenizer.json"
   done
 done
 $gsqtok compare "$folder"/{tokenizer,jpeg-1.0,webp-1.0,avif-1.0}.json -o "$folder/report" --markdown

@@ -1,4 +1,4 @@
-"""Draw the pictures of docs/concepts.md: collapse.png, concentration.png and geometry.png in docs/images.
+"""Draw the images of docs/concepts.md: collapse.png, concentration.png and geometry.png in docs/images.
 
 python docs/plots/concepts.py        # about a minute on two CPU cores; needs matplotlib
 """

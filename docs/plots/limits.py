@@ -45,7 +45,7 @@ def trained(d: int, codewords: int, steps: int = 400) -> torch.Tensor:
 
 
 def main() -> None:
-    """Print the table and draw the picture."""
+    """Print the table and draw the image."""
     figure, axis = plt.subplots(figsize=(8, 5.2))
     bits = range(2, 19)
     print("| d | V | bound | random, predicted | random, measured | GSQ trained | Fibonacci |")

@@ -1,15 +1,16 @@
 """How far a Fréchet distance moves when one choice of its protocol is changed.
 
-    python docs/plots/protocol.py PICTURES [OTHERS] --split validation --cache FOLDER
+    python docs/plots/protocol.py IMAGES [OTHERS] --split validation --cache FOLDER
 
-reconstructs the pictures with the tokenizer inside the package under each preparation (kept in the cache folder), and
+reconstructs the images with the tokenizer inside the package under each preparation (kept in the cache folder), and
 prints the table of docs/evaluation.md: distances in the features of EfficientNet-Lite 0 (`gsqtok[perceptual]`).
-OTHERS are further pictures, for the row of another reference set.
+OTHERS are further images, for the row of another reference set.
 """
 
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -34,7 +35,7 @@ class NotAntialiased:
     random = False
 
     def pixels(self, image: Image.Image, generator: object = None) -> np.ndarray:
-        """RGB picture -> uint8 (SIZE, SIZE, 3)."""
+        """RGB image -> uint8 (SIZE, SIZE, 3)."""
         pixels = torch.from_numpy(np.array(image)).movedim(-1, 0)[None].float()
         sides = [round(side * SIZE / min(image.size)) for side in pixels.shape[-2:]]
         pixels = (
@@ -52,9 +53,9 @@ PREPARED = {
 }
 
 
-def originals(source, transform) -> torch.Tensor:
-    """All pictures, uint8 (N, 3, SIZE, SIZE)."""
-    loader = eval_loader(source, transform, batch_size=16)
+def originals(source, transform, keys: set[str] | None = None) -> torch.Tensor:
+    """All images, or those with the keys, uint8 (N, 3, SIZE, SIZE)."""
+    loader = eval_loader(source, transform, batch_size=16, keys=keys)
     return torch.cat([to_8_bits(batch["image"]) for batch in loader])
 
 
@@ -84,7 +85,7 @@ def distance(real: torch.Tensor, fake: torch.Tensor) -> float:
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("pictures")
+    parser.add_argument("images")
     parser.add_argument("others", nargs="?")
     parser.add_argument("--split")
     parser.add_argument("--others-split")
@@ -93,7 +94,7 @@ def main() -> None:
     began = time.perf_counter()
     tokenizer = ImageTokenizer.from_pretrained()
     network = TimmFeatures("tf_efficientnet_lite0")
-    source = open_source(args.pictures, split=args.split)
+    source = open_source(args.images, split=args.split)
 
     def features(name: str, make: Callable[[], torch.Tensor]) -> torch.Tensor:
         def compute() -> torch.Tensor:
@@ -128,12 +129,13 @@ def main() -> None:
         for _ in range(10):
             part = torch.randperm(len(real("adm")), generator=generator)[:count]
             values.append(distance(real("adm")[part], fake("adm")[part]))
-        row(f"{count} pictures (10 draws)", float(np.mean(values)), f" ± {np.std(values):.2f}")
+        row(f"{count} images (10 draws)", float(np.mean(values)), f" ± {np.std(values):.2f}")
     if args.others:
-        rows = open_source(args.others, split=args.others_split).shuffle(seed=0).select(range(len(real("adm"))))
+        others = open_source(args.others, split=args.others_split)
+        chosen = set(random.Random(0).sample(others.all_keys(), len(real("adm"))))
         row(
-            "originals: as many other pictures of the same kind",
-            distance(features("others", lambda: originals(rows, PREPARED["adm"])), fake("adm")),
+            "originals: as many other images of the same kind",
+            distance(features("others", lambda: originals(others, PREPARED["adm"], chosen)), fake("adm")),
         )
 
     def uncropped() -> torch.Tensor:
@@ -148,7 +150,7 @@ def main() -> None:
     for name in ("flex_gen", "not antialiased", "bicubic"):
         row(f"originals: prepared as `{name}`", distance(real(name), fake("adm")))
         row(f"both sides: prepared as `{name}`", distance(real(name), fake(name)))
-    print(f"\n{len(halved)} pictures, torch {torch.__version__}, {time.perf_counter() - began:.0f} s in this run")
+    print(f"\n{len(halved)} images, torch {torch.__version__}, {time.perf_counter() - began:.0f} s in this run")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Training runs beside each other: their curves, and the same pictures through each tokenizer.
+"""Training runs beside each other: their curves, and the same images through each tokenizer.
 
-python docs/plots/runs.py RUN [RUN ...] --data SOURCE --output docs/images/NAME     # NAME-curves.png, NAME-pictures.jpg
+python docs/plots/runs.py RUN [RUN ...] --data SOURCE --output docs/images/NAME     # NAME-curves.png, NAME-images.jpg
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from PIL import Image
 from torch import Tensor
 
 from gsqtok import ImageTokenizer
-from gsqtok.cli.demo import PICTURES
+from gsqtok.cli.demo import IMAGES
 from gsqtok.data import ImageTransform, eval_loader, open_source, to_pil
 from gsqtok.evaluation.plots import COLOURS, DPI, style
-from gsqtok.reconstruct import reconstruct
+from gsqtok.evaluation.reconstruct import reconstruct
 from gsqtok.studies.plots import log_y
 from gsqtok.training.run_folder import RunFolder
 
 CELL = 196  # pixels
 SMALL = (3, 50, 333, 1000)
-PARTS = {  # left, top, side in the demo's pictures
+PARTS = {  # left, top, side in the demo's images
     "astronaut.png": (75, 0, 96),
     "chelsea.png": (140, 60, 96),
     "coffee.png": (140, 40, 96),
@@ -40,11 +40,11 @@ def main() -> None:
     """Draw both."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("runs", nargs="+", type=Path, help="folders of training runs")
-    parser.add_argument("--data", required=True, help="small pictures to show")
+    parser.add_argument("--data", required=True, help="small images to show")
     parser.add_argument("--output", required=True, help="where to, without -curves.png")
     arguments = parser.parse_args()
     curves(arguments.runs, Path(f"{arguments.output}-curves.png"))
-    pictures(arguments.runs, arguments.data, Path(f"{arguments.output}-pictures.jpg"))
+    images(arguments.runs, arguments.data, Path(f"{arguments.output}-images.jpg"))
 
 
 def curves(runs: list[Path], path: Path) -> None:
@@ -67,16 +67,18 @@ def curves(runs: list[Path], path: Path) -> None:
         figure.savefig(path, dpi=DPI)
 
 
-def pictures(runs: list[Path], data: str, path: Path) -> None:
-    """Originals, then each run's reconstructions: whole small pictures, and parts of the demo's, enlarged."""
-    small, large = open_source(data).select(SMALL), open_source(PICTURES)
+def images(runs: list[Path], data: str, path: Path) -> None:
+    """Originals, then each run's reconstructions: whole small images, and parts of the demo's, enlarged."""
+    small, large, whole = open_source(data), open_source(IMAGES), ImageTransform(None, crop="none")
+    keys = small.all_keys()
+    chosen = {small: {keys[i] for i in SMALL}, large: None}
     rows: list[list[Image.Image]] = []
     for run in runs:
         tokenizer = ImageTokenizer.from_pretrained(str(run))
         results = [
             result
-            for source in (small, large)
-            for result in reconstruct(tokenizer, eval_loader(source, ImageTransform(None, crop="none"), batch_size=1))
+            for source, own in chosen.items()
+            for result in reconstruct(tokenizer, eval_loader(source, whole, batch_size=1, keys=own))
         ]
         if not rows:
             rows.append([_part(result.name, result.original) for result in results])
@@ -88,8 +90,8 @@ def pictures(runs: list[Path], data: str, path: Path) -> None:
     sheet.save(path, quality=90)
 
 
-def _part(name: str, picture: Tensor) -> Image.Image:
-    image = to_pil(picture)
+def _part(name: str, pixels: Tensor) -> Image.Image:
+    image = to_pil(pixels)
     left, top, side = PARTS.get(Path(name).name, (0, 0, image.width))
     return image.crop((left, top, left + side, top + side)).resize((CELL - 4, CELL - 4), Image.Resampling.NEAREST)
 

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gsqtok.evaluation import evaluate
-    from gsqtok.planning import plan
     from gsqtok.quantizers import (
         GSQ,
         Quantizer,
@@ -17,6 +16,7 @@ if TYPE_CHECKING:
         list_quantizers,
         register_quantizer,
     )
+    from gsqtok.quantizers.planning import plan
     from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
     from gsqtok.tokens import TokenDataset
 
@@ -41,11 +41,11 @@ _HOMES = {
     **dict.fromkeys(("CheckpointError", "ImageTokenizer", "TokenizerConfig"), "tokenizer"),
     "TokenDataset": "tokens",
     "evaluate": "evaluation",
-    "plan": "planning",
+    "plan": "quantizers.planning",
 }
 _MODULES = {
-    *("data", "discriminators", "evaluation", "losses", "networks", "planning", "quantizers", "search", "tokenizer"),
-    *("tokens", "training"),
+    *("acceleration", "data", "discriminators", "evaluation", "export", "losses", "networks", "quantizers", "search"),
+    *("tokenizer", "tokens", "training"),
 }
 
 

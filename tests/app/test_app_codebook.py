@@ -58,5 +58,5 @@ def test_every_dimension_has_a_plot(d):
         assert np.asarray(plots[0]).tobytes() != np.asarray(plots[1]).tobytes()
 
 
-def test_without_a_codebook_there_is_no_picture_of_it():
+def test_without_a_codebook_there_is_no_image_of_it():
     assert sphere_plot(build_quantizer("lfq", dim=8)) is None

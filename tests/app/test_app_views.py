@@ -1,4 +1,4 @@
-"""The pictures and tables of the page, without a page."""
+"""The images and tables of the page, without a page."""
 
 import io
 import math
@@ -29,7 +29,7 @@ from gsqtok.evaluation.report import token_colours
 ALL = (0.0, 0.0, 1.0, 1.0)
 
 
-def picture(width, height, seed=0):
+def image(width, height, seed=0):
     values = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
@@ -47,7 +47,7 @@ def test_shrunk_keeps_to_the_limit_and_the_proportions(size):
 
 
 def test_look_agrees_with_the_tokenizer_and_counts_the_bytes_of_the_jpeg(tiny_tokenizer):
-    original = picture(34, 29)
+    original = image(34, 29)
     seen = look(tiny_tokenizer, original, "a")
     assert seen.ours.tokens.shape == (8, 9, 2)
     assert seen.bits == 8 * 9 * 2 * 6  # 64 codewords
@@ -62,7 +62,7 @@ def test_look_agrees_with_the_tokenizer_and_counts_the_bytes_of_the_jpeg(tiny_to
 
 
 def test_error_map_is_the_difference_times_the_gain():
-    one, other = picture(9, 5, 1), picture(9, 5, 2)
+    one, other = image(9, 5, 1), image(9, 5, 2)
     tensors = [torch.from_numpy(np.array(x)).movedim(-1, 0) / 127.5 - 1 for x in (one, other)]
     shown = np.asarray(error_map(*tensors, gain=4)).astype(int)
     difference = np.abs(np.asarray(one, int) - np.asarray(other, int))
@@ -118,8 +118,8 @@ def test_there_is_no_closer_view_where_tokens_are_large():
     assert closer((73, 64, 8), 0, 0) is None
 
 
-def test_a_large_picture_goes_in_tiles_with_progress_and_the_same_outcome(tiny_tokenizer, monkeypatch):
-    original = picture(50, 38)
+def test_a_large_image_goes_in_tiles_with_progress_and_the_same_outcome(tiny_tokenizer, monkeypatch):
+    original = image(50, 38)
     whole = look(tiny_tokenizer, original, "a")
     back = decoded(tiny_tokenizer, whole.ours.tokens, original.size)
     monkeypatch.setattr(views, "WHOLE", 50 * 38 - 1)
@@ -181,7 +181,7 @@ def test_framed_draws_inside_and_leaves_the_rest():
     framed(image, (0.5, 0.5, 0.5, 0.5))  # nothing to draw
 
 
-def test_look_takes_any_picture_that_decode_image_gives(tiny_tokenizer):
+def test_look_takes_any_image_that_decode_image_gives(tiny_tokenizer):
     file = io.BytesIO()
     Image.new("L", (5, 2), 128).save(file, "PNG")
     from gsqtok.data import decode_image

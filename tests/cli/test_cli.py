@@ -1,7 +1,9 @@
-"""The verbs, run in this process on small pictures with a tiny tokenizer."""
+"""The verbs, run in this process on small images with a tiny tokenizer."""
 
+import errno
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsqtok.cli import VERBS, main
+from gsqtok.cli import COMMANDS, main
 from gsqtok.quantizers import build_quantizer
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -23,19 +25,19 @@ def model(tmp_path, tiny_tokenizer):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     generator = np.random.default_rng(0)
     for name, (width, height) in SIZES.items():
-        path = tmp_path / "pictures" / name
+        path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(generator.integers(0, 256, (height, width, 3), dtype=np.uint8)).save(path)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
-def test_encode_then_decode_keeps_names_and_sizes(model, pictures, tmp_path, capsys):
+def test_encode_then_decode_keeps_names_and_sizes(model, images, tmp_path, capsys):
     tokens = tmp_path / "tokens.npz"
-    assert main(["encode", model, str(pictures), "-o", str(tokens)]) == 0
-    assert "3 pictures" in capsys.readouterr().out
+    assert main(["encode", model, str(images), "-o", str(tokens)]) == 0
+    assert "3 images" in capsys.readouterr().out
     assert main(["decode", model, str(tokens), "-o", str(tmp_path / "out")]) == 0
     written = {str(p.relative_to(tmp_path / "out")): Image.open(p).size for p in (tmp_path / "out").rglob("*.png")}
     assert written == {"a.png": (33, 40), "sub/ünï [x].png": (16, 17), "sub/b.png": (8, 64)}
@@ -44,13 +46,13 @@ def test_encode_then_decode_keeps_names_and_sizes(model, pictures, tmp_path, cap
     assert np.load(tokens)["a.png"].shape == (-(-40 // factor), -(-33 // factor), 2)
 
 
-def test_tiles_write_what_the_whole_writes(model, pictures, tmp_path):
+def test_tiles_write_what_the_whole_writes(model, images, tmp_path):
     written = []
     for name, options in (("whole", []), ("tiled", ["--tile", "16"])):
         folder = tmp_path / name
-        assert main(["encode", model, str(pictures), "-o", str(folder / "t.npz"), *options]) == 0
+        assert main(["encode", model, str(images), "-o", str(folder / "t.npz"), *options]) == 0
         assert main(["decode", model, str(folder / "t.npz"), "-o", str(folder / "decoded"), *options]) == 0
-        assert main(["reconstruct", model, str(pictures), "-o", str(folder / "there-and-back"), *options]) == 0
+        assert main(["reconstruct", model, str(images), "-o", str(folder / "there-and-back"), *options]) == 0
         tokens = np.load(folder / "t.npz")
         files = [np.asarray(Image.open(file), int) for file in sorted(folder.rglob("*.png"))]
         written.append(({key: tokens[key] for key in ("a.png", "sub/b.jpg")}, files))
@@ -60,18 +62,18 @@ def test_tiles_write_what_the_whole_writes(model, pictures, tmp_path):
     assert max(np.abs(a - b).max() for a, b in zip(whole, tiled, strict=True)) <= 1  # rounding
 
 
-def test_a_broken_picture_is_counted_and_named(model, pictures, tmp_path, capsys):
-    whole = (pictures / "a.png").read_bytes()
-    (pictures / "broken.png").write_bytes(whole[: len(whole) // 2])
-    assert main(["encode", model, str(pictures), "-o", str(tmp_path / "t.npz")]) == 0
+def test_a_broken_image_is_counted_and_named(model, images, tmp_path, capsys):
+    whole = (images / "a.png").read_bytes()
+    (images / "broken.png").write_bytes(whole[: len(whole) // 2])
+    assert main(["encode", model, str(images), "-o", str(tmp_path / "t.npz")]) == 0
     out = capsys.readouterr().out
-    assert "3 pictures" in out
+    assert "3 images" in out
     assert "1 image could not be read" in out
     assert "broken.png" in out
 
 
-def test_reconstruct_prints_a_row_for_each_picture(model, pictures, tmp_path, capsys):
-    assert main(["reconstruct", model, str(pictures), "-o", str(tmp_path / "r"), "--side-by-side"]) == 0
+def test_reconstruct_prints_a_row_for_each_image(model, images, tmp_path, capsys):
+    assert main(["reconstruct", model, str(images), "-o", str(tmp_path / "r"), "--side-by-side"]) == 0
     out = capsys.readouterr().out
     assert "a.png" in out
     assert "ünï [x].png" in out  # not taken for markup
@@ -79,22 +81,22 @@ def test_reconstruct_prints_a_row_for_each_picture(model, pictures, tmp_path, ca
     assert len(list((tmp_path / "r").rglob("*.png"))) == 3
 
 
-def test_evaluate_writes_its_figures(model, pictures, tmp_path, capsys):
+def test_evaluate_writes_its_figures(model, images, tmp_path, capsys):
     target = tmp_path / "figures.json"
-    assert main(["evaluate", model, str(pictures), "--size", "16", "--crop", "-o", str(target)]) == 0
+    assert main(["evaluate", model, str(images), "--size", "16", "--crop", "center", "-o", str(target)]) == 0
     assert "psnr" in capsys.readouterr().out
     record = json.loads(target.read_text())
     assert record["data"]["images"] == 3
     assert record["model"]["fingerprint"] == ImageTokenizer.from_pretrained(model).fingerprint()
 
 
-def test_a_codec_is_evaluated_and_compared(model, pictures, tmp_path, capsys):
+def test_a_codec_is_evaluated_and_compared(model, images, tmp_path, capsys):
     ours, jpeg = tmp_path / "ours.json", tmp_path / "jpeg.json"
-    common = [str(pictures), "--features", "none", "--perceptual"]
+    common = [str(images), "--features", "none", "--perceptual"]
     assert main(["evaluate", model, *common, "-o", str(ours)]) == 0
-    assert main(["evaluate", "codec:jpeg@0.5", *common, "-o", str(jpeg), "--pictures-as", str(ours)]) == 0
-    assert "at most 0.5 bits/px; 3 files are larger at the lowest quality" in capsys.readouterr().out  # tiny pictures
-    shown, theirs = (json.loads(path.read_text())["pictures"] for path in (ours, jpeg))
+    assert main(["evaluate", "codec:jpeg@0.5", *common, "-o", str(jpeg), "--images-as", str(ours)]) == 0
+    assert "at most 0.5 bits/px; 3 files are larger at the lowest quality" in capsys.readouterr().out  # tiny images
+    shown, theirs = (json.loads(path.read_text())["images"] for path in (ours, jpeg))
     assert [(p["key"], p["rank"]) for p in theirs] == [(p["key"], p["rank"]) for p in shown]
     assert {p["ranked_by"] for p in theirs} == {model}
     assert main(["compare", str(ours), str(jpeg)]) == 0
@@ -108,7 +110,7 @@ def test_a_codec_is_evaluated_and_compared(model, pictures, tmp_path, capsys):
     assert lines[3].startswith(f"| jpeg | {figures['bits_per_pixel']:.3f} |")
     assert f" {figures['psnr']:.2f} " in lines[3]
     assert (tmp_path / "report" / "report.html").is_file()
-    assert main(["evaluate", model, *common, "--size", "16", "--crop", "-o", str(ours)]) == 0
+    assert main(["evaluate", model, *common, "--size", "16", "--crop", "center", "-o", str(ours)]) == 0
     assert main(["compare", str(ours), str(jpeg)]) == 0
     assert "warning: jpeg and" in (err := capsys.readouterr().err)
     assert "size: none against 16" in err
@@ -133,13 +135,13 @@ def test_a_wide_comparison_is_broken_into_tables():
     assert len(tables(titles, rows, 1000)) == 1
 
 
-def test_info_of_a_tokenizer_and_of_tokens(model, pictures, tmp_path, capsys):
+def test_info_of_a_tokenizer_and_of_tokens(model, images, tmp_path, capsys):
     assert main(["info", model]) == 0
     assert ImageTokenizer.from_pretrained(model).fingerprint() in capsys.readouterr().out
-    main(["encode", model, str(pictures), "-o", str(tmp_path / "t.npz")])
+    main(["encode", model, str(images), "-o", str(tmp_path / "t.npz")])
     capsys.readouterr()
     assert main(["info", str(tmp_path / "t.npz")]) == 0
-    assert "pictures" in capsys.readouterr().out
+    assert "images" in capsys.readouterr().out
 
 
 def test_demo_writes_everything_it_says(model, tmp_path, capsys):
@@ -169,7 +171,7 @@ def error_of(capsys, *argv):
     return last[0]
 
 
-def test_one_line_says_what_is_wrong(model, pictures, tmp_path, capsys):
+def test_one_line_says_what_is_wrong(model, images, tmp_path, capsys):
     out = tmp_path / "t.npz"
     assert "nowhere" in error_of(capsys, "encode", model, tmp_path / "nowhere", "-o", out)
     (tmp_path / "empty").mkdir()
@@ -177,21 +179,21 @@ def test_one_line_says_what_is_wrong(model, pictures, tmp_path, capsys):
     (tmp_path / "texts").mkdir()
     (tmp_path / "texts" / "note.txt").write_text("hello")
     assert "no image" in error_of(capsys, "encode", model, tmp_path / "texts", "-o", out)
-    assert "not a saved tokenizer" in error_of(capsys, "encode", tmp_path / "texts", pictures, "-o", out)
+    assert "not a saved tokenizer" in error_of(capsys, "encode", tmp_path / "texts", images, "-o", out)
     assert "no such folder" in error_of(capsys, "info", "nosuch")
-    assert ".npz" in error_of(capsys, "encode", model, pictures, "-o", tmp_path / "t.bin")
-    assert "--size" in error_of(capsys, "encode", model, pictures, "-o", out, "--crop")
-    assert "tile must be an even number" in error_of(capsys, "encode", model, pictures, "-o", out, "--tile", 7)
-    assert "codec:webp@0.5" in error_of(capsys, "evaluate", "codec:gif@1", pictures)
-    assert "--precision" in error_of(capsys, "evaluate", "codec:jpeg@1", pictures, "--precision", "float16")
-    assert "--pictures-as" in error_of(capsys, "evaluate", model, pictures, "--pictures-as", "a.json")
+    assert ".npz" in error_of(capsys, "encode", model, images, "-o", tmp_path / "t.bin")
+    assert "--size" in error_of(capsys, "encode", model, images, "-o", out, "--crop", "center")
+    assert "tile must be an even number" in error_of(capsys, "encode", model, images, "-o", out, "--tile", 7)
+    assert "codec:webp@0.5" in error_of(capsys, "evaluate", "codec:gif@1", images)
+    assert "--precision" in error_of(capsys, "evaluate", "codec:jpeg@1", images, "--precision", "float16")
+    assert "--images-as" in error_of(capsys, "evaluate", model, images, "--images-as", "a.json")
     assert "nowhere.json" in error_of(capsys, "compare", "nowhere.json")
-    assert "device" in error_of(capsys, "encode", model, pictures, "-o", out, "--device", "nonsense")
+    assert "device" in error_of(capsys, "encode", model, images, "-o", out, "--device", "nonsense")
     assert not out.exists()
 
 
-def test_tokens_of_another_tokenizer_are_refused(model, pictures, tmp_path, tiny_config, capsys):
-    main(["encode", model, str(pictures), "-o", str(tmp_path / "t.npz")])
+def test_tokens_of_another_tokenizer_are_refused(model, images, tmp_path, tiny_config, capsys):
+    main(["encode", model, str(images), "-o", str(tmp_path / "t.npz")])
     other = ImageTokenizer(tiny_config)
     other.save_pretrained(tmp_path / "other")
     capsys.readouterr()
@@ -205,14 +207,15 @@ def test_an_unknown_verb_suggests_one(capsys):
     assert "encode" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_shows_an_example(verb, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main([verb, "--help"])
-    assert exit_.value.code == 0
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_and_defaults(command, capsys):
+    assert main([*command.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert "example" in out
-    assert f"gsqtok {verb}" in out.split("example")[1]
+    assert f"gsqtok {command}" in out.split("example")[1]
+    assert "default: null" not in out
+    defaults = {"train": "(default: 100000)", "encode": "(default: 8)", "plan": "(default: 16)"}
+    assert defaults.get(command, "") in out
 
 
 @pytest.mark.parametrize("code", ["import gsqtok", "from gsqtok.cli import main; main(['--help'])"])
@@ -235,3 +238,72 @@ def test_plan_lists_settings_that_spend_the_bits(capsys):
 def test_plan_without_a_setting_names_the_nearest(capsys):
     assert main(["plan", "--bits-per-pixel", "0.5625", "--factor", "8", "--methods", "leech"]) == 1
     assert "the nearest has 0.5495 bits per pixel" in capsys.readouterr().err
+
+
+def test_dashes_and_underscores_are_the_same(capsys):
+    written = []
+    for name in ("--bits-per-pixel", "--bits_per_pixel"):
+        assert main(["plan", f"{name}=0.5625", "--factor", "8", "--methods", "gsq"]) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["encode", "a", "-o", "t.npz", "--batch-siz", "3"], "did you mean '--batch-size'?"),
+        (["train", "smoke", "--optimizer.learningrate", "1"], "did you mean '--optimizer.learning_rate'?"),
+        (["reconstruct", "a", "-o", "b", "--crop", "centre"], "did you mean 'center'?"),
+        (["evaluate", "a", "--precision", "float"], "is none of float32, bfloat16, float16"),
+        (["encode", "a", "-o", "t.npz", "--size", "many"], "size: 'many' is no int"),
+        (["encode", "a"], "output"),
+        (["tokens", "verfy", "x"], "did you mean 'tokens verify'?"),
+        (["tokens"], "tokens merge"),
+    ],
+)
+def test_wrong_usage_ends_with_status_2_and_says_what_is_meant(argv, said, capsys):
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert said in out + err
+    assert len(err.strip().splitlines()) <= 1
+
+
+def test_no_command_writes_over_its_source(model, images, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in images.rglob("*") if path.is_file()}
+    inside = images / "out"
+    for target in (images, inside, f"{images}/../images"):
+        assert "choose a folder outside" in error_of(capsys, "reconstruct", model, images, "-o", target)
+        assert "choose a folder outside" in error_of(capsys, "tokenize", model, images, "-o", target)
+    assert not inside.exists()
+    image = images / "a.png"
+    assert "is the source itself" in error_of(capsys, "evaluate", model, image, "-o", image)
+    assert {path: path.read_bytes() for path in images.rglob("*") if path.is_file()} == before
+
+
+def test_outputs_are_checked_before_the_work(model, images, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "is a folder" in error_of(capsys, "evaluate", model, "nowhere/", "-o", tmp_path)
+    assert "is a file" in error_of(capsys, "reconstruct", model, "nowhere/", "-o", tmp_path / "file")
+    assert "file" in error_of(capsys, "encode", model, "nowhere/", "-o", tmp_path / "file" / "t.npz")
+    assert "is a file" in error_of(capsys, "convert", "nowhere.pt", "-o", tmp_path / "file")
+
+
+def test_a_full_disk_names_the_path(monkeypatch, images, model, tmp_path, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "t.npz"))
+
+    monkeypatch.setattr("gsqtok.tokens.TokenArchiveWriter", full)
+    line = error_of(capsys, "encode", model, images, "-o", tmp_path / "t.npz")
+    assert f"the disk of {tmp_path / 't.npz'} is full" in line
+    assert "make room" in line
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_and_options(shell, capsys, tmp_path):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("--side-by-side", "--data.train", "verify", "copy"):
+        assert word in script
+    if shutil.which(shell):
+        (tmp_path / "script").write_text(script)
+        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)

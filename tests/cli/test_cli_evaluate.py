@@ -20,8 +20,8 @@ def model(tiny_tokenizer, tmp_path):
 
 
 @pytest.fixture
-def pictures(tmp_path):
-    folder = tmp_path / "pictures"
+def images(tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
     rng = np.random.default_rng(0)
     for i in range(7):
@@ -42,11 +42,11 @@ def no_cached_weights(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
 
 
-def test_everything(model, pictures, network, tmp_path, capsys):
+def test_everything(model, images, network, tmp_path, capsys):
     target = tmp_path / "out" / "r.json"
     reference = tmp_path / "reference.npz"
     options = ["--protocol", "adm", "--size", "24", *network, "--neighbours", "--perceptual"]
-    command = ["evaluate", model, pictures, *options]
+    command = ["evaluate", model, images, *options]
     assert main([*command, "--save-reference", str(reference), "-o", str(target)]) == 0
     captured = capsys.readouterr()
     assert "left out" not in captured.err
@@ -58,10 +58,10 @@ def test_everything(model, pictures, network, tmp_path, capsys):
     result = Result.load(target)
     assert result.model["name"] == model
     assert result.protocol["name"] == "adm"
-    assert result.environment["command"].startswith(f"gsqtok evaluate {model} {pictures} --protocol adm --size 24")
+    assert result.environment["command"].startswith(f"gsqtok evaluate {model} {images} --protocol adm --size 24")
     assert len(result.per_image["key"]) == result.data["images"] == 7
-    assert len(result.pictures) == 6
-    assert all((target.parent / picture["original"]).exists() for picture in result.pictures)
+    assert len(result.images) == 6
+    assert all((target.parent / image["original"]).exists() for image in result.images)
     assert sum(result.codebook["counts_sorted"]) == result.codebook["positions"] * 2
     assert Reference.load(reference).data["fingerprint"] == result.data["fingerprint"]
 
@@ -71,37 +71,37 @@ def test_everything(model, pictures, network, tmp_path, capsys):
     assert Result.load(tmp_path / "again.json")[name] == pytest.approx(result[name], rel=1e-6)
 
 
-def test_absent_weights_are_named_and_left_out(model, pictures, capsys):
-    assert main(["evaluate", model, pictures]) == 0
+def test_absent_weights_are_named_and_left_out(model, images, capsys):
+    assert main(["evaluate", model, images]) == 0
     lines = capsys.readouterr().err.splitlines()
     for file in ("weights-inception-2015-12-05-6726825d.pth", "vgg16-397923af.pth", "alexnet-owt-7be5be79.pth"):
         (line,) = [line for line in lines if file in line]
         assert line.startswith("left out: ")
         assert f"hub/checkpoints/{file}" in line
-    assert main(["evaluate", model, pictures, "--features", "none", "--perceptual"]) == 0
+    assert main(["evaluate", model, images, "--features", "none", "--perceptual"]) == 0
     assert "left out" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--protocol", "imagenet"], "adm, flex_gen, native"),
+        (["--protocol", "native", "--crop", "center"], "leave --crop out"),
         (["--protocol", "native", "--size", "8"], "leave the size out"),
-        (["--protocol", "adm", "--size", "8", "--crop"], "leave --crop out"),
+        (["--protocol", "adm", "--size", "8", "--crop", "center"], "leave --crop out"),
         (["--tile", "5"], "tile must be an even number"),
         (["--features", "vgg"], "'inception' or 'timm:NETWORK'"),
         (["--features", "none", "--neighbours"], "needs features"),
         (["--features", "inception", "--weights", "absent.pth"], "no weights at absent.pth"),
     ],
 )
-def test_wrong_options(model, pictures, capsys, options, message):
-    assert main(["evaluate", model, pictures, "--perceptual", *options]) == 1
+def test_wrong_options(model, images, capsys, options, message):
+    assert main(["evaluate", model, images, "--perceptual", *options]) == 1
     assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(model, pictures, network, tmp_path):
-    command = ["evaluate", model, pictures, *network, "--perceptual", "--batch-size", "1", "-o"]
+def test_two_processes_equal_one(model, images, network, tmp_path):
+    command = ["evaluate", model, images, *network, "--perceptual", "--batch-size", "1", "-o"]
     assert main([*command, str(tmp_path / "one.json"), "--device", "cpu"]) == 0
     done = processes.run_ranks([*command, tmp_path / "two.json"])
     assert [rank.returncode for rank in done] == [0, 0], [rank.stderr for rank in done]

@@ -17,7 +17,7 @@ def model(tmp_path, tiny_tokenizer):
 
 
 @pytest.fixture
-def pictures(tmp_path):
+def images(tmp_path):
     (tmp_path / "in").mkdir()
     for i in range(6):
         pixels = np.random.default_rng(i).integers(0, 256, (9, 12, 3), dtype=np.uint8)
@@ -26,24 +26,24 @@ def pictures(tmp_path):
     return str(tmp_path / "in")
 
 
-def test_from_pictures_to_verified_halves(model, pictures, tmp_path, capsys):
+def test_from_images_to_verified_halves(model, images, tmp_path, capsys):
     out, a, b, whole = (str(tmp_path / name) for name in ("out", "a", "b", "whole"))
-    command = ["tokenize", model, pictures, "-o", out, "--size", "8", "--shard-size", "3", "--workers", "0"]
+    command = ["tokenize", model, images, "-o", out, "--size", "8", "--shard-size", "3", "--workers", "0"]
     assert main(command) == 0
     said = capsys.readouterr().out
-    assert "6 pictures, 6 rows, 48 tokens" in said
-    assert "1 rejected: see" in said
-    assert main(["tokens", "verify", out, "--sample", "2", "-o", str(tmp_path / "pictures")]) == 0
-    assert "is whole: 6 pictures in 6 rows, 1 rejected" in capsys.readouterr().out
-    assert len(list((tmp_path / "pictures").glob("*.png"))) == 2
+    assert "6 images, 6 rows, 48 tokens" in said
+    assert "1 skipped: see" in said
+    assert main(["tokens", "verify", out, "--sample", "2", "-o", str(tmp_path / "images")]) == 0
+    assert "is whole: 6 images in 6 rows, 1 skipped" in capsys.readouterr().out
+    assert len(list((tmp_path / "images").glob("*.png"))) == 2
     in_tiles = ["--tile", "4", "-o", str(tmp_path / "tiled")]
     assert main(["tokens", "verify", out, "--sample", "2", *in_tiles]) == 0
-    for whole_picture in (tmp_path / "pictures").glob("*.png"):
-        pair = [np.asarray(Image.open(file)) for file in (whole_picture, tmp_path / "tiled" / whole_picture.name)]
+    for whole_image in (tmp_path / "images").glob("*.png"):
+        pair = [np.asarray(Image.open(file)) for file in (whole_image, tmp_path / "tiled" / whole_image.name)]
         np.testing.assert_allclose(*(np.int16(x) for x in pair), atol=1)
     capsys.readouterr()
     assert main(["tokens", "info", out]) == 0
-    assert "6, and 1 rejected" in capsys.readouterr().out
+    assert "6, and 1 skipped" in capsys.readouterr().out
     assert main(["tokens", "split", out, "0.5", "-o", a, b]) == 0
     assert main(["tokens", "merge", a, b, "-o", whole]) == 0
     assert main(["tokens", "verify", whole, "--sample", "0"]) == 0
@@ -58,14 +58,14 @@ def test_from_pictures_to_verified_halves(model, pictures, tmp_path, capsys):
     assert "No such file" in capsys.readouterr().out
 
 
-def test_a_full_disk_is_said_in_a_line(model, pictures, tmp_path, capsys, monkeypatch):
+def test_a_full_disk_is_said_in_a_line(model, images, tmp_path, capsys, monkeypatch):
     def full(*arguments):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(manifest, "write_shard", full)
-    assert main(["tokenize", model, pictures, "-o", str(tmp_path / "out"), "--size", "8", "--workers", "0"]) == 1
+    assert main(["tokenize", model, images, "-o", str(tmp_path / "out"), "--size", "8", "--workers", "0"]) == 1
     error = capsys.readouterr().err
-    assert "is full; make room and repeat the command" in error
+    assert "make room and run the command again" in error
     assert "Traceback" not in error
 
 
@@ -79,8 +79,8 @@ def test_a_full_disk_is_said_in_a_line(model, pictures, tmp_path, capsys, monkey
         (["--tile", "5"], "tile must be an even number"),
     ],
 )
-def test_options_that_do_not_go_together(model, pictures, tmp_path, capsys, arguments, reason):
-    assert main(["tokenize", model, pictures, "-o", str(tmp_path / "out"), "--workers", "0", *arguments]) == 1
+def test_options_that_do_not_go_together(model, images, tmp_path, capsys, arguments, reason):
+    assert main(["tokenize", model, images, "-o", str(tmp_path / "out"), "--workers", "0", *arguments]) == 1
     assert reason in capsys.readouterr().err
 
 

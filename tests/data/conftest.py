@@ -16,7 +16,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def noise():
-    """A picture of its own for every number."""
+    """An image of its own for every number."""
 
     def make(number, size=(8, 8)):
         pixels = np.random.default_rng(number).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
@@ -37,8 +37,8 @@ def encoded(noise):
 
 @pytest.fixture
 def folder(tmp_path, encoded):
-    """Ten numbered pictures, 00.png to 09.png."""
-    root = tmp_path / "pictures"
+    """Ten numbered images, 00.png to 09.png."""
+    root = tmp_path / "images"
     root.mkdir()
     for i in range(10):
         (root / f"{i:02d}.png").write_bytes(encoded(i))

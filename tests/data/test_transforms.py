@@ -44,7 +44,7 @@ def test_input_is_not_changed(noise):
     np.testing.assert_array_equal(np.asarray(image), before)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.sampled_from(["bicubic", "lanczos"]))
 def test_center_crop_equals_torchvision(noise, width, height, size, resample):
     tv = pytest.importorskip("torchvision.transforms.v2")
@@ -69,7 +69,7 @@ def test_same_size_is_untouched(noise):
 @pytest.mark.parametrize(
     "options", [{"size": 16}, {"size": 12}, {"size": 12, "fast": True}, {"size": 8, "crop": "none"}]
 )
-def test_an_array_gives_the_pixels_of_the_picture(noise, options):
+def test_an_array_gives_the_pixels_of_the_image(noise, options):
     transform = ImageTransform(**options)
     assert np.array_equal(transform.pixels(np.asarray(noise(1))), transform.pixels(noise(1)))
 
@@ -119,12 +119,12 @@ def test_bad_options(options):
 @pytest.mark.parametrize("size", [16, 40, 90])
 def test_fast_resizing_differs_by_two_levels_at_most(size):
     small = np.random.default_rng(0).integers(0, 256, (9, 9, 3), dtype=np.uint8)
-    for picture in (
+    for image in (
         Image.fromarray(small).resize((75, 51), Image.Resampling.BICUBIC),
         Image.new("RGB", (75, 51), "red"),
     ):
-        exact = ImageTransform(size).pixels(picture).astype(int)
-        fast = ImageTransform(size, fast=True).pixels(picture).astype(int)
+        exact = ImageTransform(size).pixels(image).astype(int)
+        fast = ImageTransform(size, fast=True).pixels(image).astype(int)
         assert fast.shape == exact.shape
         assert np.abs(fast - exact).max() <= 2
     with pytest.raises(ValueError, match="bicubic"):

@@ -59,7 +59,7 @@ def test_affine_with_the_right_gradient(policy, size):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_each_picture_and_call_has_its_own_draw_and_a_seed_repeats_them(policy):
+def test_each_image_and_call_has_its_own_draw_and_a_seed_repeats_them(policy):
     images = torch.rand(1, 3, 32, 32).expand(8, 3, 32, 32)
     augment = DiffAugment([policy])
     state = torch.get_rng_state()
@@ -115,7 +115,7 @@ def test_color_statistics():
     assert 0.49 < shift.max() <= 0.5
     assert abs(shift.var() - 1 / 12) < 0.003
 
-    def spread(x):  # of the grey picture about its mean: contrast alone changes it
+    def spread(x):  # of the grey image about its mean: contrast alone changes it
         return x.mean(1).flatten(1).std(1)
 
     contrast = spread(out) / spread(images)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from gsqtok.backbones import random_backbone
 from gsqtok.discriminators import Discriminator, ProjectedDiscriminator, build_discriminator
 from gsqtok.losses import discriminator_loss, generator_loss, r1_penalty
+from gsqtok.networks.backbone import random_backbone
 
 KINDS = ["patch", "patch-group", "stylegan", "projected-vit", "projected-resnet"]
 
@@ -30,7 +30,7 @@ def discriminator(request):
     return build(request.param)
 
 
-def pictures(batch=2, height=64, width=64):
+def photos(batch=2, height=64, width=64):
     return torch.rand(batch, 3, height, width, generator=torch.Generator().manual_seed(1)) * 2 - 1
 
 
@@ -52,7 +52,7 @@ def test_other_shapes_are_refused(discriminator, shape):
 @pytest.mark.parametrize("size", [(64, 64), (96, 64), (65, 83)])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_every_size_and_batch(discriminator, size, batch):
-    maps = discriminator(pictures(batch, *size))
+    maps = discriminator(photos(batch, *size))
     assert maps
     for logits in maps:
         assert len(logits) == batch
@@ -60,7 +60,7 @@ def test_every_size_and_batch(discriminator, size, batch):
 
 
 def test_logits_are_float32_under_autocast_and_close(discriminator):
-    images = pictures()
+    images = photos()
     exact = discriminator.eval()(images)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         rounded = discriminator(images.bfloat16().float())
@@ -72,8 +72,8 @@ def test_logits_are_float32_under_autocast_and_close(discriminator):
         torch.testing.assert_close(a, b, rtol=0.1, atol=0.1 * max(1, a.abs().max().item()))
 
 
-def test_gradient_reaches_pictures_and_every_parameter(discriminator):
-    images = pictures().requires_grad_()
+def test_gradient_reaches_images_and_every_parameter(discriminator):
+    images = photos().requires_grad_()
     generator_loss(discriminator(images), "non_saturating").backward()
     assert images.grad.isfinite().all()
     assert (images.grad.flatten(1).abs().sum(1) > 0).all()
@@ -83,7 +83,7 @@ def test_gradient_reaches_pictures_and_every_parameter(discriminator):
 
 
 def test_r1_can_be_differentiated(discriminator):
-    penalty = r1_penalty(discriminator, pictures())
+    penalty = r1_penalty(discriminator, photos())
     penalty.backward()
     assert penalty > 0
     weights = [p for p in discriminator.parameters() if p.ndim > 1]
@@ -96,7 +96,7 @@ def test_generator_step_leaves_only_power_iterations(kind):
     discriminator = build(kind)
     before = {key: value.clone() for key, value in discriminator.state_dict().items()}
     discriminator.requires_grad_(False)  # as in the generator's step
-    images = pictures().requires_grad_()
+    images = photos().requires_grad_()
     generator_loss(discriminator(images), "hinge").backward()
     assert all(parameter.grad is None for parameter in discriminator.parameters())
     changed = {key for key, value in discriminator.state_dict().items() if not torch.equal(value, before[key])}
@@ -106,7 +106,7 @@ def test_generator_step_leaves_only_power_iterations(kind):
 
 
 def test_train_and_eval_agree(discriminator):
-    images = pictures()
+    images = photos()
     discriminator(images)
     judged = discriminator.eval()(images)
     again = discriminator.eval()(images)
@@ -119,7 +119,7 @@ def test_train_and_eval_agree(discriminator):
 def test_state_restores_the_verdict_and_the_next_step(kind):
     one, other = build(kind), build(kind)
     optimizers = [torch.optim.AdamW(d.parameters(), 1e-3) for d in (one, other)]
-    real, fake = pictures(), -pictures()
+    real, fake = photos(), -photos()
 
     def step(discriminator, optimizer):
         optimizer.zero_grad()
@@ -138,7 +138,7 @@ def test_state_restores_the_verdict_and_the_next_step(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_learns_to_tell_noise_from_gradients(kind):
-    """The sign: after some steps real pictures have the higher logits, and the loss is below chance."""
+    """The sign: after some steps real photos have the higher logits, and the loss is below chance."""
     discriminator = build(kind)
     optimizer = torch.optim.Adam(discriminator.parameters(), 5e-3, (0.5, 0.9))
     generator = torch.Generator().manual_seed(0)
@@ -161,7 +161,7 @@ def test_learns_to_tell_noise_from_gradients(kind):
 def test_augmentation_acts_before_the_network():
     plain, augmented = build("patch-group"), build("patch-group", augment=("color", "cutout"))
     assert augmented.augment.policies == ("color", "cutout")
-    images = pictures()
+    images = photos()
     torch.manual_seed(3)
     changed = plain.augment.__class__(("color", "cutout"))(images)
     torch.manual_seed(3)
@@ -179,5 +179,5 @@ def test_are_modules_with_a_contract():
         def logits(self, images):
             return [self.conv(images)]
 
-    assert Mine()(pictures())[0].shape == (2, 1, 64, 64)
+    assert Mine()(photos())[0].shape == (2, 1, 64, 64)
     assert issubclass(ProjectedDiscriminator, Discriminator)

@@ -23,7 +23,7 @@ def closed_form(channels, layers):
 
 def test_parameters():
     assert parameters(build_discriminator("patch")) == closed_form(64, 3) == 2_765_633
-    # pix2pix's own count, known from its training log, with pairs of pictures (6 channels) instead of 3
+    # pix2pix's own count, known from its training log, with pairs of images (6 channels) instead of 3
     assert 2_765_633 + 3 * 64 * 16 == 2_768_705
     for channels, layers in [(32, 1), (16, 2), (32, 4), (16, 5)]:
         discriminator = build_discriminator("patch", channels=channels, layers=layers)

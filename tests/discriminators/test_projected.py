@@ -8,9 +8,9 @@ import timm
 import torch
 from torch.nn import functional as F
 
-from gsqtok.backbones import Backbone, load_backbone, random_backbone
 from gsqtok.discriminators import ProjectedDiscriminator, build_discriminator
 from gsqtok.discriminators.projected import Head, LocalBatchNorm
+from gsqtok.networks.backbone import Backbone, load_backbone, random_backbone
 
 LITE = "tf_efficientnet_lite0"
 DINO = "vit_small_patch14_reg4_dinov2"
@@ -84,7 +84,7 @@ def test_lite_gets_what_timms_data_config_says():
     for ours, theirs in zip(features, reference(normalise((images + 1) / 2)), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-4)
     assert [m.shape[2:] for m in discriminator(images)] == [(32, 48), (16, 24), (8, 12), (4, 6), (2, 3)]
-    # what was learnt matters: the same pictures with the range [0, 1] are something else
+    # what was learnt matters: the same images with the range [0, 1] are something else
     assert not torch.allclose(discriminator.backbone((images + 1) / 2)[-1], features[-1], rtol=0.1)
 
 

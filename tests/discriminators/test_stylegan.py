@@ -36,7 +36,7 @@ def test_one_verdict_at_any_size(size):
     assert logits[0] != logits[1]
 
 
-def test_too_small_pictures_are_refused():
+def test_too_small_images_are_refused():
     with pytest.raises(ValueError, match="32 pixels a side or more, got 31 x 64"):
         build_discriminator("stylegan", channels=4)(torch.zeros(1, 3, 31, 64))
     with pytest.raises(ValueError, match="multipliers"):
@@ -94,13 +94,13 @@ def test_equalised_layers_keep_the_variance_and_scale_the_step():
 
 
 def test_minibatch_deviation_by_hand():
-    # four pictures of one channel and two positions: one group
+    # four images of one channel and two positions: one group
     x = torch.tensor([[1.0, 10], [2, 10], [3, 10], [6, 10]]).view(4, 1, 1, 2)
     deviation = math.sqrt((4 + 1 + 0 + 9) / 4)  # of 1, 2, 3, 6 about 3
     out = minibatch_deviation(x)
     assert torch.equal(out[:, :1], x)
     torch.testing.assert_close(out[:, 1:], torch.full((4, 1, 1, 2), deviation / 2), rtol=1e-4, atol=1e-4)
-    # eight: pictures 0, 2, 4, 6 and pictures 1, 3, 5, 7
+    # eight: images 0, 2, 4, 6 and images 1, 3, 5, 7
     many = torch.zeros(8, 1, 1, 2)
     many[::2] = x
     out = minibatch_deviation(many)[:, 1, 0, 0]

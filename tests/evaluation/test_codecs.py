@@ -13,15 +13,15 @@ import gsqtok
 from gsqtok.data import open_source, to_tensor
 from gsqtok.evaluation import Codec, evaluate_codec
 
-PICTURES = Path(gsqtok.__file__).parent / "demo_pictures"
+IMAGES = Path(gsqtok.__file__).parent / "demo_images"
 CODECS = [
     pytest.param(name, marks=pytest.mark.skipif(not features.check(feature), reason=f"Pillow without {name}"))
     for name, feature in [("jpeg", "jpg"), ("webp", "webp"), ("avif", "avif")]
 ]
 
 
-def picture(name="coffee", size=96):
-    return Image.open(PICTURES / f"{name}.png").convert("RGB").resize((size, size - 8), Image.Resampling.LANCZOS)
+def image(name="coffee", size=96):
+    return Image.open(IMAGES / f"{name}.png").convert("RGB").resize((size, size - 8), Image.Resampling.LANCZOS)
 
 
 def psnr(file, original):
@@ -31,7 +31,7 @@ def psnr(file, original):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_the_largest_file_within_the_target(name):
-    original = picture()
+    original = image()
     codec = Codec(name, 1.5)
     limit = 1.5 * 96 * 88 / 8
     best = codec.fit(original)
@@ -43,7 +43,7 @@ def test_the_largest_file_within_the_target(name):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_more_bits_never_look_worse(name):
-    original = picture("astronaut", 128)
+    original = image("astronaut", 128)
     files = [Codec(name, bits).fit(original) for bits in (0.75, 1, 2, 4)]
     sizes, quality = [len(file) for file in files], [psnr(file, original) for file in files]
     assert sizes == sorted(set(sizes))
@@ -54,19 +54,19 @@ def test_more_bits_never_look_worse(name):
 @pytest.mark.parametrize("name", CODECS)
 def test_a_target_out_of_reach_gives_the_smallest_quality(name):
     codec = Codec(name, 0.001)
-    assert codec.fit(picture()) == codec.encode(picture(), codec.LOWEST[name])
-    assert Codec(name, 100).fit(picture()) == codec.encode(picture(), 100)
+    assert codec.fit(image()) == codec.encode(image(), codec.LOWEST[name])
+    assert Codec(name, 100).fit(image()) == codec.encode(image(), 100)
 
 
 def test_jpeg_is_what_pillow_writes():
     file = io.BytesIO()
-    picture().save(file, "JPEG", quality=37, subsampling=2, optimize=True)
-    assert Codec("jpeg", 1).encode(picture(), 37) == file.getvalue()
+    image().save(file, "JPEG", quality=37, subsampling=2, optimize=True)
+    assert Codec("jpeg", 1).encode(image(), 37) == file.getvalue()
 
 
 @pytest.mark.parametrize("name", CODECS)
 def test_bits_of_a_batch_are_those_of_the_files(name):
-    originals = [picture("coffee"), picture("rocket")]
+    originals = [image("coffee"), image("rocket")]
     codec = Codec(name, 1)
     out = codec(torch.stack([to_tensor(original) for original in originals]))
     files = [codec.fit(original) for original in originals]
@@ -78,7 +78,7 @@ def test_bits_of_a_batch_are_those_of_the_files(name):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_measured_like_a_tokenizer(name, tmp_path):
-    originals = {f"{key}.png": picture(key) for key in ("chelsea", "rocket")}
+    originals = {f"{key}.png": image(key) for key in ("chelsea", "rocket")}
     for key, original in originals.items():
         original.save(tmp_path / key)
     codec = Codec(name, 2)
@@ -96,7 +96,7 @@ def test_measured_like_a_tokenizer(name, tmp_path):
 
 @pytest.mark.parametrize("name", CODECS)
 def test_no_metadata_is_paid_for(name):
-    with_profile = Image.open(PICTURES / "astronaut.png")
+    with_profile = Image.open(IMAGES / "astronaut.png")
     assert "icc_profile" in with_profile.info
     bare = Image.fromarray(np.asarray(with_profile.convert("RGB")))
     assert Codec(name, 1).encode(with_profile.convert("RGB"), 50) == Codec(name, 1).encode(bare, 50)

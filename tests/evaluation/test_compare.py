@@ -46,17 +46,17 @@ def test_models_of_one_name_are_told_apart_by_bits_then_by_file(tmp_path):
     assert labels == ["jpeg @ 0.5", f"jpeg @ 1 ({paths[1]})", f"jpeg @ 1 ({paths[2]})"]
 
 
-def test_another_protocol_and_other_pictures_are_named(tmp_path):
+def test_another_protocol_and_other_images_are_named(tmp_path):
     paths = [
         write_result(tmp_path, "ours", 1, [1, 2, 3]),
         write_result(tmp_path, "small", 1, [1, 2, 3], protocol={"size": 128}),
         write_result(tmp_path, "other", 1, [1, 2, 3], fingerprint="e" * 64),
     ]
-    size, pictures = Comparison.load(paths).warnings
+    size, images = Comparison.load(paths).warnings
     assert "small" in size
     assert "size: 128 against none" in size
-    assert "other" in pictures
-    assert "eeeeeeeeeeee" in pictures
+    assert "other" in images
+    assert "eeeeeeeeeeee" in images
 
 
 def test_bad_files(tmp_path):

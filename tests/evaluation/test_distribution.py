@@ -1,4 +1,4 @@
-"""Distribution metrics against torch-fidelity's own run over the same pictures, numpy and prdc."""
+"""Distribution metrics against torch-fidelity's own run over the same images, numpy and prdc."""
 
 import math
 
@@ -13,7 +13,7 @@ from gsqtok.evaluation import DistributionMetrics, InceptionFeatures, Reference,
 from gsqtok.evaluation.frechet import Moments
 
 
-def pictures(count, seed, side=32):
+def images(count, seed, side=32):
     generator = torch.Generator().manual_seed(seed)
     coarse = torch.rand(count, 3, 4, 4, generator=generator) * 255
     return torch.nn.functional.interpolate(coarse, (side, side), mode="bilinear").byte()
@@ -35,7 +35,7 @@ def measured(network, real, fake, keys, batch=4, **options):
 
 
 def test_every_figure_of_a_small_network(mean_colours):
-    real, fake, keys = pictures(24, 0), pictures(24, 1), [f"{i:02}" for i in range(24)]
+    real, fake, keys = images(24, 0), images(24, 1), [f"{i:02}" for i in range(24)]
     figures = measured(mean_colours, real, fake, keys, neighbours=True).compute()
     ours, theirs = mean_colours(fake), mean_colours(real)
     assert figures["frechet_distance_mean_colours"] == pytest.approx(frechet(theirs.pooled, ours.pooled), rel=1e-6)
@@ -50,7 +50,7 @@ def test_every_figure_of_a_small_network(mean_colours):
 
 
 def test_order_and_batches_change_nothing(mean_colours):
-    real, fake, keys = pictures(24, 0), pictures(24, 1), [f"{i:02}" for i in range(24)]
+    real, fake, keys = images(24, 0), images(24, 1), [f"{i:02}" for i in range(24)]
     first = measured(mean_colours, real, fake, keys, neighbours=True).compute()
     order = torch.randperm(24, generator=torch.Generator().manual_seed(0)).tolist()
     shuffled = measured(mean_colours, real[order], fake[order], [keys[i] for i in order], 7, neighbours=True).compute()
@@ -58,10 +58,10 @@ def test_order_and_batches_change_nothing(mean_colours):
 
 
 def test_degenerate_sets(mean_colours, caplog):
-    one = pictures(1, 0)
+    one = images(1, 0)
     figures = measured(mean_colours, one, one, ["a"], neighbours=True).compute()
     assert all(math.isnan(value) for value in figures.values())
-    assert "two pictures on each side" in caplog.text
+    assert "two images on each side" in caplog.text
     same = one.expand(12, -1, -1, -1)
     figures = measured(mean_colours, same, same, [str(i) for i in range(12)]).compute()
     assert figures["frechet_distance_mean_colours"] == pytest.approx(0, abs=1e-9)
@@ -72,7 +72,7 @@ def test_degenerate_sets(mean_colours, caplog):
 
 
 def test_a_saved_reference(mean_colours, tmp_path):
-    real, fake, keys = pictures(24, 0), pictures(24, 1), [f"{i:02}" for i in range(24)]
+    real, fake, keys = images(24, 0), images(24, 1), [f"{i:02}" for i in range(24)]
     first = measured(mean_colours, real, fake, keys, neighbours=True)
     Reference(*first.moments()).save(tmp_path / "r.npz")
     again = measured(mean_colours, real, fake, keys, neighbours=True, reference=Reference.load(tmp_path / "r.npz"))
@@ -85,7 +85,7 @@ def test_a_saved_reference(mean_colours, tmp_path):
     assert issubclass(ReferenceSetError, ValueError)
 
 
-class Pictures(torch.utils.data.Dataset):
+class Images(torch.utils.data.Dataset):
     """As torch-fidelity takes them."""
 
     def __init__(self, images):
@@ -100,14 +100,14 @@ class Pictures(torch.utils.data.Dataset):
 
 @pytest.mark.slow
 def test_equals_a_run_of_torch_fidelity(inception_file):
-    real, fake, keys = pictures(11, 0), pictures(11, 1), [f"{i:02}" for i in range(11)]
+    real, fake, keys = images(11, 0), images(11, 1), [f"{i:02}" for i in range(11)]
     network = InceptionFeatures(inception_file)
     metrics = measured(network, real, fake, keys)
     metrics.spatial = None  # torch-fidelity has no sFID, and its 2023 eigenvalues take long
     figures = metrics.compute()
     theirs = calculate_metrics(
-        input1=Pictures(fake),
-        input2=Pictures(real),
+        input1=Images(fake),
+        input2=Images(real),
         fid=True,
         isc=True,
         feature_extractor_weights_path=str(inception_file),

@@ -1,4 +1,4 @@
-"""The pictures beside a result: the right ones, each once, as files that can be read."""
+"""The images beside a result: the right ones, each once, as files that can be read."""
 
 import numpy as np
 import pytest
@@ -41,29 +41,29 @@ def test_files(tiny_tokenizer, tmp_path, streaming):
     rng = np.random.default_rng(0)
     for i in range(5):
         Image.fromarray(rng.integers(0, 60 * i + 2, (16, 20, 3), dtype=np.uint8)).save(tmp_path / "in" / f"{i}.png")
-    (tmp_path / "in" / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "in" / "broken.png").write_bytes(b"no image")
     source = open_source(str(tmp_path / "in"), streaming=streaming)
     result = evaluate(tiny_tokenizer, source)
     transform = ImageTransform(None, crop="none")
     save_examples(reconstructor(tiny_tokenizer), source, transform, result, tmp_path / "out" / "r.json")
-    assert [picture["rank"] for picture in result.pictures] == ["best", "median", "worst"]
+    assert [image["rank"] for image in result.images] == ["best", "median", "worst"]
     psnr = dict(zip(result.per_image["key"], result.per_image["psnr"], strict=True))
-    assert [psnr[picture["key"]] for picture in result.pictures] == sorted(psnr.values(), reverse=True)[::2]
-    for picture in result.pictures:
-        original = Image.open(tmp_path / "in" / picture["key"])
-        assert picture["original"].startswith("r.pictures/")
-        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / picture["original"])), np.asarray(original))
-        with np.load(tmp_path / "out" / picture["tokens"]) as archive:
+    assert [psnr[image["key"]] for image in result.images] == sorted(psnr.values(), reverse=True)[::2]
+    for image in result.images:
+        original = Image.open(tmp_path / "in" / image["key"])
+        assert image["original"].startswith("r.images/")
+        assert np.array_equal(np.asarray(Image.open(tmp_path / "out" / image["original"])), np.asarray(original))
+        with np.load(tmp_path / "out" / image["tokens"]) as archive:
             tokens = torch.from_numpy(archive["tokens"])
         assert tokens.shape == (4, 5, 2)
-        stored = np.asarray(Image.open(tmp_path / "out" / picture["reconstruction"])).astype(float)
+        stored = np.asarray(Image.open(tmp_path / "out" / image["reconstruction"])).astype(float)
         decoded = (tiny_tokenizer.decode(tokens[None])[0].permute(1, 2, 0).numpy() + 1) * 127.5
         assert np.abs(stored - decoded).max() <= 0.51
 
 
-def test_the_pictures_of_another_result(tmp_path):
+def test_the_images_of_another_result(tmp_path):
     shown = [("a.png", "best"), ("b.png", "best"), ("c.png", "worst")]
-    other = Result.load(write_result(tmp_path, "ours", 1, [1, 2, 3], pictures=shown))
+    other = Result.load(write_result(tmp_path, "ours", 1, [1, 2, 3], images=shown))
     assert shown_by(other, ["c.png", "b.png", "z.png"]) == {"b.png": ("best", 2), "c.png": ("worst", 1)}
-    with pytest.raises(ValueError, match="none of the 3 pictures"):
+    with pytest.raises(ValueError, match="none of the 3 images"):
         shown_by(other, ["z.png"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torchvision
 
-from gsqtok.evaluation import PictureDistance
+from gsqtok.evaluation import ImageDistance
 from gsqtok.evaluation.perceptual import TRUNKS
 
 
@@ -42,7 +42,7 @@ def pair(height=64, width=48, batch=3):
 
 
 def stored(images):
-    """As an 8-bit picture would give them back, in [-1, 1]."""
+    """As an 8-bit image would give them back, in [-1, 1]."""
     return ((images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
 
 
@@ -63,7 +63,7 @@ def theirs(name, file, monkeypatch):
 @pytest.mark.parametrize("name", list(TRUNKS))
 def test_equals_the_authors_package(name, trunks, monkeypatch):
     reconstruction, images = pair()
-    metric = PictureDistance(name, trunks[name])
+    metric = ImageDistance(name, trunks[name])
     metric.update(reconstruction[:2], images[:2])
     first = metric.last
     metric.update(reconstruction[2:], images[2:])
@@ -78,7 +78,7 @@ def test_equals_the_authors_package(name, trunks, monkeypatch):
 
 @pytest.mark.parametrize("name", list(TRUNKS))
 def test_extremes(name, trunks):
-    metric = PictureDistance(name, trunks[name])
+    metric = ImageDistance(name, trunks[name])
     _, images = pair()
     metric.update(images, images)
     assert metric.last.abs().max() < 1e-6
@@ -92,9 +92,9 @@ def test_extremes(name, trunks):
     assert math.isnan(metric.compute())
 
 
-def test_smallest_pictures(trunks):
+def test_smallest_images(trunks):
     for name, smallest in (("lpips_vgg", 16), ("lpips_alex", 31)):
-        metric = PictureDistance(name, trunks[name])
+        metric = ImageDistance(name, trunks[name])
         metric.update(*pair(smallest, smallest))
         assert metric.last.isfinite().all()
 
@@ -102,15 +102,15 @@ def test_smallest_pictures(trunks):
 def test_absent_and_unfit_weights(trunks, tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"get https://.*vgg16-397923af.pth and put it at .*hub/checkpoints"):
-        PictureDistance("lpips_vgg")
+        ImageDistance("lpips_vgg")
     with pytest.raises(FileNotFoundError, match=r"absent\.pth; get https://.*alexnet"):
-        PictureDistance("lpips_alex", tmp_path / "absent.pth")
+        ImageDistance("lpips_alex", tmp_path / "absent.pth")
     with pytest.raises(ValueError, match=r"alex\.pth does not hold"):
-        PictureDistance("dists", trunks["lpips_alex"])
+        ImageDistance("dists", trunks["lpips_alex"])
     with pytest.raises(ValueError, match="no perceptual distance 'lpips'"):
-        PictureDistance("lpips")
-    metric = PictureDistance("lpips_alex", trunks["lpips_alex"])
+        ImageDistance("lpips")
+    metric = ImageDistance("lpips_alex", trunks["lpips_alex"])
     with pytest.raises(ValueError, match="differ"):
         metric.update(torch.zeros(1, 3, 32, 32), torch.zeros(2, 3, 32, 32))
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         metric.compute()

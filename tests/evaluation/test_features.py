@@ -6,12 +6,12 @@ import pytest
 import timm
 import torch
 
-from gsqtok.digest import sha256_of
 from gsqtok.evaluation import InceptionFeatures, TimmFeatures, build_features
 from gsqtok.evaluation.features import full_precision, hub_file
+from gsqtok.io import sha256_of
 
 
-def pictures(batch=2, height=40, width=56):
+def photos(batch=2, height=40, width=56):
     generator = torch.Generator().manual_seed(0)
     return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
 
@@ -27,7 +27,7 @@ def test_inception_gives_what_torch_fidelity_gives(inception, inception_file):
     theirs = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(inception_file))
     middle = []
     theirs.Mixed_6d.register_forward_hook(lambda module, arguments, output: middle.append(output))
-    ours, expected = inception(pictures()), theirs(pictures())
+    ours, expected = inception(photos()), theirs(photos())
     assert torch.equal(ours.pooled, expected[0])
     assert torch.equal(ours.logits, expected[1])
     assert ours.pooled.shape == (2, 2048)
@@ -35,7 +35,7 @@ def test_inception_gives_what_torch_fidelity_gives(inception, inception_file):
     assert torch.equal(ours.spatial, middle[0][:, :7].flatten(1))  # the block begins with that branch
     assert ours.spatial.shape == (2, 7 * 17 * 17)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(inception(pictures()).pooled, ours.pooled)
+        assert torch.equal(inception(photos()).pooled, ours.pooled)
 
 
 def test_only_the_usual_weights_make_an_rfid(inception, inception_file, monkeypatch):
@@ -86,7 +86,7 @@ def test_a_network_of_timm(tmp_path):
     torch.save(network.state_dict(), tmp_path / "w.pth")
     features = build_features("timm:test_resnet", tmp_path / "w.pth")
     side = network.pretrained_cfg["input_size"][-1]
-    images = pictures(height=side, width=side)
+    images = photos(height=side, width=side)
     mean, std = (torch.tensor(network.pretrained_cfg[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
     with torch.no_grad():
         expected = network.forward_features((images / 255 - mean) / std).mean((2, 3))
@@ -97,7 +97,7 @@ def test_a_network_of_timm(tmp_path):
     record = features.record()
     assert (record["network"], record["input_size"]) == ("timm:test_resnet", side)
     assert record["weights_sha256"] == sha256_of(tmp_path / "w.pth")
-    assert features(pictures()).pooled.shape == expected.shape  # any other size is resized
+    assert features(photos()).pooled.shape == expected.shape  # any other size is resized
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(features(images).pooled, features(images).pooled.float())
 
@@ -108,7 +108,7 @@ def test_a_network_of_timm(tmp_path):
 def test_efficientnet_lite_loads_offline():
     features = TimmFeatures("tf_efficientnet_lite0")
     assert (features.dim, features.suffix) == (320, "_tf_efficientnet_lite0")
-    assert features(pictures()).pooled.shape == (2, 320)
+    assert features(photos()).pooled.shape == (2, 320)
 
 
 def test_full_precision_leaves_the_switches_as_they_were():

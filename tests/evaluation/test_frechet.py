@@ -74,9 +74,9 @@ def test_degenerate_sets(caplog):
     few = features(5, seed=3)
     with caplog.at_level(logging.WARNING, "gsqtok.evaluation"):
         assert distance(few, features(50)).item() == pytest.approx(by_scipy(few, features(50)), rel=1e-5)
-        assert "12 features from 5 pictures" in caplog.text
+        assert "12 features from 5 images" in caplog.text
         assert math.isnan(distance(few, few[:1]).item())
-        assert "two pictures on each side, got 5 and 1" in caplog.text
+        assert "two images on each side, got 5 and 1" in caplog.text
 
 
 def test_bad_input():

@@ -15,14 +15,14 @@ from gsqtok.evaluation.similarity import PSNR_CAP
 
 
 def to_8_bits(images):
-    """(B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3), as a picture is stored."""
+    """(B, 3, H, W) in [-1, 1] -> uint8 (B, H, W, 3), as an image is stored."""
     return np.rint((images.clamp(-1, 1).numpy() + 1) * np.float32(127.5)).astype(np.uint8).transpose(0, 2, 3, 1)
 
 
 def make_pair(batch=4, height=40, width=56, seed=0, noise=0.2):
     generator = torch.Generator().manual_seed(seed)
     smooth = torch.nn.functional.interpolate(torch.rand(batch, 3, 5, 7, generator=generator) * 2 - 1, (height, width))
-    strength = noise * torch.arange(1, batch + 1).view(-1, 1, 1, 1) / batch  # a different error for every picture
+    strength = noise * torch.arange(1, batch + 1).view(-1, 1, 1, 1) / batch  # a different error for every image
     return smooth + strength * torch.randn(smooth.shape, generator=generator), smooth
 
 
@@ -70,7 +70,7 @@ def test_ms_ssim_equals_pytorch_msssim():
     assert metrics.last["ms_ssim"].tolist() == pytest.approx([1] * 4, abs=1e-12)
 
 
-def test_last_holds_the_figures_of_each_picture():
+def test_last_holds_the_figures_of_each_image():
     reconstruction, images = make_pair()
     metrics = ReconstructionMetrics()
     metrics.update(reconstruction, images)
@@ -119,7 +119,7 @@ def test_rounding_to_8_bits_comes_first():
     assert measure((images * 0 + 7, images * 0 + 1))["mse"] == 0  # clamped
 
 
-def test_identical_pictures_reach_the_cap():
+def test_identical_images_reach_the_cap():
     _, images = make_pair()
     result = measure((images, images))
     assert result["psnr"] == result["psnr_pooled"] == PSNR_CAP == 100
@@ -132,14 +132,14 @@ def test_identical_pictures_reach_the_cap():
 
 
 @pytest.mark.parametrize(("height", "width"), [(10, 40), (40, 10), (4, 4), (1, 1)])
-def test_pictures_below_the_window_have_no_ssim(height, width):
+def test_images_below_the_window_have_no_ssim(height, width):
     result = measure(make_pair(), make_pair(height=height, width=width))
     assert math.isnan(result["ssim"])
     assert math.isfinite(result["psnr"])
     assert result["images"] == 8
 
 
-def test_smallest_picture_with_ssim_is_one_window():
+def test_smallest_image_with_ssim_is_one_window():
     reconstruction, images = make_pair(batch=1, height=11, width=11)
     expected = structural_similarity(
         to_8_bits(images)[0],
@@ -162,10 +162,10 @@ def test_autocast_and_half_precision_input_change_nothing():
 
 def test_reconstruction_bad_input():
     metrics = ReconstructionMetrics()
-    with pytest.raises(ValueError, match="no pictures"), pytest.warns(UserWarning, match="before"):
+    with pytest.raises(ValueError, match="no images"), pytest.warns(UserWarning, match="before"):
         metrics.compute()
     metrics.update(torch.zeros(0, 3, 16, 16), torch.zeros(0, 3, 16, 16))
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         metrics.compute()
     with pytest.raises(ValueError, match="differ or are not 4-D"):
         metrics.update(torch.zeros(2, 3, 16, 16), torch.zeros(1, 3, 16, 16))

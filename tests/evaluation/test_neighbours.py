@@ -49,7 +49,7 @@ def test_degenerate_sets(caplog):
     # balls of constant features have no inside
     assert set(precision_recall_density_coverage(torch.ones(9, 2), torch.ones(9, 2)).values()) == {0}
     assert all(math.isnan(v) for v in precision_recall_density_coverage(real[:5], real).values())
-    assert "more than 5 pictures, got 5 and 60" in caplog.text
+    assert "more than 5 images, got 5 and 60" in caplog.text
 
 
 def test_bad_input():

@@ -47,7 +47,7 @@ def test_usage_is_a_share_of_all_tokens(comparison):
     np.testing.assert_allclose(axis.get_lines()[1].get_ydata(), 100 / 8)
 
 
-def test_scatter_pairs_pictures_by_their_key(comparison):
+def test_scatter_pairs_images_by_their_key(comparison):
     comparison.results[1].per_image = {"key": [KEYS[2], "elsewhere.png", KEYS[0]], "psnr": [10.0, 11.0, 30.0]}
     comparison.results[1].model["name"] = "other"
     first, second = per_image(comparison).axes
@@ -72,7 +72,7 @@ def test_nothing_to_plot(tmp_path):
 
 
 @pytest.mark.parametrize("name", PLOTS)
-def test_files_are_pictures_light_and_dark(comparison, name):
+def test_files_are_images_light_and_dark(comparison, name):
     light, dark = (
         np.asarray(Image.open(io.BytesIO(png(PLOTS[name], comparison, dark=dark))).convert("L")) for dark in (0, 1)
     )

@@ -13,7 +13,7 @@ from gsqtok.evaluation.protocol import PROTOCOLS, AdmTransform, TimmTransform, n
 SIZES = [(500, 375), (375, 500), (64, 64), (129, 257), (63, 200), (131, 64), (32, 48), (1024, 300), (127, 127)]
 
 
-def picture(width, height, seed=0):
+def photo(width, height, seed=0):
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize((width, height), 3)
     noise = rng.normal(0, 12, (height, width, 3))
@@ -59,7 +59,7 @@ def adm_in_float(image, size):
 
 @pytest.mark.parametrize("sides", SIZES)
 def test_adm_equals_the_rule_in_float(sides):
-    image = picture(*sides)
+    image = photo(*sides)
     expected = adm_in_float(image, 64)
     pixels = AdmTransform(64).pixels(image)
     assert pixels.shape == (64, 64, 3)
@@ -70,22 +70,22 @@ def test_adm_equals_the_rule_in_float(sides):
 
 
 def test_adm_halves_from_twice_the_size_on():
-    image = picture(129, 257)
+    image = photo(129, 257)
     once = image.resize((64, 128), Image.Resampling.BOX)
     assert (AdmTransform(64).pixels(image) == np.asarray(once)[32:96]).all()
-    image = picture(127, 127)
+    image = photo(127, 127)
     assert (AdmTransform(64).pixels(image) == np.asarray(image.resize((64, 64), Image.Resampling.BICUBIC))).all()
 
 
 def test_adm_leaves_the_odd_pixel_right_and_below():
-    image = picture(67, 64)
+    image = photo(67, 64)
     assert (AdmTransform(64).pixels(image) == np.asarray(image)[:, 1:65]).all()
 
 
 @pytest.mark.parametrize("sides", SIZES)
 @pytest.mark.parametrize("size", [64, 56])
 def test_flex_gen_equals_timms_evaluation_transform(sides, size):
-    image = picture(*sides)
+    image = photo(*sides)
     theirs = timm.data.create_transform(size, mean=(0.5,) * 3, std=(0.5,) * 3, interpolation="bilinear")
     ours = TimmTransform(size)
     assert torch.equal(ours(image), theirs(image)) or (ours(image) - theirs(image)).abs().max() < 1e-6
@@ -98,8 +98,8 @@ def test_flex_gen_resizes_to_292():
     assert record["resize_filter"] == "bilinear"
 
 
-def test_native_keeps_pictures():
-    image = picture(37, 21)
+def test_native_keeps_images():
+    image = photo(37, 21)
     transform, record = named("native")
     assert (transform.pixels(image) == np.asarray(image)).all()
     assert (record["size"], record["crop"], record["resize_filter"], record["antialias"]) == (None, "none", None, None)

@@ -1,4 +1,4 @@
-"""The page, opened in a browser: its table, its pictures, paging, and names that would be markup."""
+"""The page, opened in a browser: its table, its images, paging, and names that would be markup."""
 
 import logging
 
@@ -12,15 +12,15 @@ from gsqtok.evaluation.report import token_colours, write_report
 pytest.importorskip("matplotlib")
 
 BOOK = {"counts_sorted": [6, 3, 2, 1], "codebook_size": 64, "groups": 2, "positions": 6}
-PICTURES = [("a.png", "best"), (HOSTILE, "worst")]
+IMAGES = [("a.png", "best"), (HOSTILE, "worst")]
 
 
 @pytest.fixture
 def comparison(tmp_path):
     return Comparison.load(
         [
-            write_result(tmp_path, "ours", 1.0, [22, 21, 20.5], codebook=BOOK, pictures=PICTURES),
-            write_result(tmp_path, "<b>jpeg", 0.5, [30, 31, 32], pictures=PICTURES[:1], protocol={"size": 128}),
+            write_result(tmp_path, "ours", 1.0, [22, 21, 20.5], codebook=BOOK, images=IMAGES),
+            write_result(tmp_path, "<b>jpeg", 0.5, [30, 31, 32], images=IMAGES[:1], protocol={"size": 128}),
         ]
     )
 
@@ -42,16 +42,16 @@ def test_nothing_outside_is_needed_and_no_name_is_markup(comparison, tmp_path):
     assert text.count("</script>") == 2
 
 
-def test_pictures_that_are_missing_or_outside_are_left_out(comparison, tmp_path, caplog):
-    ours, theirs = (result.pictures for result in comparison.results)
+def test_images_that_are_missing_or_outside_are_left_out(comparison, tmp_path, caplog):
+    ours, theirs = (result.images for result in comparison.results)
     ours[0]["original"] = "../" + ours[0]["original"]
     ours[1]["tokens"] = "/etc/passwd"
-    (tmp_path / theirs[0]["reconstruction"]).write_bytes(b"no picture")
+    (tmp_path / theirs[0]["reconstruction"]).write_bytes(b"no image")
     with caplog.at_level(logging.WARNING):
         text = write_report(comparison, tmp_path / "report")[0].read_text("utf-8")
     assert caplog.text.count("outside the result's folder") == 2
     assert caplog.text.count("left out of the report") == 3
-    assert '"pictures": []' in text
+    assert '"images": []' in text
 
 
 def test_token_colours_tell_tokens_apart():
@@ -90,7 +90,7 @@ def test_table_and_warning_in_a_browser(tab, comparison):
     assert "size: 128 against none" in tab.text_content(".warnings")
 
 
-def test_paging_shows_each_picture(tab):
+def test_paging_shows_each_image(tab):
     assert tab.text_content("#place") == "1 of 2"
     assert tab.text_content("#key") == "a.png"
     assert tab.text_content("#ranks") == "best of ours, <b>jpeg"

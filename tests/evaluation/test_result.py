@@ -22,7 +22,7 @@ def result():
             "precision": "float32",
             "parameters": 12,
         },
-        data={"source": "pictures", "split": None, "images": 2, "rejected": 0, "fingerprint": "cd" * 32},
+        data={"source": "images", "split": None, "images": 2, "skipped": 0, "fingerprint": "cd" * 32},
         protocol={
             "name": "adm",
             "size": 256,
@@ -36,7 +36,7 @@ def result():
         figures={"psnr": 31.5, "ssim": math.nan, "rfid": 2.0},
         per_image={"key": ["ä.png", "b.png"], "psnr": [31.0, 32.0], "ssim": [0.9, math.nan]},
         codebook={"counts_sorted": [3, 1], "codebook_size": 4, "groups": 1, "positions": 4},
-        pictures=[{"key": "ä.png", "rank": "worst", "original": "r.pictures/a.png"}],
+        images=[{"key": "ä.png", "rank": "worst", "original": "r.images/a.png"}],
         environment={"torch": "2"},
     )
 
@@ -68,7 +68,7 @@ def test_written_and_read_again(result, tmp_path):
         (lambda r: r["per_image"]["psnr"].pop(), "lists of one length"),
         (lambda r: r["per_image"].pop("key"), "must hold 'key'"),
         (lambda r: r["codebook"].pop("groups"), "'codebook' lacks 'groups'"),
-        (lambda r: r["pictures"][0].update(rank="nicest"), "best, median, worst"),
+        (lambda r: r["images"][0].update(rank="nicest"), "best, median, worst"),
         (lambda r: r.update(more=1), "unknown part 'more'"),
     ],
 )
@@ -94,20 +94,20 @@ def test_differences(result):
     other = copy.deepcopy(result)
     other.model["name"] = "another"
     other.environment["device"] = "an H100"
-    other.data["source"] = "a copy of the pictures"
+    other.data["source"] = "a copy of the images"
     assert differences(result, other) == []
     other.protocol["features"]["weights_sha256"] = "99"
     other.data |= {"fingerprint": "00" * 32, "source": "elsewhere"}
     assert differences(result, other) == [
         "features weights sha256: ef against 99",
-        "pictures: 2 of pictures (fingerprint cdcdcdcdcdcd) against 2 of elsewhere (fingerprint 000000000000)",
+        "images: 2 of images (fingerprint cdcdcdcdcdcd) against 2 of elsewhere (fingerprint 000000000000)",
     ]
     other.protocol["crop"] = "none"
-    other.data["source"] = "pictures"
-    lines = differences(result, other)  # another crop makes another fingerprint, even of the same pictures
+    other.data["source"] = "images"
+    lines = differences(result, other)  # another crop makes another fingerprint, even of the same images
     assert lines == ["crop: center against none", "features weights sha256: ef against 99"]
     other.data["images"] = 3
-    assert differences(result, other)[2].startswith("pictures: 2 of pictures")
+    assert differences(result, other)[2].startswith("images: 2 of images")
     other.protocol |= {"features": None, "more": 1}
     lines = differences(result, other)
     assert "features: inception against none" in lines

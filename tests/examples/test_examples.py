@@ -11,7 +11,7 @@ import gsqtok
 from gsqtok import ImageTokenizer
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-PICTURES = str(Path(gsqtok.__file__).parent / "demo_pictures")
+IMAGES = str(Path(gsqtok.__file__).parent / "demo_images")
 
 
 def example(name):
@@ -59,11 +59,11 @@ def test_the_drop_in_gives_what_vector_quantize_pytorch_gives(heads):
 
 
 def test_the_transformer_learns_and_samples():
-    losses, picture = example("autoregressive").main(PICTURES, size=32, steps=30)
+    losses, image = example("autoregressive").main(IMAGES, size=32, steps=30)
     assert losses[0] == pytest.approx(np.log(256), rel=0.2)  # uniform over 256 codewords
     assert losses[-1] < 0.7 * losses[0]
-    assert picture.shape == (3, 32, 32)
-    assert picture.abs().max() <= 1
+    assert image.shape == (3, 32, 32)
+    assert image.abs().max() <= 1
 
 
 def test_the_transformer_sees_no_token_before_its_turn():
@@ -79,15 +79,15 @@ def test_the_transformer_sees_no_token_before_its_turn():
 
 
 def test_batch_encode(tmp_path):
-    count = example("batch_encode").main(PICTURES, str(tmp_path / "tokens.npz"), size=32)
-    assert count == len(list(Path(PICTURES).glob("*.png")))
+    count = example("batch_encode").main(IMAGES, str(tmp_path / "tokens.npz"), size=32)
+    assert count == len(list(Path(IMAGES).glob("*.png")))
     assert np.load(tmp_path / "tokens.npz")["astronaut.png"].shape == (4, 4, 8)
 
 
 @pytest.mark.slow
 def test_fine_tune_changes_the_decoder_alone(tmp_path):
     tuned = example("fine_tune").main(
-        PICTURES, str(tmp_path / "run"), steps=2, size=16, batch_size=2, perceptual_weight=0
+        IMAGES, str(tmp_path / "run"), steps=2, size=16, batch_size=2, perceptual_weight=0
     )
     start, images = ImageTokenizer.from_pretrained(), torch.rand(1, 3, 24, 24) * 2 - 1
     assert torch.equal(tuned.encode(images), start.encode(images))

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 import gsqtok.losses.perceptual
-from gsqtok.backbones import Backbone, load_backbone, random_backbone
 from gsqtok.losses import PerceptualDistance, build_perceptual
+from gsqtok.networks.backbone import Backbone, load_backbone, random_backbone
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_lpips_wants_minus_one_to_one(lpips, torchmetrics_lpips, pair):
     unit = [(x + 1) / 2 for x in pair]
     expected = torchmetrics_lpips(*unit, normalize=True).mean()
     torch.testing.assert_close(lpips(reconstruction, images), expected, rtol=1e-4, atol=1e-6)
-    assert abs(lpips(*unit) - expected) > 0.01 * expected  # [0, 1] pictures are not the same thing
+    assert abs(lpips(*unit) - expected) > 0.01 * expected  # [0, 1] images are not the same thing
 
 
 def test_lpips_heads_are_learnt_and_not_negative():

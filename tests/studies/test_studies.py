@@ -132,8 +132,8 @@ def test_codebook():
 
 def test_groups():
     said_of = verdicts(table_of("groups", figures=lambda v: {"psnr": 20 + v["G"] * (v["held"] == "V") - v["f"] / 8}))
-    assert said_of["more groups give better pictures at f8 and the same V"] == "supported"
-    assert said_of["more groups give better pictures at f8 and the same 32 bits"] == "not supported"
+    assert said_of["more groups give better images at f8 and the same V"] == "supported"
+    assert said_of["more groups give better images at f8 and the same 32 bits"] == "not supported"
     assert said_of["at G = 1 quality stalls as f grows"] == "supported"
 
 
@@ -167,14 +167,14 @@ def test_precision():
     said_of = verdicts(table_of("precision", figures=figures))
     assert said_of["rounding to bf16 makes the usage fall at d = 2, V = 65,536"] == "supported"
     assert said_of["rounding to bf16 makes the usage fall at d = 8, V = 65,536"] == "not supported"
-    assert said_of["the exact search gives better pictures than bf16 at d = 2, V = 1,024"] == "supported"
-    assert said_of["the exact search gives better pictures than bf16 at d = 4, V = 65,536"] == "undecided"
+    assert said_of["the exact search gives better images than bf16 at d = 2, V = 1,024"] == "supported"
+    assert said_of["the exact search gives better images than bf16 at d = 4, V = 65,536"] == "undecided"
 
 
 @pytest.mark.parametrize(("psnr", "verdict"), [(21, "supported"), (20.05, "undecided"), (19, "not supported")])
 def test_methods(psnr, verdict):
     said_of = verdicts(table_of("methods", figures=lambda v: {"psnr": psnr if v["method"] == "gsq" else 20.0}))
-    assert said_of == {f"GSQ gives the best pictures at {bits} bits a position": verdict for bits in (18, 36, 64)}
+    assert said_of == {f"GSQ gives the best images at {bits} bits a position": verdict for bits in (18, 36, 64)}
 
 
 def test_isolate():

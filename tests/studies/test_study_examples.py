@@ -1,4 +1,4 @@
-"""Pictures and curves of a study's runs, from folders as runs leave them."""
+"""Images and curves of a study's runs, from folders as runs leave them."""
 
 import json
 
@@ -18,12 +18,12 @@ def row(name, psnr, usage, state="done"):
 
 @pytest.fixture
 def runs(tmp_path):
-    """A folder of runs; each has pictures, and a log but for c."""
+    """A folder of runs; each has images, and a log but for c."""
     folder = tmp_path / "runs"
     for name in ("a", "b", "c", "identity"):
         run = folder / f"methods-{name}-{name}-digest"
         (run / "training").mkdir(parents=True)
-        Image.new("RGB", (53, 13)).save(run / "pictures.png")
+        Image.new("RGB", (53, 13)).save(run / "images.png")
         if name != "c":
             lines = [{"step": 1, "loss/reconstruction": 0.2}, {"step": 2, "codebook/perplexity": None}]
             (run / "training" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

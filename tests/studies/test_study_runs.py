@@ -16,7 +16,7 @@ from gsqtok.cli import main
 from gsqtok.data import ImageTransform, eval_loader, open_source
 from gsqtok.studies import STUDIES, schedule
 from gsqtok.studies.chord import chord_error
-from gsqtok.studies.run import Pictures, run_studies
+from gsqtok.studies.run import Images, run_studies
 from gsqtok.studies.scale import SCALES
 from gsqtok.studies.schedule import do_all
 from gsqtok.studies.study import Study
@@ -24,7 +24,7 @@ from gsqtok.studies.table import Table
 from gsqtok.studies.timing import time_tokenizer
 from gsqtok.studies.work import Job, Outcome, work
 
-DEMO = str(Path(gsqtok.__file__).parent / "demo_pictures" / "*.png")
+DEMO = str(Path(gsqtok.__file__).parent / "demo_images" / "*.png")
 
 
 class Deadly:
@@ -46,7 +46,7 @@ def _forked(monkeypatch):
 
 
 def test_workers_start_processes_as_any_other_process_does():
-    """One that is spawned would spawn those that load its pictures, which takes seconds for each of them."""
+    """One that is spawned would spawn those that load its images, which takes seconds for each of them."""
     worker = schedule._worker(None, 1)
     try:
         assert worker.submit(multiprocessing.get_start_method).result() == multiprocessing.get_all_start_methods()[0]
@@ -60,7 +60,7 @@ def test_a_measuring_network_without_weights_stops_before_the_first_training(tmp
     monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
     monkeypatch.setitem(SCALES, "smoke", dataclasses.replace(SCALES["smoke"], features="timm:tf_efficientnet_lite4"))
     with pytest.raises(FileNotFoundError, match="no weights for 'tf_efficientnet_lite4'"):
-        run_studies([two_runs()], "smoke", Pictures(DEMO, DEMO), tmp_path / "out")
+        run_studies([two_runs()], "smoke", Images(DEMO, DEMO), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -93,12 +93,12 @@ def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
     assert timed["encode_ms"] > timed["quantizer_ms"] > 0
     page = (folder / "README.md").read_text()
     assert "gsqtok study vocabulary --scale smoke" in page
-    assert "3 steps of 4 pictures" in page
+    assert "3 steps of 4 images" in page
     (run,) = (tmp_path / "runs").glob("*trained*")
     assert (run / "training" / "tokenizer" / "model.safetensors").exists()
     assert not (run / "training" / "checkpoints").exists()
-    with Image.open(run / "pictures.png") as picture:
-        assert picture.size == (5 * 34 + 2, 2 * 34 + 2)  # originals above reconstructions
+    with Image.open(run / "images.png") as image:
+        assert image.size == (5 * 34 + 2, 2 * 34 + 2)  # originals above reconstructions
     assert "step 3" in (run / "log.txt").read_text()
 
     # what is done is not done again, by whichever study; a page that was lost is made anew
@@ -107,7 +107,7 @@ def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     assert (folder / "README.md").read_text() == page
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("outcome.json")} == before
-    (other,) = run_studies([dataclasses.replace(study, name="other")], "smoke", Pictures(DEMO, DEMO), tmp_path)
+    (other,) = run_studies([dataclasses.replace(study, name="other")], "smoke", Images(DEMO, DEMO), tmp_path)
     assert [row.figures for row in other.rows] == [row.figures for row in table.rows]
 
 
@@ -165,7 +165,7 @@ def test_chord_error_against_all_pairs(tiny_tokenizer):
     codebook = tiny_tokenizer.quantizer.codebook.detach().double()
     latent, codebook = (x / x.norm(dim=1, keepdim=True) for x in (latent, codebook))
     expected = torch.cdist(latent, codebook).square().amin(1).mean().item()
-    assert chord_error(tiny_tokenizer, source, transform, pictures=5) == pytest.approx(expected, rel=1e-5)
+    assert chord_error(tiny_tokenizer, source, transform, images=5) == pytest.approx(expected, rel=1e-5)
     rotated = codebook.flip(0)
     assert chord_error(tiny_tokenizer, source, transform, 5, rotated.float()) == pytest.approx(expected, rel=1e-5)
 

@@ -2,10 +2,10 @@ import shutil
 
 import pytest
 import torch
-from token_pictures import BAD, GOOD, MAX_PIXELS, ODD
+from token_images import BAD, GOOD, MAX_PIXELS, ODD
 
+from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.run import RunOptions, tokenize
-from gsqtok.tokens.views import Views
 
 
 @pytest.fixture(autouse=True)
@@ -20,7 +20,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture
 def mixed(tmp_path):
-    """A folder with good, odd and bad pictures."""
+    """A folder with good, odd and bad images."""
     root = tmp_path / "mixed"
     for name, data in (GOOD | ODD | {name: data for name, (data, _) in BAD.items()}).items():
         path = root / name
@@ -34,7 +34,7 @@ def run(tiny_tokenizer):
     """Tokenize in this process, small and alone."""
 
     def call(source, output, **options):
-        defaults = {"views": Views(8), "shard_size": 4, "workers": 0, "max_pixels": MAX_PIXELS}
+        defaults = {"crops": Crops(8), "shard_size": 4, "workers": 0, "max_pixels": MAX_PIXELS}
         return tokenize(tiny_tokenizer, source, output, RunOptions(**defaults | options))
 
     return call

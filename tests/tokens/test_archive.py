@@ -74,7 +74,7 @@ def test_the_smallest_type_that_holds_every_index(tmp_path, size, dtype):
 
 def test_an_error_inside_leaves_no_file(tiny_tokenizer, tmp_path):
     writer = TokenArchiveWriter(tmp_path / "t.npz", tiny_tokenizer)
-    with pytest.raises(ValueError, match="two pictures"), writer:  # noqa: PT012
+    with pytest.raises(ValueError, match="two images"), writer:  # noqa: PT012
         for _ in range(2):
             writer.add("a", grid(0), (12, 8))
     assert os.listdir(tmp_path) == []
@@ -93,7 +93,7 @@ def test_an_error_inside_leaves_the_old_file(archive, tiny_tokenizer):
 def test_a_name_twice(tiny_tokenizer, tmp_path, name):
     with TokenArchiveWriter(tmp_path / "t.npz", tiny_tokenizer) as writer:
         writer.add("a", grid(0), (12, 8))
-        with pytest.raises(ValueError, match=f"two pictures are called '{name}'"):
+        with pytest.raises(ValueError, match=f"two images are called '{name}'"):
             writer.add(name, grid(1), (12, 8))
 
 
@@ -194,7 +194,7 @@ def test_a_missing_entry(archive):
 
 
 def test_flipped_bytes_are_noticed(archive):
-    """Each byte of the first picture's compressed data in turn."""
+    """Each byte of the first image's compressed data in turn."""
     content = archive.read_bytes()
     with zipfile.ZipFile(archive) as file:
         first, second = file.infolist()[:2]

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from token_pictures import png, rows_of, write_parquet
+from token_images import png, rows_of, write_parquet
 from torch.utils.data import DataLoader
 
 import gsqtok
@@ -18,7 +18,7 @@ ROWS = 11
 def folder(tmp_path, run):
     captions = [f"number {i}" if i % 2 else None for i in range(ROWS)]
     write_parquet(tmp_path / "in.parquet", [png(i) for i in range(ROWS)], label=list(range(ROWS)), caption=captions)
-    run(tmp_path / "in.parquet", tmp_path / "tokens", carry=("label", "caption"))
+    run(tmp_path / "in.parquet", tmp_path / "tokens", columns=("label", "caption"))
     return tmp_path / "tokens"
 
 
@@ -54,7 +54,7 @@ def test_tokens_come_from_a_mapped_file(folder, tmp_path):
 
 @pytest.mark.parametrize("order", ["grid", "interleaved", "raster"])
 @pytest.mark.parametrize("vocabulary", ["shared", "offset"])
-def test_decode_gives_pictures(folder, tiny_tokenizer, order, vocabulary):
+def test_decode_gives_images(folder, tiny_tokenizer, order, vocabulary):
     dataset = TokenDataset(folder, order=order, vocabulary=vocabulary)
     assert dataset.vocab_size == Layout(2, 64, order, vocabulary).vocab_size
     batch = torch.stack([dataset[i]["tokens"] for i in range(3)])

@@ -3,6 +3,7 @@ import json
 import shutil
 from pathlib import Path
 
+import float64
 import processes
 import pytest
 import torch
@@ -12,7 +13,7 @@ from gsqtok.tokenizer import TokenizerConfig
 from gsqtok.training import DataConfig, LossConfig, OptimizerConfig, TrainConfig
 
 PACKAGE = Path(gsqtok.__file__).parent
-DEMO = PACKAGE / "demo_pictures"
+DEMO = PACKAGE / "demo_images"
 
 
 @pytest.fixture(autouse=True)
@@ -41,12 +42,20 @@ def tiny(tmp_path):
         data = DataConfig(train=changes.pop("train", str(DEMO)), size=16, max_resize=24, workers=0)
         data = dataclasses.replace(data, **changes.pop("data", {}))
         optimizer = OptimizerConfig(**{"learning_rate": 2e-3} | changes.pop("optimizer", {}))
-        defaults = {"output": str(tmp_path / "run"), "steps": 6, "batch_size": 4, "precision": "fp32"}
+        defaults = {"output": str(tmp_path / "run"), "steps": 6, "batch_size": 4, "precision": "float32"}
         every = {"log_every": 1, "validate_every": 1000, "save_every": 1000}
         loss = LossConfig(perceptual_weight=0)
         return TrainConfig(model=model, data=data, optimizer=optimizer, loss=loss, **defaults | every | changes)
 
     return make
+
+
+@pytest.fixture
+def double_precision(monkeypatch):
+    """Everything in float64; see the module."""
+    float64.everywhere(monkeypatch.setattr)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture
@@ -68,4 +77,4 @@ def gsqtok_command():
 
 @pytest.fixture
 def demo_copy(tmp_path):
-    return Path(shutil.copytree(DEMO, tmp_path / "pictures"))
+    return Path(shutil.copytree(DEMO, tmp_path / "images"))

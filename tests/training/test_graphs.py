@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from gsqtok.backbones import random_backbone
+from gsqtok.networks.backbone import random_backbone
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.graphs import only_like, record, record_backbone
 

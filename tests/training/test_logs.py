@@ -25,7 +25,7 @@ def test_no_tracker_at_all(tiny, metrics):
     assert not (run / "tensorboard").exists()
 
 
-def test_a_tracker_without_pictures(tiny, monkeypatch):
+def test_a_tracker_without_images(tiny, monkeypatch):
     """One that knows scalars only gets those; the grid is no reason to stop."""
     logged = []
 
@@ -58,6 +58,7 @@ def test_a_tracker_without_pictures(tiny, monkeypatch):
 def test_wandb_offline(tmp_path, demo_copy):
     pytest.importorskip("wandb")
     environment = processes.ENVIRONMENT | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    environment |= {"WANDB__SERVICE_WAIT": str(processes.PATIENCE), "WANDB_INIT_TIMEOUT": str(processes.PATIENCE)}
     environment |= {f"WANDB_{name}_DIR": str(tmp_path / name) for name in ("CACHE", "CONFIG", "DATA")}
     run = tmp_path / "run"
     arguments = [

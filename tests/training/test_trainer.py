@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gsqtok.cli.train import parse
+from gsqtok.cli.parser import parse
+from gsqtok.cli.train import train as train_command
 from gsqtok.data import ImageTransform, open_source
 from gsqtok.evaluation import evaluate
 from gsqtok.evaluation.usage import _say_not_counted
@@ -34,16 +35,16 @@ def test_the_run_folder(tiny, metrics):
     config = tiny(steps=6, save_every=2, validate_every=3, data={"validation": tiny().data.train})
     run = train(config)
     assert {file.name for file in run.iterdir()} == {
-        *("config.yaml", "checkpoints", "tokenizer", "samples", "metrics.jsonl", "tensorboard")
+        *("config.yaml", "data.json", "checkpoints", "tokenizer", "samples", "metrics.jsonl", "tensorboard")
     }
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
-    again, _ = parse([str(run / "config.yaml")])
+    again = parse("train", train_command, [str(run / "config.yaml")])["config"]
     assert again == dataclasses.replace(config, model=ImageTokenizer(config.model).config)
 
     assert sorted(file.name for file in (run / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
     grid = Image.open(run / "samples" / "step-00000006.png")
-    assert grid.size == (5 * (16 + 2) + 2, 2 * (16 + 2) + 2)  # five demo pictures above their reconstructions
+    assert grid.size == (5 * (16 + 2) + 2, 2 * (16 + 2) + 2)  # five demo images above their reconstructions
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = metrics(run)
@@ -74,23 +75,20 @@ def test_codebook_usage_is_logged_once_an_epoch(tiny):
     assert all(0 < line["codebook/usage"] <= 1 and 1 <= line["codebook/perplexity"] <= 64 for line in usage)
 
 
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("parts", [2, 4])
 def test_gradient_accumulation(tiny, tmp_path, parts):
     weights, losses = [], []
     for accumulation in (1, parts):
-        config = tiny(
-            output=str(tmp_path / f"{accumulation}"), gradient_accumulation=accumulation, optimizer={"eps": 1e-3}
-        )
-        trainer = Trainer(config)
+        trainer = Trainer(tiny(output=str(tmp_path / f"{accumulation}"), gradient_accumulation=accumulation))
         batches = trainer.batches()
         losses.append([float(trainer.step(step, batches)["total"]) for step in (1, 2, 3)])
         weights.append(trainer.tokenizer.state_dict())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    torch.testing.assert_close(*weights, rtol=1e-7, atol=1e-7)  # Adam makes more of gradients that are all rounding
 
 
-def test_a_broken_picture_is_logged_and_training_goes_on(tiny, demo_copy, caplog, metrics, capfd):
+def test_a_broken_image_is_logged_and_training_goes_on(tiny, demo_copy, caplog, metrics, capfd):
     (demo_copy / "broken.png").write_bytes((demo_copy / "coffee.png").read_bytes()[:500])
     with caplog.at_level(logging.WARNING, "gsqtok"):
         run = train(tiny(train=str(demo_copy), steps=6))
@@ -99,10 +97,10 @@ def test_a_broken_picture_is_logged_and_training_goes_on(tiny, demo_copy, caplog
     assert "1 " in capfd.readouterr().err.split("done:")[1]
 
 
-def test_no_readable_picture(tiny, tmp_path):
-    folder = tmp_path / "pictures"
+def test_no_readable_image(tiny, tmp_path):
+    folder = tmp_path / "images"
     folder.mkdir()
-    (folder / "a.png").write_bytes(b"no picture")
+    (folder / "a.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="can be read"):
         Trainer(tiny(train=str(folder)))
 
@@ -114,7 +112,7 @@ def test_no_source(tiny):
 
 def test_bf16_on_a_cpu(tiny, metrics):
     train(tiny(steps=1, output=f"{tiny().output}-fp32"))  # one process may train in both
-    run = train(tiny(steps=3, precision="bf16"))
+    run = train(tiny(steps=3, precision="bfloat16"))
     assert all(math.isfinite(line["loss/total"]) for line in metrics(run))
     assert {v.dtype for v in load_file(run / "tokenizer/model.safetensors").values() if v.is_floating_point()} == {
         torch.float32
@@ -133,7 +131,7 @@ def test_bf16_on_a_cpu(tiny, metrics):
 def test_other_quantizers(tiny, metrics, quantizer):
     written = ", ".join(f"{key}: {value}" for key, value in quantizer.items())
     config = tiny()
-    parsed, _ = parse(["smoke", "--model.quantizer", f"{{{written}}}"])
+    parsed = parse("train", train_command, ["smoke", "--model.quantizer", f"{{{written}}}"])["config"]
     assert parsed.model.quantizer == quantizer
     run = train(dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer), steps=3))
     assert all(math.isfinite(line["loss/total"]) and line["skipped_steps"] == 0 for line in metrics(run))
@@ -175,11 +173,5 @@ def test_learning_rate_reaches_the_optimizer(tiny):
 
 def test_sharding_by_accelerate_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(ValueError, match=r"FSDP by Accelerate is not supported.*--fsdp true"):
+    with pytest.raises(ValueError, match=r"FSDP is not supported.*gradient_accumulation"):
         Trainer(tiny())
-
-
-def test_one_process_holds_the_whole_tokenizer_with_fsdp_too(tiny):
-    trainer = Trainer(tiny(fsdp=True, cuda_graphs=False))
-    assert not trainer.sharded
-    assert type(trainer.tokenizer) is ImageTokenizer

@@ -1,6 +1,5 @@
 """The GAN stage: who learns from what, and when."""
 
-import dataclasses
 import json
 import logging
 import math
@@ -148,7 +147,7 @@ def test_adaptive_weight(gan):
     assert float(terms["total"]) == pytest.approx((loss + 0.5 * expected * term).item(), rel=1e-4)
 
 
-def test_r1_wants_pictures_that_are_not_mixed():
+def test_r1_wants_images_that_are_not_mixed():
     with pytest.raises(ValueError, match="norm: group"):
         AdversarialConfig(**PATCH, r1=1.0)
 
@@ -165,7 +164,7 @@ def test_r1_is_taken_every_so_often_and_weighs_as_much_more():
     assert all(p.grad is not None for p in objective.parameters())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_r1_and_lecam_in_a_run(gan, metrics, precision):
     adversarial = {"r1": 1.0, "r1_every": 2, "lecam": 0.1, "start_step": 1, "augment": ("color", "cutout")}
     adversarial["options"] = PATCH["options"] | {"norm": "group"}
@@ -177,25 +176,17 @@ def test_r1_and_lecam_in_a_run(gan, metrics, precision):
     assert lines[1]["discriminator/learning_rate"] == 1e-3
 
 
-@pytest.mark.parametrize("parts", [2])
-def test_gradient_accumulation(gan, tmp_path, parts):
+@pytest.mark.usefixtures("double_precision")
+def test_gradient_accumulation(gan, tmp_path):
     weights = []
     norm = {"options": PATCH["options"] | {"norm": "group"}}
-    for accumulation in (1, parts):
-        config = gan(
-            output=str(tmp_path / f"{accumulation}"),
-            gradient_accumulation=accumulation,
-            adversarial=norm,
-            optimizer={"eps": 1e-3},
-        )
-        config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, eps=1e-3))
-        trainer = Trainer(config)
+    for parts in (1, 2):
+        trainer = Trainer(gan(output=str(tmp_path / f"{parts}"), gradient_accumulation=parts, adversarial=norm))
         batches = trainer.batches()
         for step in (1, 2, 3):
             trainer.step(step, batches)
         weights.append(copy(trainer.tokenizer) | copy(trainer.adversary.network))
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(*weights, rtol=1e-7, atol=1e-7)  # Adam makes more of gradients that are all rounding
 
 
 @pytest.mark.parametrize("side", ["tokenizer", "discriminator"])
@@ -225,7 +216,7 @@ def test_a_discriminator_that_wins_is_named(gan, caplog, metrics):
             self.scale = nn.Parameter(torch.ones(()))
 
         def forward(self, images):
-            self.calls = getattr(self, "calls", 0) + 1  # in the discriminator's step: pictures, then reconstructions
+            self.calls = getattr(self, "calls", 0) + 1  # in the discriminator's step: images, then reconstructions
             return [self.scale * (5.0 if self.calls % 3 == 2 else -5.0) + 0 * images.mean((1, 2, 3))]
 
     trainer = Trainer(gan(steps=8))

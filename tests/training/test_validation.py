@@ -1,22 +1,21 @@
 """What a recipe would train, counted before it starts, and everything that would stop it."""
 
 import dataclasses
-import re
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gsqtok.cli import main
-from gsqtok.cli.recipes import FOLDER
-from gsqtok.cli.train import parse
+from gsqtok.cli.parser import parse
+from gsqtok.cli.train import train as train_command
 from gsqtok.discriminators import build_discriminator
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.training import LossConfig, validation
+from gsqtok.training import LossConfig, recipes, validation
 from gsqtok.training.adversarial import DiscriminatorObjective
 from gsqtok.training.validation import _activation_bytes, _state_bytes, validate
 
-RECIPES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+RECIPES = recipes.names()
 
 
 COUNTED = ("smoke", "smoke-gan", "gan-f8-128")  # whose steps are gone through; the others have the same layers
@@ -32,19 +31,20 @@ def _undrawn(monkeypatch):
 @pytest.mark.usefixtures("_undrawn")
 @pytest.mark.parametrize("recipe", [pytest.param(r, marks=pytest.mark.slow) if "-" in r else r for r in RECIPES])
 def test_every_recipe_is_valid(recipe, demo_copy, tmp_path, monkeypatch):
-    a_picture = [] if recipe in COUNTED else [2**20]
+    a_image = [] if recipe in COUNTED else [2**20]
 
     def count(config, batch, *networks):  # at the first batch alone: the second takes as long
-        if not a_picture:
-            a_picture.append(_activation_bytes(config, batch, *networks) // batch)
-        return batch * a_picture[0]
+        if not a_image:
+            a_image.append(_activation_bytes(config, batch, *networks) // batch)
+        return batch * a_image[0]
 
     monkeypatch.setattr(validation, "_activation_bytes", count)
-    config, _ = parse([recipe, "--data.train", str(demo_copy), "--output", str(tmp_path / "run")])
+    words = [recipe, "--data.train", str(demo_copy), "--output", str(tmp_path / "run")]
+    config = parse("train", train_command, words)["config"]
     report = validate(config)
     # weights that this machine may lack are the one thing that a recipe cannot bring along
     assert all("weights for" in problem or "VGG16" in problem for problem in report.problems), report.problems
-    assert {"pictures", "tokens", "tokenizer", "batch", "GPU memory"} <= set(report.facts)
+    assert {"images", "tokens", "tokenizer", "batch", "GPU memory"} <= set(report.facts)
     assert ("discriminator" in report.facts) == (config.adversarial.discriminator != "none")
     assert f"{ImageTokenizer(config.model).bits_per_pixel:.4g} bits/px" in report.facts["tokens"]
 
@@ -55,7 +55,7 @@ def test_every_problem_is_listed(tiny, tmp_path):
     (output / "thesis.tex").write_text("")
     broken = tmp_path / "broken"
     broken.mkdir()
-    (broken / "a.png").write_bytes(b"no picture")
+    (broken / "a.png").write_bytes(b"no image")
     config = tiny(output=str(output), train=str(broken), data={"validation": str(tmp_path / "nowhere")})
     config = dataclasses.replace(
         config,
@@ -76,20 +76,6 @@ def test_ranks_must_divide_the_batch(tiny, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "4")
     (problem,) = validate(tiny(batch_size=6)).problems
     assert "6 is no multiple of gradient_accumulation 1 times 4 ranks" in problem
-
-
-def test_a_tokenizer_that_is_shared_out_takes_less(tiny, monkeypatch):
-    monkeypatch.setattr(validation, "GIB", 2**10)
-
-    def memory(**changes):
-        fact = validate(tiny(batch_size=8, precision="fp32", **changes)).facts["GPU memory"]
-        return {int(n or 1): float(size) for size, n in re.findall(r"([\d.]+) GiB on (?:each of (\d)|one) GPU", fact)}
-
-    whole, shared = memory(), memory(fsdp=True, cuda_graphs=False)
-    assert shared[1] == whole[1]
-    of_tokenizer = _state_bytes(ImageTokenizer(tiny().model), average=True) / 2**10
-    for ranks in (4, 8):
-        assert whole[ranks] - shared[ranks] == pytest.approx(of_tokenizer * (1 - 1 / ranks), abs=0.2)
 
 
 def test_memory_of_the_weights_is_exact(tiny):

@@ -1,1 +1,1 @@
-"""The web page of ``gsqtok app``: `views` makes pictures and tables, `codebook` plots, `page` the page around them."""
+"""The web page of ``gsqtok app``: `views` makes images and tables, `codebook` plots, `page` the page around them."""

@@ -77,13 +77,17 @@ def nearest_angles(codewords: Tensor) -> Tensor:
 
 def usage_plot(tokens: Tensor, codebook_size: int) -> Image.Image:
     """How often each codeword occurs in (h, w, G) tokens, most used first, a line a group."""
+    from matplotlib import colormaps
+
     with style():
         figure, axes = _figure()
-        positions = tokens[:, :, 0].numel()
+        positions, few = tokens[:, :, 0].numel(), tokens.shape[2] <= len(COLOURS)
         for group in range(tokens.shape[2]):
             counts = np.sort(np.unique(tokens[:, :, group].numpy(), return_counts=True)[1])[::-1]
-            colour = COLOURS[group % len(COLOURS)]
-            axes.step(np.arange(1, len(counts) + 1), counts / positions, where="mid", color=colour, linewidth=1.2)
+            # more groups than colours are told apart by their order from dark to light
+            colour = COLOURS[group] if few else colormaps["viridis"](group / (tokens.shape[2] - 1))
+            ranks = np.arange(1, len(counts) + 1)
+            axes.step(ranks, counts / positions, where="mid", color=colour, linewidth=1.2, label=f"group {group + 1}")
         axes.axhline(1 / codebook_size, color="#8c8c8c", linestyle="--", linewidth=1)
         axes.annotate(
             "all alike", (0.02, 1 / codebook_size), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
@@ -91,15 +95,16 @@ def usage_plot(tokens: Tensor, codebook_size: int) -> Image.Image:
         axes.set(xscale="log", yscale="log", xlabel="codewords, most used first", ylabel="share of positions")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")  # powers of ten would be set as mathematics, which `style` turns off
-        axes.set_title(f"usage in this picture: a line for each of {tokens.shape[2]} groups")
-        return _picture(figure)
+        axes.legend(fontsize=7, ncols=-(-tokens.shape[2] // 8), frameon=False)
+        axes.set_title("usage of the codewords in this image")
+        return _image(figure)
 
 
 def sphere_plot(quantizer: Quantizer, tokens: Tensor | None = None) -> Image.Image | None:
     """Where the codewords lie: on a line, a circle or a sphere for d <= 3, else how far they are from each other.
 
     Args:
-        quantizer: one with a codebook; of others there is no picture, None.
+        quantizer: one with a codebook; of others there is no image, None.
         tokens: (h, w, G): codewords that occur there are blue, the rest grey.
     """
     codewords = directions(quantizer)
@@ -116,7 +121,7 @@ def sphere_plot(quantizer: Quantizer, tokens: Tensor | None = None) -> Image.Ima
             axes.hist(nearest_angles(some).numpy(), bins=40, color=COLOURS[0])
             axes.set(xlabel="angle to the nearest codeword, degrees", ylabel="codewords")
             axes.set_title(f"{len(some):,} codewords on the sphere in {d} dimensions")
-            return _picture(figure)
+            return _image(figure)
         step = math.ceil(size / _MAX_PLOTTED)
         points, used = codewords[::step].numpy(), used[::step].numpy()
         colours = np.where(used, COLOURS[0], "#b4b8bd")
@@ -130,8 +135,8 @@ def sphere_plot(quantizer: Quantizer, tokens: Tensor | None = None) -> Image.Ima
         else:
             axes.scatter(*points.T, c=colours, s=10, depthshade=True)
             axes.set_box_aspect((1, 1, 1))
-        axes.set_title(f"{len(points):,} codewords" + ("; blue: in this picture" if tokens is not None else ""))
-        return _picture(figure)
+        axes.set_title(f"{len(points):,} codewords" + ("; blue: in this image" if tokens is not None else ""))
+        return _image(figure)
 
 
 def _figure(projection: str | None = None) -> tuple:
@@ -141,7 +146,7 @@ def _figure(projection: str | None = None) -> tuple:
     return figure, figure.add_subplot(projection=projection)
 
 
-def _picture(figure: object) -> Image.Image:
+def _image(figure: object) -> Image.Image:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return Image.open(file).convert("RGB")

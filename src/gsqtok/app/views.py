@@ -1,4 +1,4 @@
-"""What the page shows, from pictures and tokens: plain functions that know nothing of a browser."""
+"""What the page shows, from images and tokens: plain functions that know nothing of a browser."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from torch import Tensor
 
 from gsqtok.data import to_pil, to_tensor
 from gsqtok.evaluation.codecs import Codec
+from gsqtok.evaluation.reconstruct import Reconstruction, reconstruct
 from gsqtok.evaluation.report import token_colours
 from gsqtok.evaluation.similarity import similarity
-from gsqtok.reconstruct import Reconstruction, reconstruct
 from gsqtok.tokenizer import ImageTokenizer
 
-WHOLE = 512 * 512  # pixels of a picture that goes through the networks at once; a larger one goes in tiles
+WHOLE = 512 * 512  # pixels of an image that goes through the networks at once; a larger one goes in tiles
 TILE = 256  # positions a side
 MAP = 256  # pixels of the longer side of a token map, about
 WIDEST = 1400  # pixels that maps beside each other take, unless one map takes more
@@ -32,26 +32,26 @@ Window = tuple[slice, slice]  # rows and columns of a grid
 Box = tuple[float, float, float, float]
 
 
-def shrunk(picture: Image.Image, max_pixels: int) -> Image.Image:
-    """The picture at no more than ``max_pixels``, its proportions kept as far as whole pixels can; never enlarged."""
-    width, height = picture.size
+def shrunk(image: Image.Image, max_pixels: int) -> Image.Image:
+    """The image at no more than ``max_pixels``, its proportions kept as far as whole pixels can; never enlarged."""
+    width, height = image.size
     if width * height <= max_pixels:
-        return picture
+        return image
     scale = math.sqrt(max_pixels / (width * height))
     width, height = max(1, int(width * scale)), max(1, int(height * scale))
     # of a strip the short side is 1 whatever the scale
     size = (min(width, max_pixels // height), height) if width >= height else (width, min(height, max_pixels // width))
-    return picture.resize(size, Image.Resampling.LANCZOS)
+    return image.resize(size, Image.Resampling.LANCZOS)
 
 
 @dataclass
 class Look:
-    """A picture, what the tokenizer made of it, and the JPEG of the same size.
+    """An image, what the tokenizer made of it, and the JPEG of the same size.
 
     Attributes:
         ours: original, reconstruction, tokens and figures.
         bits: of the tokens, log2(V) each.
-        jpeg: the picture out of the JPEG file.
+        jpeg: the image out of the JPEG file.
         jpeg_bits: of that file; more than ``bits`` where even the lowest quality needs more.
         jpeg_psnr: in dB.
         jpeg_ssim: NaN for sides under 11 pixels.
@@ -66,33 +66,33 @@ class Look:
 
 
 def tile_for(size: tuple[int, int]) -> int | None:
-    """What ``ImageTokenizer.encode`` takes as tile for a picture of this width and height: None for a small one."""
+    """What ``ImageTokenizer.encode`` takes as tile for an image of this width and height: None for a small one."""
     return TILE if size[0] * size[1] > WHOLE else None
 
 
-def look(tokenizer: ImageTokenizer, picture: Image.Image, name: str, progress: Progress | None = None) -> Look:
+def look(tokenizer: ImageTokenizer, image: Image.Image, name: str, progress: Progress | None = None) -> Look:
     """Through the tokenizer and back, in tiles if it is large, and through JPEG at no more bits."""
-    image = to_tensor(picture)[None]
-    (ours,) = reconstruct(tokenizer, [{"image": image, "keys": [name]}], tile_for(picture.size), progress)
+    pixels = to_tensor(image)[None]
+    (ours,) = reconstruct(tokenizer, [{"image": pixels, "keys": [name]}], tile_for(image.size), progress)
     bits = ours.tokens.shape[0] * ours.tokens.shape[1] * tokenizer.quantizer.bits
-    codec = Codec("jpeg", bits / (picture.width * picture.height))
-    file = codec.fit(picture)
+    codec = Codec("jpeg", bits / (image.width * image.height))
+    file = codec.fit(image)
     jpeg = to_tensor(Image.open(io.BytesIO(file)))
-    figures = similarity(jpeg[None], image)
+    figures = similarity(jpeg[None], pixels)
     return Look(ours, bits, jpeg, 8 * len(file), figures["psnr"].item(), figures["ssim"].item())
 
 
-def encoded(tokenizer: ImageTokenizer, picture: Image.Image, progress: Progress | None = None) -> Tensor:
-    """Tokens (h, w, G) of a picture, on the CPU; in tiles if it is large."""
-    tile = tile_for(picture.size)
-    image = to_tensor(picture)[None].to(tokenizer.input_device(tile))
-    return tokenizer.encode(image, tile, progress and partial(progress, "encoding"))[0].cpu()
+def encoded(tokenizer: ImageTokenizer, image: Image.Image, progress: Progress | None = None) -> Tensor:
+    """Tokens (h, w, G) of an image, on the CPU; in tiles if it is large."""
+    tile = tile_for(image.size)
+    pixels = to_tensor(image)[None].to(tokenizer.input_device(tile))
+    return tokenizer.encode(pixels, tile, progress and partial(progress, "encoding"))[0].cpu()
 
 
 def decoded(
     tokenizer: ImageTokenizer, tokens: Tensor, size: tuple[int, int], progress: Progress | None = None
 ) -> Image.Image:
-    """The picture, ``size`` (width, height), of tokens (h, w, G); in tiles if it is large."""
+    """The image, ``size`` (width, height), of tokens (h, w, G); in tiles if it is large."""
     tile = tile_for(size)
     tokens = tokens[None].to(tokenizer.input_device(tile))
     return to_pil(tokenizer.decode(tokens, size[::-1], tile, progress and partial(progress, "decoding"))[0])
@@ -120,7 +120,7 @@ def figures(seen: Look, label: str) -> list[list[str]]:
 
 
 def error_map(original: Tensor, reconstruction: Tensor, gain: float = 4.0) -> Image.Image:
-    """The difference of two pictures (3, H, W) in [-1, 1], each channel by itself: black is none.
+    """The difference of two images (3, H, W) in [-1, 1], each channel by itself: black is none.
 
     Args:
         original: one.
@@ -132,7 +132,7 @@ def error_map(original: Tensor, reconstruction: Tensor, gain: float = 4.0) -> Im
 
 @dataclass(frozen=True)
 class Sheet:
-    """Where the token maps of all groups lie on one picture.
+    """Where the token maps of all groups lie on one image.
 
     Attributes:
         shape: rows h, columns w and groups G of the tokens.
@@ -250,25 +250,25 @@ def swapped(first: Tensor, second: Tensor, groups: list[int], box: Box) -> tuple
     return torch.where(chosen, second, first), torch.where(chosen, first, second)
 
 
-def fitted(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Scaled to cover ``size`` (width, height) and cut to it, centre kept: two pictures get grids of one shape."""
-    if picture.size == size:
-        return picture
-    wide = picture.width * size[1] > picture.height * size[0]  # than the size wanted
-    width = picture.height * size[0] / size[1] if wide else picture.width
-    height = picture.height if wide else picture.width * size[1] / size[0]
-    left, top = (picture.width - width) / 2, (picture.height - height) / 2
+def fitted(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scaled to cover ``size`` (width, height) and cut to it, centre kept: two images get grids of one shape."""
+    if image.size == size:
+        return image
+    wide = image.width * size[1] > image.height * size[0]  # than the size wanted
+    width = image.height * size[0] / size[1] if wide else image.width
+    height = image.height if wide else image.width * size[1] / size[0]
+    left, top = (image.width - width) / 2, (image.height - height) / 2
     box = (left, top, left + width, top + height)
-    return picture.resize(size, Image.Resampling.LANCZOS, box=box)
+    return image.resize(size, Image.Resampling.LANCZOS, box=box)
 
 
-def framed(picture: Image.Image, box: Box) -> Image.Image:
-    """The picture with a box (shares of width and height) drawn on it."""
-    picture = picture.copy()
-    left, right = sorted((box[0] * picture.width, box[2] * picture.width))
-    top, bottom = sorted((box[1] * picture.height, box[3] * picture.height))
-    draw = ImageDraw.Draw(picture)
+def framed(image: Image.Image, box: Box) -> Image.Image:
+    """The image with a box (shares of width and height) drawn on it."""
+    image = image.copy()
+    left, right = sorted((box[0] * image.width, box[2] * image.width))
+    top, bottom = sorted((box[1] * image.height, box[3] * image.height))
+    draw = ImageDraw.Draw(image)
     for inset, colour in ((0, "black"), (1, "white"), (2, "white"), (3, "black")):
         if right - left > 2 * inset + 1 and bottom - top > 2 * inset + 1:
             draw.rectangle((left + inset, top + inset, right - 1 - inset, bottom - 1 - inset), outline=colour)
-    return picture
+    return image

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gsqtok.cli.options import MODEL, console, parser
+from gsqtok.cli.options import describe_tokens, print_rows
 
 
-def main(argv: list[str]) -> None:
-    """Print what a tokenizer, or a file of tokens, is."""
-    p = parser(
-        "info",
-        "Say what a tokenizer, or a file of tokens, is.",
-        "  gsqtok info\n  gsqtok info runs/mine\n  gsqtok info tokens.npz",
-    )
-    p.add_argument("model", nargs="?", metavar="MODEL", help=f"{MODEL}; or a file written by gsqtok encode")
-    args = p.parse_args(argv)
-    rows = _archive(args.model) if args.model and Path(args.model).suffix == ".npz" else _tokenizer(args.model)
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        console.print(f"{name:<{width}}  {value}")
+def info(model: str | None) -> None:
+    """Say what a tokenizer, or a file of tokens, is.
+
+    Args:
+        model: a tokenizer (its folder, a run's folder, a published checkpoint, a hub name; default: the one inside the
+            package), or a file written by gsqtok encode
+
+    Example:
+          gsqtok info
+          gsqtok info runs/mine
+          gsqtok info tokens.npz
+    """
+    print_rows(_archive(model) if model and Path(model).suffix == ".npz" else _tokenizer(model))
 
 
 def _tokenizer(source: str | None) -> list[tuple[str, str]]:
@@ -32,10 +32,10 @@ def _tokenizer(source: str | None) -> list[tuple[str, str]]:
     )
     return [
         ("tokenizer", source or "the one inside the package"),
-        ("down-sampling factor", f"{tokenizer.factor}"),
+        ("networks", tokenizer.config.summary()),
+        ("tokens", describe_tokens(tokenizer)),
         ("quantizer", quantizer.name),
         ("latent channels", f"{quantizer.dim}"),
-        ("tokens per position", f"{quantizer.tokens_per_position}, each of {quantizer.codebook_size:,} codewords"),
         ("bits per position", f"{quantizer.bits:g}"),
         ("bits per pixel", f"{tokenizer.bits_per_pixel:.4g}"),
         ("parameters", f"encoder {encoder:.2f}M, decoder {decoder:.2f}M, quantizer {codebook:.2f}M"),
@@ -51,7 +51,7 @@ def _archive(path: str) -> list[tuple[str, str]]:
     pixels = sum(h * w for h, w in archive.sizes.values())
     return [
         ("file of tokens", path),
-        ("pictures", f"{len(archive):,}"),
+        ("images", f"{len(archive):,}"),
         ("pixels", f"{pixels:,}"),
         ("codewords per token", f"{archive.codebook_size:,}"),
         ("made by tokenizer", archive.fingerprint),

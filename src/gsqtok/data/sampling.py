@@ -1,4 +1,4 @@
-"""Which pictures make up which training batch: a function of the seed and the step number alone."""
+"""Which images make up which training batch: a function of the seed and the step number alone."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
     """Batches of (epoch, index), without end; a batch sampler for ``ImageDataset``.
 
     Every epoch is a permutation of the data set, and the permutations follow each other without a gap: a batch may
-    begin in one epoch and end in the next, so no picture is dropped, and a data set smaller than the batch works.
+    begin in one epoch and end in the next, so no image is dropped, and a data set smaller than the batch works.
     The position is therefore the step number alone, whatever the number of ranks.
 
     Args:
-        length: number of pictures.
+        length: number of images.
         batch_size: the global batch, over all ranks.
         rank: the slice of each batch to give out, ``rank`` of ``world_size``; in the order of the ranks the slices
             make up the batch.

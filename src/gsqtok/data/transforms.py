@@ -1,4 +1,4 @@
-"""A picture to the tensor that a network takes, and back."""
+"""An image to the tensor that a network takes, and back."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ _MAX_RESIZED_PIXELS = 2**26  # a strip of 1 x 60000 with its short side at 256 w
 class ImageTransform:
     """Resize, crop and flip.
 
-    The short side becomes ``size`` (smaller pictures are enlarged) with Pillow's antialiased filter, then a
+    The short side becomes ``size`` (smaller images are enlarged) with Pillow's antialiased filter, then a
     ``size`` x ``size`` window is cut out; pixel for pixel what torchvision's Resize and CenterCrop do. With
-    ``size=None`` pictures keep their own size.
+    ``size=None`` images keep their own size.
 
     Attributes:
         size: length of the short side in pixels; None: native size, which goes with ``crop="none"``.
         crop: "center", "random", or "none" (keeps the aspect ratio).
         flip: mirror left to right with probability 1/2.
         max_resize: with a random crop, the short side becomes a random length from ``size`` to ``max_resize`` (at most
-            its own, if that is larger than ``size``): pictures are seen at several scales.
+            its own, if that is larger than ``size``): images are seen at several scales.
         resample: "bicubic" or "lanczos".
-        fast: resize with torch's bicubic kernel instead of Pillow's: nearly twice the pictures a second from
+        fast: resize with torch's bicubic kernel instead of Pillow's: nearly twice the images a second from
             photographs, and values that differ by at most 2 of 255 (measured; docs/token-datasets.md).
     """
 
@@ -63,11 +63,11 @@ class ImageTransform:
         return self.flip or self.crop == "random"
 
     def __call__(self, image: Image.Image, generator: np.random.Generator | None = None) -> Tensor:
-        """RGB picture -> float32 (3, H, W) in [-1, 1].
+        """RGB image -> float32 (3, H, W) in [-1, 1].
 
         Raises:
             ValueError: random crop or flip without a generator.
-            BrokenImageError: a strip so thin that the resized picture would not fit in memory.
+            BrokenImageError: a strip so thin that the resized image would not fit in memory.
         """
         return to_tensor(self.pixels(image, generator))
 
@@ -113,7 +113,7 @@ def _fast(image: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
-    """RGB picture or uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [-1, 1]."""
+    """RGB image or uint8 (..., H, W, 3) -> float32 (..., 3, H, W) in [-1, 1]."""
     if isinstance(image, Image.Image):
         image = np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
     pixels = torch.from_numpy(np.array(image)).movedim(-1, -3)
@@ -121,7 +121,7 @@ def to_tensor(image: Image.Image | np.ndarray) -> Tensor:
 
 
 def to_pil(tensor: Tensor) -> Image.Image:
-    """(3, H, W) in [-1, 1] -> RGB picture; values are rounded and clamped.
+    """(3, H, W) in [-1, 1] -> RGB image; values are rounded and clamped.
 
     Raises:
         ValueError: another shape.

@@ -1,4 +1,4 @@
-"""Discriminators of the adversarial stage: what tells reconstructions from pictures."""
+"""Discriminators of the adversarial stage: what tells reconstructions from images."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def build_discriminator(name: str, *, augment: Sequence[str] = (), **options: An
     Args:
         name: ``"patch"`` (PatchGAN), ``"stylegan"`` (StyleGAN2's) or ``"projected"`` (heads on a frozen pretrained
             network, DINOv2 unless told otherwise: the paper's choice).
-        augment: random changes of every picture before it is judged, of ``DiffAugment.POLICIES``.
+        augment: random changes of every image before it is judged, of ``DiffAugment.POLICIES``.
         options: the network's own; ``help(type(discriminator))`` explains them.
 
     Raises:

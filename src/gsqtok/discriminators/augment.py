@@ -1,7 +1,7 @@
-"""Random, differentiable changes of pictures, so that a discriminator cannot learn a small training set by heart.
+"""Random, differentiable changes of images, so that a discriminator cannot learn a small training set by heart.
 
 Zhao, Liu, Lin, Zhu, Han, "Differentiable Augmentation for Data-Efficient GAN Training", NeurIPS 2020,
-arXiv 2006.10738, section 3.3: real pictures and generated ones go through the same policy, with draws of their own, in
+arXiv 2006.10738, section 3.3: real images and generated ones go through the same policy, with draws of their own, in
 the discriminator's step and in the generator's.
 """
 
@@ -13,25 +13,25 @@ import torch
 from torch import Tensor, distributed, nn
 
 _SHIFT = 1 / 8  # translation, at most, as a part of a side
-_CUT = 1 / 2  # side of the square that is cut out, as a part of the picture's
+_CUT = 1 / 2  # side of the square that is cut out, as a part of the image's
 _ZOOM = 4 / 3  # resize, at most, either way
 
 
 class DiffAugment(nn.Module):
-    """Apply the chosen policies, in the order given, with a draw for every picture.
+    """Apply the chosen policies, in the order given, with a draw for every image.
 
     - ``"color"``: brightness (added: uniform in +-0.5), saturation (distance from the grey value times 0 to 2) and
-      contrast (distance from the picture's mean times 0.5 to 1.5).
+      contrast (distance from the image's mean times 0.5 to 1.5).
     - ``"translation"``: a shift by whole pixels, up to an eighth of each side; zeros move in.
-    - ``"cutout"``: zeros in a rectangle of half of each side, centred anywhere in the picture.
+    - ``"cutout"``: zeros in a rectangle of half of each side, centred anywhere in the image.
     - ``"resize"``: zoomed about the centre by a factor between 3/4 and 4/3, log-uniform, the same on both sides, with
-      antialiased linear interpolation; the size of the picture stays, zeros move in. (Not in the paper.)
+      antialiased linear interpolation; the size of the image stays, zeros move in. (Not in the paper.)
 
-    Zero is mid-grey. Values may leave [-1, 1]. Every change is affine in the picture and can be differentiated any
-    number of times; it is done in the picture's own precision. The draws come from the global generator of the
-    pictures' device: what restores that one repeats them.
+    Zero is mid-grey. Values may leave [-1, 1]. Every change is affine in the image and can be differentiated any
+    number of times; it is done in the image's own precision. The draws come from the global generator of the
+    images' device: what restores that one repeats them.
 
-    Under torch.distributed every rank must call this with equally many pictures, its part of a batch in the order of
+    Under torch.distributed every rank must call this with equally many images, its part of a batch in the order of
     the ranks, and its generator in the same state: a batch then gets the same draws however many ranks share it.
 
     Raises:
@@ -49,7 +49,7 @@ class DiffAugment(nn.Module):
         self.policies = policies
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> the same shape; the pictures themselves where no policy is chosen."""
+        """(B, 3, H, W) -> the same shape; the images themselves where no policy is chosen."""
         with torch.autocast(images.device.type, enabled=False):
             for policy in self.policies:
                 images = _CHANGES[policy](images)
@@ -61,17 +61,17 @@ class DiffAugment(nn.Module):
 
 
 def _uniform(images: Tensor) -> Tensor:
-    """One number in [0, 1) for every picture, (B, 1, 1, 1)."""
+    """One number in [0, 1) for every image, (B, 1, 1, 1)."""
     return _own(images, lambda count: torch.rand(count, 1, 1, 1, device=images.device, dtype=images.dtype))
 
 
 def _below(images: Tensor, end: int) -> Tensor:
-    """One whole number in [0, end) for every picture, (B, 1)."""
+    """One whole number in [0, end) for every image, (B, 1)."""
     return _own(images, lambda count: torch.randint(end, (count, 1), device=images.device))
 
 
 def _own(images: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
-    """Of a draw for the pictures of all ranks, those of this one: every rank makes the draw of the whole batch."""
+    """Of a draw for the images of all ranks, those of this one: every rank makes the draw of the whole batch."""
     if not (distributed.is_available() and distributed.is_initialized()):
         return draw(len(images))
     return draw(len(images) * distributed.get_world_size()).narrow(0, distributed.get_rank() * len(images), len(images))
@@ -121,7 +121,7 @@ def _resize(images: Tensor) -> Tensor:
 def _resampling(size: int, zoom: Tensor) -> Tensor:
     """Linear interpolation as matrices (B, size, size), from the input's positions to those of the zoomed output.
 
-    A picture that shrinks is averaged under a triangle as wide as an output pixel, so that it does not alias.
+    An image that shrinks is averaged under a triangle as wide as an output pixel, so that it does not alias.
     """
     position = torch.arange(size, device=zoom.device, dtype=zoom.dtype) - (size - 1) / 2
     source = position[:, None] / zoom  # where an output pixel's centre lies in the input

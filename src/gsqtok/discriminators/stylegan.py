@@ -1,4 +1,4 @@
-"""The discriminator of StyleGAN2: residual blocks that shrink the picture, then one verdict on the whole of it.
+"""The discriminator of StyleGAN2: residual blocks that shrink the image, then one verdict on the whole of it.
 
 Karras, Laine, Aittala, Hellsten, Lehtinen, Aila, "Analyzing and Improving the Image Quality of StyleGAN", CVPR 2020,
 arXiv 1912.04958, section 4.1 and appendix B. Equalised learning rate and minibatch standard deviation: Karras, Aila,
@@ -25,18 +25,18 @@ _DEVIATION_GROUP = 4
 class StyleGANDiscriminator(Discriminator):
     """StyleGAN2's residual discriminator, with the channels and depth that the GSQ paper uses.
 
-    A level halves the picture, down to 4 x 4 at 128 pixels and five levels, which is the original head. Larger
-    pictures are averaged to 4 x 4 there, smaller ones repeated, so that one network judges every size.
+    A level halves the image, down to 4 x 4 at 128 pixels and five levels, which is the original head. Larger
+    images are averaged to 4 x 4 there, smaller ones repeated, so that one network judges every size.
 
     Args:
-        channels: filters at the picture's own size.
+        channels: filters at the image's own size.
         multipliers: filters after each halving, as multiples of ``channels``.
         augment: see ``DiffAugment``.
 
-    Shapes: pictures (B, 3, H, W) -> [(B, 1)].
+    Shapes: images (B, 3, H, W) -> [(B, 1)].
 
     Raises:
-        ValueError: no multipliers; a picture of fewer than 2^levels pixels a side.
+        ValueError: no multipliers; an image of fewer than 2^levels pixels a side.
     """
 
     def __init__(
@@ -55,11 +55,11 @@ class StyleGANDiscriminator(Discriminator):
         self.verdict = EqualisedLinear(last, 1)
 
     def logits(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> one verdict a picture, (B, 1)."""
+        """(B, 3, H, W) -> one verdict an image, (B, 1)."""
         height, width = images.shape[-2:]
         if min(height, width) < self.smallest:
             raise ValueError(
-                f"this discriminator needs pictures of {self.smallest} pixels a side or more, got {height} x {width}; "
+                f"this discriminator needs images of {self.smallest} pixels a side or more, got {height} x {width}; "
                 "fewer multipliers see smaller ones"
             )
         x = self.blocks(activate(self.from_rgb(images)))
@@ -149,10 +149,10 @@ def activate(x: Tensor) -> Tensor:
 
 
 def minibatch_deviation(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, C + 1, H, W): a channel that says how much the pictures of the batch differ.
+    """(B, C, H, W) -> (B, C + 1, H, W): a channel that says how much the images of the batch differ.
 
-    The standard deviation over a group of pictures, averaged over channels and positions, one number a group. Groups
-    are of 4 pictures, or of the largest smaller number that divides the batch: picture i goes with i + B/4, i + B/2
+    The standard deviation over a group of images, averaged over channels and positions, one number a group. Groups
+    are of 4 images, or of the largest smaller number that divides the batch: image i goes with i + B/4, i + B/2
     and i + 3B/4. A batch of one does not vary.
     """
     batch, _, height, width = x.shape

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from gsqtok.evaluation.frechet import FrechetDistance, Reference, ReferenceSetError
     from gsqtok.evaluation.metrics import ReconstructionMetrics
     from gsqtok.evaluation.neighbours import precision_recall_density_coverage
-    from gsqtok.evaluation.perceptual import PictureDistance
+    from gsqtok.evaluation.perceptual import ImageDistance
     from gsqtok.evaluation.protocol import PROTOCOLS
     from gsqtok.evaluation.result import Result, ResultError, differences
     from gsqtok.evaluation.run import Reconstruction, evaluate, measure
@@ -26,8 +26,8 @@ __all__ = [
     "Codec",
     "DistributionMetrics",
     "FrechetDistance",
+    "ImageDistance",
     "InceptionFeatures",
-    "PictureDistance",
     "Reconstruction",
     "ReconstructionMetrics",
     "Reference",
@@ -49,7 +49,7 @@ _HOMES = {
     "DistributionMetrics": "distribution",
     **dict.fromkeys(("FrechetDistance", "Reference", "ReferenceSetError"), "frechet"),
     **dict.fromkeys(("InceptionFeatures", "TimmFeatures", "build_features"), "features"),
-    "PictureDistance": "perceptual",
+    "ImageDistance": "perceptual",
     "ReconstructionMetrics": "metrics",
     **dict.fromkeys(("Result", "ResultError", "differences"), "result"),
     "precision_recall_density_coverage": "neighbours",

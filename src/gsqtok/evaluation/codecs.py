@@ -1,9 +1,9 @@
-"""JPEG, WebP and AVIF as yardsticks: what the same number of bits buys from an ordinary picture codec.
+"""JPEG, WebP and AVIF as yardsticks: what the same number of bits buys from an ordinary image codec.
 
-A codec is measured like a tokenizer, on the same pictures with the same figures. Each picture is stored at the highest
-quality whose file is no larger than the target, so no picture borrows bits from another: that is how a tokenizer of a
+A codec is measured like a tokenizer, on the same images with the same figures. Each image is stored at the highest
+quality whose file is no larger than the target, so no image borrows bits from another: that is how a tokenizer of a
 fixed rate spends them. The whole file counts, headers and quantization tables included (some hundred bytes, which at
-256 px and 0.25 bits/px is much of a JPEG file): a stored picture needs them, while tokens need the tokenizer's weights.
+256 px and 0.25 bits/px is much of a JPEG file): a stored image needs them, while tokens need the tokenizer's weights.
 
 Options, the same at every rate: chroma at half resolution (4:2:0) in all three; JPEG is baseline with optimized
 Huffman tables; WebP is lossy with method 6 (the slowest); AVIF has Pillow's default speed 6 and one thread, which
@@ -33,11 +33,11 @@ PREFIX = "codec:"
 
 @dataclass(frozen=True)
 class Codec:
-    """A picture codec held to a file size.
+    """An image codec held to a file size.
 
     Args:
         name: "jpeg", "webp" or "avif".
-        target: bits per pixel that no file may exceed, headers included. A picture whose file is larger even at the
+        target: bits per pixel that no file may exceed, headers included. An image whose file is larger even at the
             lowest quality is stored at that, and exceeds it.
 
     Raises:
@@ -91,27 +91,27 @@ class Codec:
             "version": features.version("jpg" if self.name == "jpeg" else self.name),
         }
 
-    def encode(self, picture: Image.Image, quality: int) -> bytes:
-        """An RGB picture as a file of the codec, at a quality from ``LOWEST`` to 100."""
-        picture = Image.fromarray(np.asarray(picture))  # Pillow would store the ICC profile of the picture's own file
+    def encode(self, image: Image.Image, quality: int) -> bytes:
+        """An RGB image as a file of the codec, at a quality from ``LOWEST`` to 100."""
+        image = Image.fromarray(np.asarray(image))  # Pillow would store the ICC profile of the image's own file
         file = io.BytesIO()
-        picture.save(file, self.name.upper(), quality=quality, **self.OPTIONS[self.name])
+        image.save(file, self.name.upper(), quality=quality, **self.OPTIONS[self.name])
         return file.getvalue()
 
-    def fit(self, picture: Image.Image) -> bytes:
+    def fit(self, image: Image.Image) -> bytes:
         """The file of highest quality that keeps to the target, found by bisection over the qualities.
 
         Sizes rise with quality but for a few steps where they fall by some bytes, so a step or two of quality may be
         missed there; the target is kept in any case.
         """
-        limit = self.target * picture.width * picture.height / 8
+        limit = self.target * image.width * image.height / 8
         low, high = self.LOWEST[self.name], 100
-        best = self.encode(picture, low)
+        best = self.encode(image, low)
         if len(best) > limit:
             return best
         while low < high:
             middle = (low + high + 1) // 2
-            file = self.encode(picture, middle)
+            file = self.encode(image, middle)
             if len(file) <= limit:
                 low, best = middle, file
             else:

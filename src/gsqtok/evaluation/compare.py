@@ -39,7 +39,7 @@ FIGURES = {
     "coverage": Figure("coverage", ".3f", 1),
     "usage": Figure("usage", ".1%"),
     "perplexity": Figure("perplexity", ",.1f"),
-    "images_per_second": Figure("pictures/s", ".3g"),
+    "images_per_second": Figure("images/s", ".3g"),
 }
 """The figures whose titles are known, in the order of the table's columns.
 
@@ -76,7 +76,7 @@ class Comparison:
     Attributes:
         results: at least one.
         labels: a short name for each, all different.
-        paths: the file of each; pictures lie relative to it.
+        paths: the file of each; images lie relative to it.
         warnings: why results must not be compared with the first, one line each; empty where they may be.
     """
 
@@ -125,7 +125,7 @@ class Comparison:
 
 
 def bits_of(result: Result) -> float | None:
-    """Bits per pixel that the pictures took; the model's nominal ones where they were not counted."""
+    """Bits per pixel that the images took; the model's nominal ones where they were not counted."""
     value = result.figures.get(BITS)
     return result.model[BITS] if value is None else value
 

@@ -1,4 +1,4 @@
-"""Figures of a set of reconstructions against a set of pictures, in the features of one network."""
+"""Figures of a set of reconstructions against a set of images, in the features of one network."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _IS_SPLITS, _IS_SEED = 10, 2020  # torch-fidelity's defaults
 
 
 class DistributionMetrics:
-    """Fréchet distance, and with Inception v3 sFID and Inception Score, in one pass of the network over each picture.
+    """Fréchet distance, and with Inception v3 sFID and Inception Score, in one pass of the network over each image.
 
     Feed it batch by batch, on as many processes as you like; `compute` gives the same figures on each.
 
@@ -27,7 +27,7 @@ class DistributionMetrics:
       ``frechet_distance_NETWORK``, and the figures below end in the network's name, too;
     - ``sfid``: the same in spatial features (``spatial_frechet_distance_...``);
     - ``inception_score``, ``inception_score_std``: of the reconstructions (Salimans et al. 2016, arXiv 1606.03498),
-      mean and standard deviation over 10 parts of the pictures, which torch-fidelity shuffles after sorting by key;
+      mean and standard deviation over 10 parts of the images, which torch-fidelity shuffles after sorting by key;
     - ``precision``, ``recall``, ``density``, ``coverage``, if asked for: against the originals.
 
     Args:
@@ -67,7 +67,7 @@ class DistributionMetrics:
         self.scored = probe.logits is not None
 
     def update(self, reconstruction: Tensor, images: Tensor, keys: list[str]) -> None:
-        """Add a batch: uint8 (B, 3, H, W) each, and the pictures' names."""
+        """Add a batch: uint8 (B, 3, H, W) each, and the images' names."""
         fake = self.network(reconstruction.to(self.device))
         self.frechet.update(fake.pooled, real=False)
         if self.spatial is not None:
@@ -123,7 +123,7 @@ def _inception_score(logits: Tensor) -> dict[str, float]:
     from torch_fidelity.metric_isc import isc_features_to_metric
 
     if len(logits) < _IS_SPLITS:
-        log.warning("the Inception Score needs %d pictures or more, got %d", _IS_SPLITS, len(logits))
+        log.warning("the Inception Score needs %d images or more, got %d", _IS_SPLITS, len(logits))
         return {"inception_score": math.nan, "inception_score_std": math.nan}
     score = isc_features_to_metric(logits, splits=_IS_SPLITS, shuffle=True, rng_seed=_IS_SEED)
     return {

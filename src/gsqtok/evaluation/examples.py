@@ -1,4 +1,4 @@
-"""The pictures that a result shows: the best, the median and the worst by PSNR."""
+"""The images that a result shows: the best, the median and the worst by PSNR."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 
 from gsqtok.data import eval_loader, to_pil
-from gsqtok.evaluation.protocol import PictureTransform
+from gsqtok.evaluation.protocol import EvaluationTransform
 from gsqtok.evaluation.result import Result
 from gsqtok.evaluation.run import Reconstruction
-from gsqtok.output import save_picture, written_aside
+from gsqtok.io import atomic_write, save_image
 
 EACH = 4
 
@@ -23,74 +23,70 @@ EACH = 4
 def save_examples(
     reconstruct: Callable[[torch.Tensor], Reconstruction],
     dataset: Any,
-    transform: PictureTransform,
+    transform: EvaluationTransform,
     result: Result,
     path: str | Path,
     device: torch.device | str = "cpu",
     like: Result | None = None,
 ) -> None:
-    """Reconstruct a few pictures of a result again, write them beside its file, and name them in ``result.pictures``.
+    """Reconstruct a few images of a result again, write them beside its file, and name them in ``result.images``.
 
-    For ``path`` ``a/NAME.json`` they go to ``a/NAME.pictures/``: originals and reconstructions as PNG, tokens (where
+    For ``path`` ``a/NAME.json`` they go to ``a/NAME.images/``: originals and reconstructions as PNG, tokens (where
     there are any) as ``tokens`` of a numpy archive.
 
     Args:
         reconstruct: as `gsqtok.evaluation.measure` takes it.
         dataset: what was measured.
-        transform: what prepared the pictures.
-        result: ``pictures`` is set; `Result.save` comes after.
+        transform: what prepared the images.
+        result: ``images`` is set; `Result.save` comes after.
         path: where the result will be written.
         device: where images are handed to ``reconstruct``.
-        like: show the pictures that this result shows, so that a report has them beside each other; ``ranked_by``
+        like: show the images that this result shows, so that a report has them beside each other; ``ranked_by``
             then names whose best, median and worst they are.
 
     Raises:
-        ValueError: none of the pictures that ``like`` shows were measured.
+        ValueError: none of the images that ``like`` shows were measured.
     """
     path = Path(path)
-    folder = path.with_name(f"{path.stem}.pictures")
+    folder = path.with_name(f"{path.stem}.images")
     if like is None:
         chosen, ranked_by = choose(result.per_image["key"], result.per_image["psnr"]), result.model["name"]
     else:
         chosen, ranked_by = shown_by(like, result.per_image["key"]), like.model["name"]
-    if hasattr(dataset, "__len__"):
-        dataset = dataset.select([row for row, key in enumerate(dataset["key"]) if key in chosen])
-    else:
-        dataset = dataset.filter(lambda row: row["key"] in chosen)
     found = {}
-    for batch in eval_loader(dataset, transform, batch_size=1):
+    for batch in eval_loader(dataset, transform, batch_size=1, keys=chosen):
         (key,) = batch["keys"]
         rank, number = chosen[key]
         out = reconstruct(batch["image"].to(device))
         names = {part: f"{rank}-{number}-{part}.png" for part in ("original", "reconstruction")}
-        save_picture(to_pil(batch["image"][0]), folder / names["original"])
-        save_picture(to_pil(out.images[0]), folder / names["reconstruction"])
+        save_image(to_pil(batch["image"][0]), folder / names["original"])
+        save_image(to_pil(out.images[0]), folder / names["reconstruction"])
         if out.tokens is not None:
             names["tokens"] = f"{rank}-{number}-tokens.npz"
-            with written_aside(folder / names["tokens"]) as aside, aside.open("wb") as file:
+            with atomic_write(folder / names["tokens"]) as aside, aside.open("wb") as file:
                 np.savez_compressed(file, tokens=out.tokens[0].cpu().numpy())
         paths = {part: f"{folder.name}/{name}" for part, name in names.items()}
         found[key] = {"key": key, "rank": rank, "ranked_by": ranked_by, **paths}
-    result.pictures = [found[key] for key in chosen if key in found]
+    result.images = [found[key] for key in chosen if key in found]
 
 
 def shown_by(result: Result, keys: list[str]) -> dict[str, tuple[str, int]]:
-    """The pictures that a result shows, as `choose` gives them; raises ValueError if none is among ``keys``."""
+    """The images that a result shows, as `choose` gives them; raises ValueError if none is among ``keys``."""
     measured, numbers = set(keys), Counter()
     chosen: dict[str, tuple[str, int]] = {}
-    for picture in result.pictures:
-        numbers[picture["rank"]] += 1
-        if picture["key"] in measured:
-            chosen[picture["key"]] = (picture["rank"], numbers[picture["rank"]])
+    for image in result.images:
+        numbers[image["rank"]] += 1
+        if image["key"] in measured:
+            chosen[image["key"]] = (image["rank"], numbers[image["rank"]])
     if not chosen:
-        raise ValueError(f"none of the {len(result.pictures)} pictures that the other result shows were measured")
+        raise ValueError(f"none of the {len(result.images)} images that the other result shows were measured")
     return chosen
 
 
 def choose(keys: list[str], psnr: list[float]) -> dict[str, tuple[str, int]]:
-    """Key -> ("best", "median" or "worst", number from 1 on): `EACH` of them, fewer of fewer than 12 pictures.
+    """Key -> ("best", "median" or "worst", number from 1 on): `EACH` of them, fewer of fewer than 12 images.
 
-    No picture is chosen twice.
+    No image is chosen twice.
     """
     order = sorted(range(len(keys)), key=lambda i: (-psnr[i], keys[i]))
     each = min(EACH, max(1, len(order) // 3))

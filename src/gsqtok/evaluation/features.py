@@ -19,11 +19,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gsqtok.digest import sha256_of
+from gsqtok.io import sha256_of
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
-_SPATIAL_CHANNELS = 7  # of the 17 x 17 map that sFID takes: 2023 values a picture
+_SPATIAL_CHANNELS = 7  # of the 17 x 17 map that sFID takes: 2023 values an image
 
 
 @dataclass
@@ -65,7 +65,7 @@ class FeatureNetwork(Protocol):
 class InceptionFeatures:
     """Inception v3 with its last pooling, logits and, for sFID, seven channels of a middle map.
 
-    Pictures are resized to 299 x 299 by TensorFlow 1's bilinear rule, without antialiasing, as the original does.
+    Images are resized to 299 x 299 by TensorFlow 1's bilinear rule, without antialiasing, as the original does.
     sFID's map (Nash et al. 2021, arXiv 2103.03841) is the 1 x 1 branch of the block Mixed_6d, whose first seven
     channels guided-diffusion takes.
 
@@ -133,20 +133,20 @@ class InceptionFeatures:
 class TimmFeatures:
     """The last feature map of a network of timm, averaged over positions.
 
-    Pictures are resized to the size that the network was trained at, antialiased bilinear.
+    Images are resized to the size that the network was trained at, antialiased bilinear.
 
     Args:
         name: timm's name, such as ``"tf_efficientnet_lite0"``.
-        weights: a file or folder; None does as `gsqtok.backbones.load_backbone` says.
+        weights: a file or folder; None does as `gsqtok.networks.backbone.load_backbone` says.
 
     Raises:
-        ValueError, FileNotFoundError: as `gsqtok.backbones.load_backbone`.
+        ValueError, FileNotFoundError: as `gsqtok.networks.backbone.load_backbone`.
     """
 
     def __init__(self, name: str, weights: str | Path | None = None) -> None:
         import timm
 
-        from gsqtok.backbones import load_backbone
+        from gsqtok.networks.backbone import load_backbone
 
         if not timm.is_model(name):
             raise ValueError(f"timm has no network {name!r}; timm.list_models() lists those it has")

@@ -1,4 +1,4 @@
-"""Which pictures were measured, in 64 hexadecimal digits that depend neither on their order nor on who read them."""
+"""Which images were measured, in 64 hexadecimal digits that depend neither on their order nor on who read them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from torch import Tensor
 
 
 class SetFingerprint:
-    """The sum modulo 2^256 of the SHA-256 of every picture, over its height, width and 8-bit values.
+    """The sum modulo 2^256 of the SHA-256 of every image, over its height, width and 8-bit values.
 
-    Pictures count as they are measured, after resizing and cropping. Names do not count: a folder and a parquet file of
-    the same pictures are the same set. A picture that is there twice counts twice.
+    Images count as they are measured, after resizing and cropping. Names do not count: a folder and a parquet file of
+    the same images are the same set. An image that is there twice counts twice.
     """
 
     def __init__(self) -> None:

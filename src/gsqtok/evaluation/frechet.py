@@ -1,6 +1,6 @@
-"""The Fréchet distance between two sets of pictures, in the features of a network, and reference sets on disk.
+"""The Fréchet distance between two sets of images, in the features of a network, and reference sets on disk.
 
-With Inception v3's features it is the FID (Heusel et al. 2017, arXiv 1706.08500); of reconstructions against pictures
+With Inception v3's features it is the FID (Heusel et al. 2017, arXiv 1706.08500); of reconstructions against images
 the rFID; with the features of another network it is neither, and carries that network's name.
 """
 
@@ -20,17 +20,17 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from gsqtok.evaluation.result import differences_of
-from gsqtok.output import written_aside
+from gsqtok.io import atomic_write
 
 log = logging.getLogger("gsqtok.evaluation")
 
 
 class FrechetDistance(FrechetInceptionDistance):
-    """torchmetrics' FID, fed with features instead of pictures.
+    """torchmetrics' FID, fed with features instead of images.
 
     Sums of features and of their products are kept in float64 and added up over processes, so that any number of
     processes and any batch size give the same distance. `compute` gives a float64 scalar, at least 0, or nan with
-    fewer than two pictures on a side.
+    fewer than two images on a side.
 
     Args:
         dim: values D of a feature vector.
@@ -76,12 +76,12 @@ class FrechetDistance(FrechetInceptionDistance):
         """The distance."""
         counts = int(self.real_features_num_samples), int(self.fake_features_num_samples)
         if min(counts) < 2:
-            log.warning("a Fréchet distance needs two pictures on each side, got %d and %d", *counts)
+            log.warning("a Fréchet distance needs two images on each side, got %d and %d", *counts)
             return torch.tensor(math.nan, dtype=torch.float64)
         if min(counts) <= self.dim:
             log.warning(
-                "a Fréchet distance of %d features from %d pictures: the covariance is not of full rank; good for "
-                "comparing models on the same pictures, not with published figures",
+                "a Fréchet distance of %d features from %d images: the covariance is not of full rank; good for "
+                "comparing models on the same images, not with published figures",
                 *(self.dim, min(counts)),
             )
         (mean, covariance), (other_mean, other) = self._of("real"), self._of("fake")
@@ -116,7 +116,7 @@ class _AsTheyAre(nn.Module):
 
 @dataclass
 class Moments:
-    """Mean (D,) and covariance (D, D) of a set's features, float64, and how many pictures; None where not known."""
+    """Mean (D,) and covariance (D, D) of a set's features, float64, and how many images; None where not known."""
 
     mean: np.ndarray
     covariance: np.ndarray
@@ -152,7 +152,7 @@ class Reference:
         if self.spatial is not None:
             arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
         record = json.dumps({"protocol": self.protocol, "data": self.data, "count": self.pooled.count})
-        with written_aside(path) as aside, aside.open("wb") as file:
+        with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez(file, record=np.array(record), **arrays)
 
     @classmethod

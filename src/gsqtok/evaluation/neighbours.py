@@ -1,4 +1,4 @@
-"""Precision, recall, density and coverage: which pictures lie among the others' nearest neighbours.
+"""Precision, recall, density and coverage: which images lie among the others' nearest neighbours.
 
 Precision and recall: Kynkäänniemi et al. 2019, arXiv 1904.06991. Density and coverage: Naeem et al. 2020,
 arXiv 2002.09797, whose definitions (a ball excludes its border) are taken for all four.
@@ -32,7 +32,7 @@ def precision_recall_density_coverage(real: Tensor, fake: Tensor, nearest: int =
     Returns:
         ``precision`` (share of fakes in a real ball), ``recall`` (share of reals in a fake ball), ``density`` (real
         balls that a fake lies in / k, mean; may be above 1), ``coverage`` (share of real balls that hold a fake).
-        nan, with a warning, where a set has no more than k pictures.
+        nan, with a warning, where a set has no more than k images.
 
     Raises:
         ValueError: shapes that do not fit, or values that are not finite.
@@ -42,7 +42,7 @@ def precision_recall_density_coverage(real: Tensor, fake: Tensor, nearest: int =
     if not (torch.isfinite(real).all() and torch.isfinite(fake).all()):
         raise ValueError("features hold values that are not finite")
     if min(len(real), len(fake)) <= nearest:
-        log.warning("precision and recall need more than %d pictures, got %d and %d", nearest, len(real), len(fake))
+        log.warning("precision and recall need more than %d images, got %d and %d", nearest, len(real), len(fake))
         return dict.fromkeys(("precision", "recall", "density", "coverage"), math.nan)
     real, fake = real.double(), fake.double()
     real_radii, fake_radii = _radii(real, nearest), _radii(fake, nearest)

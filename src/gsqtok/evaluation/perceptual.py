@@ -1,4 +1,4 @@
-"""Perceptual distances of pairs of pictures: LPIPS and DISTS, on torchmetrics' implementations.
+"""Perceptual distances of pairs of images: LPIPS and DISTS, on torchmetrics' implementations.
 
 LPIPS: Zhang et al. 2018, arXiv 1801.03924, version 0.1, on VGG16 or AlexNet. DISTS: Ding et al. 2020,
 arXiv 2004.07728, on VGG16. torchmetrics ships what both learnt; the trunks are torchvision's, from torch's hub cache or
@@ -19,9 +19,9 @@ from torchmetrics import Metric
 from torchmetrics.functional.image import dists as torchmetrics_dists
 from torchmetrics.functional.image import lpips as torchmetrics_lpips
 
-from gsqtok.digest import sha256_of
 from gsqtok.evaluation.features import full_precision, hub_file
 from gsqtok.evaluation.similarity import to_8_bits
+from gsqtok.io import sha256_of
 
 _VGG16 = "https://download.pytorch.org/models/vgg16-397923af.pth"
 _ALEXNET = "https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"
@@ -30,10 +30,10 @@ _SMALLEST = {"lpips_vgg": 16, "lpips_alex": 31, "dists": 16}  # pixels of a side
 _building = Lock()
 
 
-class PictureDistance(Metric):
-    """The mean of a perceptual distance over pairs of pictures, rounded to 8 bits first.
+class ImageDistance(Metric):
+    """The mean of a perceptual distance over pairs of images, rounded to 8 bits first.
 
-    `compute` gives a float: nan as soon as one picture is smaller than the network's stages allow (16 pixels a side
+    `compute` gives a float: nan as soon as one image is smaller than the network's stages allow (16 pixels a side
     for VGG16, 31 for AlexNet).
 
     Args:
@@ -42,7 +42,7 @@ class PictureDistance(Metric):
         download: fetch the trunk into the cache where it is absent.
 
     Attributes:
-        last: of the latest `update`, each picture's distance, float64 (B,).
+        last: of the latest `update`, each image's distance, float64 (B,).
 
     Raises:
         ValueError: unknown name, or weights that do not fit.
@@ -92,9 +92,9 @@ class PictureDistance(Metric):
         self.images += len(images)
 
     def compute(self) -> float:
-        """The mean. Raises ValueError where no picture was seen."""
+        """The mean. Raises ValueError where no image was seen."""
         if not int(self.images):
-            raise ValueError("no pictures to report on: call update(reconstruction, images) first")
+            raise ValueError("no images to report on: call update(reconstruction, images) first")
         return self.total.item() / int(self.images)
 
     def record(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Plots of a comparison: quality against bits per pixel, use of the codebook, and picture by picture."""
+"""Plots of a comparison: quality against bits per pixel, use of the codebook, and image by image."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def codebook_usage(comparison: Comparison) -> Figure | None:
 
 
 def per_image(comparison: Comparison) -> Figure | None:
-    """PSNR of each picture, the first result against every other model: of its rates, the one nearest in bits."""
+    """PSNR of each image, the first result against every other model: of its rates, the one nearest in bits."""
     first, *others = comparison.results
     ours, our_bits = _psnr_by_key(first.per_image), bits_of(first) or 1
     pairs: dict[str, tuple[float, str, list[float], list[float]]] = {}

@@ -1,4 +1,4 @@
-"""What one process must see of all: pictures' figures in the data set's order, features for their neighbours."""
+"""What one process must see of all: images' figures in the data set's order, features for their neighbours."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How pictures are prepared before they are measured, under a name that goes on record.
+"""How images are prepared before they are measured, under a name that goes on record.
 
 The same model has another rFID under every one of these. A result says which one it was measured under, and
 `gsqtok.evaluation.differences` names what two results do not share.
@@ -19,20 +19,20 @@ from gsqtok.data.decode import BrokenImageError
 _MAX_RESIZED_PIXELS = 2**26
 
 
-class PictureTransform(Protocol):
+class EvaluationTransform(Protocol):
     """What an evaluation loader asks of a transform: `gsqtok.data.ImageTransform` and the classes here have it."""
 
     random: bool
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
-        """RGB picture -> uint8 (H, W, 3)."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (H, W, 3)."""
 
 
 @dataclass(frozen=True)
 class AdmTransform:
     """The centre crop of guided-diffusion (Dhariwal and Nichol 2021, arXiv 2105.05233), which most rFIDs are under.
 
-    While the short side is at least twice ``size``, the picture is halved with a box filter, each side rounded down;
+    While the short side is at least twice ``size``, the image is halved with a box filter, each side rounded down;
     then the short side becomes ``size`` by Pillow's bicubic filter, the long side rounded to the nearest even where it
     is a tie; then the centre is cut out, an odd margin leaving the extra pixel at the right and the bottom.
     """
@@ -40,8 +40,9 @@ class AdmTransform:
     size: int = 256
     random = False
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
-        """RGB picture -> uint8 (size, size, 3)."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
+        image = _as_image(image)
         while min(image.size) >= 2 * self.size:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
         scale = self.size / min(image.size)
@@ -50,7 +51,7 @@ class AdmTransform:
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture -> float32 (3, size, size) in [-1, 1]."""
+        """RGB image -> float32 (3, size, size) in [-1, 1]."""
         return to_tensor(self.pixels(image))
 
 
@@ -70,8 +71,9 @@ class TimmTransform:
         """The short side before the crop, in pixels."""
         return int(self.size / 0.875)
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
-        """RGB picture -> uint8 (size, size, 3)."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
+        image = _as_image(image)
         short = min(image.size)
         width, height = (int(self.resize_to * side / short) for side in image.size)
         image = _resized(image, width, height, Image.Resampling.BILINEAR)
@@ -79,8 +81,12 @@ class TimmTransform:
         return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """RGB picture -> float32 (3, size, size) in [-1, 1]."""
+        """RGB image -> float32 (3, size, size) in [-1, 1]."""
         return to_tensor(self.pixels(image))
+
+
+def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
 def _resized(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:
@@ -92,11 +98,11 @@ def _resized(image: Image.Image, width: int, height: int, resample: Image.Resamp
 PROTOCOLS = {
     "adm": "short side to SIZE (256) by box halving and bicubic, centre crop, as guided-diffusion; most rFIDs",
     "flex_gen": "short side to SIZE / 0.875 (292 for 256), bilinear, centre crop SIZE, as the original GSQ evaluation",
-    "native": "pictures as they are",
+    "native": "images as they are",
 }
 
 
-def named(name: str, size: int | None = None) -> tuple[PictureTransform, dict[str, Any]]:
+def named(name: str, size: int | None = None) -> tuple[EvaluationTransform, dict[str, Any]]:
     """A named protocol's transform, and what goes on record about it.
 
     Args:
@@ -112,7 +118,7 @@ def named(name: str, size: int | None = None) -> tuple[PictureTransform, dict[st
         raise ValueError(f"size must be at least 1 pixel, got {size}")
     if name == "native":
         if size is not None:
-            raise ValueError("the protocol 'native' keeps pictures as they are: leave the size out")
+            raise ValueError("the protocol 'native' keeps images as they are: leave the size out")
         return ImageTransform(None, crop="none"), _record(name, None, "none", None)
     if name == "adm":
         return AdmTransform(size or 256), _record(name, size or 256, "center", "box halving, bicubic")
@@ -122,7 +128,7 @@ def named(name: str, size: int | None = None) -> tuple[PictureTransform, dict[st
 
 def prepare(
     protocol: str | None = None, size: int | None = None, transform: ImageTransform | None = None
-) -> tuple[PictureTransform, dict[str, Any]]:
+) -> tuple[EvaluationTransform, dict[str, Any]]:
     """A named protocol, ``"native"`` by default, or a transform of one's own, and what goes on record about it.
 
     Raises:

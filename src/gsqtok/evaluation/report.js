@@ -1,6 +1,6 @@
 "use strict";
 // Names reach the page through textContent alone, so that a file name can never become markup.
-const { labels, pictures } = JSON.parse(document.getElementById("data").textContent);
+const { labels, images } = JSON.parse(document.getElementById("data").textContent);
 const $ = (id) => document.getElementById(id);
 let place = 0, model = 0, timer = null;
 
@@ -18,9 +18,9 @@ function image(source, alt) {
   return node;
 }
 
-function card(number, picture) {
-  const shown = picture.models[number];
-  const error = element("div", "error", image(picture.original, "original"), image(shown.image, "error"));
+function card(number, image) {
+  const shown = image.models[number];
+  const error = element("div", "error", image(image.original, "original"), image(shown.image, "error"));
   const tokens = shown.tokens.map((source, group) => image(source, `tokens of group ${group + 1}`));
   const node = element("div", "card", element("h3", "", labels[number]), element("p", "", shown.figures),
     image(shown.image, "reconstruction"), element("p", "", "error"), error);
@@ -31,22 +31,22 @@ function card(number, picture) {
 }
 
 function show(newPlace, newModel) {
-  place = (newPlace + pictures.length) % pictures.length;
-  const picture = pictures[place];
-  const present = Object.keys(picture.models).map(Number);
+  place = (newPlace + images.length) % images.length;
+  const image = images[place];
+  const present = Object.keys(image.models).map(Number);
   model = present.includes(newModel) ? newModel : present[0];
-  $("place").textContent = `${place + 1} of ${pictures.length}`;
-  $("key").textContent = picture.key;
-  $("ranks").textContent = Object.entries(picture.ranks).map(([rank, of]) => `${rank} of ${of.join(", ")}`).join("; ");
-  $("original").src = picture.original;
-  $("reconstruction").src = picture.models[model].image;
+  $("place").textContent = `${place + 1} of ${images.length}`;
+  $("key").textContent = image.key;
+  $("ranks").textContent = Object.entries(image.ranks).map(([rank, of]) => `${rank} of ${of.join(", ")}`).join("; ");
+  $("original").src = image.original;
+  $("reconstruction").src = image.models[model].image;
   $("chosen").textContent = labels[model];
-  $("stage").style.width = `${Math.max(picture.width, Math.min(picture.width * 2, 640))}px`;
-  $("cards").replaceChildren(...present.map((number) => card(number, picture)));
+  $("stage").style.width = `${Math.max(image.width, Math.min(image.width * 2, 640))}px`;
+  $("cards").replaceChildren(...present.map((number) => card(number, image)));
 }
 
-function step(by) {  // through the models that this picture has
-  const present = Object.keys(pictures[place].models).map(Number);
+function step(by) {  // through the models that this image has
+  const present = Object.keys(images[place].models).map(Number);
   show(place, present[(present.indexOf(model) + by + present.length) % present.length]);
 }
 
@@ -63,7 +63,7 @@ const keys = {
   ArrowUp: () => step(-1), ArrowDown: () => step(1), b: blink, B: blink,
 };
 
-if (pictures.length) {
+if (images.length) {
   $("viewer").hidden = false;
   $("previous").addEventListener("click", keys.ArrowLeft);
   $("next").addEventListener("click", keys.ArrowRight);

@@ -1,4 +1,4 @@
-"""A comparison as one HTML file that needs nothing else: table, plots, and pictures to page through.
+"""A comparison as one HTML file that needs nothing else: table, plots, and images to page through.
 
 The page is ``report.html`` and ``report.js`` beside this module. Names in a result may come from files that somebody
 else made: whatever is put into the page is escaped, and its security policy runs the one script whose hash it names.
@@ -23,7 +23,7 @@ from PIL import Image
 from gsqtok import __version__
 from gsqtok.evaluation.compare import BITS, Comparison, figure_of, shown
 from gsqtok.evaluation.plots import DPI, PLOTS, png
-from gsqtok.output import written_aside
+from gsqtok.io import atomic_write
 from gsqtok.tokens.archive import UNREADABLE
 
 log = logging.getLogger("gsqtok.evaluation")
@@ -31,14 +31,14 @@ log = logging.getLogger("gsqtok.evaluation")
 PAGE = "report.html"
 _TEMPLATE = Path(__file__).with_name("report.html")
 _SCRIPT = Path(__file__).with_name("report.js")
-_MAX_TOKENS = 2**22  # an archive that claims more tokens for one picture is none of ours
+_MAX_TOKENS = 2**22  # an archive that claims more tokens for one image is none of ours
 
 
 def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
     """Write report.html and its plots as PNG files.
 
     Args:
-        comparison: what to show. Pictures that cannot be read are left out with a warning.
+        comparison: what to show. Images that cannot be read are left out with a warning.
         folder: made if absent; files of these names are replaced.
 
     Returns:
@@ -52,12 +52,12 @@ def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
     for name, plot in PLOTS.items():
         if light := png(plot, comparison):
             plots[name] = (light, png(plot, comparison, dark=True))
-    with written_aside(folder / PAGE) as aside:
+    with atomic_write(folder / PAGE) as aside:
         aside.write_text(page(comparison, plots), "utf-8")
     written = [folder / PAGE]
     for name, (light, _) in plots.items():
         written.append(folder / f"{name}.png")
-        with written_aside(written[-1]) as aside:
+        with atomic_write(written[-1]) as aside:
             aside.write_bytes(light)
     return written
 
@@ -70,7 +70,7 @@ def page(comparison: Comparison, plots: dict[str, tuple[bytes, bytes]]) -> str:
     data, protocol = first.data, first.protocol
     size = f", {protocol['size']} px" if protocol["size"] else ""
     summary = (
-        f"{data['images']:,} pictures of {data['source']}{', ' + data['split'] if data['split'] else ''}; protocol "
+        f"{data['images']:,} images of {data['source']}{', ' + data['split'] if data['split'] else ''}; protocol "
         f"{protocol['name']}{size}; {str(first.environment.get('date', ''))[:10]} gsqtok {__version__}"
     )
     warnings = "".join(f"<li>{html.escape(line)}</li>" for line in comparison.warnings)
@@ -81,7 +81,7 @@ def page(comparison: Comparison, plots: dict[str, tuple[bytes, bytes]]) -> str:
         "warnings": f'<ul class="warnings">{warnings}</ul>' if warnings else "",
         "table": _table(comparison),
         "plots": "".join(_plot(name, *images) for name, images in plots.items()),
-        "data": _json({"labels": comparison.labels, "pictures": _pictures(comparison)}),
+        "data": _json({"labels": comparison.labels, "images": _images(comparison)}),
         "script": script,
     }
     # one pass, so that nothing that was put in is taken for a place
@@ -104,8 +104,8 @@ def _plot(name: str, light: bytes, dark: bytes) -> str:
         width = image.width * 100 // DPI  # so that all plots have letters of one size
     light, dark = (_uri(data, "png") for data in (light, dark))
     return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img width="{width}" src="{light}" alt="{html.escape(name.replace("_", " "))}"></picture>'
+        f'<image><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f'<img width="{width}" src="{light}" alt="{html.escape(name.replace("_", " "))}"></image>'
     )
 
 
@@ -114,11 +114,11 @@ def _json(value: Any) -> str:
     return json.dumps(value).replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _pictures(comparison: Comparison) -> list[dict[str, Any]]:
-    """The pictures that any result kept, best first; results that kept the same picture share a page."""
+def _images(comparison: Comparison) -> list[dict[str, Any]]:
+    """The images that any result kept, best first; results that kept the same image share a page."""
     pages: dict[tuple[str, str], dict[str, Any]] = {}
     order = {"best": 0, "median": 1, "worst": 2}
-    kept = [(order[p["rank"]], n, p) for n, result in enumerate(comparison.results) for p in result.pictures]
+    kept = [(order[p["rank"]], n, p) for n, result in enumerate(comparison.results) for p in result.images]
     for _, number, entry in sorted(kept, key=lambda item: item[:2]):
         folder, label = comparison.paths[number].parent, comparison.labels[number]
         try:
@@ -128,21 +128,21 @@ def _pictures(comparison: Comparison) -> list[dict[str, Any]]:
         except (*UNREADABLE, Image.DecompressionBombError) as error:
             log.warning("left out of the report: '%s' of %s (%s)", entry["key"], label, " ".join(str(error).split()))
             continue
-        # the same name under another protocol is another picture
+        # the same name under another protocol is another image
         identity = (str(entry["key"]), hashlib.sha256(repr(original.size).encode() + original.tobytes()).hexdigest())
         if identity not in pages:
             pages[identity] = {
                 "key": str(entry["key"]),
                 "ranks": {},
                 "width": original.width,
-                "original": _picture_uri(original),
+                "original": _image_uri(original),
                 "models": {},
             }
         ranked_by = pages[identity]["ranks"].setdefault(entry["rank"], [])
         if (name := str(entry.get("ranked_by", label))) not in ranked_by:
             ranked_by.append(name)
         pages[identity]["models"][number] = {
-            "image": _picture_uri(reconstruction),
+            "image": _image_uri(reconstruction),
             "tokens": tokens,
             "figures": _figures_of(comparison, number, entry["key"]),
         }
@@ -150,7 +150,7 @@ def _pictures(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _figures_of(comparison: Comparison, number: int, key: str) -> str:
-    """The figures of one picture as a line, bits per pixel always among them."""
+    """The figures of one image as a line, bits per pixel always among them."""
     result = comparison.results[number]
     columns = result.per_image
     if key not in columns.get("key", []):
@@ -175,12 +175,12 @@ def _read(path: Path) -> Image.Image:
 
 
 def _token_maps(path: Path) -> list[str]:
-    """One small picture a group, (h, w) in colours that only tell tokens apart: near indices are not alike."""
+    """One small image a group, (h, w) in colours that only tell tokens apart: near indices are not alike."""
     with np.load(path, allow_pickle=False) as arrays:
         grid = next((a for a in (arrays[n] for n in arrays.files) if a.ndim == 3 and a.dtype.kind in "iu"), None)
     if grid is None or not 0 < grid.size <= _MAX_TOKENS:
         raise ValueError(f"{path} holds no grid (h, w, G) of tokens")
-    return [_picture_uri(Image.fromarray(token_colours(grid[:, :, group]))) for group in range(grid.shape[2])]
+    return [_image_uri(Image.fromarray(token_colours(grid[:, :, group]))) for group in range(grid.shape[2])]
 
 
 def token_colours(tokens: np.ndarray) -> np.ndarray:
@@ -196,8 +196,8 @@ def token_colours(tokens: np.ndarray) -> np.ndarray:
     return (255 * value).round().astype(np.uint8)
 
 
-def _picture_uri(image: Image.Image) -> str:
-    """A picture without loss, stored anew: nothing but pixels passes from a result's files into the page."""
+def _image_uri(image: Image.Image) -> str:
+    """An image without loss, stored anew: nothing but pixels passes from a result's files into the page."""
     file = io.BytesIO()
     image.save(file, "WEBP", lossless=True, exact=True, quality=60)
     return _uri(file.getvalue(), "webp")

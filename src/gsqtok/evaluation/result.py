@@ -4,24 +4,24 @@ A file holds a JSON object:
 
 - ``format``: ``"gsqtok-evaluation-1"``;
 - ``model``: name, fingerprint (SHA-256, or null for a codec), quantizer, factor, bits_per_position, bits_per_pixel
-  (nominal), precision ("float32", ...), tile (null: whole pictures), parameters; what does not apply is null;
-- ``data``: source, split, images (measured), rejected (unreadable), fingerprint (see `gsqtok.evaluation.fingerprint`);
+  (nominal), precision ("float32", ...), tile (null: whole images), parameters; what does not apply is null;
+- ``data``: source, split, images (measured), skipped (unreadable), fingerprint (see `gsqtok.evaluation.fingerprint`);
 - ``protocol``: name, size, crop, resize_filter, antialias, rounding ("8 bits"), features (null, or network,
   weights_sha256, input_size, resize), reference (what the Fréchet distance compares with: "originals", or the data
   fingerprint and count of a saved reference set);
-- ``figures``: numbers by name. Null where a figure is not defined (the SSIM of pictures under 11 pixels);
-- ``per_image``: ``key`` and the figures of each picture, lists of equal length, in the data set's order;
+- ``figures``: numbers by name. Null where a figure is not defined (the SSIM of images under 11 pixels);
+- ``per_image``: ``key`` and the figures of each image, lists of equal length, in the data set's order;
 - ``codebook``: counts_sorted (at most 1024 points of the sorted counts, the largest first), codebook_size, groups,
   positions and more; or null;
-- ``pictures``: a few originals with reconstructions and tokens, as paths relative to the file: key, rank ("best",
+- ``images``: a few originals with reconstructions and tokens, as paths relative to the file: key, rank ("best",
   "median" or "worst" by PSNR), original, reconstruction, tokens;
 - ``environment``: versions, device, date, command, seconds.
 
 Results come from ``gsqtok.evaluation.evaluate``: `evaluate(tokenizer, dataset, ...)`, and for anything else that turns
-pictures into pictures, such as an image codec,
+images into images, such as an image codec,
 ``measure(reconstruct, dataset, *, model, protocol="native", codebook=None, ...) -> Result``, where
 ``reconstruct(images) -> Reconstruction(images, tokens=None, bits=None)`` takes and gives (B, 3, H, W) in [-1, 1] and
-``bits`` is (B,), what each picture costs; ``model`` is the part described above.
+``bits`` is (B,), what each image costs; ``model`` is the part described above.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gsqtok.output import json_values, written_aside
+from gsqtok.io import atomic_write, json_values
 
 FORMAT = "gsqtok-evaluation-1"
 
 _REQUIRED = {
     "model": ("name", "fingerprint", "quantizer", "factor", "bits_per_position", "bits_per_pixel", "precision"),
-    "data": ("source", "split", "images", "rejected", "fingerprint"),
+    "data": ("source", "split", "images", "skipped", "fingerprint"),
     "protocol": ("name", "size", "crop", "resize_filter", "antialias", "rounding", "features", "reference"),
 }
 _PREPARATION = ("size", "crop", "resize_filter", "antialias")
@@ -62,7 +62,7 @@ class Result(Mapping):
     figures: dict[str, float]
     per_image: dict[str, list[Any]] = field(default_factory=dict)
     codebook: dict[str, Any] | None = None
-    pictures: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> float:
@@ -80,7 +80,7 @@ class Result(Mapping):
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file, whole or not at all."""
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
 
     @classmethod
@@ -125,9 +125,9 @@ class Result(Mapping):
             codebook = _expect(parts, "codebook", dict)
             if missing := [n for n in ("counts_sorted", "codebook_size", "groups", "positions") if n not in codebook]:
                 raise ResultError(f"'codebook' lacks {missing[0]!r}")
-        for picture in _expect(parts, "pictures", list, default=[]):
-            if not isinstance(picture, dict) or "key" not in picture or picture.get("rank") not in _RANKS:
-                raise ResultError(f"'pictures' must name 'key' and 'rank' ({', '.join(_RANKS)}), got {picture!r}")
+        for image in _expect(parts, "images", list, default=[]):
+            if not isinstance(image, dict) or "key" not in image or image.get("rank") not in _RANKS:
+                raise ResultError(f"'images' must name 'key' and 'rank' ({', '.join(_RANKS)}), got {image!r}")
         _expect(parts, "environment", dict, default={})
         return cls(**parts)
 
@@ -138,11 +138,11 @@ def differences(a: Result, b: Result) -> list[str]:
     Model, device and speed may differ: that is what one compares. Data and protocol may not.
     """
     lines = differences_of(a.protocol, b.protocol)
-    # a data set's fingerprint is of its prepared pictures: under another preparation it says nothing
+    # a data set's fingerprint is of its prepared images: under another preparation it says nothing
     prepared_alike = all(a.protocol.get(name) == b.protocol.get(name) for name in _PREPARATION)
     same = ("fingerprint",) if prepared_alike else ("source", "split", "images")
     if any(a.data.get(name) != b.data.get(name) for name in same):
-        lines.append(f"pictures: {_shown_data(a.data)} against {_shown_data(b.data)}")
+        lines.append(f"images: {_shown_data(a.data)} against {_shown_data(b.data)}")
     return lines
 
 

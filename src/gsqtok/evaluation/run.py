@@ -1,4 +1,4 @@
-"""Measuring a tokenizer, or anything else that reconstructs pictures, under a protocol that goes on record."""
+"""Measuring a tokenizer, or anything else that reconstructs images, under a protocol that goes on record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gsqtok.evaluation.features import FeatureNetwork, build_features
 from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.frechet import Reference
 from gsqtok.evaluation.metrics import ReconstructionMetrics
-from gsqtok.evaluation.perceptual import PictureDistance
+from gsqtok.evaluation.perceptual import ImageDistance
 from gsqtok.evaluation.processes import on_first, own_part
 from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
@@ -36,7 +36,7 @@ class Reconstruction:
     Attributes:
         images: (B, 3, H, W) in [-1, 1], the size of what came in.
         tokens: (B, h, w, G) integers, counted where `measure` is given a codebook; None without one.
-        bits: (B,), what each picture costs; None where that means nothing.
+        bits: (B,), what each image costs; None where that means nothing.
     """
 
     images: Tensor
@@ -53,26 +53,26 @@ def evaluate(
     tile: int | None = None,
     **options: Any,
 ) -> Result:
-    """Reconstruct every picture once and measure.
+    """Reconstruct every image once and measure.
 
     Args:
         tokenizer: measured where its weights are, in evaluation mode.
         dataset: what ``gsqtok.data.open_source`` takes or returns.
         name: what to call the model on record.
         precision: run the tokenizer under autocast of this type; the metrics are float32 or float64 all the same.
-        tile: as ``ImageTokenizer.encode`` takes it, for pictures too large for the device; goes on record.
+        tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; goes on record.
         options: everything that `measure` takes by keyword, such as ``protocol="adm"``, ``features="inception"``,
             ``perceptual=("lpips_vgg",)``, ``batch_size=32``.
 
     Returns:
-        A `Result`; as a mapping it is its figures: psnr (dB, mean over pictures), psnr_pooled, ssim, ms_ssim, mse,
+        A `Result`; as a mapping it is its figures: psnr (dB, mean over images), psnr_pooled, ssim, ms_ssim, mse,
         usage, perplexity, entropy_bits (left out for a codebook beyond ``MAX_COUNTED``), bits_per_pixel (of the tokens
         that were made, padding to whole positions included), bits_per_pixel_entropy (if every index cost the entropy
         instead), images_per_second (of the tokenizer, decoding of files left out), and those of ``features`` and
         ``perceptual``.
 
     Raises:
-        ValueError: no picture could be read, on any process; and what `measure` raises.
+        ValueError: no image could be read, on any process; and what `measure` raises.
     """
     quantizer = tokenizer.quantizer
     weights = str(next(tokenizer.parameters()).dtype).removeprefix("torch.")
@@ -131,7 +131,7 @@ def measure(
     size: int | None = None,
     transform: ImageTransform | None = None,
     features: str | FeatureNetwork | None = None,
-    perceptual: Sequence[str | PictureDistance] = (),
+    perceptual: Sequence[str | ImageDistance] = (),
     neighbours: bool = False,
     reference: str | Path | None = None,
     save_reference: str | Path | None = None,
@@ -144,9 +144,9 @@ def measure(
     world_size: int | None = None,
     on_progress: Callable[[int], Any] | None = None,
 ) -> Result:
-    """Measure what turns pictures into pictures: a tokenizer, an image codec, a function.
+    """Measure what turns images into images: a tokenizer, an image codec, a function.
 
-    Under torch.distributed every process calls it with the same arguments, takes its share of the pictures, each of
+    Under torch.distributed every process calls it with the same arguments, takes its share of the images, each of
     them once, and gets the same result as one process would.
 
     Args:
@@ -165,14 +165,14 @@ def measure(
         source: what the data are called on record; None takes ``dataset`` where it is a path.
         split: likewise; it is also what a path is opened with.
         device: where images are handed to ``reconstruct``.
-        batch_size: pictures of equal size that share a batch.
-        workers: processes that decode pictures.
+        batch_size: images of equal size that share a batch.
+        workers: processes that decode images.
         rank: this process; None asks torch.distributed, which must agree with it.
         world_size: likewise, the number of processes.
-        on_progress: called with the number of this process's pictures done since the last call.
+        on_progress: called with the number of this process's images done since the last call.
 
     Raises:
-        ValueError: no picture could be read, on any process; two pictures of one name; a protocol and a transform at
+        ValueError: no image could be read, on any process; two images of one name; a protocol and a transform at
             once; another number of processes than torch.distributed has; neighbours or a reference without features.
         FileNotFoundError: weights or data that are not there; the message says what to get.
         ReferenceSetError: a reference of other features.
@@ -187,7 +187,7 @@ def measure(
     where = device if device.type == "cuda" else torch.device("cpu")  # not every other device has float64
     quality = ReconstructionMetrics(ms_ssim=True).to(where)
     codebook = codebook and codebook.to(where)
-    distances = [d if isinstance(d, PictureDistance) else PictureDistance(d, download=True) for d in perceptual]
+    distances = [d if isinstance(d, ImageDistance) else ImageDistance(d, download=True) for d in perceptual]
     for distance in distances:
         distance.to(where).reset()
     distribution = _distribution(features, reference, save_reference, neighbours, protocol_record, where)
@@ -221,14 +221,13 @@ def measure(
             bits += out.bits.tolist()
             columns.setdefault("bits_per_pixel", []).extend((out.bits.double() / size).tolist())
         if on_progress is not None:
-            on_progress(len(images) + len(batch["rejected"]))
+            on_progress(len(images) + len(batch["skipped"]))
 
     speed = len(columns["key"]) / seconds if seconds else 0.0
-    in_order = hasattr(dataset, "__len__")
-    part = (columns, fingerprint.total, pixels, sum(bits), bool(bits), speed, len(loader.rejects))
-    part = (*part, loader.rejects.summary())
-    whole = on_first(part, lambda parts: _together(parts, in_order))
-    with warnings.catch_warnings():  # a process without pictures has not been updated, and that is fine
+    part = (columns, fingerprint.total, pixels, sum(bits), bool(bits), speed, len(loader.skipped))
+    part = (*part, loader.skipped.summary())
+    whole = on_first(part, lambda parts: _together(parts, loader.in_order))
+    with warnings.catch_warnings():  # a process without images has not been updated, and that is fine
         warnings.filterwarnings("ignore", message=".*before the ``update``", category=UserWarning)
         figures: dict[str, float] = quality.compute()
         images_measured = figures.pop("images")
@@ -237,7 +236,7 @@ def measure(
             figures |= distribution.compute()
         codes = codebook and codebook.compute()
         ranked = codebook and codebook.ranked_counts()
-    data = {"source": source, "split": split, "images": images_measured, "rejected": whole["rejected"]}
+    data = {"source": source, "split": split, "images": images_measured, "skipped": whole["skipped"]}
     data["fingerprint"] = whole["fingerprint"]
     if save_reference is not None:
         pooled, spatial = distribution.moments()
@@ -286,16 +285,16 @@ def _distribution(
 
 def _together(parts: list[Any], in_order: bool) -> dict[str, Any]:
     """The shares of all processes, in order."""
-    shares, totals, pixels, bits, costed, speeds, rejected, summaries = zip(*parts, strict=True)
+    shares, totals, pixels, bits, costed, speeds, skipped, summaries = zip(*parts, strict=True)
     names = {name: None for share in shares for name in share}
     columns = {name: [value for share in shares for value in share.get(name, [])] for name in names}
     keys = columns["key"]
     if not keys:
-        raise ValueError(f"no picture could be read: {'; '.join(dict.fromkeys(summaries))}")
+        raise ValueError(f"no image could be read: {'; '.join(dict.fromkeys(summaries))}")
     if len(set(keys)) < len(keys):
         seen: set[str] = set()
         twice = next(key for key in keys if key in seen or seen.add(key))
-        raise ValueError(f"the picture '{twice}' came twice: keys must be unique")
+        raise ValueError(f"the image '{twice}' came twice: keys must be unique")
     if not in_order and len(parts) > 1:  # a stream is dealt out to the processes; by name is the order that is left
         order = sorted(range(len(keys)), key=keys.__getitem__)
         columns = {name: [column[i] for i in order] for name, column in columns.items()}
@@ -305,5 +304,5 @@ def _together(parts: list[Any], in_order: bool) -> dict[str, Any]:
         "pixels": sum(pixels),
         "bits": sum(bits) if any(costed) else None,
         "speed": sum(speeds),
-        "rejected": sum(rejected),
+        "skipped": sum(skipped),
     }

@@ -1,4 +1,4 @@
-"""How like its original a reconstruction is, picture by picture: PSNR, SSIM and MS-SSIM of 8-bit pictures."""
+"""How like its original a reconstruction is, image by image: PSNR, SSIM and MS-SSIM of 8-bit images."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 PSNR_CAP = 100.0
-"""dB. Identical pictures have an infinite PSNR; one 8-bit step in one value of a 256 px picture gives 101 dB."""
+"""dB. Identical images have an infinite PSNR; one 8-bit step in one value of a 256 px image gives 101 dB."""
 
 PEAK = 255
 _SSIM_WINDOW = 11
@@ -18,7 +18,7 @@ _MS_SSIM_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli, 
 
 
 def similarity(reconstruction: Tensor, images: Tensor, ms_ssim: bool = False) -> dict[str, Tensor]:
-    """The figures of each picture.
+    """The figures of each image.
 
     Args:
         reconstruction: (B, 3, H, W) in [-1, 1]; values outside are clamped.
@@ -28,10 +28,10 @@ def similarity(reconstruction: Tensor, images: Tensor, ms_ssim: bool = False) ->
     Returns:
         ``psnr`` (in dB, capped at ``PSNR_CAP``), ``ssim`` and ``ms_ssim``, float64 (B,), as
         `gsqtok.evaluation.metrics.ReconstructionMetrics` defines them; ``squared_error`` int64 (B,), summed over a
-        picture's values in 8-bit steps.
+        image's values in 8-bit steps.
 
     Raises:
-        ValueError: shapes that differ or are not pictures, or values that are not finite.
+        ValueError: shapes that differ or are not images, or values that are not finite.
     """
     if reconstruction.shape != images.shape or images.ndim != 4:
         raise ValueError(
@@ -47,19 +47,19 @@ def similarity(reconstruction: Tensor, images: Tensor, ms_ssim: bool = False) ->
 
 
 def to_8_bits(images: Tensor) -> Tensor:
-    """(B, 3, H, W) in [-1, 1], clamped, to the uint8 values of a stored picture, rounded to nearest.
+    """(B, 3, H, W) in [-1, 1], clamped, to the uint8 values of a stored image, rounded to nearest.
 
     Raises:
         ValueError: values that are not finite.
     """
     images = images.float()
     if not torch.isfinite(images).all():
-        raise ValueError("pictures hold values that are not finite")
+        raise ValueError("images hold values that are not finite")
     return ((images.clamp(-1, 1) + 1) * (PEAK / 2)).round().to(torch.uint8)
 
 
 def _ssim(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Structural similarity of each picture, (B, C, H, W) in 8-bit steps -> (B,); nan where no window fits."""
+    """Structural similarity of each image, (B, C, H, W) in 8-bit steps -> (B,); nan where no window fits."""
     if min(ours.shape[-2:]) < _SSIM_WINDOW:
         return ours.new_full((len(ours),), math.nan)
     luminance, contrast = _similarities(ours, theirs)
@@ -67,12 +67,12 @@ def _ssim(ours: Tensor, theirs: Tensor) -> Tensor:
 
 
 def _ms_ssim(ours: Tensor, theirs: Tensor) -> Tensor:
-    """Multi-scale structural similarity of each picture, (B, C, H, W) in 8-bit steps -> (B,); nan where too small."""
+    """Multi-scale structural similarity of each image, (B, C, H, W) in 8-bit steps -> (B,); nan where too small."""
     scales = len(_MS_SSIM_POWERS)
     if min(ours.shape[-2:]) < _SSIM_WINDOW * 2 ** (scales - 1):
         return ours.new_full((len(ours),), math.nan)
     batch = len(ours)
-    ours, theirs = (x.flatten(0, 1).unsqueeze(1) for x in (ours, theirs))  # channels as pictures of their own
+    ours, theirs = (x.flatten(0, 1).unsqueeze(1) for x in (ours, theirs))  # channels as images of their own
     result = torch.ones(len(ours), dtype=ours.dtype, device=ours.device)
     for power in _MS_SSIM_POWERS[:-1]:
         _, contrast = _similarities(ours, theirs)

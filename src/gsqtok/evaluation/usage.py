@@ -26,7 +26,7 @@ class CodebookUsage(nn.Module):
     """Which codewords are used, and how evenly.
 
     Counts are kept as int32, (groups, codebook_size): 256 MB for 16 groups of 4 million codewords. That leaves room for
-    2^31 - 1 positions, over all processes (8 million pictures of 256 positions); `compute` refuses more.
+    2^31 - 1 positions, over all processes (8 million images of 256 positions); `compute` refuses more.
 
     `compute` gives a dict of, over all groups pooled (they share the codebook in Grouped Spherical Quantization),
 
@@ -109,7 +109,7 @@ class CodebookUsage(nn.Module):
         if positions == 0:
             raise ValueError("no indices to report on: call update(indices) first")
         if positions > torch.iinfo(self.counts.dtype).max:
-            raise OverflowError(f"{positions} positions are more than the counts can hold; measure fewer pictures")
+            raise OverflowError(f"{positions} positions are more than the counts can hold; measure fewer images")
         pooled = torch.zeros(self.codebook_size, dtype=torch.int64)
         usage, perplexity = [], []
         for counts in sum_over_ranks(self.counts):  # one group at a time: float64 counts of all would take much memory

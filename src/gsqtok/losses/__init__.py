@@ -1,4 +1,4 @@
-"""Losses: how far a reconstruction is from its picture, and whether a discriminator takes it for one."""
+"""Losses: how far a reconstruction is from its image, and whether a discriminator takes it for one."""
 
 from gsqtok.losses.adversarial import LeCam, adaptive_weight, discriminator_loss, generator_loss, r1_penalty
 from gsqtok.losses.perceptual import PerceptualDistance, build_perceptual

@@ -4,7 +4,7 @@ Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014, arXiv 1406.2661;
 arXiv 1705.02894 (hinge); Esser, Rombach, Ommer, "Taming Transformers", CVPR 2021, arXiv 2012.09841 (VQGAN).
 
 Every loss takes the list of maps that a discriminator returns, averages each map, then the maps: neither the size of a
-picture nor the number of heads changes the scale. All are float32 scalars, whatever the logits' type and autocast.
+image nor the number of heads changes the scale. All are float32 scalars, whatever the logits' type and autocast.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def generator_loss(fake_logits: list[Tensor], kind: Kind) -> Tensor:
 
 
 def discriminator_loss(real_logits: list[Tensor], fake_logits: list[Tensor], kind: Kind) -> Tensor:
-    """What the discriminator minimises: its error in telling pictures x from reconstructions y.
+    """What the discriminator minimises: its error in telling images x from reconstructions y.
 
     - ``"hinge"``: (relu(1 - D(x)) + relu(1 + D(y))) / 2. Logits beyond +-1 on the right side cost nothing and get no
       gradient. 1 where D is 0 throughout, 0 where it is sure.
@@ -61,7 +61,7 @@ def discriminator_loss(real_logits: list[Tensor], fake_logits: list[Tensor], kin
     The half in "hinge" is VQGAN's as well.
 
     Args:
-        real_logits: the discriminator's maps (B, ...) of pictures.
+        real_logits: the discriminator's maps (B, ...) of images.
         fake_logits: its maps of reconstructions, which should be detached from the tokenizer.
         kind: which; it need not be the generator's.
 
@@ -106,7 +106,7 @@ class LeCam(nn.Module):
         self.register_buffer("started", torch.tensor(False))
 
     def forward(self, real_logits: list[Tensor], fake_logits: list[Tensor]) -> Tensor:
-        """The discriminator's maps (B, ...) of pictures and of reconstructions -> float32 scalar."""
+        """The discriminator's maps (B, ...) of images and of reconstructions -> float32 scalar."""
         if self.training:
             self._update(real_logits, fake_logits)
         real = _mean([(logits.float() - self.fake).square() for logits in real_logits])
@@ -127,17 +127,17 @@ class LeCam(nn.Module):
 
 
 def r1_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
-    """Squared gradient of the verdict on real pictures, by the pictures.
+    """Squared gradient of the verdict on real images, by the images.
 
     Mescheder, Geiger, Nowozin, "Which Training Methods for GANs do actually Converge?", ICML 2018, arXiv 1801.04406,
-    equation 9, without its factor gamma / 2: the mean over pictures of |d D(x) / dx|^2, where D(x) is the mean over a
-    picture's logits, as in the losses. Float32, outside autocast; can be differentiated by the discriminator's weights.
+    equation 9, without its factor gamma / 2: the mean over images of |d D(x) / dx|^2, where D(x) is the mean over a
+    image's logits, as in the losses. Float32, outside autocast; can be differentiated by the discriminator's weights.
 
-    A discriminator that normalises over the batch mixes the pictures in these gradients; PatchGAN has norm="group".
+    A discriminator that normalises over the batch mixes the images in these gradients; PatchGAN has norm="group".
 
     Args:
-        discriminator: pictures -> list of maps (B, ...).
-        images: real pictures (B, 3, H, W) in [-1, 1].
+        discriminator: images -> list of maps (B, ...).
+        images: real images (B, 3, H, W) in [-1, 1].
     """
     plain_attention = sdpa_kernel(SDPBackend.MATH)  # the fused kernels cannot be differentiated twice
     with torch.autocast(images.device.type, enabled=False), torch.enable_grad(), plain_attention:

@@ -1,4 +1,4 @@
-"""Perceptual distances: pictures compared by the features of a frozen network.
+"""Perceptual distances: images compared by the features of a frozen network.
 
 LPIPS: Zhang, Isola, Efros, Shechtman, Wang, "The Unreasonable Effectiveness of Deep Features as a Perceptual Metric",
 CVPR 2018, arXiv 1801.03924, equation 1. The same distance with equal instead of learnt channel weights serves for any
@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gsqtok.backbones import Backbone, load_backbone
+from gsqtok.networks.backbone import Backbone, load_backbone
 
 _VGG16_FILE = "vgg16-397923af.pth"  # torchvision's IMAGENET1K_V1, the trunk that LPIPS's heads were trained on
 _VGG16_URL = f"https://download.pytorch.org/models/{_VGG16_FILE}"
@@ -73,7 +73,7 @@ def build_perceptual(name: str, weights: str | Path | None = None) -> Perceptual
         name: ``"lpips"`` (VGG16 with LPIPS's learnt heads, version 0.1), or ``"timm:NETWORK"`` for a network of timm
             with equal weights, such as ``"timm:tf_efficientnet_lite0"``.
         weights: the network's file or folder. None looks in torch's hub cache and downloads (LPIPS), or does as
-            `gsqtok.backbones.load_backbone` says.
+            `gsqtok.networks.backbone.load_backbone` says.
 
     Raises:
         ValueError: unknown name, or weights that do not fit.

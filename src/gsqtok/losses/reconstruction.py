@@ -1,4 +1,4 @@
-"""Distance between a reconstruction and its picture, value by value."""
+"""Distance between a reconstruction and its image, value by value."""
 
 from typing import Literal
 

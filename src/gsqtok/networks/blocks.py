@@ -3,9 +3,9 @@
 All take and return (B, C, H, W), the strided convolution also a bias that it leaves to the next block. The layout of
 weights is that of the paper's official checkpoints, up to names.
 
-Each says first what it computes, in PyTorch's own operators. Where `gsqtok.networks.fused` can run (CUDA, channels
+Each says first what it computes, in PyTorch's own operators. Where `gsqtok.acceleration.fused` can run (CUDA, channels
 innermost in memory) it computes the same in fewer passes over memory; so it does on a CPU without gradient
-(`gsqtok.networks.cpu`).
+(`gsqtok.acceleration.cpu`).
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from gsqtok.networks import cpu, fused
+from gsqtok.acceleration import cpu, fused
 
 NORM_GROUPS = 32
+NORM_EPS = 1e-5  # of the paper's networks; others that have the same layers differ in it
 
 
 def convolved(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -30,7 +31,7 @@ def convolved(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
 class GroupNorm(nn.GroupNorm):
     """GroupNorm with the 32 groups that the paper uses throughout, and the SiLU that follows it almost everywhere."""
 
-    def __init__(self, channels: int, eps: float = 1e-5, silu: bool = False) -> None:
+    def __init__(self, channels: int, eps: float = NORM_EPS, silu: bool = False) -> None:
         super().__init__(NORM_GROUPS, channels, eps=eps)
         self.silu = silu
 
@@ -59,7 +60,7 @@ class GroupNorm(nn.GroupNorm):
 def _group_norm(x: Tensor, norm: nn.GroupNorm) -> Tensor:
     if cpu.applies(x):
         return cpu.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
-    # F.group_norm refuses a single value a group, also in evaluation, but only where the batch is one picture.
+    # F.group_norm refuses a single value a group, also in evaluation, but only where the batch is one image.
     return torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
 
 
@@ -70,11 +71,11 @@ def _autocasting(x: Tensor) -> bool:
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, conv, GroupNorm, SiLU, conv, plus the input (through a 1x1 conv where channels change)."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, eps: float = NORM_EPS) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(in_channels, silu=True)
+        self.norm1 = GroupNorm(in_channels, eps, silu=True)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = GroupNorm(out_channels, silu=True)
+        self.norm2 = GroupNorm(out_channels, eps, silu=True)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 

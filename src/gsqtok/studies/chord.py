@@ -1,4 +1,4 @@
-"""How far a spherical codebook is from the latents of real pictures."""
+"""How far a spherical codebook is from the latents of real images."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def chord_error(
     tokenizer: ImageTokenizer,
     source: Any,
     transform: ImageTransform,
-    pictures: int,
+    images: int,
     codebook: Tensor | None = None,
 ) -> float | None:
     """Mean squared chord |z - c|^2 between the directions of the groups' latents and of their nearest codewords.
@@ -30,8 +30,8 @@ def chord_error(
     Args:
         tokenizer: its quantizer normalises latents by l2 and looks up in one codebook.
         source: what ``open_source`` returns.
-        transform: of the pictures.
-        pictures: about so many, the first ones.
+        transform: of the images.
+        images: about so many, the first ones.
         codebook: (V, d), measure this one instead of the trained one.
 
     Returns:
@@ -48,7 +48,7 @@ def chord_error(
         latent = F.normalize(latent.unflatten(-1, (-1, codewords.shape[1])).flatten(0, -2), dim=-1)
         chords = (codewords[nearest(latent, codewords)] - latent).double().square().sum(-1)
         total, count = total + chords.sum().item(), count + len(chords)
-        pictures -= len(batch["image"])
-        if pictures <= 0:
+        images -= len(batch["image"])
+        if images <= 0:
             break
     return total / count

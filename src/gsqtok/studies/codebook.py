@@ -59,5 +59,5 @@ STUDY = Study(
     ),
     findings=findings,
     silent="One seed a setting: a difference of a few tenths of a dB, or of a few percent of usage, is none. Usage is "
-    "counted on the validation pictures: it cannot exceed their number of tokens over V.",
+    "counted on the validation images: it cannot exceed their number of tokens over V.",
 )

@@ -85,7 +85,7 @@ def findings(table: Table) -> list[Finding]:
 
 STUDY = Study(
     name="discriminator",
-    question="Which discriminator, losses and Adam betas give the best pictures, and which of them break?",
+    question="Which discriminator, losses and Adam betas give the best images, and which of them break?",
     source="arXiv 2412.02632, the GAN stage's tables",
     runs=runs,
     figures=("frechet_distance", *QUALITY, "usage", "skipped_steps", "training_memory_gib"),
@@ -95,5 +95,5 @@ STUDY = Study(
     ),
     findings=findings,
     silent="One seed a setting. The Fréchet distance is taken in a network of the family that the projected "
-    "discriminator and the perceptual term look through at the small scale, which favours them: look at the pictures.",
+    "discriminator and the perceptual term look through at the small scale, which favours them: look at the images.",
 )

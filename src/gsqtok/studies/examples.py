@@ -1,4 +1,4 @@
-"""What a study's runs looked like: pictures of the best and the worst beside their curves."""
+"""What a study's runs looked like: images of the best and the worst beside their curves."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CURVES = {"loss/reconstruction": "reconstruction loss (training)", "codebook/per
 
 
 def draw_examples(table: Table, runs: Path, folder: Path) -> Path | None:
-    """Draw ``examples.jpg`` into the folder; None where no run has left pictures.
+    """Draw ``examples.jpg`` into the folder; None where no run has left images.
 
     Args:
         table: the study's results.
@@ -35,8 +35,8 @@ def draw_examples(table: Table, runs: Path, folder: Path) -> Path | None:
         from matplotlib.figure import Figure
         from matplotlib.image import imread
 
-        pictures = [imread(run / "pictures.png") for _, run in chosen]
-        heights = [WIDTH * picture.shape[0] / picture.shape[1] + 0.4 for picture in pictures]
+        images = [imread(run / "images.png") for _, run in chosen]
+        heights = [WIDTH * image.shape[0] / image.shape[1] + 0.4 for image in images]
         trainings = [RunFolder(run / "training") for _, run in chosen]
         logs = [training.metrics() if training.metrics_file.exists() else [] for training in trainings]
         above = figure = Figure((WIDTH, sum(heights) + CURVE * any(logs)), layout="constrained")
@@ -44,8 +44,8 @@ def draw_examples(table: Table, runs: Path, folder: Path) -> Path | None:
             above, below = figure.subfigures(2, 1, height_ratios=[sum(heights), CURVE])
             _draw_curves(below, logs)
         axes = above.subplots(len(chosen), 1, squeeze=False, height_ratios=heights)[:, 0]
-        for axis, picture, (row, _), colour in zip(axes, pictures, chosen, COLOURS, strict=False):
-            axis.imshow(picture)
+        for axis, image, (row, _), colour in zip(axes, images, chosen, COLOURS, strict=False):
+            axis.imshow(image)
             axis.set_axis_off()
             axis.set_title(_caption(row), fontsize="medium", color=colour)
         path = folder / "examples.jpg"
@@ -64,7 +64,7 @@ def _draw_curves(figure: SubFigure, logs: list[list[dict[str, Any]]]) -> None:
 
 
 def choose(table: Table, runs: Path) -> list[tuple[Row, Path]]:
-    """Of the runs with pictures the best and the worst by PSNR, and the one that uses the fewest codewords."""
+    """Of the runs with images the best and the worst by PSNR, and the one that uses the fewest codewords."""
     shown = [(row, run) for row in table.rows if "psnr" in row.figures and (run := _folder(row, runs)) is not None]
     if not shown:
         return []
@@ -75,7 +75,7 @@ def choose(table: Table, runs: Path) -> list[tuple[Row, Path]]:
 
 
 def _folder(row: Row, runs: Path) -> Path | None:
-    return next((path.parent for path in runs.glob(f"*-{row.digest}/pictures.png")), None)
+    return next((path.parent for path in runs.glob(f"*-{row.digest}/images.png")), None)
 
 
 def _caption(row: Row) -> str:

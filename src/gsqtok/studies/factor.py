@@ -1,4 +1,4 @@
-"""Down-sampling 8 to 64 times, with groups and channels adjusted: the whole rate-distortion picture."""
+"""Down-sampling 8 to 64 times, with groups and channels adjusted: the whole rate-distortion image."""
 
 from __future__ import annotations
 

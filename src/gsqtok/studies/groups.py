@@ -42,7 +42,7 @@ def findings(table: Table) -> list[Finding]:
             groups = sorted(table.values("G", held=held, f=f))
             values = {g: table.value("psnr", held=held, f=f, G=g) for g in groups}
             known = {g: value for g, value in values.items() if value is not None}
-            claim = f"more groups give better pictures at f{f} and the same {held}"
+            claim = f"more groups give better images at f{f} and the same {held}"
             if len(known) < 2:
                 found.append(Finding(claim, "not tested", ""))
                 continue
@@ -65,7 +65,7 @@ def findings(table: Table) -> list[Finding]:
 
 STUDY = Study(
     name="groups",
-    question="Does splitting the same channels into more groups give better pictures, or only more bits?",
+    question="Does splitting the same channels into more groups give better images, or only more bits?",
     source="arXiv 2412.02632, the tables of groups at f8, f16, f32, which compare at equal V; equal bits are ours",
     runs=runs,
     figures=(*QUALITY, *CODEBOOK),
@@ -74,6 +74,6 @@ STUDY = Study(
         Plot("groups", "G", "psnr", ("held", "f"), log_x=True),
     ),
     findings=findings,
-    silent="One seed a setting. At 64 px an f32 grid has four positions: pictures of another size may rank factors "
+    silent="One seed a setting. At 64 px an f32 grid has four positions: images of another size may rank factors "
     "otherwise. Equal nominal bits are not equal entropies; the table has both.",
 )

@@ -24,7 +24,7 @@ def runs(scale: Scale) -> list[Run]:
 
 
 def findings(table: Table) -> list[Finding]:
-    """Each codebook's error beside the random code's and the bound; and how near lossless the pictures come."""
+    """Each codebook's error beside the random code's and the bound; and how near lossless the images come."""
     found = []
     for d in table.values("d"):
         inside, total, because = 0, 0, []
@@ -45,7 +45,7 @@ def findings(table: Table) -> list[Finding]:
         key=lambda row: row.figures["psnr"],
         default=None,
     )
-    claim = "as the quantizer nears lossless, pictures near those of no quantization (within 0.3 dB)"
+    claim = "as the quantizer nears lossless, images near those of no quantization (within 0.3 dB)"
     if ceiling is None or best is None:
         return [*found, Finding(claim, "not tested", "")]
     gap = ceiling.mean - best.figures["psnr"]
@@ -56,7 +56,7 @@ def findings(table: Table) -> list[Finding]:
 
 STUDY = Study(
     name="limits",
-    question="How close do trained codebooks come to the bounds of what a spherical code can do, and pictures to those "
+    question="How close do trained codebooks come to the bounds of what a spherical code can do, and images to those "
     "of no quantization?",
     source="arXiv 2412.02632 leaves the limits of near-lossless reconstruction open; docs/limits.md derives the bounds",
     runs=runs,

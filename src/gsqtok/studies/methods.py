@@ -70,7 +70,7 @@ def findings(table: Table) -> list[Finding]:
         known = {m: v for m, v in values.items() if v is not None}
         if bits == "none":
             continue
-        claim = f"GSQ gives the best pictures at {bits} bits a position"
+        claim = f"GSQ gives the best images at {bits} bits a position"
         if "gsq" not in known or len(known) < 2:
             found.append(Finding(claim, "not tested", ""))
             continue
@@ -85,7 +85,7 @@ def findings(table: Table) -> list[Finding]:
 
 STUDY = Study(
     name="methods",
-    question="Which quantizer gives the best pictures at equal bits, and at what cost?",
+    question="Which quantizer gives the best images at equal bits, and at what cost?",
     source="arXiv 2412.02632 compares GSQ with FSQ and RVQ at equal V; it leaves the comparison at equal bits open",
     runs=runs,
     figures=(*QUALITY, *CODEBOOK, "quantizer_ms", "quantizer_step_ms", "quantizer_memory_mib", "training_memory_gib"),

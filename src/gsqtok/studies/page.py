@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from gsqtok.output import written_aside
+from gsqtok.io import atomic_write
 from gsqtok.studies.examples import draw_examples
 from gsqtok.studies.plots import draw
 from gsqtok.studies.study import Finding, Study
@@ -19,17 +19,17 @@ log = logging.getLogger("gsqtok.studies")
 def write_page(study: Study, table: Table, folder: Path) -> Path:
     """Write ``README.md`` and the plots into the folder; without matplotlib, the page has no plots.
 
-    Pictures and curves come from the runs in ``runs`` beside the folder.
+    Images and curves come from the runs in ``runs`` beside the folder.
     """
-    pictures, examples = [], None
+    images, examples = [], None
     try:
-        pictures = [draw(plot, table, folder) for plot in study.plots]
+        images = [draw(plot, table, folder) for plot in study.plots]
         examples = draw_examples(table, folder.parent / "runs", folder)
     except ImportError as error:
         log.warning("%s", error)
     page = folder / "README.md"
-    with written_aside(page) as aside:
-        names = [path.name for path in pictures if path is not None]
+    with atomic_write(page) as aside:
+        names = [path.name for path in images if path is not None]
         aside.write_text(page_of(study, table, names, None if examples is None else examples.name), "utf-8")
     return page
 
@@ -39,7 +39,7 @@ def said(study: Study, table: Table) -> list[Finding]:
     return [] if table.scale == "smoke" else study.findings(table)
 
 
-def page_of(study: Study, table: Table, pictures: list[str], examples: str | None = None) -> str:
+def page_of(study: Study, table: Table, images: list[str], examples: str | None = None) -> str:
     """The page as Markdown, with the files of its plots and that of what runs looked like."""
     done = [row for row in table.rows if row.state == "done"]
     parts = [f"# {study.name}: {table.scale} scale", study.question, f"Source: {study.source}."]
@@ -49,10 +49,10 @@ def page_of(study: Study, table: Table, pictures: list[str], examples: str | Non
         lines += [f"| {finding.claim} | **{finding.verdict}** | {finding.because} |" for finding in findings]
         parts += ["## What the figures say", "\n".join(lines)]
     parts.append(f"**What this cannot say:** {study.silent}")
-    parts += [f"![{name.removesuffix('.png')}]({name})" for name in pictures]
+    parts += [f"![{name.removesuffix('.png')}]({name})" for name in images]
     if examples is not None:
-        said_of = "Of the runs that left pictures, the best and the worst by PSNR, and the one that uses the fewest "
-        said_of += "codewords: validation pictures above their reconstructions, and what curves these runs left."
+        said_of = "Of the runs that left images, the best and the worst by PSNR, and the one that uses the fewest "
+        said_of += "codewords: validation images above their reconstructions, and what curves these runs left."
         parts += ["## What it looked like", said_of, f"![examples]({examples})"]
     parts += ["## Figures", figures_table(study, table)]
     if undone := [row for row in table.rows if row.state != "done"]:
@@ -92,7 +92,7 @@ def _setting(table: Table) -> str:
     data = held.get("data", {})
     lines = [
         f"**Setting:** {table.setting.get('summary', '')}. {held.get('steps', 0):,} steps of "
-        f"{held.get('batch_size')} pictures, {held.get('precision')}; trained on {_names(data.get('train'))}, measured "
+        f"{held.get('batch_size')} images, {held.get('precision')}; trained on {_names(data.get('train'))}, measured "
         f"on {_names(data.get('validation'))}"
         + (f"; {table.setting['features']} for the Fréchet distance" if table.setting.get("features") else "")
         + "."

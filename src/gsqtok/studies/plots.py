@@ -126,7 +126,7 @@ def _place(plot: Plot, table: Table, setting: dict[str, Any]) -> Any:
 
 
 def _without_tokens(table: Table, setting: dict[str, Any]) -> bool:
-    """Whether pictures were measured, but no codebook: bits and codewords of it mean nothing."""
+    """Whether images were measured, but no codebook: bits and codewords of it mean nothing."""
     return table.value("psnr", **setting) is not None and table.value("usage", **setting) is None
 
 

@@ -47,14 +47,14 @@ def findings(table: Table) -> list[Finding]:
                 usage = psnr = ""
             found.append(Finding(f"rounding to bf16 makes the usage fall {where}", verdict, usage))
             verdict = exceeds(exact["psnr"], rounded["psnr"], 0.05)
-            found.append(Finding(f"the exact search gives better pictures than bf16 {where}", verdict, psnr))
+            found.append(Finding(f"the exact search gives better images than bf16 {where}", verdict, psnr))
     return found
 
 
 STUDY = Study(
     name="precision",
     question="Is the fall of codebook usage at few channels, which the paper reports for d <= 4, a property of groups "
-    "or of a search in bf16? Does the exact search give better pictures?",
+    "or of a search in bf16? Does the exact search give better images?",
     source="arXiv 2412.02632, usage at 4 x 4, 8 x 2, 16 x 1 (62%, 47%, 0.5%); the exact search is ours",
     runs=runs,
     figures=("usage", "perplexity", *QUALITY, "bits_per_pixel_entropy", "chord_error"),
@@ -63,6 +63,6 @@ STUDY = Study(
         Plot("psnr", "d", "psnr", ("search",), panels="V", log_x=True),
     ),
     findings=findings,
-    silent="Usage is counted on the validation pictures. float32 is torch's matrix product without TF32; the paper's "
+    silent="Usage is counted on the validation images. float32 is torch's matrix product without TF32; the paper's "
     "runs are under bf16 autocast, as `search: bf16` here.",
 )

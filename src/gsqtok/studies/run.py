@@ -21,8 +21,8 @@ Progress = Callable[[Job, "Outcome | None", str, int], Any]
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """Where the pictures of all runs come from; see ``DataConfig``."""
+class Images:
+    """Where the images of all runs come from; see ``DataConfig``."""
 
     train: str | list[str]
     validation: str | list[str]
@@ -33,7 +33,7 @@ class Pictures:
 def run_studies(
     studies: Sequence[Study],
     scale: str,
-    pictures: Pictures,
+    images: Images,
     output: str | Path,
     *,
     devices: Sequence[int | None] = (None,),
@@ -50,7 +50,7 @@ def run_studies(
     Args:
         studies: which.
         scale: "smoke", "small" or "paper".
-        pictures: of all runs.
+        images: of all runs.
         output: a folder; used again, what is there is taken up.
         devices: GPUs by number, None for the CPU.
         per_device: runs that share a device.
@@ -67,7 +67,7 @@ def run_studies(
     output = Path(output)
     held = held_at(SCALES[scale], steps)
     folders: dict[str, Path] = {}
-    tables = [_Plan(study, held, pictures, output, command, folders) for study in studies]
+    tables = [_Plan(study, held, images, output, command, folders) for study in studies]
     jobs = {job.folder: job for table in tables for job in table.jobs}
     outcomes = {folder: outcome for folder in jobs if (outcome := Outcome.of(folder)) is not None}
     failures: dict[Path, str] = {}
@@ -98,13 +98,13 @@ def run_studies(
 def _check_networks(jobs: Sequence[Job]) -> None:
     """Load the networks that measure, once: without their weights every run would train first, and fail then."""
     from gsqtok.evaluation.features import build_features
-    from gsqtok.evaluation.perceptual import PictureDistance
+    from gsqtok.evaluation.perceptual import ImageDistance
 
     trained = [job for job in jobs if job.batch is None]
     for name in {job.features for job in trained} - {None}:
         build_features(name)
     for name in {name for job in trained for name in job.perceptual}:
-        PictureDistance(name, download=True)
+        ImageDistance(name, download=True)
 
 
 def held_at(scale: Scale, steps: int | None) -> Scale:
@@ -127,7 +127,7 @@ class _Plan:
         self,
         study: Study,
         scale: Scale,
-        pictures: Pictures,
+        images: Images,
         output: Path,
         command: str,
         folders: dict[str, Path],
@@ -135,7 +135,7 @@ class _Plan:
         self.study, self.scale, self.command = study, scale, command
         self.folder = output / f"{study.name}-{scale.name}"
         runs = study.runs(scale)
-        self.runs = [dataclasses.replace(run, config=_with(run.config, pictures)) for run in runs]
+        self.runs = [dataclasses.replace(run, config=_with(run.config, images)) for run in runs]
         self.jobs = [self._job(run, output / "runs", folders) for run in self.runs]
 
     def _job(self, run: Run, runs: Path, folders: dict[str, Path]) -> Job:
@@ -177,5 +177,5 @@ def of_all(environments: list[dict[str, Any]]) -> dict[str, Any]:
     return by_date[-1] | {"device": " and ".join(devices), "first_date": by_date[0]["date"]}
 
 
-def _with(config: Any, pictures: Pictures) -> Any:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **dataclasses.asdict(pictures)))
+def _with(config: Any, images: Images) -> Any:
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **dataclasses.asdict(images)))

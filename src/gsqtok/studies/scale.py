@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from gsqtok.tokenizer_config import TokenizerConfig
+from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.training.config import AdversarialConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig
 
 
@@ -67,7 +67,7 @@ _SMOKE = TrainConfig(
     loss=LossConfig(perceptual_weight=0.0),
     steps=3,
     batch_size=4,
-    precision="fp32",
+    precision="float32",
     ema_decay=0.5,
     log_every=1,
     keep_checkpoints=1,
@@ -137,8 +137,8 @@ SCALES = {
     ),
     "paper": Scale(
         name="paper",
-        summary="the paper's: ImageNet at 256 px, 50,000 steps of 512 pictures against a projected discriminator on "
-        "DINOv2; for ablations 128 px, 100,000 steps of 256 pictures without one",
+        summary="the paper's: ImageNet at 256 px, 50,000 steps of 512 images against a projected discriminator on "
+        "DINOv2; for ablations 128 px, 100,000 steps of 256 images without one",
         config=_PAPER,
         ablations=replace(
             _PAPER,

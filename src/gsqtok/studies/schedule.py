@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 
-from gsqtok.processes import processors
+from gsqtok.data.workers import processors
 from gsqtok.studies.work import Job, Outcome, start, work
 
 Report = Callable[[Job, "Outcome | None", str], None]

@@ -26,8 +26,8 @@ class Run:
 
     Attributes:
         varied: what varies, by column, such as {"G": 8, "d": 2, "seed": 0}; unique within its study.
-        config: what is trained (without output folder and pictures), or whose model is timed.
-        batch: pictures a pass, for a run that times the model untrained; None for one that trains.
+        config: what is trained (without output folder and images), or whose model is timed.
+        batch: images a pass, for a run that times the model untrained; None for one that trains.
     """
 
     varied: dict[str, Any]
@@ -59,7 +59,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Plot:
-    """A picture of a study: a figure over what varies, one line for each value of ``lines``, one panel for ``panels``.
+    """An image of a study: a figure over what varies, one line for each value of ``lines``, one panel for ``panels``.
 
     Attributes:
         file: its name, without suffix.
@@ -92,7 +92,7 @@ class Study:
         source: where the question comes from.
         runs: the table at a scale.
         figures: the columns of the results' table, first the most telling.
-        plots: the pictures.
+        plots: the images.
         findings: what the results say about each claim.
         silent: what the study cannot say.
     """

@@ -21,25 +21,25 @@ def time_tokenizer(config: TrainConfig, batch: int, device: torch.device) -> dic
     """Milliseconds of each part, untrained weights, the median of many calls, each waited for.
 
     Args:
-        config: its model, picture size and precision.
-        batch: pictures at once.
+        config: its model, image size and precision.
+        batch: images at once.
         device: where.
 
     Returns:
         ``quantizer_ms`` (tokens and values, inference), ``quantizer_step_ms`` (forward and backward),
-        ``encode_ms`` (pictures to tokens), ``decode_ms`` (tokens to pictures), ``quantizer_share`` (quantizer_ms of
+        ``encode_ms`` (images to tokens), ``decode_ms`` (tokens to images), ``quantizer_share`` (quantizer_ms of
         encode_ms) and, on a GPU, ``quantizer_memory_mib``: what the step takes beyond latents and codebook.
     """
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(config.model).to(device).eval()
     size, quantizer = config.data.size, tokenizer.quantizer
-    bf16 = config.precision == "bf16" and device.type == "cuda"
+    bf16 = config.precision == "bfloat16" and device.type == "cuda"
 
     def autocast() -> Any:
         return torch.autocast("cuda", torch.bfloat16) if bf16 else nullcontext()
 
     images = torch.rand(batch, 3, size, size, device=device) * 2 - 1
-    side = size // tokenizer.factor
+    side = size // config.model.factor
     latent = torch.randn(batch, side, side, config.model.latent_dim, device=device)
     trained = latent.clone().requires_grad_()
 

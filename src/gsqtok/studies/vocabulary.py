@@ -63,6 +63,6 @@ STUDY = Study(
     ),
     findings=findings,
     silent="One seed a setting. The larger a codebook, the fewer steps each codeword has been chosen in: a short "
-    "training says little about millions of codewords. Usage on the validation pictures is at most their number of "
+    "training says little about millions of codewords. Usage on the validation images is at most their number of "
     "tokens over V; the perplexity says more.",
 )

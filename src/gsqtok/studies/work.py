@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsqtok.output import written_aside
-from gsqtok.processes import end_with_parent
+from gsqtok.data.workers import end_with_parent
+from gsqtok.io import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,8 +36,8 @@ class Job:
     Attributes:
         name: for a person.
         folder: of the run; holds what training writes, ``log.txt`` and at the end ``outcome.json``.
-        config: with output folder and pictures.
-        batch: pictures a pass of a run that times; None for one that trains.
+        config: with output folder and images.
+        batch: images a pass of a run that times; None for one that trains.
         features: network of the Fréchet distance.
         perceptual: further distances.
     """
@@ -71,7 +71,7 @@ def start(device: int | None, threads: int | None) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = "" if device is None else _visible(device)
     if threads:
         os.environ["OMP_NUM_THREADS"] = str(threads)
-    # a spawned process would spawn its own, too: four that load pictures take a GPU's machine 16 s, forked ones none
+    # a spawned process would spawn its own, too: four that load images take a GPU's machine 16 s, forked ones none
     multiprocessing.set_start_method(None, force=True)
     end_with_parent()
 
@@ -90,7 +90,7 @@ def work(job: Job) -> Outcome:
             outcome = _trained(job) if job.batch is None else _timed(job)
         finally:
             _release()
-    with written_aside(job.folder / OUTCOME) as aside:
+    with atomic_write(job.folder / OUTCOME) as aside:
         aside.write_text(json.dumps(asdict(outcome), indent=1) + "\n", "utf-8")
     shutil.rmtree(job.folder / "training" / "checkpoints", ignore_errors=True)  # several times the tokenizer's size
     return outcome
@@ -106,7 +106,7 @@ def _trained(job: Job) -> Outcome:
     from gsqtok.tokenizer import ImageTokenizer
     from gsqtok.training import train
     from gsqtok.training.guards import TrainingDivergedError
-    from gsqtok.training.pictures import fixed_pictures
+    from gsqtok.training.images import fixed_images
     from gsqtok.training.run_folder import RunFolder
 
     folder = job.folder / "training"
@@ -128,7 +128,7 @@ def _trained(job: Job) -> Outcome:
     data = job.config.data
     validation = open_source(data.validation, split=data.validation_split)
     transform = ImageTransform(data.size)
-    _show(tokenizer, fixed_pictures(data, validation), job.folder / "pictures.png")
+    _show(tokenizer, fixed_images(data, validation), job.folder / "images.png")
     result = evaluate(
         tokenizer,
         validation,
@@ -146,7 +146,7 @@ def _trained(job: Job) -> Outcome:
     figures |= {"skipped_steps": _skipped_steps(RunFolder(folder).metrics()), "training_seconds": seconds}
     if peak is not None:
         figures["training_memory_gib"] = peak
-    error = chord_error(tokenizer, validation, transform, pictures=1000)
+    error = chord_error(tokenizer, validation, transform, images=1000)
     if error is not None:
         figures["chord_error"] = error
     finite = {name: float(value) for name, value in figures.items() if value is not None and math.isfinite(value)}
@@ -154,13 +154,13 @@ def _trained(job: Job) -> Outcome:
 
 
 def _show(tokenizer: ImageTokenizer, images: Tensor, file: Path) -> None:
-    """Write pictures (N, 3, H, W) above their reconstructions."""
-    from gsqtok.output import save_picture
-    from gsqtok.training.pictures import grid_of
+    """Write images (N, 3, H, W) above their reconstructions."""
+    from gsqtok.io import save_image
+    from gsqtok.training.images import grid_of
 
     images = images.to(tokenizer.device)
     restored = tokenizer.decode(tokenizer.encode(images), tuple(images.shape[2:]))
-    save_picture(grid_of(images.cpu(), restored.cpu()), file)
+    save_image(grid_of(images.cpu(), restored.cpu()), file)
 
 
 def _timed(job: Job) -> Outcome:

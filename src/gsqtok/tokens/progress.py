@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gsqtok.tokens.chunks import EncodedChunk
+from gsqtok.tokens.chunk import Chunk
 
 _EVERY = 10.0  # seconds between lines
 
@@ -22,22 +22,22 @@ class RunProgress:
 
     Args:
         folder: of the data set; lines are appended to its metrics.jsonl (of rank r: metrics-r.jsonl).
-        pictures: that this process has still to do.
+        images: that this process has still to do.
         rank: of this process; only rank 0 shows a bar.
     """
 
-    def __init__(self, folder: Path, pictures: int, rank: int = 0) -> None:
+    def __init__(self, folder: Path, images: int, rank: int = 0) -> None:
         self.path = folder / (f"metrics-{rank}.jsonl" if rank else "metrics.jsonl")
         self.rank = rank
-        self.total = pictures
-        self.pictures = self.rejects = self.bytes_read = 0
+        self.total = images
+        self.images = self.skipped = self.bytes_read = 0
         self.decode_seconds = 0.0
         self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("tokenizing"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[rates]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -46,9 +46,9 @@ class RunProgress:
             speed_estimate_period=120,
             disable=rank > 0 or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=pictures, figures="")
+        self.task = self.bar.add_task("", total=images, rates="")
         self.start = self.said = self.last = time.perf_counter()
-        self.first: tuple[float, int] | None = None  # when the first chunk was finished, and its pictures
+        self.first: tuple[float, int] | None = None  # when the first chunk was finished, and its images
 
     def __enter__(self) -> RunProgress:
         self.bar.start()
@@ -58,55 +58,57 @@ class RunProgress:
         self.bar.stop()
         self.write(finished=error is None)
 
-    def add(self, chunk: EncodedChunk) -> None:
+    def add(self, chunk: Chunk) -> None:
         """A chunk is encoded."""
-        self.pictures += len(chunk.pictures) + len(chunk.rejects)
-        self.rejects += len(chunk.rejects)
+        self.images += len(chunk.images) + len(chunk.skipped)
+        self.skipped += len(chunk.skipped)
         self.bytes_read += chunk.bytes_read
         self.decode_seconds += chunk.seconds
         self.last = time.perf_counter()
-        self.first = self.first or (self.last, self.pictures)
-        figures = self.figures()
-        self.bar.update(self.task, completed=self.pictures, figures=_line(figures))
+        self.first = self.first or (self.last, self.images)
+        metrics = self.metrics()
+        self.bar.update(self.task, completed=self.images, rates=_line(metrics))
         if time.perf_counter() - self.said > _EVERY:
             self.said = time.perf_counter()
             self.write()
             if self.rank == 0 and not self.console.is_terminal:
-                left = figures["seconds_left"]
-                self.console.print(
-                    f"{self.pictures:,} of {self.total:,} pictures, {_line(figures)}, {left:,.0f} s left"
-                )
+                left = metrics["seconds_left"]
+                self.console.print(f"{self.images:,} of {self.total:,} images, {_line(metrics)}, {left:,.0f} s left")
 
-    def figures(self) -> dict[str, Any]:
-        """Figures of this process since it began; rates per second.
+    def metrics(self) -> dict[str, Any]:
+        """What this process has done since it began; rates are per second.
 
-        ``steady_pictures_per_second``: from the first finished chunk to the last, without starting and the last
+        ``steady_images_per_second``: from the first finished chunk to the last, without starting and the last
         shard's writing. ``decoded_per_core_second``: of processor time.
         """
         elapsed = max(time.perf_counter() - self.start, 1e-9)
-        rate = self.pictures / elapsed
+        rate = self.images / elapsed
         since, already = self.first or (self.last, 0)
-        steady = (self.pictures - already) / (self.last - since) if self.last > since else None
+        steady = (self.images - already) / (self.last - since) if self.last > since else None
         return {
-            "pictures": self.pictures,
+            "images": self.images,
             "of": self.total,
-            "rejects": self.rejects,
+            "skipped": self.skipped,
             "seconds": round(elapsed, 3),
-            "pictures_per_second": round(rate, 3),
-            "steady_pictures_per_second": steady and round(steady, 3),
+            "images_per_second": round(rate, 3),
+            "steady_images_per_second": steady and round(steady, 3),
             "bytes_per_second": round(self.bytes_read / elapsed),
-            "seconds_left": round((self.total - self.pictures) / rate, 1) if rate else None,
-            "decoded_per_core_second": round(self.pictures / self.decode_seconds, 1) if self.decode_seconds else None,
+            "seconds_left": round((self.total - self.images) / rate, 1) if rate else None,
+            "decoded_per_core_second": round(self.images / self.decode_seconds, 1) if self.decode_seconds else None,
         }
 
     def write(self, **more: Any) -> None:
         """Append a line to metrics.jsonl."""
         with suppress(OSError), self.path.open("a") as file:  # of a full disk the shards' writer tells better
-            file.write(json.dumps({"time": round(time.time(), 3), "rank": self.rank} | self.figures() | more) + "\n")
+            file.write(json.dumps({"time": round(time.time(), 3), "rank": self.rank} | self.metrics() | more) + "\n")
 
 
-def _line(figures: dict[str, Any]) -> str:
-    return (
-        f"{figures['pictures_per_second']:,.0f} pictures/s  {figures['bytes_per_second'] / 1e6:,.1f} MB/s  "
-        f"{figures['rejects']:,} rejected"
-    )
+def rate(per_second: float | None) -> str:
+    """Write a rate so that a slow one is not 0: three digits, such as 12,300 or 0.0417."""
+    digits = f"{per_second or 0:.3g}"
+    return f"{float(digits):,.0f}" if float(digits) >= 100 else digits
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    images, megabytes = rate(metrics["images_per_second"]), rate(metrics["bytes_per_second"] / 1e6)
+    return f"{images} images/s  {megabytes} MB/s  {metrics['skipped']:,} skipped"

@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gsqtok.backbones import Backbone
 from gsqtok.discriminators import build_discriminator
 from gsqtok.losses import LeCam, adaptive_weight, discriminator_loss, generator_loss, r1_penalty
+from gsqtok.networks.backbone import Backbone
 from gsqtok.training.config import AdversarialConfig
 from gsqtok.training.optimizer import adamw, learning_rate
 
@@ -39,7 +39,7 @@ class DiscriminatorObjective(nn.Module):
         self.lecam = LeCam() if config.lecam else None
 
     def forward(self, images: Tensor, reconstruction: Tensor, penalise: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """The discriminator's loss on pictures and (detached) reconstructions, and its terms (detached), for the log.
+        """The discriminator's loss on images and (detached) reconstructions, and its terms (detached), for the log.
 
         Args:
             images: (B, 3, H, W) in [-1, 1].

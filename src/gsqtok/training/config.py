@@ -10,19 +10,19 @@ from gsqtok.tokenizer import TokenizerConfig
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures come from and what becomes of them.
+    """Where the images come from and what becomes of them.
 
     Args:
-        train: a folder of pictures, parquet files, tar shards or a hub name; several are joined.
+        train: a folder of images, parquet files, tar shards or a hub name; several are joined.
         train_split: split of the training source, where it has several.
         validation: likewise, for measuring during training; without it nothing is measured.
         validation_split: split of the validation source, where it has several.
-        size: pictures are cropped to size x size pixels.
+        size: images are cropped to size x size pixels.
         max_resize: before the random crop the short side becomes a random length from size to max_resize, at most its
             own; null resizes it to size.
-        flip: mirror half of the pictures.
+        flip: mirror half of the images.
         streaming: read while training instead of preparing the whole source first.
-        workers: processes that decode pictures, for each rank.
+        workers: processes that decode images, for each rank.
     """
 
     train: str | list[str] = ""
@@ -98,9 +98,9 @@ class AdversarialConfig:
         adaptive_weight: scale the term so that its gradient at the decoder's last layer is as long as that of the
             rest of the loss (VQGAN's; the paper finds it harmful).
         lecam: weight of the LeCAM penalty on the discriminator's logits; 0 is without.
-        r1: weight of the R1 penalty on the discriminator's gradient at real pictures; 0 is without.
+        r1: weight of the R1 penalty on the discriminator's gradient at real images; 0 is without.
         r1_every: the R1 penalty is taken every so many steps, and weighs so many times as much.
-        augment: what happens to real pictures and reconstructions alike before the discriminator sees them: color,
+        augment: what happens to real images and reconstructions alike before the discriminator sees them: color,
             translation, cutout.
         optimizer: the discriminator's AdamW and learning rate; its schedule begins at start_step.
     """
@@ -128,7 +128,7 @@ class AdversarialConfig:
             raise ValueError(f"adversarial.r1_every must be at least 1, got {self.r1_every}")
         if self.r1 and self.discriminator == "patch" and self.options.get("norm", "batch") == "batch":
             raise ValueError(
-                "adversarial.r1 needs options {norm: group}: batch norm mixes the pictures in each other's gradients, "
+                "adversarial.r1 needs options {norm: group}: batch norm mixes the images in each other's gradients, "
                 "and over several GPUs it cannot be differentiated twice"
             )
 
@@ -141,20 +141,18 @@ class TrainConfig:
         output: the run's folder: configuration, checkpoints, logs, sample grids and the tokenizer itself.
         model: the tokenizer; with initialize_from, leave it out: it is the one that is loaded.
         initialize_from: start from these weights: a saved tokenizer's folder, a run's folder, or a hub name.
-        freeze: none, or encoder, which trains the decoder alone: the tokens of every picture stay as they are.
-        data: the pictures.
+        freeze: none, or encoder, which trains the decoder alone: the tokens of every image stay as they are.
+        data: the images.
         optimizer: AdamW and the learning rate.
         loss: the terms of the loss.
         adversarial: the discriminator and its term of the loss.
         steps: optimiser steps in all.
-        batch_size: pictures a step, over all ranks and accumulated parts.
+        batch_size: images a step, over all ranks and accumulated parts.
         gradient_accumulation: parts that a step's batch is split into, to save memory.
-        precision: bf16 (autocast; the quantizer stays in float32) or fp32.
+        precision: bfloat16 (autocast; the quantizer stays in float32) or float32.
         ema_decay: decay of the averaged weights, which are the ones saved and measured.
         cuda_graphs: on a GPU, launch each network's pass as one recorded graph: the host falls less behind.
-        fsdp: with many ranks, each keeps a share of the tokenizer's weights, gradients, moments and average instead of
-            all (fully sharded data parallelism); needs cuda_graphs false. The discriminator stays whole.
-        seed: of the weights, the order of pictures and their crops.
+        seed: of the weights, the order of images and their crops.
         log_every: steps between log lines.
         validate_every: steps between measurements on the validation source, and between sample grids.
         save_every: steps between checkpoints.
@@ -173,10 +171,9 @@ class TrainConfig:
     steps: int = 100_000
     batch_size: int = 256
     gradient_accumulation: int = 1
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
     ema_decay: float = 0.999
     cuda_graphs: bool = True
-    fsdp: bool = False
     seed: int = 0
     log_every: int = 50
     validate_every: int = 5000
@@ -195,16 +192,6 @@ class TrainConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-        if self.fsdp and self.cuda_graphs:
-            raise ValueError(
-                "fsdp needs cuda_graphs: false: a graph reads the weights where they were recorded, and shared-out "
-                "weights come to a new place in every step"
-            )
-        if self.fsdp and self.adversarial.adaptive_weight:
-            raise ValueError(
-                "fsdp does not go with adversarial.adaptive_weight: the decoder's last layer is not whole where its "
-                "gradients would be compared"
-            )
         if self.freeze != "none" and not self.initialize_from:
             raise ValueError("freeze needs initialize_from: an encoder with random weights is not worth keeping")
 
@@ -214,7 +201,6 @@ RESUMABLE = {
     "output",
     "steps",
     "cuda_graphs",
-    "fsdp",
     "log_every",
     "validate_every",
     "save_every",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from gsqtok.networks.replay import recorded
+from gsqtok.acceleration.replay import recorded
 from gsqtok.tokenizer import ImageTokenizer
 
 
@@ -44,16 +44,16 @@ def record(tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | N
         raise ValueError(f"CUDA graphs need tokenizer and images on one GPU, not {tokenizer.device}, {images.device}")
     if not tokenizer.training:
         raise ValueError("record the training step in training mode: call tokenizer.train() first")
-    if any(side % tokenizer.factor for side in images.shape[2:]):
-        raise ValueError(f"{tuple(images.shape[2:])} pixels are no multiples of the factor {tokenizer.factor}")
-
     batch, _, height, width = images.shape
-    factor = tokenizer.factor
+    rows, columns = tokenizer.grid(height, width)
+    if tokenizer.image_size(rows, columns) != (height, width):
+        raise ValueError(f"{height} x {width} pixels are no multiples of the factor {tokenizer.factor}")
+
     weight = tokenizer.decoder.conv_in.weight
-    latent = torch.randn(batch, tokenizer.config.latent_dim, height // factor, width // factor, device=images.device)
+    latent = torch.randn(batch, tokenizer.quantizer.dim, rows, columns, device=images.device)
     # As the quantizer hands it over: channels last in (..., D), hence innermost in memory.
     latent = latent.to(weight.dtype, memory_format=torch.channels_last).requires_grad_()
-    # Replays write their input into the sample: it must share no memory with the caller's pictures.
+    # Replays write their input into the sample: it must share no memory with the caller's images.
     _record_training(
         [(tokenizer.encoder, images.detach().to(weight.dtype, copy=True)), (tokenizer.decoder, latent)], precision
     )
@@ -66,7 +66,7 @@ def record_backbone(backbone: nn.Module, images: Tensor, precision: torch.dtype 
     through a graph.
 
     Args:
-        backbone: pictures (B, 3, H, W) -> feature maps; it trains nothing.
+        backbone: images (B, 3, H, W) -> feature maps; it trains nothing.
         images: float32, on the network's device, a GPU; its values do not matter.
         precision: of autocast in the training step; None for none.
     """

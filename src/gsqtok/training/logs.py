@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,7 +17,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from gsqtok.training.pictures import grid_of
+from gsqtok.io import atomic_write
+from gsqtok.training.images import grid_of
 from gsqtok.training.run_folder import RunFolder
 
 PROJECT = "gsqtok"  # under which trackers that know projects file a run
@@ -42,8 +44,9 @@ class RunLog:
             disable=not self.main,
         )
         self.task = self.progress.add_task("", total=steps, completed=start, rate="")
+        self.start, self.steps = start, steps
         self.images = 0
-        self.since = time.perf_counter()
+        self.began = self.since = time.perf_counter()
         if self.main:
             _keep_until(run.metrics_file, start)
         curves = TensorBoardTracker("", str(run.tensorboard), purge_step=start + 1)  # no folder of a project between
@@ -59,7 +62,7 @@ class RunLog:
         self.accelerator.end_training()
 
     def advance(self, step: int, images: int) -> None:
-        """One step is done, with so many pictures over all ranks."""
+        """One step is done, with so many images over all ranks."""
         self.images += images
         self.progress.update(self.task, completed=step)
 
@@ -69,19 +72,23 @@ class RunLog:
             self.console.print(message, markup=False, soft_wrap=True)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Figures of the training steps since the last call; adds pictures a second."""
+        """Figures of the training steps since the last call; adds images a second."""
         elapsed = time.perf_counter() - self.since
         values = values | {"images_per_second": self.images / elapsed}
-        self.progress.update(self.task, rate=f"{values['images_per_second']:,.0f} images/s")
+        self.progress.update(self.task, rate=f"{_short(values['images_per_second'])} images/s")
         self.images, self.since = 0, time.perf_counter()
         self.measured(step, values)
+        if self.main and not self.console.is_terminal:  # which has the bar
+            gone = time.perf_counter() - self.began
+            left = gone / max(1, step - self.start) * (self.steps - step)
+            self.line(f"step {step}/{self.steps}  {_time(gone)} gone, {_time(left)} left")
 
     def measured(self, step: int, values: dict[str, Any]) -> None:
         """Any other figures: to the console, the curves and metrics.jsonl."""
         if not self.main:
             return
         shown = "  ".join(f"{name.removeprefix('loss/')} {_short(value)}" for name, value in values.items())
-        self.line(f"step {step}  {shown}")
+        self.line(f"step {step}/{self.steps}  {shown}")
         self.accelerator.log(values, step=step)
         with self.run.metrics_file.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
@@ -91,20 +98,20 @@ class RunLog:
         return time.perf_counter()
 
     def go_on(self, paused_at: float) -> None:
-        """Leave the time since ``pause`` out of pictures a second."""
+        """Leave the time since ``pause`` out of images a second."""
         self.since += time.perf_counter() - paused_at
 
     def grid(self, step: int, images: Tensor, reconstructions: Tensor) -> None:
-        """Save pictures (N, 3, H, W) above their reconstructions, to samples/ and to the curves."""
+        """Save images (N, 3, H, W) above their reconstructions, to samples/ and to the curves."""
         if not self.main:
             return
-        picture = grid_of(images, reconstructions)
-        picture.save(self.run.samples / f"step-{step:08d}.png")
+        image = grid_of(images, reconstructions)
+        image.save(self.run.samples / f"step-{step:08d}.png")
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
-                tracker.log_images({"reconstructions": np.asarray(picture)[None]}, step=step, dataformats="NHWC")
+                tracker.log_images({"reconstructions": np.asarray(image)[None]}, step=step, dataformats="NHWC")
             elif hasattr(tracker, "log_images"):
-                tracker.log_images({"reconstructions": [picture]}, step=step)
+                tracker.log_images({"reconstructions": [image]}, step=step)
 
 
 def checked_trackers(names: Sequence[str]) -> list[str]:
@@ -122,6 +129,10 @@ def checked_trackers(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
@@ -130,4 +141,5 @@ def _keep_until(metrics_file: Path, step: int) -> None:
     """Drop lines beyond the step that a resumed run goes on from: they will be written again."""
     if metrics_file.exists():
         lines = [line for line in metrics_file.read_text().splitlines() if line.endswith("}")]
-        metrics_file.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+        with atomic_write(metrics_file) as aside:
+            aside.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gsqtok.backbones import random_backbone
 from gsqtok.losses import PerceptualDistance, generator_loss
+from gsqtok.networks.backbone import random_backbone
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import DiscriminatorObjective
 from gsqtok.training.config import TrainConfig
+from gsqtok.training.images import fixed_images, training_images, validation_images
 from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.logs import checked_trackers
 from gsqtok.training.objective import Objective
-from gsqtok.training.pictures import fixed_pictures, training_pictures, validation_pictures
 from gsqtok.training.run_folder import RunFolder
 
 GIB = 2**30
@@ -72,7 +72,7 @@ def validate(config: TrainConfig, resume: bool = False) -> Report:
         return report
 
     bits = tokenizer.quantizer.bits
-    side = -(-config.data.size // tokenizer.factor)
+    side, _ = tokenizer.grid(config.data.size, config.data.size)
     facts["tokens"] = (
         f"{config.data.size} px, f{tokenizer.factor}: {side} x {side} x {tokenizer.quantizer.tokens_per_position} of "
         f"{tokenizer.quantizer.codebook_size:,} codewords; {bits:g} bits a position, "
@@ -89,17 +89,17 @@ def validate(config: TrainConfig, resume: bool = False) -> Report:
 
 def _check_data(config: TrainConfig, report: Report) -> None:
     if not config.data.train:
-        report.facts["pictures"] = "not checked: no --data.train"
+        report.facts["images"] = "not checked: no --data.train"
         return
-    opened = report.attempt(lambda: training_pictures(config.data), "data.train: ")
+    opened = report.attempt(lambda: training_images(config.data), "data.train: ")
     if opened is not None:
-        pictures, _ = opened
-        if report.attempt(lambda: fixed_pictures(config.data, pictures), "data.train: ") is not None:
-            report.facts["pictures"] = f"{len(pictures):,}" if hasattr(pictures, "__len__") else "streamed"
+        images, _ = opened
+        if report.attempt(lambda: fixed_images(config.data, images), "data.train: ") is not None:
+            report.facts["images"] = f"{len(images):,}" if hasattr(images, "__len__") else "streamed"
     if config.data.validation:
-        held_out = report.attempt(lambda: validation_pictures(config.data), "data.validation: ")
+        held_out = report.attempt(lambda: validation_images(config.data), "data.validation: ")
         if held_out is not None:
-            report.attempt(lambda: fixed_pictures(config.data, held_out), "data.validation: ")
+            report.attempt(lambda: fixed_images(config.data, held_out), "data.validation: ")
 
 
 def _batch(config: TrainConfig, report: Report) -> str:
@@ -166,14 +166,14 @@ def _add_memory(
     counted = report.attempt(kept, f"a step at {config.data.size} px: ")
     if counted is None:
         return
-    a_picture = (counted[1] - counted[0]) / 8
+    a_image = (counted[1] - counted[0]) / 8
     constant += max(0, 2 * counted[0] - counted[1])
     per_rank = config.batch_size // config.gradient_accumulation
     counts = [ranks for ranks in (1, 4, 8) if per_rank % ranks == 0]
-    totals = {n: of_tokenizer / (n if config.fsdp else 1) + constant + per_rank // n * a_picture for n in counts}
+    totals = {n: of_tokenizer + constant + per_rank // n * a_image for n in counts}
     report.facts["GPU memory"] = (
-        f"{(of_tokenizer + constant) / GIB:.2f} GiB (weights, gradients, AdamW, EMA, frozen networks"
-        f"{'; the tokenizer shared out' if config.fsdp else ''}) + {a_picture / GIB:.3f} GiB a picture; "
+        f"{(of_tokenizer + constant) / GIB:.2f} GiB (weights, gradients, AdamW, EMA, frozen networks) + "
+        f"{a_image / GIB:.3f} GiB an image; "
         + ", ".join(
             f"{total / GIB:.1f} GiB on " + (f"each of {n} GPUs" if n > 1 else "one GPU") for n, total in totals.items()
         )
@@ -203,7 +203,7 @@ def _activation_bytes(
     """
     size = config.data.size
     images = torch.zeros(batch, 3, size, size)
-    precision = torch.autocast("cpu", torch.bfloat16) if config.precision == "bf16" else nullcontext()
+    precision = torch.autocast("cpu", torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
     with precision:
         with _kept_bytes() as first:
             latent = tokenizer.encoder(images)

