@@ -22,7 +22,7 @@ def result():
             "precision": "float32",
             "parameters": 12,
         },
-        data={"source": "images", "split": None, "images": 2, "rejected": 0, "fingerprint": "cd" * 32},
+        data={"source": "images", "split": None, "images": 2, "skipped": 0, "fingerprint": "cd" * 32},
         protocol={
             "name": "adm",
             "size": 256,

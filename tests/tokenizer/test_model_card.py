@@ -23,7 +23,7 @@ def result(tiny_tokenizer):
             "bits_per_pixel": 0.75,
             "precision": "float32",
         },
-        "data": {"source": "images/val", "split": None, "images": 50_000, "rejected": 0, "fingerprint": "abc"},
+        "data": {"source": "images/val", "split": None, "images": 50_000, "skipped": 0, "fingerprint": "abc"},
         "protocol": {
             "name": "paper",
             "size": 256,

@@ -58,7 +58,7 @@ def evaluate(
     bits per pixel, and images per second, measured under a protocol that goes on record.
 
     Args:
-        model: a tokenizer (its folder, a run's folder, an official checkpoint, a hub name; default: the one inside the
+        model: a tokenizer (its folder, a run's folder, a published checkpoint, a hub name; default: the one inside the
             package), or a codec at so many bits/px: codec:jpeg@1.0, codec:webp@1.0, codec:avif@1.0
         protocol: how images are prepared: adm (as guided-diffusion, which most rFIDs are under), flex_gen (as the
             original GSQ evaluation) or native (as they are); --size is then the protocol's (default: 256 for the first
@@ -227,8 +227,8 @@ def _circumstances(result: Result) -> Table:
         table.add_row("files", f"at most {model['bits_per_pixel']:g} bits/px{more}")
     split = f" {data['split']}" if data["split"] else ""
     table.add_row("images", f"{data['images']:,} of {data['source']}{split} ({data['fingerprint'][:12]})")
-    if data["rejected"]:
-        table.add_row("unreadable", f"{data['rejected']:,}")
+    if data["skipped"]:
+        table.add_row("skipped", f"{data['skipped']:,}")
     size = "own size" if protocol["size"] is None else f"{protocol['size']} px"
     resize = f", resized by {protocol['resize_filter']}, antialiased" if protocol["resize_filter"] else ""
     table.add_row("protocol", f"{protocol['name']}: {size}, crop {protocol['crop']}{resize}, {protocol['rounding']}")

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from gsqtok.evaluation.result import differences_of
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 
 log = logging.getLogger("gsqtok.evaluation")
 
@@ -152,7 +152,7 @@ class Reference:
         if self.spatial is not None:
             arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
         record = json.dumps({"protocol": self.protocol, "data": self.data, "count": self.pooled.count})
-        with written_aside(path) as aside, aside.open("wb") as file:
+        with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez(file, record=np.array(record), **arrays)
 
     @classmethod

@@ -24,8 +24,8 @@ class EvaluationTransform(Protocol):
 
     random: bool
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
-        """RGB image -> uint8 (H, W, 3)."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (H, W, 3)."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,9 @@ class AdmTransform:
     size: int = 256
     random = False
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
-        """RGB image -> uint8 (size, size, 3)."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
+        image = _as_image(image)
         while min(image.size) >= 2 * self.size:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
         scale = self.size / min(image.size)
@@ -70,8 +71,9 @@ class TimmTransform:
         """The short side before the crop, in pixels."""
         return int(self.size / 0.875)
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
-        """RGB image -> uint8 (size, size, 3)."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
+        image = _as_image(image)
         short = min(image.size)
         width, height = (int(self.resize_to * side / short) for side in image.size)
         image = _resized(image, width, height, Image.Resampling.BILINEAR)
@@ -81,6 +83,10 @@ class TimmTransform:
     def __call__(self, image: Image.Image) -> Tensor:
         """RGB image -> float32 (3, size, size) in [-1, 1]."""
         return to_tensor(self.pixels(image))
+
+
+def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
 def _resized(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:

@@ -23,7 +23,7 @@ from PIL import Image
 from gsqtok import __version__
 from gsqtok.evaluation.compare import BITS, Comparison, figure_of, shown
 from gsqtok.evaluation.plots import DPI, PLOTS, png
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 from gsqtok.tokens.archive import UNREADABLE
 
 log = logging.getLogger("gsqtok.evaluation")
@@ -52,12 +52,12 @@ def write_report(comparison: Comparison, folder: str | Path) -> list[Path]:
     for name, plot in PLOTS.items():
         if light := png(plot, comparison):
             plots[name] = (light, png(plot, comparison, dark=True))
-    with written_aside(folder / PAGE) as aside:
+    with atomic_write(folder / PAGE) as aside:
         aside.write_text(page(comparison, plots), "utf-8")
     written = [folder / PAGE]
     for name, (light, _) in plots.items():
         written.append(folder / f"{name}.png")
-        with written_aside(written[-1]) as aside:
+        with atomic_write(written[-1]) as aside:
             aside.write_bytes(light)
     return written
 

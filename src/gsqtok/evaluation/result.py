@@ -5,7 +5,7 @@ A file holds a JSON object:
 - ``format``: ``"gsqtok-evaluation-1"``;
 - ``model``: name, fingerprint (SHA-256, or null for a codec), quantizer, factor, bits_per_position, bits_per_pixel
   (nominal), precision ("float32", ...), tile (null: whole images), parameters; what does not apply is null;
-- ``data``: source, split, images (measured), rejected (unreadable), fingerprint (see `gsqtok.evaluation.fingerprint`);
+- ``data``: source, split, images (measured), skipped (unreadable), fingerprint (see `gsqtok.evaluation.fingerprint`);
 - ``protocol``: name, size, crop, resize_filter, antialias, rounding ("8 bits"), features (null, or network,
   weights_sha256, input_size, resize), reference (what the Fréchet distance compares with: "originals", or the data
   fingerprint and count of a saved reference set);
@@ -32,13 +32,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gsqtok.io import json_values, written_aside
+from gsqtok.io import atomic_write, json_values
 
 FORMAT = "gsqtok-evaluation-1"
 
 _REQUIRED = {
     "model": ("name", "fingerprint", "quantizer", "factor", "bits_per_position", "bits_per_pixel", "precision"),
-    "data": ("source", "split", "images", "rejected", "fingerprint"),
+    "data": ("source", "split", "images", "skipped", "fingerprint"),
     "protocol": ("name", "size", "crop", "resize_filter", "antialias", "rounding", "features", "reference"),
 }
 _PREPARATION = ("size", "crop", "resize_filter", "antialias")
@@ -80,7 +80,7 @@ class Result(Mapping):
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file, whole or not at all."""
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
 
     @classmethod

@@ -221,13 +221,12 @@ def measure(
             bits += out.bits.tolist()
             columns.setdefault("bits_per_pixel", []).extend((out.bits.double() / size).tolist())
         if on_progress is not None:
-            on_progress(len(images) + len(batch["rejected"]))
+            on_progress(len(images) + len(batch["skipped"]))
 
     speed = len(columns["key"]) / seconds if seconds else 0.0
-    in_order = hasattr(dataset, "__len__")
-    part = (columns, fingerprint.total, pixels, sum(bits), bool(bits), speed, len(loader.rejects))
-    part = (*part, loader.rejects.summary())
-    whole = on_first(part, lambda parts: _together(parts, in_order))
+    part = (columns, fingerprint.total, pixels, sum(bits), bool(bits), speed, len(loader.skipped))
+    part = (*part, loader.skipped.summary())
+    whole = on_first(part, lambda parts: _together(parts, loader.in_order))
     with warnings.catch_warnings():  # a process without images has not been updated, and that is fine
         warnings.filterwarnings("ignore", message=".*before the ``update``", category=UserWarning)
         figures: dict[str, float] = quality.compute()
@@ -237,7 +236,7 @@ def measure(
             figures |= distribution.compute()
         codes = codebook and codebook.compute()
         ranked = codebook and codebook.ranked_counts()
-    data = {"source": source, "split": split, "images": images_measured, "rejected": whole["rejected"]}
+    data = {"source": source, "split": split, "images": images_measured, "skipped": whole["skipped"]}
     data["fingerprint"] = whole["fingerprint"]
     if save_reference is not None:
         pooled, spatial = distribution.moments()
@@ -286,7 +285,7 @@ def _distribution(
 
 def _together(parts: list[Any], in_order: bool) -> dict[str, Any]:
     """The shares of all processes, in order."""
-    shares, totals, pixels, bits, costed, speeds, rejected, summaries = zip(*parts, strict=True)
+    shares, totals, pixels, bits, costed, speeds, skipped, summaries = zip(*parts, strict=True)
     names = {name: None for share in shares for name in share}
     columns = {name: [value for share in shares for value in share.get(name, [])] for name in names}
     keys = columns["key"]
@@ -305,5 +304,5 @@ def _together(parts: list[Any], in_order: bool) -> dict[str, Any]:
         "pixels": sum(pixels),
         "bits": sum(bits) if any(costed) else None,
         "speed": sum(speeds),
-        "rejected": sum(rejected),
+        "skipped": sum(skipped),
     }

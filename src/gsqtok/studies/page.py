@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 from gsqtok.studies.examples import draw_examples
 from gsqtok.studies.plots import draw
 from gsqtok.studies.study import Finding, Study
@@ -28,7 +28,7 @@ def write_page(study: Study, table: Table, folder: Path) -> Path:
     except ImportError as error:
         log.warning("%s", error)
     page = folder / "README.md"
-    with written_aside(page) as aside:
+    with atomic_write(page) as aside:
         names = [path.name for path in images if path is not None]
         aside.write_text(page_of(study, table, names, None if examples is None else examples.name), "utf-8")
     return page

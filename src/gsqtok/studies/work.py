@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsqtok.data.workers import end_with_parent
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -90,7 +90,7 @@ def work(job: Job) -> Outcome:
             outcome = _trained(job) if job.batch is None else _timed(job)
         finally:
             _release()
-    with written_aside(job.folder / OUTCOME) as aside:
+    with atomic_write(job.folder / OUTCOME) as aside:
         aside.write_text(json.dumps(asdict(outcome), indent=1) + "\n", "utf-8")
     shutil.rmtree(job.folder / "training" / "checkpoints", ignore_errors=True)  # several times the tokenizer's size
     return outcome

@@ -1,24 +1,27 @@
-"""A tokenizer's files: saved to a folder or the hub, loaded from either or from an official checkpoint."""
+"""A tokenizer's files: saved to a folder or the hub, loaded from either, or from a checkpoint of another project."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qsl
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from gsqtok.networks import Decoder, Encoder
 from gsqtok.tokenizer.config import TokenizerConfig
-from gsqtok.tokenizer.flex_gen import CHECKPOINT_FILE, load_flex_gen, official_name, some
+from gsqtok.tokenizer.parts import Config
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -29,6 +32,11 @@ if TYPE_CHECKING:
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CHECKPOINT_FILE = "checkpoint.pt"  # of the official GSQ implementation
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # suffixes of files that torch.save wrote
+PUBLISHED = "gsqtok.published"  # opens what is none of ours; a layer above, so it is loaded by name when it is needed
+MODULES_PER_WEIGHT = 20  # blocks hold modules without weights, too
 RUN_TOKENIZER = "tokenizer"  # where a training run keeps its newest weights
 
 
@@ -37,12 +45,13 @@ class CheckpointError(ValueError):
 
 
 class Pretrained(nn.Module):
-    """Saving and loading, for a module that is made from a ``TokenizerConfig`` and keeps it as ``config``."""
+    """Saving and loading, for a module that is made from a configuration and keeps it as ``config``."""
 
-    encoder: Encoder
-    decoder: Decoder
+    config: Any
+    encoder: nn.Module
+    decoder: nn.Module
 
-    def __init__(self, config: TokenizerConfig) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
 
@@ -98,7 +107,7 @@ class Pretrained(nn.Module):
                 shutil.copy(target / CARD_FILE, aside)
             write_card(aside, cast("ImageTokenizer", self), name, evaluation, license)
             save_file(state, aside / WEIGHTS_FILE, metadata={"format": "pt"})
-            (aside / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+            (aside / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
             target.mkdir(exist_ok=True)
             for file in aside.iterdir():
                 os.replace(file, target / file.name)
@@ -159,9 +168,10 @@ class Pretrained(nn.Module):
         """Load a tokenizer, in evaluation mode.
 
         Args:
-            source: a folder written by ``save_pretrained`` or by a training run; a ``checkpoint.pt`` of the official
-                GSQ implementation, or a folder with one; or a hub repository (``owner/name``) that holds either. None
-                loads the small default tokenizer inside the package.
+            source: a folder written by ``save_pretrained`` or by a training run; a checkpoint of another project (a
+                file, or a folder with one), whose family is found by what it holds, or named and told more:
+                ``"FAMILY:PATH?option=value"``; or a hub repository (``owner/name``, or ``owner/name/file``) that holds
+                either. None loads the small default tokenizer inside the package.
             revision: branch, tag or commit of a hub repository.
             cache_dir, local_files_only, force_download, token: huggingface_hub's own.
             device: where it is to run.
@@ -171,100 +181,149 @@ class Pretrained(nn.Module):
             FileNotFoundError: no such folder or repository.
             CheckpointError: unreadable files, or files of another kind; the message names the file.
         """
+        hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
         with torch.device("cpu"):  # whatever the caller's default is
-            tokenizer = cls._load(source, revision, cache_dir, local_files_only, force_download, token)
+            tokenizer = cls._load(source, hub | {"force_download": force_download, "token": token})
         for network in (tokenizer.encoder, tokenizer.decoder):
             network.to(dtype)
         return tokenizer.to(device)
 
     @classmethod
-    def _load(
-        cls,
-        source: str | Path | None,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        local_files_only: bool,
-        force_download: bool,
-        token: str | bool | None,
-    ) -> Self:
-        path = EMBEDDED if source is None else Path(source).expanduser()
-        if not path.exists():
-            if "/" not in str(source):
-                raise FileNotFoundError(f"no such folder: {source} (a hub repository is named owner/name)")
-            from gsqtok.tokenizer.hub import download
-
-            path = download(
-                str(source),
-                [(CONFIG_FILE, WEIGHTS_FILE), (CHECKPOINT_FILE,)],
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                force_download=force_download,
-                token=token,
-            )
-        elif not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir():
-            path = path / RUN_TOKENIZER
-        if path.is_file():
-            if path.suffix != ".pt":
-                raise CheckpointError(
-                    f"{path} is a file; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or an official "
-                    "checkpoint (.pt)"
-                )
-            return cls._from_flex_gen(path)
-        if not (path / CONFIG_FILE).exists() and (path / CHECKPOINT_FILE).is_file():
-            return cls._from_flex_gen(path / CHECKPOINT_FILE)
-        config_file, weights_file = path / CONFIG_FILE, path / WEIGHTS_FILE
-        for file in (config_file, weights_file):
+    def _load(cls, source: str | Path | None, hub: dict[str, Any]) -> Self:
+        family: str | None = None
+        options: dict[str, Any] = {}
+        path = EMBEDDED
+        if source is not None:
+            family, name, options = split_name(source)
+            path = _located(name, hub)
+        if path.name == WEIGHTS_FILE and _is_own(path.parent):
+            raise CheckpointError(f"{path} is a file: name the folder that it is in")
+        if family is not None or options or not _is_own(path):
+            opened: Self = import_module(PUBLISHED).open_checkpoint(path, family, options)
+            return opened
+        for file in (path / CONFIG_FILE, path / WEIGHTS_FILE):
             if not file.is_file():
                 raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
-        return cls._from_files(config_file, weights_file)
-
-    @classmethod
-    def _from_flex_gen(cls, file: Path) -> Self:
-        try:
-            config, state = load_flex_gen(file)
-            return cls._from_state(config, state, official_name)
-        except (ValueError, TypeError, RuntimeError, OverflowError) as error:
-            raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
+        return cls._from_files(path / CONFIG_FILE, path / WEIGHTS_FILE)
 
     @classmethod
     def _from_files(cls, config_file: Path, weights_file: Path) -> Self:
-        try:
-            config = TokenizerConfig.from_dict(json.loads(config_file.read_text()))
-        except (ValueError, TypeError, AttributeError, RecursionError) as error:
-            raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {error}") from error
         try:
             state = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights_file} cannot be read: {error}") from error
         try:
-            return cls._from_state(config, state)
-        except (ValueError, RuntimeError, OverflowError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{weights_file} does not fit {config_file.name}: {reason[:300]}") from error
+            values = json.loads(config_file.read_text())
+            own = "family" not in values
+            config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
+            tokenizer = cls.on_meta(config, len(state))
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+            raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {_in_a_line(error)}") from error
+        try:
+            return tokenizer.filled(state)
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{weights_file} does not fit {config_file.name}: {_in_a_line(error)}") from error
 
     @classmethod
-    def _from_state(cls, config: TokenizerConfig, state: dict[str, Tensor], names: Callable[[str], str] = str) -> Self:
-        """A tokenizer in float32 on the CPU, in evaluation mode; ``names`` says what a weight is called in its file.
+    def on_meta(cls, config: Config, weights: int) -> Self:
+        """Make a tokenizer without memory, to compare it with what a file holds.
 
-        What the configuration asks for is compared with the weights before anything of its size is made.
+        Args:
+            config: what it is made of.
+            weights: how many tensors the file holds.
+
+        Raises:
+            ValueError: it asks for many more modules than so many weights could fill.
         """
-        if config.modules > len(state):
-            raise ValueError(f"its config asks for {config.modules} blocks, it holds {len(state)} tensors")
-        with torch.device("meta"):
-            tokenizer = cls(config)
-        expected = tokenizer.state_dict()
-        if missing := [names(name) for name in expected if name not in state]:
-            raise ValueError(f"it lacks weights that its config asks for: {some(missing)}")
-        if surplus := [names(name) for name in state if name not in expected]:
-            raise ValueError(f"it holds weights that its config has no place for: {some(surplus)}")
+        most = MODULES_PER_WEIGHT * weights + 100
+        left = most
+
+        def count(*_: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise ValueError(f"it asks for more than {most} modules, and its file holds {weights} weights")
+
+        hook = register_module_module_registration_hook(count)
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        finally:
+            hook.remove()
+
+    def filled(self, state: Mapping[str, Tensor]) -> Self:
+        """This tokenizer from ``on_meta`` with copies of these weights, in float32, in evaluation mode.
+
+        Raises:
+            ValueError: names or shapes that it does not have.
+        """
+        expected = self.state_dict()
+        for what, names in (("lacks", expected.keys() - state), ("has no place for", state.keys() - expected)):
+            if names:
+                raise ValueError(f"it {what} {len(names)} weights, such as {min(names)}")
         for name, value in state.items():
             if value.shape != expected[name].shape:
-                wanted, found = tuple(expected[name].shape), tuple(value.shape)
-                raise ValueError(f"its config asks for {names(name)} of shape {wanted}, it has {found}")
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}")
         copies = {  # what was loaded may be a view of the file
             name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
             for name, value in state.items()
         }
+        tokenizer = self
+        if any(buffer.is_meta for name, buffer in self.named_buffers() if name not in expected):
+            with torch.device("cpu"):  # constants that are no weights, and must be computed
+                tokenizer = type(self)(self.config)
         tokenizer.load_state_dict(copies, assign=True)
         return tokenizer.eval()
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
+
+
+def split_name(source: str | Path) -> tuple[str | None, str, dict[str, Any]]:
+    """``FAMILY:PATH?option=value&...`` in its parts; the family is None where none is named."""
+    text = str(source)
+    if Path(text).expanduser().exists():
+        return None, text, {}
+    named = re.match(r"([a-z][a-z0-9_]+):(?!//)", text)
+    path, _, options = text[named.end() if named else 0 :].partition("?")
+    return named and named[1], path, {name: _value(value) for name, value in parse_qsl(options, keep_blank_values=True)}
+
+
+def _value(text: str) -> Any:
+    """A number, a list of numbers, true or false; a word as it is."""
+    try:
+        return json.loads(f"[{text}]" if "," in text else text)
+    except ValueError:
+        return text
+
+
+def _located(name: str, hub: dict[str, Any]) -> Path:
+    """The file or folder of that name; from the hub where there is none here."""
+    path = Path(name).expanduser()
+    if path.exists():
+        is_run = not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir()
+        return path / RUN_TOKENIZER if is_run else path
+    if "/" not in name:
+        raise FileNotFoundError(f"no such folder: {name} (a hub repository is named owner/name)")
+    from gsqtok.tokenizer.hub import download
+
+    wanted = [(WEIGHTS_FILE, CONFIG_FILE), (DIFFUSERS_FILE, CONFIG_FILE), (CHECKPOINT_FILE,)]
+    if name.count("/") < 2 or path.suffix not in (*PICKLED, ".safetensors"):
+        return download(name, wanted, **hub)
+    owner, repository, file = name.split("/", 2)
+    return download(f"{owner}/{repository}", [(file,)], **hub) / file
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a folder is one of ours, perhaps a damaged one: not a file, nor a folder of another project."""
+    if not path.is_dir():
+        return False
+    if not (path / CONFIG_FILE).exists():
+        return not any(file.suffix in PICKLED for pattern in ("*", "checkpoints/*") for file in path.glob(pattern))
+    try:
+        values = json.loads((path / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return True
+    own = {"family", *(field.name for field in dataclasses.fields(TokenizerConfig))}
+    return not isinstance(values, dict) or not values or not own.isdisjoint(values)

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from gsqtok.networks.blocks import NORM_GROUPS
-from gsqtok.options import Count, Natural, check, check_names
-from gsqtok.quantizers import QuantizerOptions, quantizer_options
+from gsqtok.networks import Decoder, Encoder
+from gsqtok.networks.blocks import NORM_EPS, NORM_GROUPS
+from gsqtok.options import Count, Natural, Positive, check, check_names
+from gsqtok.quantizers import QuantizerOptions, build_quantizer, quantizer_options
+from gsqtok.tokenizer.parts import Parts
 
 Blocks = Natural | tuple[Natural, ...]
 
@@ -31,6 +33,7 @@ class TokenizerConfig:
         attention_factors: down-sampling factors (1, 2, 4, ...) at which residual blocks are followed by attention.
         adaptive_norm: the decoder normalises with statistics of the quantized latent.
         depth_to_space: the decoder up-samples by depth-to-space instead of repetition.
+        norm_eps: of the group norms outside of attention.
         quantizer: the quantizer's name and options, such as ``quantizer_options("gsq", groups=8)``; a mapping such as
             {"name": "gsq", "groups": 8} becomes that.
     """
@@ -46,6 +49,7 @@ class TokenizerConfig:
     attention_factors: tuple[Count, ...] = ()
     adaptive_norm: bool = False
     depth_to_space: bool = False
+    norm_eps: Positive = NORM_EPS
     quantizer: QuantizerOptions = field(default_factory=lambda: quantizer_options("gsq", groups=8, codebook_size=8192))
 
     def __post_init__(self) -> None:
@@ -76,14 +80,6 @@ class TokenizerConfig:
         """The down-sampling factor f."""
         return 1 << (len(self.multipliers) - 1)
 
-    @property
-    def modules(self) -> int:
-        """How many levels, blocks and quantizer's stages it asks for: each has at least one weight."""
-        blocks = sum(sum(self.blocks_per_level(f"{part}_blocks")) for part in ("encoder", "decoder"))
-        middle = self.encoder_middle_blocks + self.decoder_middle_blocks
-        stages: int = getattr(self.quantizer, "stages", 0)
-        return len(self.multipliers) + blocks + middle + stages
-
     def blocks_per_level(self, name: str) -> tuple[int, ...]:
         """``encoder_blocks`` or ``decoder_blocks`` as one number for each level."""
         blocks: Blocks = getattr(self, name)
@@ -92,6 +88,48 @@ class TokenizerConfig:
         if len(blocks) != len(self.multipliers):
             raise ValueError(f"{name} names {len(blocks)} levels, multipliers {len(self.multipliers)}")
         return blocks
+
+    def build(self) -> Parts:
+        """Make the networks and the quantizer, with random weights."""
+        encoder = Encoder(
+            latent_dim=self.latent_dim,
+            channels=self.channels,
+            multipliers=self.multipliers,
+            blocks=self.blocks_per_level("encoder_blocks"),
+            middle_blocks=self.encoder_middle_blocks,
+            middle_attention=self.middle_attention,
+            attention_factors=self.attention_factors,
+            norm_eps=self.norm_eps,
+        )
+        quantizer = build_quantizer(dim=self.latent_dim, **dataclasses.asdict(self.quantizer))
+        decoder = Decoder(
+            latent_dim=self.latent_dim,
+            channels=self.channels,
+            multipliers=self.multipliers,
+            blocks=self.blocks_per_level("decoder_blocks"),
+            middle_blocks=self.decoder_middle_blocks,
+            middle_attention=self.middle_attention,
+            attention_factors=self.attention_factors,
+            adaptive_norm=self.adaptive_norm,
+            depth_to_space=self.depth_to_space,
+            norm_eps=self.norm_eps,
+        )
+        return Parts(encoder, quantizer, decoder, self.factor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it, and as a tokenizer's fingerprint counts it."""
+        values = dataclasses.asdict(self)
+        if self.norm_eps == NORM_EPS:  # came later than the rest: what it leaves alone keeps its fingerprint
+            del values["norm_eps"]
+        return values
+
+    def summary(self) -> str:
+        """The networks in a few words."""
+        words = [f"{self.channels} channels x {list(self.multipliers)}"]
+        words += [word for word in ("middle_attention", "adaptive_norm", "depth_to_space") if getattr(self, word)]
+        if self.attention_factors:
+            words.append(f"attention at factors {list(self.attention_factors)}")
+        return ", ".join(words).replace("_", " ")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TokenizerConfig:

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -20,9 +20,10 @@ from torch.nn import functional as F
 from gsqtok.acceleration import cpu, tiled
 from gsqtok.acceleration.replay import Replays
 from gsqtok.networks import Decoder, Encoder
-from gsqtok.quantizers import build_quantizer, quantizer_options
+from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer.checkpoint import Pretrained
 from gsqtok.tokenizer.config import TokenizerConfig
+from gsqtok.tokenizer.parts import Config
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -61,33 +62,28 @@ class ImageTokenizer(Pretrained):
         >>> images = tokenizer.decode(tokens)                 # -> (B, 3, H, W) in [-1, 1]
 
     Any height and width: what is no multiple of the factor f is padded (edges repeated) on the way in, so
-    h = ceil(H / f), w = ceil(W / f); ``decode(tokens, size=(H, W))`` crops on the way out.
+    h = ceil(H / f), w = ceil(W / f); ``decode(tokens, size=(H, W))`` crops on the way out. Some published tokenizers
+    take squares of one ``size`` only; and with the ``layout`` "sequence" N tokens have h = 1, w = N, G = 1.
+
+    Attributes:
+        config: a ``Config``: what it is made of; with the networks of this package a ``TokenizerConfig``.
+        size: pixels a side of the square that the networks are made for; None where they take any image.
+        length: tokens of an image, where they are a sequence.
     """
 
-    def __init__(self, config: TokenizerConfig | None = None) -> None:
+    encoder: Encoder  # or a module of another project that does the same
+    decoder: Decoder
+
+    def __init__(self, config: Config | None = None) -> None:
         config = config or TokenizerConfig()
         super().__init__(config)
-        shared: dict[str, Any] = {
-            "latent_dim": config.latent_dim,
-            "channels": config.channels,
-            "multipliers": config.multipliers,
-            "middle_attention": config.middle_attention,
-            "attention_factors": config.attention_factors,
-        }
-        self.encoder = Encoder(
-            **shared, blocks=config.blocks_per_level("encoder_blocks"), middle_blocks=config.encoder_middle_blocks
-        )
-        self.quantizer = build_quantizer(dim=config.latent_dim, **dataclasses.asdict(config.quantizer))
-        self.decoder = Decoder(
-            **shared,
-            blocks=config.blocks_per_level("decoder_blocks"),
-            middle_blocks=config.decoder_middle_blocks,
-            adaptive_norm=config.adaptive_norm,
-            depth_to_space=config.depth_to_space,
-        )
-        # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
-        options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
-        self.config = dataclasses.replace(config, quantizer=quantizer_options(**options))
+        parts = config.build()
+        self.encoder, self.quantizer, self.decoder = parts.encoder, parts.quantizer, parts.decoder
+        self._factor, self.size, self.length = parts.factor, parts.size, parts.length
+        if isinstance(config, TokenizerConfig):
+            # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
+            options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
+            self.config = dataclasses.replace(config, quantizer=quantizer_options(**options))
         self._replays: Replays | None = None
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -96,14 +92,52 @@ class ImageTokenizer(Pretrained):
         return super().requires_grad_(requires_grad)
 
     @property
-    def factor(self) -> int:
-        """The down-sampling factor f."""
-        return self.config.factor
+    def factor(self) -> int | None:
+        """The down-sampling factor f; None where tokens are a sequence."""
+        return self._factor
+
+    @property
+    def layout(self) -> Literal["grid", "sequence"]:
+        """Whether a token stands for a place of the image, or takes part in all of it."""
+        return "grid" if self._factor is not None else "sequence"
 
     @property
     def bits_per_pixel(self) -> float:
-        """Bits per pixel: bits per position over f^2."""
-        return self.quantizer.bits / self.factor**2
+        """Bits per pixel: bits per position over f^2; for a sequence, those of all tokens over the image's pixels."""
+        if self._factor is not None:
+            return self.quantizer.bits / self._factor**2
+        assert self.length is not None
+        assert self.size is not None
+        return self.quantizer.bits * self.length / self.size**2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width (h, w) of the tokens that ``encode`` makes of an image of so many pixels.
+
+        Raises:
+            ValueError: the networks take squares of one size only, and this is another.
+        """
+        if self.size is not None and (height, width) != (self.size, self.size):
+            raise ValueError(
+                f"this tokenizer takes images of {self.size} x {self.size} pixels, not {height} x {width}: resize and "
+                f"crop them first (--size {self.size} --crop center)"
+            )
+        if self._factor is None:
+            return 1, self.length or 0
+        return -(-height // self._factor), -(-width // self._factor)
+
+    def image_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Height and width in pixels of the image that ``decode`` makes of a grid of tokens.
+
+        Raises:
+            ValueError: the networks take one number of tokens only, and this is another.
+        """
+        if self.size is None:
+            assert self._factor is not None
+            return rows * self._factor, columns * self._factor
+        expected = self.grid(self.size, self.size)
+        if (rows, columns) != expected:
+            raise ValueError(f"this tokenizer takes {expected[0]} x {expected[1]} tokens, not {rows} x {columns}")
+        return self.size, self.size
 
     @property
     def device(self) -> torch.device:
@@ -139,11 +173,13 @@ class ImageTokenizer(Pretrained):
         cuda = self.device.type == "cuda"
         dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
         for network in (self.encoder, self.decoder):
-            network.to(memory_format=torch.channels_last)
+            if not isinstance(network, Encoder | Decoder):  # of another project: no part of it stays in float32
+                network.to(dtype)
             for module in network.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.to(dtype)
-        self.encoder.conv_out.float()
+                    module.to(memory_format=torch.channels_last).to(dtype)
+        if isinstance(self.encoder, Encoder):
+            self.encoder.conv_out.float()
         self._replays = Replays() if cuda and cuda_graphs else None
         return self.eval()
 
@@ -186,8 +222,8 @@ class ImageTokenizer(Pretrained):
         """
         _check_images(images, check)
         if not len(images):
-            grid = (-(-side // self.factor) for side in images.shape[2:])
-            return torch.empty(0, *grid, self.quantizer.tokens_per_position, dtype=torch.int64, device=images.device)
+            shape = (0, *self.grid(*images.shape[2:]), self.quantizer.tokens_per_position)
+            return torch.empty(shape, dtype=torch.int64, device=images.device)
         images = self._pad(images)
         latent = self._run(self.encoder, images, images[:, 0].numel(), tile, progress).movedim(1, -1)
         indices = self._in_rows(lambda rows: self.quantizer(rows, check=check).indices, latent, tile)
@@ -224,14 +260,12 @@ class ImageTokenizer(Pretrained):
             tokens = torch.from_numpy(tokens).to(self.input_device(tile))
         if tokens.ndim != 4 or 0 in tokens.shape[1:3]:
             raise ValueError(f"tokens must have shape (B, h, w, G) with a position at least, got {tuple(tokens.shape)}")
-        height, width = (n * self.factor for n in tokens.shape[1:3])
-        if size is not None:
-            least = (height - self.factor, width - self.factor)
-            if len(size) != 2 or not (least[0] < size[0] <= height and least[1] < size[1] <= width):
-                grid = tuple(tokens.shape[1:3])
-                raise ValueError(f"a grid of {grid} tokens makes {height}x{width} pixels, not {tuple(size)}")
+        grid = tuple(tokens.shape[1:3])
+        height, width = self.image_size(*grid)
+        if size is not None and (len(size) != 2 or self.grid(*size) != grid):
+            raise ValueError(f"a grid of {grid} tokens makes {height}x{width} pixels, not {tuple(size)}")
         quantized = self._in_rows(self.quantizer.decode, tokens, tile).movedim(-1, 1)
-        quantized = quantized.to(self.decoder.conv_in.weight.dtype)
+        quantized = quantized.to(_dtype(self.decoder))
         if not len(tokens):
             tile = None  # nothing to cut
         images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp_(-1, 1)
@@ -246,7 +280,7 @@ class ImageTokenizer(Pretrained):
 
     def decode_latent(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, D, h, w) to images (B, 3, h * f, w * f), not clamped, with gradient."""
-        images: Tensor = self.decoder(quantized.to(self.decoder.conv_in.weight.dtype))
+        images: Tensor = self.decoder(quantized.to(_dtype(self.decoder)))
         return images
 
     def forward(self, images: Tensor, *, check: bool = True) -> TokenizerOutput:
@@ -267,19 +301,24 @@ class ImageTokenizer(Pretrained):
         return TokenizerOutput(reconstruction, out.indices, latent, quantized, out.loss, out.losses)
 
     def _pad(self, images: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        bottom, right = -height % self.factor, -width % self.factor
+        height, width = self.image_size(*self.grid(*images.shape[2:]))
+        bottom, right = height - images.shape[2], width - images.shape[3]
         if bottom or right:
             images = F.pad(images, (0, right, 0, bottom), mode="replicate")
-        return images.to(self.encoder.conv_in.weight.dtype)
+        return images.to(_dtype(self.encoder))
 
     def fingerprint(self) -> str:
         """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for name, value in sorted(self.weights().items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    """The type in which a network takes its input: that of its first weight."""
+    return next(network.parameters()).dtype
 
 
 def _check_images(images: Tensor, check: bool) -> None:
