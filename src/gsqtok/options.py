@@ -109,7 +109,7 @@ def _fitted_to_one(value: Any, hints: Sequence[Any]) -> Any:
 
 
 def _fitted_elements(value: Any, kind: type, arguments: tuple[Any, ...]) -> Any:
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, Sequence) or isinstance(value, (str, bytes)):
         raise _UnfitError
     hints = arguments
     if kind is list or arguments[-1] is Ellipsis:

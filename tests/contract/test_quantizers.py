@@ -60,7 +60,7 @@ CASES = [
     Case("gsq_study", {"dim": 6, "groups": 2, "codebook_size": 32, "search": "bf16"}, bits=10),
     Case("vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
     Case("vq", {"dim": 6, "codebook_size": 32, "metric": "cosine", "gradient": "rotation"}, bits=5),
-    Case("vq", {"dim": 6, "codebook_size": 32, "init": "kmeans"}, bits=5, random=True),
+    Case("vq", {"dim": 6, "codebook_size": 8, "init": "kmeans"}, bits=3, random=True),  # starts in the second step
     Case("ema_vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
     Case("ema_vq", {"dim": 6, "codebook_size": 64, "revive_after": 1}, bits=6, random=True),
     Case(
@@ -76,8 +76,8 @@ CASES = [
     Case("rvq", {"dim": 6, "groups": 2, "stages": 3, "codebook_size": 32}, bits=30, projects=False),
     Case(
         "rvq",
-        {"dim": 6, "stages": 2, "codebook_size": 16, "init": "kmeans", "stage_dropout": 0.5},
-        bits=8,
+        {"dim": 6, "stages": 2, "codebook_size": 8, "init": "kmeans", "stage_dropout": 0.5},
+        bits=6,
         projects=False,
         random=True,
     ),

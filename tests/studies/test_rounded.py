@@ -5,7 +5,7 @@ import torch
 from torch.nn import functional as F
 
 from gsqtok.quantizers import build_quantizer
-from gsqtok.search import nearest
+from gsqtok.search import nearest, normalize
 from gsqtok.studies import rounded
 
 
@@ -53,7 +53,7 @@ def test_gsq_searches_as_it_is_told(norm):
         with torch.autocast("cpu", torch.bfloat16):
             out = other(latent)
         rows = latent.detach().reshape(-1, 2)
-        rows, codebook = (F.normalize(x, dim=-1) if norm == "l2" else x for x in (rows, exact.codebook.detach()))
+        rows, codebook = (normalize(x) if norm == "l2" else x for x in (rows, exact.codebook.detach()))
         assert torch.equal(out.indices.flatten(), rounded.nearest(rows, codebook, precision))
         assert other.config["search"] == search
         out.quantized.sum().backward()

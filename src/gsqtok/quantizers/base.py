@@ -136,7 +136,7 @@ class Quantizer(nn.Module, ABC):
             )
         if mask is not None and (mask.dtype != torch.bool or mask.shape != latent.shape[:-1]):
             raise ValueError(f"the mask must be bool of shape {tuple(latent.shape[:-1])}, got {tuple(mask.shape)}")
-        out = self._quantize_finite(latent if mask is None else latent[mask], check)
+        out = self.quantize_checked(latent if mask is None else latent[mask], check)
         if mask is not None:
             everywhere = mask.unsqueeze(-1)
             indices = out.indices.new_full((*mask.shape, self.tokens_per_position), -1)
@@ -146,8 +146,8 @@ class Quantizer(nn.Module, ABC):
             out.quantized = out.quantized.movedim(-1, 1)
         return out
 
-    def _quantize_finite(self, latent: Tensor, check: bool) -> QuantizerOutput:
-        """``quantize``, in float32, of latents among which some may not be finite."""
+    def quantize_checked(self, latent: Tensor, check: bool) -> QuantizerOutput:
+        """``quantize`` in float32, of latents among which some may not be finite; see ``forward``."""
         with exact_arithmetic(latent.device):
             latent = latent.float()  # before anything is asked of it: what float32 cannot hold is infinite here
             finite = latent.isfinite().all(-1, keepdim=True)

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -18,8 +18,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
-from gsqtok.networks import AnyDecoder, AnyEncoder
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
 
@@ -36,6 +36,7 @@ CHECKPOINT_FILE = "checkpoint.pt"  # of the official GSQ implementation
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # suffixes of files that torch.save wrote
 PUBLISHED = "gsqtok.published"  # opens what is none of ours; a layer above, so it is loaded by name when it is needed
+MODULES_PER_WEIGHT = 20  # blocks hold modules without weights, too
 RUN_TOKENIZER = "tokenizer"  # where a training run keeps its newest weights
 
 
@@ -47,8 +48,8 @@ class Pretrained(nn.Module):
     """Saving and loading, for a module that is made from a configuration and keeps it as ``config``."""
 
     config: Any
-    encoder: AnyEncoder  # or a module of another project that does the same
-    decoder: AnyDecoder
+    encoder: nn.Module
+    decoder: nn.Module
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -198,7 +199,8 @@ class Pretrained(nn.Module):
         if path.name == WEIGHTS_FILE and _is_own(path.parent):
             raise CheckpointError(f"{path} is a file: name the folder that it is in")
         if family is not None or options or not _is_own(path):
-            return cast("Self", import_module(PUBLISHED).open_checkpoint(path, family, options))
+            opened: Self = import_module(PUBLISHED).open_checkpoint(path, family, options)
+            return opened
         for file in (path / CONFIG_FILE, path / WEIGHTS_FILE):
             if not file.is_file():
                 raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
@@ -207,56 +209,75 @@ class Pretrained(nn.Module):
     @classmethod
     def _from_files(cls, config_file: Path, weights_file: Path) -> Self:
         try:
-            values = json.loads(config_file.read_text())
-            own = "family" not in values
-            config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
-        except (ValueError, TypeError, AttributeError, LookupError, RecursionError) as error:
-            raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {error}") from error
-        try:
             state = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights_file} cannot be read: {error}") from error
         try:
-            return cls._from_state(config, state)
-        except (ValueError, RuntimeError, OverflowError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{weights_file} does not fit {config_file.name}: {reason[:300]}") from error
+            values = json.loads(config_file.read_text())
+            own = "family" not in values
+            config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
+            tokenizer = cls.on_meta(config, len(state))
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+            raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {_in_a_line(error)}") from error
+        try:
+            return tokenizer.filled(state)
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{weights_file} does not fit {config_file.name}: {_in_a_line(error)}") from error
 
     @classmethod
-    def _from_state(cls, config: Config, state: dict[str, Tensor]) -> Self:
-        """A tokenizer in float32 on the CPU, in evaluation mode.
+    def on_meta(cls, config: Config, weights: int) -> Self:
+        """Make a tokenizer without memory, to compare it with what a file holds.
 
-        What the configuration asks for is compared with the weights before anything of its size is made.
+        Args:
+            config: what it is made of.
+            weights: how many tensors the file holds.
+
+        Raises:
+            ValueError: it asks for many more modules than so many weights could fill.
         """
-        if isinstance(config, TokenizerConfig) and config.modules > len(state):
-            raise ValueError(f"its config asks for {config.modules} blocks, it holds {len(state)} tensors")
-        with torch.device("meta"):
-            tokenizer = cls(config)
-        expected = tokenizer.state_dict()
-        if missing := [name for name in expected if name not in state]:
-            raise ValueError(f"it lacks weights that its config asks for: {some(missing)}")
-        if surplus := [name for name in state if name not in expected]:
-            raise ValueError(f"it holds weights that its config has no place for: {some(surplus)}")
+        most = MODULES_PER_WEIGHT * weights + 100
+        left = most
+
+        def count(*_: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise ValueError(f"it asks for more than {most} modules, and its file holds {weights} weights")
+
+        hook = register_module_module_registration_hook(count)
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        finally:
+            hook.remove()
+
+    def filled(self, state: Mapping[str, Tensor]) -> Self:
+        """This tokenizer from ``on_meta`` with copies of these weights, in float32, in evaluation mode.
+
+        Raises:
+            ValueError: names or shapes that it does not have.
+        """
+        expected = self.state_dict()
+        for what, names in (("lacks", expected.keys() - state), ("has no place for", state.keys() - expected)):
+            if names:
+                raise ValueError(f"it {what} {len(names)} weights, such as {min(names)}")
         for name, value in state.items():
             if value.shape != expected[name].shape:
-                wanted, found = tuple(expected[name].shape), tuple(value.shape)
-                raise ValueError(f"its config asks for {name} of shape {wanted}, it has {found}")
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}")
         copies = {  # what was loaded may be a view of the file
             name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
             for name, value in state.items()
         }
+        tokenizer = self
+        if any(buffer.is_meta for name, buffer in self.named_buffers() if name not in expected):
+            with torch.device("cpu"):  # constants that are no weights, and must be computed
+                tokenizer = type(self)(self.config)
         tokenizer.load_state_dict(copies, assign=True)
-        if any(buffer.is_meta for buffer in tokenizer.buffers()):  # constants that are no weights
-            tokenizer = cls(config)
-            tokenizer.load_state_dict(copies)
         return tokenizer.eval()
 
 
-def some(names: Iterable[str]) -> str:
-    """The first of some names, and how many more there are."""
-    names = list(names)
-    shown = ", ".join(names[:3])
-    return f"{shown} and {len(names) - 3} more" if len(names) > 3 else shown or "nothing"
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def split_name(source: str | Path) -> tuple[str | None, str, dict[str, Any]]:

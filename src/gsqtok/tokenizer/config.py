@@ -97,14 +97,6 @@ class TokenizerConfig:
         """The down-sampling factor f."""
         return 1 << (len(self.multipliers) - (self.network == "paper"))
 
-    @property
-    def modules(self) -> int:
-        """How many levels, blocks and quantizer's stages it asks for: each has at least one weight."""
-        blocks = sum(sum(self.blocks_per_level(f"{part}_blocks")) for part in ("encoder", "decoder"))
-        middle = self.encoder_middle_blocks + self.decoder_middle_blocks
-        stages: int = getattr(self.quantizer, "stages", 0)
-        return len(self.multipliers) + blocks + middle + stages
-
     def blocks_per_level(self, name: str) -> tuple[int, ...]:
         """``encoder_blocks`` or ``decoder_blocks`` as one number for each level."""
         blocks: Blocks = getattr(self, name)

@@ -71,6 +71,9 @@ class ImageTokenizer(Pretrained):
         length: tokens of an image, where they are a sequence.
     """
 
+    encoder: AnyEncoder  # or a module of another project that does the same
+    decoder: AnyDecoder
+
     def __init__(self, config: Config | None = None) -> None:
         config = config or TokenizerConfig()
         super().__init__(config)

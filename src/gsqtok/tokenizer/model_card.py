@@ -61,14 +61,13 @@ def model_card(
     """
     result = None if evaluation is None else _read_evaluation(evaluation, tokenizer)
     figures = {} if result is None else {k: v for k, v in result.figures.items() if v is not None}
-    listed = [] if result is None else [_eval_result(result, figure, value) for figure, value in figures.items()]
     data = ModelCardData(
         library_name="gsqtok",
         tags=["image-tokenizer", "vector-quantization", f"quantizer-{tokenizer.quantizer.name}"],
         license=license,
         # The hub lists figures by model; these need a name.
         model_name=name if figures else None,
-        eval_results=listed or None,
+        eval_results=None if result is None else [_eval_result(result, *figure) for figure in figures.items()] or None,
     )
     sections = [f"---\n{data.to_yaml()}\n---", GENERATED, _what_it_is(tokenizer, name)]
     if result is not None and figures:
