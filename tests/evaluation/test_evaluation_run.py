@@ -48,7 +48,7 @@ def by_hand(tokenizer, images):
     metrics, usage = ReconstructionMetrics(), CodebookUsage(64, 2)
     for image in images:
         tokens = tokenizer.encode(image[None])
-        metrics.update(tokenizer.decode(tokens, tuple(image.shape[1:])), image[None])
+        metrics.update(tokenizer.decode(tokens, size=tuple(image.shape[1:])), image[None])
         usage.update(tokens)
     return metrics.compute() | usage.compute()
 

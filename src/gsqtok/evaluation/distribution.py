@@ -8,10 +8,10 @@ import math
 import torch
 from torch import Tensor
 
+from gsqtok.distributed import on_first, rank_and_size
 from gsqtok.evaluation.features import FeatureNetwork
 from gsqtok.evaluation.frechet import FrechetDistance, Moments, Reference
 from gsqtok.evaluation.neighbours import precision_recall_density_coverage
-from gsqtok.evaluation.processes import on_first, process_count
 
 log = logging.getLogger("gsqtok.evaluation")
 
@@ -55,14 +55,14 @@ class DistributionMetrics:
         self.frechet = FrechetDistance(network.dim).to(self.device)
         self.spatial: FrechetDistance | None = None
         self.spatial_reference = reference is None or reference.spatial is not None
-        if reference is not None and process_count()[0] == 0:
+        if reference is not None and rank_and_size()[0] == 0:
             self.frechet.set_reference(reference.pooled)
         self._kept: dict[str, list[Tensor]] = {"logits": [], "real": [], "fake": []}
         self._keys: list[str] = []
         probe = network(torch.zeros(1, 3, 64, 64, dtype=torch.uint8, device=self.device))
         if probe.spatial is not None and self.spatial_reference:
             self.spatial = FrechetDistance(probe.spatial.shape[1]).to(self.device)
-            if reference is not None and process_count()[0] == 0:
+            if reference is not None and rank_and_size()[0] == 0:
                 self.spatial.set_reference(reference.spatial)
         self.scored = probe.logits is not None
 

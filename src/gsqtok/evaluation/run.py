@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from gsqtok.data import ImageTransform, eval_loader, open_source
+from gsqtok.distributed import on_first, own_part
 from gsqtok.evaluation.distribution import DistributionMetrics
 from gsqtok.evaluation.environment import environment
 from gsqtok.evaluation.features import FeatureNetwork, build_features
@@ -21,7 +22,6 @@ from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.frechet import Reference
 from gsqtok.evaluation.metrics import ReconstructionMetrics
 from gsqtok.evaluation.perceptual import ImageDistance
-from gsqtok.evaluation.processes import on_first, own_part
 from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
 from gsqtok.evaluation.similarity import to_8_bits
@@ -112,8 +112,8 @@ def reconstructor(
 
     def reconstruct(images: Tensor) -> Reconstruction:
         with nullcontext() if precision is None else torch.autocast(tokenizer.device.type, precision):
-            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile)
-            reconstruction = tokenizer.decode(tokens, tuple(images.shape[2:]), tile).to(images.device)
+            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile=tile)
+            reconstruction = tokenizer.decode(tokens, size=tuple(images.shape[2:]), tile=tile).to(images.device)
         bits = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
         return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64))
 

@@ -159,7 +159,7 @@ def _show(tokenizer: ImageTokenizer, images: Tensor, file: Path) -> None:
     from gsqtok.training.images import grid_of
 
     images = images.to(tokenizer.device)
-    restored = tokenizer.decode(tokenizer.encode(images), tuple(images.shape[2:]))
+    restored = tokenizer.decode(tokenizer.encode(images), size=tuple(images.shape[2:]))
     save_image(grid_of(images.cpu(), restored.cpu()), file)
 
 

@@ -1,4 +1,4 @@
-"""What one process must see of all: images' figures in the data set's order, features for their neighbours."""
+"""Ranks of torch.distributed, and what all of them know together. Without a process group there is one rank."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch import Tensor
 
 T = TypeVar("T")
 
 
-def process_count() -> tuple[int, int]:
-    """Rank and number of processes of torch.distributed; (0, 1) without it."""
+def rank_and_size() -> tuple[int, int]:
+    """This process's rank, and the number of processes."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
@@ -19,14 +20,33 @@ def process_count() -> tuple[int, int]:
 
 def own_part(rank: int | None, world_size: int | None) -> tuple[int, int]:
     """Rank and number of processes, None being what torch.distributed says; ValueError where it says otherwise."""
-    actual = process_count()
+    actual = rank_and_size()
     asked = (actual[0] if rank is None else rank, actual[1] if world_size is None else world_size)
     if asked != actual:
         raise ValueError(
             f"process {asked[0]} of {asked[1]} was asked for, torch.distributed says {actual[0]} of {actual[1]}: "
-            "figures are gathered over its processes, so leave rank and world_size out"
+            "results are gathered over its processes, so leave rank and world_size out"
         )
     return actual
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """The sum of ``x`` over all ranks; ``x`` itself where there is one process. No gradient flows."""
+    if rank_and_size()[1] == 1:
+        return x
+    total = x.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def mean_over_ranks(x: Tensor) -> Tensor:
+    """The mean of ``x`` over all ranks, with the gradient of this rank's own part.
+
+    Data-parallel training averages gradients over the ranks, and the mean of those of f(mean(x)) with respect to each
+    rank's x is the gradient of the whole: no second communication is needed on the way back.
+    """
+    _, ranks = rank_and_size()
+    return x if ranks == 1 else sum_over_ranks(x) / ranks + (x - x.detach())
 
 
 def on_first(part: Any, compute: Callable[[list[Any]], T]) -> T:
@@ -34,10 +54,10 @@ def on_first(part: Any, compute: Callable[[list[Any]], T]) -> T:
 
     Every process must call it. An error of ``compute`` is raised in all of them: none is left waiting.
     """
-    rank, processes = process_count()
-    if processes == 1:
+    rank, ranks = rank_and_size()
+    if ranks == 1:
         return compute([part])
-    parts: list[Any] | None = [None] * processes if rank == 0 else None
+    parts: list[Any] | None = [None] * ranks if rank == 0 else None
     dist.gather_object(part, parts, dst=0)
     outcome: list[Any] = [None, None]
     if parts is not None:
@@ -48,4 +68,4 @@ def on_first(part: Any, compute: Callable[[list[Any]], T]) -> T:
     dist.broadcast_object_list(outcome, src=0)
     if outcome[1] is not None:
         raise outcome[1]
-    return outcome[0]
+    return outcome[0]  # type: ignore[no-any-return]
