@@ -32,7 +32,16 @@ def tokenizers():
         torch.manual_seed(0)
         for label, dim in zip(LABELS, (6, 8), strict=True):
             quantizer = {"name": "gsq", "groups": 2, "codebook_size": 64}
-            config = TokenizerConfig(dim, 32, (1, 1, 1), 1, 1, 1, 1, quantizer=quantizer)
+            config = TokenizerConfig(
+                latent_dim=dim,
+                channels=32,
+                multipliers=(1, 1, 1),
+                encoder_blocks=1,
+                decoder_blocks=1,
+                encoder_middle_blocks=1,
+                decoder_middle_blocks=1,
+                quantizer=quantizer,
+            )
             tokenizers[label] = ImageTokenizer(config).eval()
     return tokenizers
 
@@ -129,10 +138,10 @@ def test_a_large_image_goes_in_tiles_and_its_tokens_stay_in_sight(tab, tokenizer
         """A method that does not return before the page has shown how far it is."""
         method = getattr(tokenizers["one"], name)
 
-        def call(*arguments):
+        def call(given, **options):
             if name == "encode":
-                asked.append(arguments[1])
-            result = method(*arguments)
+                asked.append(options["tile"])
+            result = method(given, **options)
             assert shown[name].wait(processes.PATIENCE)
             return result
 
