@@ -11,7 +11,7 @@ PARTS = [
     "training",
     "tokens.run",
     "tokens.verify",
-    "reconstruct",
+    "evaluation.reconstruct",
     "evaluation",
     "evaluation.codecs",
     "evaluation.usage",

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gsqtok.io import sha256_of
+from gsqtok.networks.backbone import hub_file, load_backbone
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -86,7 +87,9 @@ class InceptionFeatures:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
             raise ImportError("Inception v3 needs torch-fidelity: pip install 'gsqtok[evaluation]'") from error
-        file = hub_file(INCEPTION_URL, "rFID", download=download) if weights is None else Path(weights)
+        file = (
+            hub_file(INCEPTION_URL, "Inception v3, for rFID", download=download) if weights is None else Path(weights)
+        )
         if not file.is_file():
             raise FileNotFoundError(f"no weights at {file}: get {INCEPTION_URL}")
         try:
@@ -145,8 +148,6 @@ class TimmFeatures:
 
     def __init__(self, name: str, weights: str | Path | None = None) -> None:
         import timm
-
-        from gsqtok.networks.backbone import load_backbone
 
         if not timm.is_model(name):
             raise ValueError(f"timm has no network {name!r}; timm.list_models() lists those it has")
@@ -213,25 +214,3 @@ def full_precision(device: torch.device) -> Iterator[None]:
     finally:
         for (module, name), old in zip(switches, before, strict=True):
             setattr(module, name, old)
-
-
-def hub_file(url: str, purpose: str, *, download: bool) -> Path:
-    """A file of weights in torch's hub cache, whose name ends in the start of its SHA-256; fetched if asked for.
-
-    Raises:
-        FileNotFoundError: it is not there; the message says what to get and where to put it.
-    """
-    name = url.rsplit("/", 1)[1]
-    file = Path(torch.hub.get_dir(), "checkpoints", name)
-    if file.is_file():
-        return file
-    if download:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=Path(name).stem.rsplit("-", 1)[1])
-            return file
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"{purpose} needs weights that cannot be downloaded ({error}): get {url} and put it at {file}"
-            ) from error
-    raise FileNotFoundError(f"{purpose} needs weights that are not here: get {url} and put it at {file}")

@@ -208,7 +208,7 @@ def measure(
             columns.setdefault(name, []).extend(values.tolist())
         for distance in distances:
             distance.update(out.images, images)
-            columns.setdefault(distance.figure, []).extend(distance.last.tolist())
+            columns.setdefault(distance.metric, []).extend(distance.last.tolist())
         if codebook is not None:
             codebook.update(out.tokens)
         originals = to_8_bits(images)
@@ -232,7 +232,7 @@ def measure(
         warnings.filterwarnings("ignore", message=".*before the ``update``", category=UserWarning)
         figures: dict[str, float] = quality.compute()
         images_measured = figures.pop("images")
-        figures |= {distance.figure: distance.compute() for distance in distances}
+        figures |= {distance.metric: distance.compute() for distance in distances}
         if distribution is not None:
             figures |= distribution.compute()
         codes = codebook and codebook.compute()
