@@ -17,7 +17,7 @@ from torchmetrics import Metric
 from gsqtok.evaluation.features import full_precision
 from gsqtok.evaluation.similarity import to_8_bits
 from gsqtok.io import sha256_of
-from gsqtok.losses.perceptual import lpips
+from gsqtok.losses.perceptual import PerceptualDistance, lpips
 from gsqtok.networks.backbone import trunk_file
 
 TRUNKS = {"lpips_vgg": "vgg16", "lpips_alex": "alexnet", "dists": "vgg16"}
@@ -75,15 +75,16 @@ class ImageDistance(Metric):
             raise ValueError(
                 f"reconstruction {tuple(reconstruction.shape)} and images {tuple(images.shape)} differ or are not 4-D"
             )
-        pair = [to_8_bits(x.to(self.device)).float() / 255 for x in (reconstruction, images)]
+        ours, theirs = (to_8_bits(x.to(self.device)).float() / 255 for x in (reconstruction, images))
         if min(images.shape[-2:]) < _SMALLEST[self.trunk]:
-            self.last = torch.full((len(images),), math.nan, dtype=torch.float64, device=self.device)
+            distances = torch.full((len(images),), math.nan)
+        elif isinstance(self.network, PerceptualDistance):
+            with full_precision(self.device):
+                distances = self.network.distances(2 * ours - 1, 2 * theirs - 1)
         else:
             with full_precision(self.device):
-                distances = (
-                    self.network(*pair) if self.name == "dists" else self.network.distances(*(2 * x - 1 for x in pair))
-                )
-            self.last = distances.reshape(len(images)).double()
+                distances = self.network(ours, theirs)
+        self.last = distances.reshape(len(images)).to(self.device, torch.float64)
         self.total += self.last.sum()
         self.images += len(images)
 

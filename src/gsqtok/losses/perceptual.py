@@ -8,7 +8,7 @@ backbone of timm.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 import torch
@@ -91,13 +91,13 @@ def build_perceptual(name: str, weights: str | Path | None = None) -> Perceptual
 def lpips(network: str, weights: str | Path | None = None, *, download: bool = True) -> PerceptualDistance:
     """Build LPIPS, version 0.1, on ``"vgg16"`` or ``"alexnet"``; arguments and errors are those of `load_trunk`.
 
-    The learnt channel weights are those that torchmetrics ships. LPIPS's "scaling layer" is ImageNet's mean and standard
-    deviation restated for [-1, 1], which is how the trunk normalises.
+    torchmetrics ships the learnt channel weights. LPIPS's "scaling layer" is ImageNet's mean and standard deviation
+    restated for [-1, 1], which is how the trunk normalises.
     """
     trunk = load_trunk(network, weights, download=download)
-    package = find_spec("torchmetrics").submodule_search_locations[0]
-    file = Path(package, "functional/image/lpips_models", f"{network.removesuffix('16').removesuffix('net')}.pth")
-    heads = torch.load(file, map_location="cpu", weights_only=True)
+    heads_of = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}
+    file = f"torchmetrics/functional/image/lpips_models/{heads_of[network]}"
+    heads = torch.load(str(distribution("torchmetrics").locate_file(file)), map_location="cpu", weights_only=True)
     return PerceptualDistance(trunk, [heads[f"lin{stage}.model.1.weight"].flatten() for stage in range(5)])
 
 
