@@ -2,7 +2,7 @@
 
     python benchmarks/tokens.py read                                  # 1,000,000 made-up rows of 256 tokens, V = 8192
     python benchmarks/tokens.py decode images.parquet --size 256    # images/s a core of each JPEG decoder
-    python benchmarks/tokens.py pipeline images.parquet --model runs/mine --precision bf16
+    python benchmarks/tokens.py pipeline images.parquet --model runs/mine --precision bfloat16
 
 ``read`` makes the rows in a temporary folder (0.5 GB, and as much unpacked), then opens them in a fresh process: the
 first access to each shard unpacks it, which is timed apart, as is the second process, which finds the unpacked files.
@@ -229,7 +229,7 @@ def main() -> None:
     p.add_argument("--model")
     p.add_argument("--images", type=int, default=100_000)
     p.add_argument("--workers", type=int)
-    p.add_argument("--precision", default="fp32")
+    p.add_argument("--precision", default="float32")
     p.add_argument("--compile", action="store_true")
     p.add_argument("--fast-resize", action="store_true")
     args = p.parse_args()

@@ -29,7 +29,8 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 
 import gsqtok
-from gsqtok.cli.train import parse
+from gsqtok.cli.parser import parse
+from gsqtok.cli.train import train
 from gsqtok.networks.backbone import random_backbone
 from gsqtok.training import TrainConfig, Trainer
 from gsqtok.training import adversarial as adversarial_side
@@ -41,7 +42,8 @@ STAGES = ("none", "patch", "stylegan", "projected")
 def configured(args: argparse.Namespace, stage: str, folder: str) -> TrainConfig:
     recipe = "smoke" if args.quick else args.recipe
     images = str(Path(gsqtok.__file__).parent / "demo_images")
-    config, _ = parse([recipe, "--data.train", images, "--output", folder, "--data.workers", "0"])
+    words = [recipe, "--data.train", images, "--output", folder, "--data.workers", "0"]
+    config = parse("train", train, words)["config"]
     options = {"channels": 8, "multipliers": [2, 2]} if stage == "stylegan" and args.quick else {}
     adversarial = dataclasses.replace(
         config.adversarial, discriminator=stage, backbone=args.backbone, options=options, start_step=0
@@ -121,7 +123,7 @@ def main() -> None:
     parser.add_argument("--fsdp", action="store_true", help="ranks share the tokenizer out (eager)")
     parser.add_argument("--backbone", default=None, help="of the projected discriminator")
     parser.add_argument("--batch-size", type=int, help="over all ranks")
-    parser.add_argument("--precision", choices=("bf16", "fp32"))
+    parser.add_argument("--precision", choices=("bfloat16", "float32"))
     parser.add_argument("--steps", type=int, default=None, help="timed steps; their mean counts")
     parser.add_argument("--warmup", type=int, default=None)
     parser.add_argument("--json", help="also write the rows to this file")

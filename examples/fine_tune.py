@@ -25,7 +25,7 @@ def main(
         optimizer=OptimizerConfig(learning_rate=3e-4, warmup_steps=min(50, steps)),
         steps=steps,
         batch_size=batch_size,
-        precision="fp32",
+        precision="float32",
         ema_decay=0.99,
     )
     train(config)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gsqtok.cli import VERBS
+from gsqtok.cli import COMMANDS
 
 README = Path(__file__).parent.parent / "README.md"
 BLOCKS = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
@@ -22,13 +22,11 @@ def test_its_python_runs_from_top_to_bottom():
     assert namespace["restored"].shape == (2, 3, 96, 128)
 
 
-@pytest.mark.parametrize("verb", sorted(set(re.findall(r"gsqtok (\w+)", README.read_text())) & set(VERBS)))
+@pytest.mark.parametrize("verb", sorted(set(re.findall(r"gsqtok (\w+)", README.read_text())) & {c.split()[0] for c in COMMANDS}))
 def test_its_commands_exist(verb, capsys):
     from gsqtok.cli import main
 
-    with pytest.raises(SystemExit) as exit_:
-        main([verb, "--help"])
-    assert exit_.value.code == 0
+    assert main([verb, "--help"]) == 0
     assert verb in capsys.readouterr().out
 
 

@@ -1,7 +1,9 @@
 """The verbs, run in this process on small images with a tiny tokenizer."""
 
+import errno
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gsqtok.cli import VERBS, main
+from gsqtok.cli import COMMANDS, main
 from gsqtok.quantizers import build_quantizer
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -81,7 +83,7 @@ def test_reconstruct_prints_a_row_for_each_image(model, images, tmp_path, capsys
 
 def test_evaluate_writes_its_figures(model, images, tmp_path, capsys):
     target = tmp_path / "figures.json"
-    assert main(["evaluate", model, str(images), "--size", "16", "--crop", "-o", str(target)]) == 0
+    assert main(["evaluate", model, str(images), "--size", "16", "--crop", "center", "-o", str(target)]) == 0
     assert "psnr" in capsys.readouterr().out
     record = json.loads(target.read_text())
     assert record["data"]["images"] == 3
@@ -108,7 +110,7 @@ def test_a_codec_is_evaluated_and_compared(model, images, tmp_path, capsys):
     assert lines[3].startswith(f"| jpeg | {figures['bits_per_pixel']:.3f} |")
     assert f" {figures['psnr']:.2f} " in lines[3]
     assert (tmp_path / "report" / "report.html").is_file()
-    assert main(["evaluate", model, *common, "--size", "16", "--crop", "-o", str(ours)]) == 0
+    assert main(["evaluate", model, *common, "--size", "16", "--crop", "center", "-o", str(ours)]) == 0
     assert main(["compare", str(ours), str(jpeg)]) == 0
     assert "warning: jpeg and" in (err := capsys.readouterr().err)
     assert "size: none against 16" in err
@@ -180,7 +182,7 @@ def test_one_line_says_what_is_wrong(model, images, tmp_path, capsys):
     assert "not a saved tokenizer" in error_of(capsys, "encode", tmp_path / "texts", images, "-o", out)
     assert "no such folder" in error_of(capsys, "info", "nosuch")
     assert ".npz" in error_of(capsys, "encode", model, images, "-o", tmp_path / "t.bin")
-    assert "--size" in error_of(capsys, "encode", model, images, "-o", out, "--crop")
+    assert "--size" in error_of(capsys, "encode", model, images, "-o", out, "--crop", "center")
     assert "tile must be an even number" in error_of(capsys, "encode", model, images, "-o", out, "--tile", 7)
     assert "codec:webp@0.5" in error_of(capsys, "evaluate", "codec:gif@1", images)
     assert "--precision" in error_of(capsys, "evaluate", "codec:jpeg@1", images, "--precision", "float16")
@@ -205,14 +207,15 @@ def test_an_unknown_verb_suggests_one(capsys):
     assert "encode" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_shows_an_example(verb, capsys):
-    with pytest.raises(SystemExit) as exit_:
-        main([verb, "--help"])
-    assert exit_.value.code == 0
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_an_example_and_defaults(command, capsys):
+    assert main([*command.split(), "--help"]) == 0
     out = capsys.readouterr().out
     assert "example" in out
-    assert f"gsqtok {verb}" in out.split("example")[1]
+    assert f"gsqtok {command}" in out.split("example")[1]
+    assert "default: null" not in out
+    defaults = {"train": "(default: 100000)", "encode": "(default: 8)", "plan": "(default: 16)"}
+    assert defaults.get(command, "") in out
 
 
 @pytest.mark.parametrize("code", ["import gsqtok", "from gsqtok.cli import main; main(['--help'])"])
@@ -235,3 +238,72 @@ def test_plan_lists_settings_that_spend_the_bits(capsys):
 def test_plan_without_a_setting_names_the_nearest(capsys):
     assert main(["plan", "--bits-per-pixel", "0.5625", "--factor", "8", "--methods", "leech"]) == 1
     assert "the nearest has 0.5495 bits per pixel" in capsys.readouterr().err
+
+
+def test_dashes_and_underscores_are_the_same(capsys):
+    written = []
+    for name in ("--bits-per-pixel", "--bits_per_pixel"):
+        assert main(["plan", f"{name}=0.5625", "--factor", "8", "--methods", "gsq"]) == 0
+        written.append(capsys.readouterr().out)
+    assert written[0] == written[1]
+
+
+@pytest.mark.parametrize(
+    ("argv", "said"),
+    [
+        (["encode", "a", "-o", "t.npz", "--batch-siz", "3"], "did you mean '--batch-size'?"),
+        (["train", "smoke", "--optimizer.learningrate", "1"], "did you mean '--optimizer.learning_rate'?"),
+        (["reconstruct", "a", "-o", "b", "--crop", "centre"], "did you mean 'center'?"),
+        (["evaluate", "a", "--precision", "float"], "is none of float32, bfloat16, float16"),
+        (["encode", "a", "-o", "t.npz", "--size", "many"], "size: 'many' is no int"),
+        (["encode", "a"], "output"),
+        (["tokens", "verfy", "x"], "did you mean 'tokens verify'?"),
+        (["tokens"], "tokens merge"),
+    ],
+)
+def test_wrong_usage_ends_with_status_2_and_says_what_is_meant(argv, said, capsys):
+    assert main(argv) == 2
+    out, err = capsys.readouterr()
+    assert said in out + err
+    assert len(err.strip().splitlines()) <= 1
+
+
+def test_no_command_writes_over_its_source(model, images, tmp_path, capsys):
+    before = {path: path.read_bytes() for path in images.rglob("*") if path.is_file()}
+    inside = images / "out"
+    for target in (images, inside, f"{images}/../images"):
+        assert "choose a folder outside" in error_of(capsys, "reconstruct", model, images, "-o", target)
+        assert "choose a folder outside" in error_of(capsys, "tokenize", model, images, "-o", target)
+    assert not inside.exists()
+    image = images / "a.png"
+    assert "is the source itself" in error_of(capsys, "evaluate", model, image, "-o", image)
+    assert {path: path.read_bytes() for path in images.rglob("*") if path.is_file()} == before
+
+
+def test_outputs_are_checked_before_the_work(model, images, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert "is a folder" in error_of(capsys, "evaluate", model, "nowhere/", "-o", tmp_path)
+    assert "is a file" in error_of(capsys, "reconstruct", model, "nowhere/", "-o", tmp_path / "file")
+    assert "file" in error_of(capsys, "encode", model, "nowhere/", "-o", tmp_path / "file" / "t.npz")
+    assert "is a file" in error_of(capsys, "convert", "nowhere.pt", "-o", tmp_path / "file")
+
+
+def test_a_full_disk_names_the_path(monkeypatch, images, model, tmp_path, capsys):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "t.npz"))
+
+    monkeypatch.setattr("gsqtok.tokens.TokenArchiveWriter", full)
+    line = error_of(capsys, "encode", model, images, "-o", tmp_path / "t.npz")
+    assert f"the disk of {tmp_path / 't.npz'} is full" in line
+    assert "make room" in line
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_knows_commands_and_options(shell, capsys, tmp_path):
+    assert main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    for word in ("--side-by-side", "--data.train", "verify", "copy"):
+        assert word in script
+    if shutil.which(shell):
+        (tmp_path / "script").write_text(script)
+        subprocess.run([shell, "-n", str(tmp_path / "script")], check=True)

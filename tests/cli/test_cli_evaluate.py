@@ -85,9 +85,9 @@ def test_absent_weights_are_named_and_left_out(model, images, capsys):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--protocol", "imagenet"], "adm, flex_gen, native"),
+        (["--protocol", "native", "--crop", "center"], "leave --crop out"),
         (["--protocol", "native", "--size", "8"], "leave the size out"),
-        (["--protocol", "adm", "--size", "8", "--crop"], "leave --crop out"),
+        (["--protocol", "adm", "--size", "8", "--crop", "center"], "leave --crop out"),
         (["--tile", "5"], "tile must be an even number"),
         (["--features", "vgg"], "'inception' or 'timm:NETWORK'"),
         (["--features", "none", "--neighbours"], "needs features"),

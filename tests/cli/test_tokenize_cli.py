@@ -65,7 +65,7 @@ def test_a_full_disk_is_said_in_a_line(model, images, tmp_path, capsys, monkeypa
     monkeypatch.setattr(manifest, "write_shard", full)
     assert main(["tokenize", model, images, "-o", str(tmp_path / "out"), "--size", "8", "--workers", "0"]) == 1
     error = capsys.readouterr().err
-    assert "is full; make room and repeat the command" in error
+    assert "make room and run the command again" in error
     assert "Traceback" not in error
 
 

@@ -173,7 +173,7 @@ def test_verification_passes_the_tokenizer_itself(tiny_tokenizer):
     assert (result.tokens_differing, result.latent_error, result.image_error) == (0, 0, 0)
 
 
-@pytest.mark.parametrize("wrong", ["tokens", "latent", "photos"])
+@pytest.mark.parametrize("wrong", ["tokens", "latent", "images"])
 def test_verification_refuses(tiny_tokenizer, wrong):
     graph = module.EncoderGraph(tiny_tokenizer)
 
@@ -186,7 +186,7 @@ def test_verification_refuses(tiny_tokenizer, wrong):
         return tokens, latent
 
     def decode(tokens):
-        return module.DecoderGraph(tiny_tokenizer)(tokens) + (0.01 if wrong == "photos" else 0)
+        return module.DecoderGraph(tiny_tokenizer)(tokens) + (0.01 if wrong == "images" else 0)
 
     with pytest.raises(ExportError, match=wrong):
         verify(tiny_tokenizer, encode, decode, "torch")

@@ -127,7 +127,7 @@ def test_a_repeated_command_encodes_nothing_twice(mixed, tmp_path, run, monkeypa
     [
         ({"views": Views(12)}, "size was 8, is 12"),
         ({"views": Views(8, flip=True)}, "flip was false, is true"),
-        ({"precision": "bf16"}, "precision was fp32, is bf16"),
+        ({"precision": "bfloat16"}, "precision was float32, is bfloat16"),
         ({"shard_size": 3}, "shard size was 4, is 3"),
     ],
 )
@@ -256,7 +256,7 @@ def test_any_source_ends_in_rows_or_rejects_once(tiny_tokenizer, images, kind, s
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize(("precision", "agree"), [("fp32", 0.98), ("bf16", 0.6)])
+@pytest.mark.parametrize(("precision", "agree"), [("float32", 0.98), ("bfloat16", 0.6)])
 def test_on_a_gpu(mixed, tmp_path, run, tiny_tokenizer, precision, agree):
     run(mixed, tmp_path / "cpu")
     options = RunOptions(views=Views(8), shard_size=4, workers=2, max_pixels=MAX_PIXELS, precision=precision)

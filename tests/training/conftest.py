@@ -41,7 +41,7 @@ def tiny(tmp_path):
         data = DataConfig(train=changes.pop("train", str(DEMO)), size=16, max_resize=24, workers=0)
         data = dataclasses.replace(data, **changes.pop("data", {}))
         optimizer = OptimizerConfig(**{"learning_rate": 2e-3} | changes.pop("optimizer", {}))
-        defaults = {"output": str(tmp_path / "run"), "steps": 6, "batch_size": 4, "precision": "fp32"}
+        defaults = {"output": str(tmp_path / "run"), "steps": 6, "batch_size": 4, "precision": "float32"}
         every = {"log_every": 1, "validate_every": 1000, "save_every": 1000}
         loss = LossConfig(perceptual_weight=0)
         return TrainConfig(model=model, data=data, optimizer=optimizer, loss=loss, **defaults | every | changes)

@@ -14,7 +14,8 @@ from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gsqtok.cli.train import parse
+from gsqtok.cli.parser import parse
+from gsqtok.cli.train import train as train_command
 from gsqtok.data import ImageTransform, open_source
 from gsqtok.evaluation import evaluate
 from gsqtok.evaluation.usage import _say_not_counted
@@ -38,7 +39,7 @@ def test_the_run_folder(tiny, metrics):
     }
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
-    again, _ = parse([str(run / "config.yaml")])
+    again = parse("train", train_command, [str(run / "config.yaml")])["config"]
     assert again == dataclasses.replace(config, model=ImageTokenizer(config.model).config)
 
     assert sorted(file.name for file in (run / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
@@ -114,7 +115,7 @@ def test_no_source(tiny):
 
 def test_bf16_on_a_cpu(tiny, metrics):
     train(tiny(steps=1, output=f"{tiny().output}-fp32"))  # one process may train in both
-    run = train(tiny(steps=3, precision="bf16"))
+    run = train(tiny(steps=3, precision="bfloat16"))
     assert all(math.isfinite(line["loss/total"]) for line in metrics(run))
     assert {v.dtype for v in load_file(run / "tokenizer/model.safetensors").values() if v.is_floating_point()} == {
         torch.float32
@@ -133,7 +134,7 @@ def test_bf16_on_a_cpu(tiny, metrics):
 def test_other_quantizers(tiny, metrics, quantizer):
     written = ", ".join(f"{key}: {value}" for key, value in quantizer.items())
     config = tiny()
-    parsed, _ = parse(["smoke", "--model.quantizer", f"{{{written}}}"])
+    parsed = parse("train", train_command, ["smoke", "--model.quantizer", f"{{{written}}}"])["config"]
     assert parsed.model.quantizer == quantizer
     run = train(dataclasses.replace(config, model=dataclasses.replace(config.model, quantizer=quantizer), steps=3))
     assert all(math.isfinite(line["loss/total"]) and line["skipped_steps"] == 0 for line in metrics(run))

@@ -165,7 +165,7 @@ def test_r1_is_taken_every_so_often_and_weighs_as_much_more():
     assert all(p.grad is not None for p in objective.parameters())
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_r1_and_lecam_in_a_run(gan, metrics, precision):
     adversarial = {"r1": 1.0, "r1_every": 2, "lecam": 0.1, "start_step": 1, "augment": ("color", "cutout")}
     adversarial["options"] = PATCH["options"] | {"norm": "group"}

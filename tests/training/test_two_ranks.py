@@ -103,7 +103,7 @@ def test_a_run_goes_on_however_many_ranks_share_it(tmp_path, arguments, gsqtok_c
     first, second = processes.run_ranks([*mixed, *sharded], die_while_saving)
     assert first.returncode != 0
     assert second.returncode == -signal.SIGKILL, second.stderr
-    assert "on 2 x cpu, fp32, sharded" in first.stderr
+    assert "on 2 x cpu, float32, sharded" in first.stderr
     assert [file.name for file in (tmp_path / "mixed/checkpoints").glob("step-*")] == ["step-00000002"]
     ImageTokenizer.from_pretrained(tmp_path / "mixed")
     result = gsqtok_command(*mixed, "--steps", 4, "--resume")

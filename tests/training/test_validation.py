@@ -8,15 +8,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gsqtok.cli import main
-from gsqtok.cli.recipes import FOLDER
-from gsqtok.cli.train import parse
+from gsqtok.cli.parser import parse
+from gsqtok.cli.train import train as train_command
 from gsqtok.discriminators import build_discriminator
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.training import LossConfig, validation
+from gsqtok.training import LossConfig, recipes, validation
 from gsqtok.training.adversarial import DiscriminatorObjective
 from gsqtok.training.validation import _activation_bytes, _state_bytes, validate
 
-RECIPES = sorted(file.stem for file in FOLDER.glob("*.yaml"))
+RECIPES = recipes.names()
 
 
 COUNTED = ("smoke", "smoke-gan", "gan-f8-128")  # whose steps are gone through; the others have the same layers
@@ -40,7 +40,8 @@ def test_every_recipe_is_valid(recipe, demo_copy, tmp_path, monkeypatch):
         return batch * a_image[0]
 
     monkeypatch.setattr(validation, "_activation_bytes", count)
-    config, _ = parse([recipe, "--data.train", str(demo_copy), "--output", str(tmp_path / "run")])
+    words = [recipe, "--data.train", str(demo_copy), "--output", str(tmp_path / "run")]
+    config = parse("train", train_command, words)["config"]
     report = validate(config)
     # weights that this machine may lack are the one thing that a recipe cannot bring along
     assert all("weights for" in problem or "VGG16" in problem for problem in report.problems), report.problems
@@ -82,7 +83,7 @@ def test_a_tokenizer_that_is_shared_out_takes_less(tiny, monkeypatch):
     monkeypatch.setattr(validation, "GIB", 2**10)
 
     def memory(**changes):
-        fact = validate(tiny(batch_size=8, precision="fp32", **changes)).facts["GPU memory"]
+        fact = validate(tiny(batch_size=8, precision="float32", **changes)).facts["GPU memory"]
         return {int(n or 1): float(size) for size, n in re.findall(r"([\d.]+) GiB on (?:each of (\d)|one) GPU", fact)}
 
     whole, shared = memory(), memory(fsdp=True, cuda_graphs=False)

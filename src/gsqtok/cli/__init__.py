@@ -1,82 +1,138 @@
-"""The command line: one verb, one file. Nothing heavy is imported before a verb is known."""
+"""The command line: one command, one typed function, from which its parser and its help are made.
+
+Nothing heavy is imported before a command is known.
+"""
 
 from __future__ import annotations
 
 import atexit
+import errno
 import gc
 import os
+import pkgutil
+import shlex
 import sys
-from importlib import import_module
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
 
 from gsqtok import __version__
 
-VERBS = {
-    "demo": "tokenize and reconstruct the images that come with the package",
-    "info": "what a tokenizer, or a file of tokens, is",
-    "reconstruct": "images through the tokenizer and back, with PSNR and SSIM",
-    "encode": "a few images to one file of tokens",
-    "decode": "a file of tokens to images",
-    "tokenize": "images to a token data set: resumable shards for generative models",
-    "tokens": "look at, verify, merge and split token data sets",
-    "evaluate": "measure a tokenizer on a set of images",
-    "compare": "results of evaluations beside each other, as a table and a report",
-    "train": "train a tokenizer on images",
-    "study": "the paper's experiments and its open questions, with results, plots and a page",
-    "plan": "the quantizers' settings that spend the same bits a pixel",
-    "convert": "a checkpoint of the official GSQ implementation to a tokenizer of this package",
-    "export": "a tokenizer to ONNX or torch.export, verified",
-    "app": "a page in the browser to look at images and their tokens",
-    "recipes": "list and copy the training recipes",
+# Each command and where its function is; the first line of its docstring says what it does.
+COMMANDS = {
+    "demo": "demo:demo",
+    "info": "info:info",
+    "reconstruct": "reconstruct:reconstruct",
+    "encode": "encode:encode",
+    "decode": "decode:decode",
+    "tokenize": "tokenize:tokenize",
+    "tokens info": "tokens:info",
+    "tokens verify": "tokens:verify",
+    "tokens merge": "tokens:merge",
+    "tokens split": "tokens:split",
+    "evaluate": "evaluate:evaluate",
+    "compare": "compare:compare",
+    "train": "train:train",
+    "recipes ls": "recipes:ls",
+    "recipes show": "recipes:show",
+    "recipes copy": "recipes:copy",
+    "recipes validate": "recipes:validate",
+    "study": "study:study",
+    "plan": "plan:plan",
+    "convert": "convert:convert",
+    "export": "export:export",
+    "app": "app:app",
+    "completion": "completion:completion",
 }
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run ``gsqtok VERB ...``; returns the exit status: 0, 1 for an error that a user can mend, 2 for wrong usage."""
+    """Run ``gsqtok COMMAND ...``; the exit status is 0, 1 for an error that a user can mend, or 2 for wrong usage."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
+        print(_usage(COMMANDS))
         return 0
     if argv[0] in ("-V", "--version"):
         print(f"gsqtok {__version__}")
         return 0
-    verb = argv[0]
-    if verb not in VERBS:
-        from difflib import get_close_matches
-
-        close = get_close_matches(verb, VERBS, n=1)
-        hint = f"did you mean '{close[0]}'?" if close else "see gsqtok --help"
-        print(f"gsqtok: no command '{verb}'; {hint}", file=sys.stderr)
-        return 2
+    command = next((c for c in (" ".join(argv[:2]), argv[0]) if c in COMMANDS), None)
+    if command is None:
+        return _unknown(argv)
     atexit.register(gc.freeze)  # else the interpreter goes through all of PyTorch's objects before it ends
+    from gsqtok.cli import options
+    from gsqtok.cli.parser import call
+
+    options.show_warnings()
+    options.command = shlex.join(["gsqtok", *argv])
     try:
-        return import_module(f"gsqtok.cli.{verb}").main(argv[1:]) or 0
+        return call(command, function_of(command), argv[len(command.split()) :]) or 0
+    except SystemExit as end:  # of the parser, which has said why
+        return int(end.code or 0)
     except KeyboardInterrupt:
-        print(f"gsqtok {verb}: stopped", file=sys.stderr)
+        print(f"gsqtok {command}: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output (head, less) has gone
-        sys.stdout = None
+        sys.stdout = None  # type: ignore[assignment]
         return 0
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("GSQTOK_TRACEBACK"):
             raise
-        message = " ".join(str(error).split()) or type(error).__name__
-        print(f"gsqtok {verb}: error: {message}", file=sys.stderr)
+        print(f"gsqtok {command}: error: {_line(error, argv)}", file=sys.stderr)
         if isinstance(error, RuntimeError):  # the others explain themselves
             print("GSQTOK_TRACEBACK=1 shows where it happened", file=sys.stderr)
         return 1
 
 
-def _usage() -> str:
-    width = max(map(len, VERBS))
-    verbs = "\n".join(f"  {verb:<{width}}  {text}" for verb, text in VERBS.items())
-    return f"""usage: gsqtok COMMAND ...
+def function_of(command: str) -> Callable[..., Any]:
+    """The function that runs a command."""
+    function: Callable[..., Any] = pkgutil.resolve_name(f"gsqtok.cli.{COMMANDS[command]}")
+    return function
 
-Image tokenizers with Grouped Spherical Quantization.
 
-commands:
-{verbs}
+def _unknown(argv: list[str]) -> int:
+    """Wrong usage, or a group of commands by its name alone."""
+    group = {command: where for command, where in COMMANDS.items() if command.startswith(f"{argv[0]} ")}
+    if group and argv[1:] in ([], ["-h"], ["--help"]):
+        print(_usage(group))
+        return 0 if argv[1:] else 2
+    from difflib import get_close_matches
 
-gsqtok COMMAND --help explains one; gsqtok --version. Start with:
-  gsqtok demo
-  gsqtok encode images/ -o tokens.npz
-  gsqtok train small --data.train images/ --output runs/mine"""
+    wrong = " ".join(argv[:2]) if group else argv[0]
+    near = get_close_matches(wrong, group or {command.split()[0] for command in COMMANDS}, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else f"see gsqtok {argv[0] if group else ''}".rstrip() + " --help"
+    print(f"gsqtok: no command '{wrong}'; {hint}", file=sys.stderr)
+    return 2
+
+
+def _line(error: Exception, argv: list[str]) -> str:
+    """An error as one line that says what to do."""
+    message = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        output = dict(pairwise(argv))
+        where = error.filename or output.get("-o") or output.get("--output") or "this machine"
+        return f"the disk of {where} is full ({message}); make room and run the command again"
+    return message
+
+
+def _usage(commands: dict[str, str]) -> str:
+    width = max(map(len, commands))
+    lines = (f"  {command:<{width}}  {_summary(command)}" for command in commands)
+    return "\n".join(
+        [
+            "usage: gsqtok COMMAND ...",
+            "",
+            "Image tokenizers with Grouped Spherical Quantization.",
+            "",
+            "commands:",
+            *lines,
+            "",
+            "gsqtok COMMAND --help explains one; gsqtok --version. - and _ are the same in options. Start with:",
+            "  gsqtok demo",
+            "  gsqtok encode images/ -o tokens.npz",
+            "  gsqtok train small --data.train images/ --output runs/mine",
+        ]
+    )
+
+
+def _summary(command: str) -> str:
+    return (function_of(command).__doc__ or "").splitlines()[0].rstrip(".")

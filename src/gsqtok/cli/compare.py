@@ -4,32 +4,35 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gsqtok.cli.options import console, messages, parser
+from gsqtok.cli.options import check_output_folder, console, messages
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 
-def main(argv: list[str]) -> None:
-    """Lay the results of evaluations beside each other."""
-    p = parser(
-        "compare",
-        "Results of evaluations beside each other: a table, warnings where figures must not be compared, and with -o "
-        "plots and a report to open in a browser.",
-        "  gsqtok evaluate images/ -o mine.json\n"
-        "  gsqtok evaluate codec:webp@1.0 images/ -o webp.json\n"
-        "  gsqtok compare mine.json webp.json -o report/",
-    )
-    p.add_argument("results", nargs="+", metavar="FILE", help="what gsqtok evaluate -o wrote")
-    p.add_argument("-o", "--output", metavar="FOLDER", help="write report.html and the plots (PNG) there")
-    p.add_argument("--markdown", action="store_true", help="print the table as Markdown")
-    args = p.parse_args(argv)
+def compare(results: list[str], *, output: str | None = None, markdown: bool = False) -> None:
+    """Lay the results of evaluations beside each other.
 
+    Prints a table and warnings where results must not be compared; with -o it also writes plots and a report to open in
+    a browser.
+
+    Args:
+        results: files that gsqtok evaluate -o wrote
+        output: a folder for report.html and the plots (PNG)
+        markdown: print the table as Markdown
+
+    Example:
+          gsqtok evaluate images/ -o mine.json
+          gsqtok evaluate codec:webp@1.0 images/ -o webp.json
+          gsqtok compare mine.json webp.json -o report/
+    """
     from gsqtok.evaluation.compare import Comparison, figure_of
 
-    comparison = Comparison.load(args.results)
+    if output:
+        check_output_folder(output)
+    comparison = Comparison.load(results)
     titles = ["model", *(figure_of(name).title for name in comparison.columns())]
-    if args.markdown:
+    if markdown:
         lines = [titles, ["---", *["--:"] * (len(titles) - 1)], *comparison.rows()]
         print("\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines))
     else:
@@ -37,10 +40,10 @@ def main(argv: list[str]) -> None:
             console.print(table)
     for line in comparison.warnings:
         messages.print(f"warning: {line}")
-    if args.output:
+    if output:
         from gsqtok.evaluation.report import write_report
 
-        for path in write_report(comparison, args.output):
+        for path in write_report(comparison, output):
             messages.print(f"wrote {path}")
 
 

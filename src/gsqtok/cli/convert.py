@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from gsqtok.cli.options import console, parser
+from typing import Literal
+
+from gsqtok.cli.options import check_output_folder, console
 
 
-def main(argv: list[str]) -> None:
-    """Convert an official checkpoint to a tokenizer's folder."""
-    p = parser(
-        "convert",
-        "A checkpoint of the official GSQ implementation to a folder with config.json and model.safetensors.",
-        "  gsqtok convert checkpoint.pt -o gsq-f16/\n  gsqtok convert HelmholtzAI-FZJ/GSQ-F16-D16-V256K -o gsq-f16/",
-    )
-    p.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint.pt, a folder with one, or a hub name")
-    p.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where the tokenizer goes")
-    p.add_argument("--half", action="store_true", help="store the weights as float16, half the size")
-    args = p.parse_args(argv)
+def convert(checkpoint: str, *, output: str, precision: Literal["float32", "float16"] = "float32") -> None:
+    """Convert a checkpoint of the official GSQ implementation to a tokenizer of this package.
 
+    Args:
+        checkpoint: a checkpoint.pt, a folder with one, or a hub name
+        output: the folder for config.json and model.safetensors
+        precision: of the weights in the file; float16 takes half the space
+
+    Example:
+          gsqtok convert checkpoint.pt -o gsq-f16/
+          gsqtok convert HelmholtzAI-FZJ/GSQ-F16-D16-V256K -o gsq-f16/
+    """
     import torch
 
     from gsqtok.tokenizer import ImageTokenizer
 
-    tokenizer = ImageTokenizer.from_pretrained(args.checkpoint)
-    tokenizer.save_pretrained(args.output, dtype=torch.float16 if args.half else None)
+    check_output_folder(output)
+    tokenizer = ImageTokenizer.from_pretrained(checkpoint)
+    tokenizer.save_pretrained(output, dtype=torch.float16 if precision == "float16" else None)
     quantizer = tokenizer.quantizer
     console.print(
         f"f{tokenizer.factor}, {quantizer.tokens_per_position} x {quantizer.codebook_size:,} codewords a position, "
-        f"{tokenizer.bits_per_pixel:.4g} bits a pixel -> {args.output}"
+        f"{tokenizer.bits_per_pixel:.4g} bits a pixel -> {output}"
     )

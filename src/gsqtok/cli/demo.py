@@ -5,32 +5,34 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from gsqtok.cli.options import add_model, console, load_model, parser, progress
+from gsqtok.cli.options import check_output_folder, console, load_model, progress
 
 IMAGES = Path(__file__).parent.parent / "demo_images" / "*.png"
 
 
-def main(argv: list[str]) -> None:
-    """Tokenize and reconstruct the images that come with the package."""
-    p = parser(
-        "demo",
-        "Tokenize and reconstruct the images that come with the package: writes FOLDER/tokens.npz, "
-        "FOLDER/reconstructions/ and FOLDER/side_by_side.png, and prints a table of PSNR, SSIM and bits/px.",
-        "  gsqtok demo\n  gsqtok demo runs/mine -o demo-mine/",
-    )
-    add_model(p)
-    p.add_argument("-o", "--output", default="demo", metavar="FOLDER", help="where everything goes (default: demo)")
-    args = p.parse_args(argv)
+def demo(model: str | None, *, output: str = "demo", device: str | None = None) -> None:
+    """Tokenize and reconstruct the images that come with the package.
 
-    from gsqtok.cli.reconstruct import figures_table
+    Writes FOLDER/tokens.npz, FOLDER/reconstructions/ and FOLDER/side_by_side.png, and prints a table of PSNR, SSIM and
+    bits/px.
+
+    Args:
+        output: the folder for everything that is written.
+
+    Example:
+          gsqtok demo
+          gsqtok demo runs/mine -o demo-mine/
+    """
+    from gsqtok.cli.reconstruct import metrics_table
     from gsqtok.data import ImageTransform, eval_loader, open_source, to_pil
     from gsqtok.evaluation.reconstruct import reconstruct, side_by_side
     from gsqtok.io import image_paths, save_image
     from gsqtok.tokens import TokenArchiveWriter
 
-    folder = Path(args.output)
+    check_output_folder(output)
+    folder = Path(output)
     source = open_source(IMAGES)
-    tokenizer = load_model(args)
+    tokenizer = load_model(model, device)
     loader = eval_loader(source, ImageTransform(None, crop="none"), batch_size=1)
     paths = image_paths(folder / "reconstructions", source["key"])
     start = time.perf_counter()
@@ -47,8 +49,8 @@ def main(argv: list[str]) -> None:
         f"codewords a position, {tokenizer.bits_per_pixel:.3g} bits/px"
     )
     save_image(side_by_side(results, caption), folder / "side_by_side.png")
-    figures = [(r.name, tuple(r.original.shape[1:]), r.psnr, r.ssim) for r in results]
-    console.print(figures_table(figures, tokenizer.bits_per_pixel))
+    metrics = [(r.name, tuple(r.original.shape[1:]), r.psnr, r.ssim) for r in results]
+    console.print(metrics_table(metrics, tokenizer.bits_per_pixel))
     console.print(
         f"encoded and decoded in {seconds:.1f} s on {tokenizer.device}; look at {folder / 'side_by_side.png'}"
     )

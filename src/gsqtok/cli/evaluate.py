@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import os
-import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
+from gsqtok.cli import options
 from gsqtok.cli.options import (
-    add_model,
-    add_source,
-    add_tile,
+    Precision,
+    check_output_file,
     console,
     count,
-    device,
     load_model,
+    make_transform,
     messages,
-    parser,
     progress,
-    transform,
+    resolve_device,
 )
 
 if TYPE_CHECKING:
@@ -31,170 +28,156 @@ if TYPE_CHECKING:
 
     from gsqtok.evaluation import FeatureNetwork, ImageDistance, Reconstruction, Result
 
-PERCEPTUAL = ("lpips_vgg", "lpips_alex", "dists")
-PRECISIONS = ("float32", "bfloat16", "float16")
 
+def evaluate(
+    model: str | None,
+    source: str,
+    *,
+    protocol: Literal["adm", "flex_gen", "native"] | None = None,
+    split: str | None = None,
+    size: int | None = None,
+    crop: Literal["none", "center"] = "none",
+    features: str | None = None,
+    weights: str | None = None,
+    perceptual: list[Literal["lpips_vgg", "lpips_alex", "dists"]] | None = None,
+    neighbours: bool = False,
+    reference: str | None = None,
+    save_reference: str | None = None,
+    streaming: bool = False,
+    output: str | None = None,
+    images_as: str | None = None,
+    batch_size: int = 8,
+    workers: int = 0,
+    tile: int | None = None,
+    precision: Precision = "float32",
+    device: str | None = None,
+) -> None:
+    """Measure a tokenizer on a set of images.
 
-def main(argv: list[str]) -> None:
-    """Measure a tokenizer on a set of images."""
-    p = parser(
-        "evaluate",
-        "Measure a tokenizer on a set of images, under a protocol that goes on record: rFID, sFID, Inception Score,\n"
-        "LPIPS, PSNR, SSIM, MS-SSIM, codebook usage, perplexity and entropy, bits per pixel, images a second.",
-        "  gsqtok evaluate images/\n"
-        "  gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm -o results.json\n"
-        "  gsqtok evaluate runs/mine images/ --features timm:tf_efficientnet_lite0\n"
-        "  gsqtok evaluate codec:webp@1.0 images/ -o webp.json\n"
-        "  torchrun --nproc-per-node 8 -m gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm",
-    )
-    add_model(p, ", or a codec at so many bits/px: codec:jpeg@1.0, codec:webp@1.0, codec:avif@1.0")
-    add_source(p)
-    add_tile(p)
-    _add_options(p)
-    args = p.parse_args(argv)
+    The metrics are rFID, sFID, Inception Score, LPIPS, PSNR, SSIM, MS-SSIM, codebook usage, perplexity and entropy,
+    bits per pixel, and images per second, measured under a protocol that goes on record.
 
-    with _processes(args) as (rank, world_size):
-        _measure(args, argv, rank, world_size)
+    Args:
+        model: a tokenizer (its folder, a run's folder, an official checkpoint, a hub name; default: the one inside the
+            package), or a codec at so many bits/px: codec:jpeg@1.0, codec:webp@1.0, codec:avif@1.0
+        protocol: how images are prepared: adm (as guided-diffusion, which most rFIDs are under), flex_gen (as the
+            original GSQ evaluation) or native (as they are); --size is then the protocol's (default: 256 for the first
+            two)
+        features: network of the distribution metrics: inception (rFID), timm:NAME (a Frechet distance under that name)
+            or none (default: inception where its weights are)
+        weights: file with the weights of --features (default: the cache, else a download)
+        perceptual: any of lpips_vgg, lpips_alex, dists (default: LPIPS where its weights are; none where nothing is
+            named)
+        neighbours: measure precision, recall, density and coverage, too
+        reference: compare with the statistics in this file instead of the originals
+        save_reference: write the originals' statistics to this file (.npz)
+        streaming: read the source in place, without a cache
+        output: write the result to this JSON file, with images beside it
+        images_as: with -o, show the images that this result shows (default: the best, median and worst)
+        precision: of the tokenizer; the metrics keep theirs
 
-
-def _add_options(p: argparse.ArgumentParser) -> None:
-    p.add_argument(
-        "--protocol",
-        metavar="NAME",
-        help="how images are prepared: adm (as guided-diffusion, which most rFIDs are under), flex_gen (as the "
-        "original GSQ evaluation), native (as they are); --size is theirs then (default: 256 for the first two)",
-    )
-    p.add_argument(
-        "--features",
-        metavar="NETWORK",
-        help="of the distribution metrics: inception (rFID), timm:NAME (a Fréchet distance under that name) or none "
-        "(default: inception where its weights are)",
-    )
-    p.add_argument("--weights", metavar="FILE", help="weights of --features (default: cache, else download)")
-    p.add_argument(
-        "--perceptual",
-        nargs="*",
-        choices=PERCEPTUAL,
-        metavar="NAME",
-        help=f"{', '.join(PERCEPTUAL)} (default: LPIPS where its weights are; none where nothing is named)",
-    )
-    p.add_argument("--neighbours", action="store_true", help="precision, recall, density and coverage, too")
-    p.add_argument("--reference", metavar="FILE", help="compare with these statistics instead of the originals")
-    p.add_argument("--save-reference", metavar="FILE", help="write the originals' statistics (.npz)")
-    p.add_argument(
-        "--precision", choices=PRECISIONS, default="float32", help="the tokenizer's; the metrics keep theirs"
-    )
-    p.add_argument("--streaming", action="store_true", help="read the source in place, without a cache")
-    p.add_argument("-o", "--output", metavar="FILE", help="write the result as JSON, with images beside it")
-    p.add_argument(
-        "--images-as",
-        metavar="FILE",
-        help="with -o: show the images that this result shows (default: the best, median and worst)",
-    )
-
-
-def _measure(args: argparse.Namespace, argv: list[str], rank: int, world_size: int) -> None:
+    Example:
+          gsqtok evaluate images/
+          gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm -o results.json
+          gsqtok evaluate runs/mine images/ --features timm:tf_efficientnet_lite0
+          gsqtok evaluate codec:webp@1.0 images/ -o webp.json
+          torchrun --nproc-per-node 8 -m gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm
+    """
     from gsqtok.data import open_source
     from gsqtok.evaluation import Result
     from gsqtok.evaluation.examples import save_examples
     from gsqtok.evaluation.protocol import prepare
 
-    if args.protocol and args.crop:
+    if protocol and crop != "none":
         raise ValueError("a protocol says how to crop: leave --crop out")
-    prepared: dict[str, Any] = {"protocol": args.protocol, "size": args.size}
-    if not args.protocol:
-        prepared = {"transform": transform(args)}
-    if args.images_as and not args.output:
+    prepared: dict[str, Any] = {"protocol": protocol, "size": size}
+    if not protocol:
+        prepared = {"transform": make_transform(size, crop)}
+    if images_as and not output:
         raise ValueError("--images-as says which images -o writes: name its file, too")
-    like = Result.load(args.images_as) if args.images_as else None
-    source = open_source(args.source, split=args.split, streaming=args.streaming)
-    run, reconstruct, where = _codec(args) if _is_codec(args.model) else _tokenizer(args)
-    metrics = {"features": _features(args), "perceptual": _perceptual(args)}
-    with progress("measuring") as bar:
-        bar.disable = rank > 0
-        task = bar.add_task("", total=count(source))
-        result = run(
-            source,
-            **prepared,
-            **metrics,
-            neighbours=args.neighbours,
-            reference=args.reference,
-            save_reference=args.save_reference,
-            source=args.source,
-            split=args.split,
-            batch_size=args.batch_size,
-            workers=args.workers,
-            on_progress=lambda done: bar.advance(task, done * world_size),  # the others are about as far
-        )
-    if rank:
-        return
-    result.environment["command"] = shlex.join(["gsqtok", "evaluate", *argv])
-    console.print(_figures(result))
-    console.print(_circumstances(result))
-    if args.output:
-        save_examples(reconstruct, source, prepare(**prepared)[0], result, args.output, where, like)
-        result.save(args.output)
+    if output:
+        check_output_file(output, source=source)
+    like = Result.load(images_as) if images_as else None
+    with _processes(device) as (rank, world_size, device):
+        images = open_source(source, split=split, streaming=streaming)
+        run, reconstruct, where = _subject(model, precision, tile, device)
+        networks = {"features": _features(features, weights), "perceptual": _perceptual(perceptual)}
+        with progress("measuring") as bar:
+            bar.disable = rank > 0
+            task = bar.add_task("", total=count(images))
+            result = run(
+                images,
+                **prepared,
+                **networks,
+                neighbours=neighbours,
+                reference=reference,
+                save_reference=save_reference,
+                source=source,
+                split=split,
+                batch_size=batch_size,
+                workers=workers,
+                on_progress=lambda done: bar.advance(task, done * world_size),  # the others are about as far
+            )
+        if rank:
+            return
+        result.environment["command"] = options.command
+        console.print(_figures(result))
+        console.print(_circumstances(result))
+        if output:
+            save_examples(reconstruct, images, prepare(**prepared)[0], result, output, where, like)
+            result.save(output)
 
 
-def _is_codec(model: str | None) -> bool:
-    return model is not None and model.startswith("codec:")
-
-
-def _tokenizer(args: argparse.Namespace) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
-    """What measures the tokenizer that is named, what reconstructs an image with it, and where."""
+def _subject(
+    model: str | None, precision: str, tile: int | None, device: str | None
+) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
+    """What measures the tokenizer or codec, what reconstructs an image with it, and where."""
     import torch
 
-    from gsqtok.evaluation import evaluate
+    from gsqtok.evaluation import Codec, evaluate, evaluate_codec
     from gsqtok.evaluation.run import reconstructor
 
-    tokenizer = load_model(args)
-    precision = None if args.precision == "float32" else getattr(torch, args.precision)
-    run = partial(evaluate, tokenizer, name=args.model or "embedded", precision=precision, tile=args.tile)
-    return run, reconstructor(tokenizer.eval(), precision, args.tile), tokenizer.device
-
-
-def _codec(args: argparse.Namespace) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
-    """The same for a codec."""
-    from gsqtok.evaluation import Codec, evaluate_codec
-
-    if args.precision != "float32":
-        raise ValueError("--precision is a tokenizer's; a codec has none")
-    if args.tile:
-        raise ValueError("--tile is a tokenizer's; a codec takes whole images")
-    codec = Codec.parse(args.model)
-    where = device(args)
-    return partial(evaluate_codec, codec, device=where), codec, where
+    if model is not None and model.startswith("codec:"):
+        if precision != "float32":
+            raise ValueError("--precision is a tokenizer's; a codec has none")
+        if tile:
+            raise ValueError("--tile is a tokenizer's; a codec takes whole images")
+        codec, where = Codec.parse(model), resolve_device(device)
+        return partial(evaluate_codec, codec, device=where), codec, where
+    tokenizer = load_model(model, device)
+    dtype = None if precision == "float32" else getattr(torch, precision)
+    run = partial(evaluate, tokenizer, name=model or "embedded", precision=dtype, tile=tile)
+    return run, reconstructor(tokenizer.eval(), dtype, tile), tokenizer.device
 
 
 @contextmanager
-def _processes(args: argparse.Namespace) -> Iterator[tuple[int, int]]:
-    """Rank and number of processes: one, or those of torchrun, each on a device of its own."""
+def _processes(device: str | None) -> Iterator[tuple[int, int, str | None]]:
+    """Rank, number of processes, and device: one process, or those of torchrun, each on a device of its own."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        yield 0, 1
+        yield 0, 1, device
         return
     import torch
     from accelerate import PartialState
 
     # where there is no GPU accelerate must be told, or it takes every process for the only one
-    state = PartialState(cpu=args.device == "cpu" or not torch.cuda.is_available())
-    args.device = str(state.device)
+    state = PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
     if not state.is_main_process:  # one of them is enough to hear from
         logging.disable(logging.WARNING)
         messages.quiet = True
     try:
-        yield state.process_index, state.num_processes
+        yield state.process_index, state.num_processes, str(state.device)
     finally:
         state.destroy_process_group()
 
 
-def _features(args: argparse.Namespace) -> FeatureNetwork | None:
+def _features(name: str | None, weights: str | None) -> FeatureNetwork | None:
     """The network asked for, fetched if need be; by default Inception v3 where its weights are."""
     from gsqtok.evaluation import build_features
 
-    if args.features == "none":
+    if name == "none":
         return None
-    if args.features or args.weights:
-        return build_features(args.features or "inception", args.weights)
+    if name or weights:
+        return build_features(name or "inception", weights)
     try:
         return build_features("inception", download=False)
     except (FileNotFoundError, ImportError) as error:
@@ -202,11 +185,11 @@ def _features(args: argparse.Namespace) -> FeatureNetwork | None:
         return None
 
 
-def _perceptual(args: argparse.Namespace) -> list[ImageDistance]:
+def _perceptual(names: list[str] | None) -> list[ImageDistance]:
     from gsqtok.evaluation import ImageDistance
 
-    if args.perceptual is not None:
-        return [ImageDistance(name, download=True) for name in args.perceptual]
+    if names is not None:
+        return [ImageDistance(name, download=True) for name in names]
     distances = []
     for name in ("lpips_vgg", "lpips_alex"):
         try:

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gsqtok.cli.options import MODEL, console, parser
+from gsqtok.cli.options import print_rows
 
 
-def main(argv: list[str]) -> None:
-    """Print what a tokenizer, or a file of tokens, is."""
-    p = parser(
-        "info",
-        "Say what a tokenizer, or a file of tokens, is.",
-        "  gsqtok info\n  gsqtok info runs/mine\n  gsqtok info tokens.npz",
-    )
-    p.add_argument("model", nargs="?", metavar="MODEL", help=f"{MODEL}; or a file written by gsqtok encode")
-    args = p.parse_args(argv)
-    rows = _archive(args.model) if args.model and Path(args.model).suffix == ".npz" else _tokenizer(args.model)
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        console.print(f"{name:<{width}}  {value}")
+def info(model: str | None) -> None:
+    """Say what a tokenizer, or a file of tokens, is.
+
+    Args:
+        model: a tokenizer (its folder, a run's folder, an official checkpoint, a hub name; default: the one inside the
+            package), or a file written by gsqtok encode
+
+    Example:
+          gsqtok info
+          gsqtok info runs/mine
+          gsqtok info tokens.npz
+    """
+    print_rows(_archive(model) if model and Path(model).suffix == ".npz" else _tokenizer(model))
 
 
 def _tokenizer(source: str | None) -> list[tuple[str, str]]:

@@ -1,10 +1,11 @@
-"""Arguments that several verbs share, and what they turn into."""
+"""What several commands share: the help of their common options, and what these turn into."""
 
 from __future__ import annotations
 
-import argparse
 import logging
-from typing import TYPE_CHECKING
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.logging import RichHandler
@@ -20,88 +21,109 @@ if TYPE_CHECKING:
 console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
 messages = Console(stderr=True, highlight=False, markup=False, emoji=False)
 
-SOURCE = "a folder of images (with its subfolders), an image, parquet files, tar shards, a quoted glob, or a hub name"
-MODEL = (
-    "a tokenizer's folder, a training run's folder, an official GSQ checkpoint.pt or a hub name "
-    "(default: the tokenizer inside the package)"
-)
+command = "gsqtok"  # the whole command line, for what goes on record
+
+Precision = Literal["float32", "bfloat16", "float16"]
+
+# Help of the parameters that mean the same in every command; a command's docstring may say more.
+SHARED = {
+    "model": "a tokenizer's folder, a training run's folder, an official GSQ checkpoint.pt or a hub name "
+    "(default: the tokenizer inside the package)",
+    "source": "a folder of images (with its subfolders), an image, parquet files, tar shards, a quoted glob, or a hub "
+    "name",
+    "split": "split of the source, where it has several",
+    "size": "resize the short side to this many pixels (default: as they are)",
+    "crop": "center: with --size, cut out the central square",
+    "batch_size": "images of equal size that are processed together",
+    "workers": "processes that read images",
+    "tile": "for images too large for the device: compute N x N positions of a layer at a time (even, such as 512) and "
+    "keep the rest in host memory; the result is that of the whole image (default: whole images)",
+    "device": "cpu, cuda, cuda:1, mps (default: a GPU if there is one)",
+    "precision": "of the tokenizer's weights",
+    "recipe": "a YAML file, or the name of a recipe that comes with the package (gsqtok recipes ls)",
+}
 
 
 def show_warnings() -> None:
-    """The library's warnings go to the terminal."""
+    """Send the library's warnings to the terminal."""
     logging.basicConfig(
         level="WARNING", format="%(message)s", handlers=[RichHandler(console=messages, show_path=False)]
     )
 
 
-def parser(verb: str, summary: str, example: str) -> argparse.ArgumentParser:
-    """A parser whose help ends with an example; warnings of the library go to the terminal."""
-    show_warnings()
-    return argparse.ArgumentParser(
-        prog=f"gsqtok {verb}",
-        description=summary,
-        epilog=f"example:\n{example}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def resolve_device(name: str | None) -> torch.device:
+    """The device of this name; without one a GPU if there is one.
 
-
-def add_model(parser: argparse.ArgumentParser, more: str = "") -> None:
-    """[MODEL], and where it runs; ``more`` says what else may be named."""
-    parser.add_argument("model", nargs="?", metavar="MODEL", help=MODEL + more)
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU if there is one)")
-
-
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """SOURCE, and how its images are prepared."""
-    parser.add_argument("source", metavar="SOURCE", help=SOURCE)
-    parser.add_argument("--split", help="split of the source, where it has several")
-    parser.add_argument("--size", type=int, help="resize the short side to so many pixels (default: as they are)")
-    parser.add_argument("--crop", action="store_true", help="with --size: cut out the central square")
-    parser.add_argument("--batch-size", type=int, default=8, help="images of equal size that go together (default: 8)")
-    parser.add_argument("--workers", type=int, default=0, help="processes that read images (default: 0)")
-
-
-def add_tile(parser: argparse.ArgumentParser) -> None:
-    """--tile."""
-    parser.add_argument(
-        "--tile",
-        type=int,
-        metavar="N",
-        help="for images too large for the device: compute N x N positions of a layer at a time (even, such as 512), "
-        "and keep the rest in host memory; the result is that of the whole (default: whole images)",
-    )
-
-
-def device(args: argparse.Namespace) -> torch.device:
-    """The device that ``add_model`` names; by default a GPU if there is one."""
+    Raises:
+        ValueError: there is no such device.
+    """
     import torch
 
-    name = args.device
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device '{name}' is not there: {str(error).splitlines()[0]}") from error
+        raise ValueError(f"there is no device '{name}': {str(error).splitlines()[0]}") from error
     return device
 
 
-def load_model(args: argparse.Namespace) -> ImageTokenizer:
-    """The tokenizer that ``add_model`` names, on its device."""
+def load_model(model: str | None, device: str | None) -> ImageTokenizer:
+    """The tokenizer that ``model`` names, on its device."""
     from gsqtok.tokenizer import ImageTokenizer
 
-    where = device(args)
-    return ImageTokenizer.from_pretrained(args.model).to(where)
+    where = resolve_device(device)
+    return ImageTokenizer.from_pretrained(model).to(where)
 
 
-def transform(args: argparse.Namespace) -> ImageTransform:
-    """The transform that ``add_source`` names."""
+def make_transform(size: int | None, crop: str) -> ImageTransform:
+    """The transform that --size and --crop name."""
     from gsqtok.data import ImageTransform
 
-    if args.crop and args.size is None:
+    if crop != "none" and size is None:
         raise ValueError("--crop needs --size")
-    return ImageTransform(args.size, crop="center" if args.crop else "none")
+    return ImageTransform(size, crop=crop)
+
+
+def check_output_file(path: str, *, suffix: str = "", source: str | None = None) -> None:
+    """Refuse, before any work, a file that cannot be written or that would replace the source.
+
+    Raises:
+        ValueError: it has another suffix, is a folder, or is the source itself.
+        OSError: its folder cannot be made or written to.
+    """
+    target = Path(path)
+    if suffix and target.suffix != suffix:
+        raise ValueError(f"--output must end in {suffix}, got {path}")
+    if target.is_dir():
+        raise ValueError(f"--output must be a file, but {path} is a folder")
+    if source is not None and target.exists() and Path(source).exists() and target.samefile(source):
+        raise ValueError(f"--output is the source itself: {path}; choose another file")
+    _check_writable(target.parent)
+
+
+def check_output_folder(path: str, *, source: str | None = None) -> None:
+    """Refuse, before any work, a folder that cannot be written, or the folder that the images come from.
+
+    Raises:
+        ValueError: it is a file, or it is the source or lies inside it.
+        OSError: it cannot be made or written to.
+    """
+    target = Path(path)
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"--output must be a folder, but {path} is a file")
+    if source is not None and Path(source).is_dir():
+        whole = target.resolve()
+        if Path(source).resolve() in (whole, *whole.parents):
+            raise ValueError(f"--output {path} lies in the source {source}: choose a folder outside of it")
+    _check_writable(target)
+
+
+def _check_writable(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"{folder} cannot be written to; choose another --output")
 
 
 def progress(what: str) -> Progress:
@@ -124,3 +146,10 @@ def count(dataset: object) -> int | None:
         return len(dataset)  # type: ignore[arg-type]
     except TypeError:
         return None
+
+
+def print_rows(rows: list[tuple[str, Any]]) -> None:
+    """Print names and values in two columns."""
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        console.print(f"{name:<{width}}  {value}")

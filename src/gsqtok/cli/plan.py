@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
+import json as text_of
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from gsqtok.cli.options import console, parser
+from gsqtok.cli.options import console
 
 if TYPE_CHECKING:
     from gsqtok.quantizers.planning import Setting
@@ -18,35 +18,34 @@ bound: what no code of that size beats (docs/limits.md); neither is known off th
 What a setting does to images only training tells."""
 
 
-def main(argv: list[str]) -> None:
-    """List the quantizers' settings that spend the same bits."""
-    p = parser(
-        "plan",
-        "List the settings of all quantizers that spend the same bits a pixel, with what they cost.",
-        "  gsqtok plan --bits-per-pixel 0.28 --factor 16\n"
-        "  gsqtok plan --bits-per-pixel 0.5625 --factor 8 --methods 'gsq' --json",
-    )
-    p.add_argument("--bits-per-pixel", type=float, required=True, help="bits of the tokens for each image pixel")
-    p.add_argument("--factor", type=int, default=16, help="down-sampling factor of the encoder (default: 16)")
-    p.add_argument("--methods", default="*", help="shell pattern of methods, such as gsq or 'rs*' (default: all)")
-    p.add_argument(
-        "--tolerance", type=float, default=0.02, help="relative difference in bits that still counts (default: 0.02)"
-    )
-    p.add_argument("--json", action="store_true", help="print JSON; each entry's options build the quantizer")
-    args = p.parse_args(argv)
+def plan(
+    *, bits_per_pixel: float, factor: int = 16, methods: str = "*", tolerance: float = 0.02, json: bool = False
+) -> None:
+    """List the settings of all quantizers that spend the same bits per pixel, with what they cost.
 
-    from gsqtok.quantizers.planning import plan
+    Args:
+        bits_per_pixel: bits of the tokens for each image pixel
+        factor: down-sampling factor of the encoder
+        methods: shell pattern of methods, such as gsq or 'rs*'
+        tolerance: relative difference in bits that still counts
+        json: print JSON; each entry's options build the quantizer
 
-    settings = plan(args.bits_per_pixel, args.factor, args.methods, args.tolerance)
-    if args.json:
-        console.print(json.dumps([vars(s) | {"group_dim": s.group_dim} for s in settings], indent=1))
+    Example:
+          gsqtok plan --bits-per-pixel 0.28 --factor 16
+          gsqtok plan --bits-per-pixel 0.5625 --factor 8 --methods gsq --json
+    """
+    from gsqtok.quantizers import planning
+
+    settings = planning.plan(bits_per_pixel, factor, methods, tolerance)
+    if json:
+        console.print(text_of.dumps([vars(s) | {"group_dim": s.group_dim} for s in settings], indent=1))
         return
 
     from rich import box
     from rich.table import Table
 
     table = Table(
-        title=f"{args.bits_per_pixel:g} bits/px at f{args.factor}",
+        title=f"{bits_per_pixel:g} bits/px at f{factor}",
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         pad_edge=False,

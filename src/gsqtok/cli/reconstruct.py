@@ -2,71 +2,80 @@
 
 from __future__ import annotations
 
-from gsqtok.cli.options import (
-    add_model,
-    add_source,
-    add_tile,
-    console,
-    count,
-    load_model,
-    parser,
-    progress,
-    transform,
-)
+from typing import TYPE_CHECKING, Literal
 
+from gsqtok.cli.options import check_output_folder, console, count, load_model, make_transform, progress
 
-def main(argv: list[str]) -> None:
-    """Reconstruct images, and say how well."""
-    p = parser(
-        "reconstruct",
-        "Images through the tokenizer and back (PNG), with PSNR and SSIM of each.",
-        "  gsqtok reconstruct images/ -o reconstructions/\n"
-        "  gsqtok reconstruct runs/mine images/ -o reconstructions/ --side-by-side",
-    )
-    add_model(p)
-    add_source(p)
-    add_tile(p)
-    p.add_argument("-o", "--output", required=True, metavar="FOLDER", help="where the reconstructions go")
-    p.add_argument("--side-by-side", action="store_true", help="write each beside its original, figures below")
-    args = p.parse_args(argv)
-
-    from gsqtok.data import eval_loader, open_source, to_pil
-    from gsqtok.evaluation.reconstruct import reconstruct, side_by_side
-    from gsqtok.io import image_paths, save_image
-
-    source = open_source(args.source, split=args.split)
-    tokenizer = load_model(args)
-    paths = image_paths(args.output, source["key"])
-    loader = eval_loader(source, transform(args), batch_size=args.batch_size, workers=args.workers)
-    figures = []
-    with progress("reconstructing") as bar:
-        for result in bar.track(reconstruct(tokenizer, loader, args.tile), total=count(source)):
-            image = side_by_side([result]) if args.side_by_side else to_pil(result.reconstruction)
-            save_image(image, paths[result.name])
-            figures.append((result.name, tuple(result.original.shape[1:]), result.psnr, result.ssim))
-    if not figures:
-        raise ValueError(f"none of the images in {args.source} can be read: {loader.rejects.summary()}")
-    console.print(figures_table(figures, tokenizer.bits_per_pixel))
-    console.print(f"{len(figures)} images -> {args.output}")
-    if loader.rejects.reasons:
-        console.print(loader.rejects.summary())
-
+if TYPE_CHECKING:
+    from rich.table import Table
 
 SHOWN = 20
 
 
-def figures_table(figures: list[tuple[str, tuple[int, int], float, float]], bits_per_pixel: float):
-    """A table of PSNR, SSIM and bits/px: the first images, and the mean of all."""
+def reconstruct(
+    model: str | None,
+    source: str,
+    *,
+    output: str,
+    side_by_side: bool = False,
+    split: str | None = None,
+    size: int | None = None,
+    crop: Literal["none", "center"] = "none",
+    batch_size: int = 8,
+    workers: int = 0,
+    tile: int | None = None,
+    device: str | None = None,
+) -> None:
+    """Send images through the tokenizer and back (PNG), with PSNR and SSIM of each.
+
+    Args:
+        output: the folder for the reconstructions
+        side_by_side: write each beside its original, with its metrics below
+
+    Example:
+          gsqtok reconstruct images/ -o reconstructions/
+          gsqtok reconstruct runs/mine images/ -o reconstructions/ --side-by-side
+    """
+    from gsqtok.data import eval_loader, open_source, to_pil
+    from gsqtok.evaluation import reconstruct as pairs
+    from gsqtok.io import image_paths, save_image
+
+    check_output_folder(output, source=source)
+    images = open_source(source, split=split)
+    tokenizer = load_model(model, device)
+    paths = image_paths(output, images["key"])
+    loader = eval_loader(images, make_transform(size, crop), batch_size=batch_size, workers=workers)
+    results = []
+    with progress("reconstructing") as bar:
+        for result in bar.track(pairs.reconstruct(tokenizer, loader, tile), total=count(images)):
+            image = pairs.side_by_side([result]) if side_by_side else to_pil(result.reconstruction)
+            save_image(image, paths[result.name])
+            results.append((result.name, tuple(result.original.shape[1:]), result.psnr, result.ssim))
+    if not results:
+        raise ValueError(f"none of the images in {source} can be read: {loader.rejects.summary()}")
+    console.print(metrics_table(results, tokenizer.bits_per_pixel))
+    console.print(f"{len(results)} images -> {output}")
+    if loader.rejects.reasons:
+        console.print(loader.rejects.summary())
+
+
+def metrics_table(results: list[tuple[str, tuple[int, ...], float, float]], bits_per_pixel: float) -> Table:
+    """A table of PSNR, SSIM and bits/px: the first images, and the mean of all.
+
+    Args:
+        results: name, (height, width), PSNR in dB and SSIM of each image.
+        bits_per_pixel: of the tokenizer.
+    """
     from rich.table import Table
 
     table = Table("image", "size", "PSNR, dB", "SSIM", "bits/px")
     for column in table.columns[1:]:
         column.justify = "right"
-    for name, (height, width), psnr, ssim in figures[:SHOWN]:
+    for name, (height, width), psnr, ssim in results[:SHOWN]:
         table.add_row(name, f"{width}x{height}", f"{psnr:.2f}", f"{ssim:.3f}", f"{bits_per_pixel:.3g}")
-    if len(figures) > SHOWN:
-        table.add_row(f"... and {len(figures) - SHOWN} more")
+    if len(results) > SHOWN:
+        table.add_row(f"... and {len(results) - SHOWN} more")
     table.add_section()
-    psnr, ssim = (sum(f[i] for f in figures) / len(figures) for i in (2, 3))
-    table.add_row(f"mean of {len(figures)}", "", f"{psnr:.2f}", f"{ssim:.3f}", f"{bits_per_pixel:.3g}")
+    psnr, ssim = (sum(result[i] for result in results) / len(results) for i in (2, 3))
+    table.add_row(f"mean of {len(results)}", "", f"{psnr:.2f}", f"{ssim:.3f}", f"{bits_per_pixel:.3g}")
     return table

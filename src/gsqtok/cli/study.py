@@ -2,111 +2,108 @@
 
 from __future__ import annotations
 
-import argparse
-import shlex
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from gsqtok.cli.options import SOURCE, console, parser, progress
+from gsqtok.cli import options
+from gsqtok.cli.options import check_output_folder, console, progress
 
 if TYPE_CHECKING:
     from gsqtok.studies.run import Images
-    from gsqtok.studies.study import Study
     from gsqtok.studies.work import Job, Outcome
 
 
-def main(argv: list[str]) -> None:
-    """Run the paper's experiments and its open questions."""
-    p = parser(
-        "study",
-        "Run the paper's experiments and its open questions: tables of trainings and measurements, with a page of\n"
-        "results and plots. Run the same command again after an interruption: what is done is not done again.",
-        "  gsqtok study ls\n"
-        "  gsqtok study precision --scale smoke\n"
-        "  gsqtok study methods groups --data tiny-imagenet-64/ --output studies/\n"
-        "  gsqtok study precision --data train.parquet --validation validation.parquet --steps 300",
-    )
-    p.add_argument("names", nargs="+", metavar="NAME", help="studies, or all; ls lists them with what they cost")
-    p.add_argument(
-        "--scale",
-        choices=("smoke", "small", "paper"),
-        default="small",
-        help="smoke: seconds on a CPU; small: 64 px, minutes to an hour of one GPU; paper: its own setting "
-        "(default: small)",
-    )
-    p.add_argument(
-        "--data",
-        nargs="+",
-        metavar="SOURCE",
-        help=f"{SOURCE}; without --validation its splits train and validation (smoke: the demo's images)",
-    )
-    p.add_argument("--validation", metavar="SOURCE", help="images to measure on")
-    p.add_argument("-o", "--output", default="studies", metavar="FOLDER", help="default: studies")
-    p.add_argument("--devices", help="GPUs by number, such as 0,1, or cpu (default: all GPUs, else the CPU)")
-    p.add_argument(
-        "--per-device",
-        type=int,
-        default=1,
-        help="runs that share a device (default: 1; on a GPU they take turns, so more of them are rarely done sooner)",
-    )
-    p.add_argument("--steps", type=int, help="of each training (default: the scale's)")
-    args = p.parse_args(argv)
-
-    from gsqtok.studies import STUDIES
-
-    if args.names == ["ls"]:
-        _list(args.scale, args.steps)
-        return
-    names = list(STUDIES) if args.names == ["all"] else list(dict.fromkeys(args.names))
-    if unknown := [name for name in names if name not in STUDIES]:
-        raise ValueError(f"no study '{unknown[0]}'; there are {', '.join(STUDIES)}, all")
-    images, devices = _images(args), _devices(args.devices)
-    if args.per_device < 1:
-        raise ValueError(f"--per-device must be at least 1, got {args.per_device}")
-    _run([STUDIES[name] for name in names], args, argv, images, devices)
-
-
-def _run(
-    studies: list[Study],
-    args: argparse.Namespace,
-    argv: list[str],
-    images: Images,
-    devices: list[int | None],
+def study(
+    names: list[str],
+    *,
+    scale: Literal["smoke", "small", "paper"] = "small",
+    data: list[str] | None = None,
+    validation: str | None = None,
+    output: str = "studies",
+    devices: str | None = None,
+    per_device: int = 1,
+    steps: int | None = None,
 ) -> None:
+    """Run the paper's experiments and its open questions.
+
+    Each study is a table of trainings and measurements, with a page of results and plots. After an interruption run the
+    same command again: what is done is not done again.
+
+    Args:
+        names: of studies, or all; ls lists them with what they cost
+        scale: smoke takes seconds on a CPU; small (64 px) minutes to an hour of one GPU; paper is the
+            paper's own setting
+        data: images to train on, as gsqtok train takes them; without --validation their splits train and validation
+            (smoke: the demo's images)
+        validation: images to measure on
+        output: the folder for runs, results and pages
+        devices: GPUs by number, such as 0,1, or cpu (default: all GPUs, else the CPU)
+        per_device: runs that share a device; on a GPU they take turns, so more of them are rarely done sooner
+        steps: of each training (default: the scale's)
+
+    Example:
+          gsqtok study ls
+          gsqtok study precision --scale smoke
+          gsqtok study methods groups --data tiny-imagenet-64/ --output studies/
+          gsqtok study precision --data train.parquet --validation validation.parquet --steps 300
+    """
+    from gsqtok.studies import STUDIES
     from gsqtok.studies.page import said
     from gsqtok.studies.run import run_studies
 
-    where = "the CPU" if devices == [None] else f"GPU {', '.join(map(str, devices))}"
-    console.print(f"{', '.join(study.name for study in studies)} at the {args.scale} scale, on {where}")
-    console.print(f"each run's own log: {args.output}/runs/*/log.txt")
-    began = time.monotonic()
-    with progress("runs") as bar:
-        task = bar.add_task("", total=None)
-
-        def seen(job: Job, outcome: Outcome | None, problem: str, left: int) -> None:
-            done = int(bar.tasks[task].completed) + 1
-            bar.update(task, completed=done, total=done + left)
-            console.print(f"{job.name}: {_told(outcome, problem)}  [{time.monotonic() - began:,.0f} s, {left} left]")
-
+    if names == ["ls"]:
+        _list(scale, steps)
+        return
+    wanted = list(STUDIES) if names == ["all"] else list(dict.fromkeys(names))
+    if unknown := [name for name in wanted if name not in STUDIES]:
+        raise ValueError(f"no study '{unknown[0]}'; there are {', '.join(STUDIES)}, all")
+    if per_device < 1:
+        raise ValueError(f"--per-device must be at least 1, got {per_device}")
+    images, where = _images(data, validation, scale), _devices(devices)
+    check_output_folder(output)
+    chosen = [STUDIES[name] for name in wanted]
+    on = "the CPU" if where == [None] else f"GPU {', '.join(map(str, where))}"
+    console.print(f"{', '.join(study.name for study in chosen)} at the {scale} scale, on {on}")
+    console.print(f"each run's own log: {output}/runs/*/log.txt")
+    with _Watched() as watched:
         tables = run_studies(
-            studies,
-            args.scale,
+            chosen,
+            scale,
             images,
-            args.output,
-            devices=devices,
-            per_device=args.per_device,
-            steps=args.steps,
-            command=f"gsqtok study {shlex.join(argv)}",
-            progress=seen,
+            output,
+            devices=where,
+            per_device=per_device,
+            steps=steps,
+            command=options.command,
+            progress=watched.seen,
         )
     failed = 0
-    for study, table in zip(studies, tables, strict=True):
+    for study, table in zip(chosen, tables, strict=True):
         failed += sum(row.state in ("failed", "not run") for row in table.rows)
-        console.print(f"{args.output}/{study.name}-{args.scale}/README.md")
+        console.print(f"{output}/{study.name}-{scale}/README.md")
         for finding in said(study, table):
             console.print(f"  {finding.verdict}: {finding.claim}. {finding.because}")
     if failed:
         raise ValueError(f"{failed} runs failed; their reasons are on the page, and the same command tries them again")
+
+
+class _Watched:
+    """The progress bar, and a line for each run that ended."""
+
+    def __enter__(self) -> _Watched:
+        self.began, self.bar = time.monotonic(), progress("runs")
+        self.bar.start()
+        self.task = self.bar.add_task("", total=None)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.stop()
+
+    def seen(self, job: Job, outcome: Outcome | None, problem: str, left: int) -> None:
+        """Say how a run ended."""
+        done = int(self.bar.tasks[self.task].completed) + 1
+        self.bar.update(self.task, completed=done, total=done + left)
+        console.print(f"{job.name}: {_told(outcome, problem)}  [{time.monotonic() - self.began:,.0f} s, {left} left]")
 
 
 def _told(outcome: Outcome | None, problem: str) -> str:
@@ -145,18 +142,18 @@ def _list(scale: str, steps: int | None) -> None:
     console.print(table)
 
 
-def _images(args: argparse.Namespace) -> Images:
+def _images(data: list[str] | None, validation: str | None, scale: str) -> Images:
     from gsqtok.studies.run import Images
 
-    if args.data is None:
-        if args.scale != "smoke":
+    if data is None:
+        if scale != "smoke":
             raise ValueError("no images: name them with --data, and those to measure on with --validation")
         from gsqtok.cli.demo import IMAGES
 
         return Images(str(IMAGES), str(IMAGES))
-    train = args.data[0] if len(args.data) == 1 else args.data
-    if args.validation:
-        return Images(train, args.validation)
+    train = data[0] if len(data) == 1 else data
+    if validation:
+        return Images(train, validation)
     return Images(train, train, "train", "validation")
 
 

@@ -2,104 +2,114 @@
 
 from __future__ import annotations
 
-import argparse
-import errno
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from gsqtok import forkserver
-from gsqtok.cli.options import SOURCE, add_model, add_tile, console, load_model, parser
+from gsqtok.cli.options import check_output_folder, console, load_model
 
 if TYPE_CHECKING:
-    from gsqtok.tokens.run import RunOptions, RunResult
-
-EXAMPLE = """  gsqtok tokenize runs/mine imagenet/ --split train -o imagenet-tokens/
-  gsqtok tokenize runs/mine "shards/{000..146}.tar" -o tokens/ --crop ten --precision bf16
-  gsqtok tokenize runs/mine photos/ -o tokens/ --size 512 --crop none        # native aspect
-  torchrun --nproc-per-node 8 -m gsqtok tokenize runs/mine imagenet/ -o tokens/
-  gsqtok tokenize runs/mine imagenet/ -o tokens/ --engine ray --ray-address auto
-
-A run that was stopped in any way goes on when the same command is given again, with any number of processes and either
-engine. Then: gsqtok tokens verify tokens/, and in Python gsqtok.TokenDataset("tokens/").
-
-For a handful of images in one .npz file, which numpy reads and gsqtok decode turns back, there is gsqtok encode."""
+    from gsqtok.tokens.run import RunResult
 
 
-def main(argv: list[str]) -> None:
-    """Tokenize images to a token data set."""
-    args = _parse(argv)
-    if args.engine == "local":
-        forkserver.start(args.workers)  # first, for its imports take as long as those of this process
-    from gsqtok.tokens.run import tokenize
+def tokenize(
+    model: str | None,
+    source: str,
+    *,
+    output: str,
+    split: str | None = None,
+    size: int = 256,
+    crop: Literal["none", "center", "ten"] | None = None,
+    resize: int | None = None,
+    flip: bool = False,
+    resample: Literal["bicubic", "lanczos"] = "bicubic",
+    fast_resize: bool = False,
+    max_pixels: int | None = None,
+    carry: list[str] = ["label", "caption"],  # noqa: B006 (only read)
+    shard_size: int = 8192,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    compile: bool = False,
+    tile: int | None = None,
+    device: str | None = None,
+    engine: Literal["local", "ray"] = "local",
+    ray_address: str | None = None,
+) -> None:
+    """Turn images into a token data set: resumable parquet shards for generative models.
 
-    if args.device is None and "LOCAL_RANK" in os.environ:
-        import torch
+    Hugging Face datasets and gsqtok.TokenDataset read the shards. Beside them are a manifest with counts and hashes,
+    and rejects.parquet with the images that could not be read, and why.
 
-        args.device = f"cuda:{os.environ['LOCAL_RANK']}" if torch.cuda.is_available() else "cpu"
-        if args.device != "cpu":  # kernels start on the current device
-            torch.cuda.set_device(args.device)
-    tokenizer = load_model(args)
-    try:
-        result = tokenize(tokenizer, args.source, args.output, _options(args), model=args.model)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise OSError(f"the disk of {args.output} is full; make room and repeat the command, which goes on") from error
-    for line in _summary(result, args.output):
+    A run that was stopped in any way goes on when the same command is given again, with any number of processes and
+    either engine. Then: gsqtok tokens verify tokens/, and in Python gsqtok.TokenDataset("tokens/").
+
+    For a few images in one .npz file, which numpy reads and gsqtok decode turns back, there is gsqtok encode.
+
+    Args:
+        output: the folder of the token data set
+        size: side of the crops in pixels; 0 keeps the images' size
+        crop: center, ten (corners, centre and their mirror images), or none, which keeps the aspect ratio (default:
+            center, and none with --size 0)
+        resize: short side before cropping (default: --size; for ten crops 1.1 times that)
+        flip: add the mirror image of each
+        resample: filter for resizing
+        fast_resize: resize with torch instead of Pillow; pixels differ by at most 2 of 255
+        max_pixels: skip larger images (default: above 89 million pixels)
+        carry: extra columns of the source that go into the shards
+        shard_size: images in a shard, at most
+        batch_size: images that are encoded together (default: found by trying)
+        workers: processes that decode images (default: one for each processor)
+        precision: of the encoder
+        compile: compile the encoder, which pays for long runs on a GPU
+        engine: local, also under torchrun; or a Ray cluster
+        ray_address: of a Ray cluster, or 'auto' (default: Ray on this machine alone)
+
+    Example:
+          gsqtok tokenize runs/mine imagenet/ --split train -o imagenet-tokens/
+          gsqtok tokenize runs/mine "shards/{000..146}.tar" -o tokens/ --crop ten --precision bfloat16
+          gsqtok tokenize runs/mine photos/ -o tokens/ --size 512 --crop none        # native aspect
+          torchrun --nproc-per-node 8 -m gsqtok tokenize runs/mine imagenet/ -o tokens/
+          gsqtok tokenize runs/mine imagenet/ -o tokens/ --engine ray --ray-address auto
+    """
+    from gsqtok import forkserver
+
+    if engine == "local":
+        forkserver.start(workers)  # first, for its imports take as long as those of this process
+    from gsqtok.tokens import run
+    from gsqtok.tokens.views import Views
+
+    if ray_address and engine != "ray":
+        raise ValueError("--ray-address goes with --engine ray")
+    check_output_folder(output, source=source)
+    tokenizer = load_model(model, device or _own_device())
+    options = run.RunOptions(
+        views=Views(size or None, crop or ("center" if size else "none"), resize, flip, resample, fast_resize),
+        split=split,
+        carry=tuple(carry),
+        shard_size=shard_size,
+        batch_size=batch_size,
+        workers=workers,
+        precision=precision,
+        compile=compile,
+        tile=tile,
+        max_pixels=max_pixels,
+        engine=engine,
+        ray_address=ray_address,
+    )
+    for line in _summary(run.tokenize(tokenizer, source, output, options, model=model), output):
         console.print(line)
 
 
-def _parse(argv: list[str]) -> argparse.Namespace:
-    p = parser(
-        "tokenize",
-        "Images to a token data set: parquet shards that Hugging Face datasets and gsqtok.TokenDataset read,\n"
-        "a manifest with counts and hashes, and rejects.parquet with the images that could not be read, and why.",
-        EXAMPLE,
-    )
-    add_model(p)
-    p.add_argument("source", metavar="SOURCE", help=SOURCE)
-    p.add_argument("-o", "--output", required=True, metavar="OUT", help="the folder of the token data set")
-    p.add_argument("--split", help="split of the source, where it has several")
-    p.add_argument("--size", type=int, default=256, help="side of the crops in pixels (default: 256); 0: as they are")
-    p.add_argument("--crop", choices=("none", "center", "ten"), help="default: center; none keeps the aspect ratio")
-    p.add_argument("--resize", type=int, help="short side before cropping (default: --size; ten crops: 1.1 times that)")
-    p.add_argument("--flip", action="store_true", help="add the mirror image of each")
-    p.add_argument("--resample", choices=("bicubic", "lanczos"), default="bicubic", help="default: bicubic")
-    p.add_argument("--fast-resize", action="store_true", help="by torch, not Pillow: pixels differ by 2 of 255 at most")
-    p.add_argument("--max-pixels", type=int, help="reject larger images (default: above 89 million pixels)")
-    p.add_argument("--carry", nargs="*", default=["label", "caption"], metavar="COLUMN", help="default: label caption")
-    p.add_argument("--shard-size", type=int, default=8192, help="images in a shard, at most (default: 8192)")
-    p.add_argument("--batch-size", type=int, help="images encoded together (default: found by trying)")
-    p.add_argument("--workers", type=int, help="processes that decode (default: one for each processor)")
-    p.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the encoder (default: fp32)")
-    p.add_argument("--compile", action="store_true", help="compile the encoder: pays for long runs on a GPU")
-    add_tile(p)
-    p.add_argument("--engine", choices=("local", "ray"), default="local", help="default: local, also under torchrun")
-    p.add_argument("--ray-address", help="of a Ray cluster, or 'auto' (default: Ray on this machine alone)")
-    return p.parse_args(argv)
+def _own_device() -> str | None:
+    """This rank's device under torchrun."""
+    if "LOCAL_RANK" not in os.environ:
+        return None
+    import torch
 
-
-def _options(args: argparse.Namespace) -> RunOptions:
-    from gsqtok.tokens.run import RunOptions
-    from gsqtok.tokens.views import Views
-
-    if args.ray_address and args.engine != "ray":
-        raise ValueError("--ray-address goes with --engine ray")
-    crop = args.crop or ("center" if args.size else "none")
-    return RunOptions(
-        views=Views(args.size or None, crop, args.resize, args.flip, args.resample, args.fast_resize),
-        split=args.split,
-        carry=tuple(args.carry),
-        shard_size=args.shard_size,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        precision=args.precision,
-        compile=args.compile,
-        tile=args.tile,
-        max_pixels=args.max_pixels,
-        engine=args.engine,
-        ray_address=args.ray_address,
-    )
+    if not torch.cuda.is_available():
+        return "cpu"
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))  # kernels start on the current device
+    return f"cuda:{os.environ['LOCAL_RANK']}"
 
 
 def _summary(result: RunResult, output: str) -> list[str]:

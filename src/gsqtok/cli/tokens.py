@@ -1,102 +1,107 @@
-"""gsqtok tokens."""
+"""gsqtok tokens: look at token data sets, prove that they are whole, put them together and divide them."""
 
 from __future__ import annotations
 
-import argparse
-
-from gsqtok.cli.options import add_model, add_tile, console, load_model, progress, show_warnings
-
-EXAMPLE = """example:
-  gsqtok tokens info tokens/
-  gsqtok tokens verify tokens/ --sample 16 -o decoded/
-  gsqtok tokens merge part-a/ part-b/ -o all/
-  gsqtok tokens split all/ 0.95 -o train/ validation/"""
+from gsqtok.cli.options import check_output_folder, console, load_model, print_rows, progress
 
 
-def main(argv: list[str]) -> int | None:
-    """Look at token data sets, prove that they are whole, put together and divide them."""
-    show_warnings()
-    p = argparse.ArgumentParser(
-        prog="gsqtok tokens",
-        description="Token data sets, written by gsqtok tokenize.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    actions = p.add_subparsers(dest="action", required=True, metavar="ACTION")
-    a = actions.add_parser("info", help="say what it is")
-    a.add_argument("folder", metavar="TOKENS")
-    a = actions.add_parser("verify", help="prove that it is whole, and decode a sample")
-    add_model(a)
-    a.add_argument("folder", metavar="TOKENS")
-    a.add_argument("--sample", type=int, default=4, metavar="N", help="rows to decode (default: 4)")
-    a.add_argument("-o", "--output", metavar="FOLDER", help="write the decoded images there")
-    add_tile(a)
-    a = actions.add_parser("merge", help="put several together")
-    a.add_argument("folders", nargs="+", metavar="TOKENS")
-    a.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the new data set")
-    a.add_argument("--prefix", action="store_true", help="put each folder's name before its keys")
-    a = actions.add_parser("split", help="divide one in two at random, by images")
-    a.add_argument("folder", metavar="TOKENS")
-    a.add_argument("fraction", type=float, help="of the images, for the first")
-    a.add_argument("-o", "--output", required=True, nargs=2, metavar=("FIRST", "SECOND"), help="the new data sets")
-    a.add_argument("--seed", type=int, default=0, help="another seed, another division (default: 0)")
-    args = p.parse_args(argv)
-    return {"info": _info, "verify": _verify, "merge": _merge, "split": _split}[args.action](args)
+def info(folder: str) -> None:
+    """Say what a token data set is.
 
+    Args:
+        folder: of a token data set, written by gsqtok tokenize
 
-def _info(args: argparse.Namespace) -> None:
+    Example:
+          gsqtok tokens info tokens/
+    """
     from gsqtok.tokens.dataset import describe
 
-    rows = describe(args.folder)
-    width = max(len(name) for name, _ in rows)
-    for name, value in rows:
-        console.print(f"{name:<{width}}  {value}")
+    print_rows(describe(folder))
 
 
-def _verify(args: argparse.Namespace) -> int:
+def verify(
+    model: str | None,
+    folder: str,
+    *,
+    sample: int = 4,
+    output: str | None = None,
+    tile: int | None = None,
+    device: str | None = None,
+) -> int:
+    """Prove that a token data set is whole, and decode a sample of it.
+
+    Args:
+        model: the tokenizer that decodes (default: the one that the data set names)
+        folder: of a token data set
+        sample: how many rows to decode
+        output: a folder for the decoded images
+
+    Example:
+          gsqtok tokens verify tokens/ --sample 16 -o decoded/
+    """
     from gsqtok.data import to_pil
     from gsqtok.io import image_paths, save_image
     from gsqtok.tokens.manifest import read_manifest
-    from gsqtok.tokens.verify import decode_sample, verify
+    from gsqtok.tokens.verify import decode_sample
+    from gsqtok.tokens.verify import verify as problems_of
 
-    manifest = read_manifest(args.folder)
+    if output:
+        check_output_folder(output)
+    manifest = read_manifest(folder)
     with progress("verifying") as bar:
         task = bar.add_task("", total=len(manifest["units"]))
-        problems = verify(args.folder, lambda units: bar.advance(task, units))
+        problems = problems_of(folder, lambda units: bar.advance(task, units))
     for problem in problems:
         console.print(problem)
     if problems:
-        console.print(f"{args.folder}: {len(problems)} problems")
+        console.print(f"{folder}: {len(problems)} problems")
         return 1
     console.print(
-        f"{args.folder} is whole: {manifest['images']:,} images in {manifest['rows']:,} rows, "
+        f"{folder} is whole: {manifest['images']:,} images in {manifest['rows']:,} rows, "
         f"{manifest['rejects']['rows']:,} rejected, every hash as written"
     )
-    if args.sample > 0 and manifest["rows"]:
-        args.model = args.model or manifest["model"]
-        sample = decode_sample(args.folder, load_model(args), args.sample, tile=args.tile)
-        if args.output:
-            paths = image_paths(
-                args.output, [f"{i:04d}-{key.replace('/', '_')}" for i, (key, _, _) in enumerate(sample)]
-            )
-            for (_, _, image), path in zip(sample, paths.values(), strict=True):
+    if sample > 0 and manifest["rows"]:
+        decoded = decode_sample(folder, load_model(model or manifest["model"], device), sample, tile=tile)
+        if output:
+            names = [f"{i:04d}-{key.replace('/', '_')}" for i, (key, _, _) in enumerate(decoded)]
+            for (_, _, image), path in zip(decoded, image_paths(output, names).values(), strict=True):
                 save_image(to_pil(image), path)
-        where = f" -> {args.output}" if args.output else ""
-        console.print(f"decoded {len(sample)} of them{where}")
+        where = f" -> {output}" if output else ""
+        console.print(f"decoded {len(decoded)} of them{where}")
     return 0
 
 
-def _merge(args: argparse.Namespace) -> None:
-    from gsqtok.tokens.edit import merge
+def merge(folders: list[str], *, output: str, prefix: bool = False) -> None:
+    """Put several token data sets together.
 
-    manifest = merge(args.folders, args.output, prefix=args.prefix)
-    console.print(f"{manifest['images']:,} images, {manifest['rows']:,} rows -> {args.output}")
+    Args:
+        folders: of token data sets
+        output: the folder of the new one
+        prefix: put each folder's name before its keys
+
+    Example:
+          gsqtok tokens merge part-a/ part-b/ -o all/
+    """
+    from gsqtok.tokens import edit
+
+    manifest = edit.merge(folders, output, prefix=prefix)
+    console.print(f"{manifest['images']:,} images, {manifest['rows']:,} rows -> {output}")
 
 
-def _split(args: argparse.Namespace) -> None:
-    from gsqtok.tokens.edit import split
+def split(folder: str, fraction: float, *, output: tuple[str, str], seed: int = 0) -> None:
+    """Divide a token data set in two at random, by images.
 
-    for manifest, output in zip(
-        split(args.folder, tuple(args.output), args.fraction, args.seed), args.output, strict=True
-    ):
-        console.print(f"{manifest['images']:,} images, {manifest['rows']:,} rows -> {output}")
+    Args:
+        folder: of a token data set
+        fraction: of the images, for the first
+        output: the folders of the two new ones
+        seed: another seed gives another division
+
+    Example:
+          gsqtok tokens split all/ 0.95 -o train/ validation/
+    """
+    from gsqtok.tokens import edit
+
+    first, second = output
+    for manifest, target in zip(edit.split(folder, (first, second), fraction, seed), output, strict=True):
+        console.print(f"{manifest['images']:,} images, {manifest['rows']:,} rows -> {target}")

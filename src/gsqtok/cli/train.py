@@ -2,68 +2,28 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING
 
-from gsqtok.cli.recipes import lineage
-
 if TYPE_CHECKING:
-    from gsqtok.training.config import TrainConfig
-
-EXAMPLE = """examples:
-  gsqtok train small --data.train images/ --output runs/mine
-  gsqtok train small --data.train images/ --output runs/mine --resume
-  gsqtok train my-recipe.yaml --model.quantizer.groups 4 --steps 20000
-  torchrun --nproc-per-node 8 -m gsqtok train my-recipe.yaml
-
-RECIPE is a YAML file or the name of one that comes with the package (gsqtok recipes ls); --a.b VALUE overrides it.
-The run's folder holds its resolved configuration, checkpoints, curves (tensorboard --logdir runs/mine), sample grids,
-metrics.jsonl, and the tokenizer: ImageTokenizer.from_pretrained("runs/mine")."""
+    import gsqtok.training.config
 
 
-def main(argv: list[str]) -> None:
-    """Train a tokenizer."""
-    config, resume = parse(argv)
-    from gsqtok.cli.options import show_warnings
-    from gsqtok.training import train
+def train(recipe: str | None, config: gsqtok.training.config.TrainConfig, *, resume: bool = False) -> None:
+    """Train a tokenizer on images.
 
-    show_warnings()
-    train(config, resume)
+    The recipe is a YAML file or the name of one that comes with the package (gsqtok recipes ls); --a.b VALUE overrides
+    its values. The run's folder holds its resolved configuration, checkpoints, curves (tensorboard --logdir runs/mine),
+    sample grids, metrics.jsonl, and the tokenizer: ImageTokenizer.from_pretrained("runs/mine").
 
+    Args:
+        resume: go on from the newest checkpoint in the output folder
 
-def parse(argv: list[str]) -> tuple[TrainConfig, bool]:
-    """The configuration and whether to resume, from recipe and options; a wrong one ends with a line that names it."""
-    import argparse
+    Example:
+          gsqtok train small --data.train images/ --output runs/mine
+          gsqtok train small --data.train images/ --output runs/mine --resume
+          gsqtok train my-recipe.yaml --model.quantizer.groups 4 --steps 20000
+          torchrun --nproc-per-node 8 -m gsqtok train my-recipe.yaml
+    """
+    from gsqtok import training
 
-    from jsonargparse import ActionConfigFile, ArgumentParser
-
-    from gsqtok.training.config import TrainConfig
-
-    recipe = argv[0] if argv and not argv[0].startswith("-") else ""
-
-    class Parser(ArgumentParser):
-        def error(self, message: str, ex: Exception | None = None) -> None:
-            line = " ".join(str(message).split()).replace("<unicode string>", recipe)
-            print(f"gsqtok train: error: {line}; see gsqtok train --help", file=sys.stderr)
-            sys.exit(2)
-
-    p = Parser(
-        prog="gsqtok train",
-        usage="gsqtok train [RECIPE] [--data.train SOURCE] [--output FOLDER] [--resume] [--option VALUE ...]",
-        description="Train a tokenizer on images.",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    p.add_argument("--config", action=ActionConfigFile, help="a recipe; the same as naming it first")
-    p.add_argument("--resume", action="store_true", help="go on from the newest checkpoint in the output folder")
-    p.add_argument("--base", help="in a recipe: another one, which it builds on")
-    p.add_class_arguments(TrainConfig, None)
-    if recipe:
-        argv = [*(word for file in lineage(recipe) for word in ("--config", str(file))), *argv[1:]]
-    namespace = p.parse_args(argv)
-    try:
-        instance = p.instantiate(namespace)
-        values = {k: v for k, v in vars(instance).items() if k not in ("config", "resume", "base")}
-        return TrainConfig(**values), namespace.resume
-    except ValueError as error:  # values that the configurations themselves refuse
-        p.error(str(error))
+    training.train(config, resume)

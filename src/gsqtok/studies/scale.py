@@ -67,7 +67,7 @@ _SMOKE = TrainConfig(
     loss=LossConfig(perceptual_weight=0.0),
     steps=3,
     batch_size=4,
-    precision="fp32",
+    precision="float32",
     ema_decay=0.5,
     log_every=1,
     keep_checkpoints=1,

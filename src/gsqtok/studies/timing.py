@@ -33,7 +33,7 @@ def time_tokenizer(config: TrainConfig, batch: int, device: torch.device) -> dic
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(config.model).to(device).eval()
     size, quantizer = config.data.size, tokenizer.quantizer
-    bf16 = config.precision == "bf16" and device.type == "cuda"
+    bf16 = config.precision == "bfloat16" and device.type == "cuda"
 
     def autocast() -> Any:
         return torch.autocast("cuda", torch.bfloat16) if bf16 else nullcontext()

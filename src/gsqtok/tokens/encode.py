@@ -32,7 +32,7 @@ class Encode:
         tokenizer: on its device, in evaluation mode; on CUDA it is optimized in place (``ImageTokenizer.optimize``).
         batch_size: squares of ``side`` x ``side`` pixels in a batch; of other shapes, as many pixels.
         side: see ``batch_size``.
-        precision: of the encoder, "fp32" or "bf16"; the quantizer stays in float32.
+        precision: of the encoder, "float32" or "bfloat16"; the quantizer stays in float32.
         compile: run the encoder through ``torch.compile``.
         tile: as ``ImageTokenizer.encode`` takes it: pixels and feature maps then stay in host memory, and by default
             images that are larger than ``side`` x ``side`` go one by one.
@@ -45,21 +45,21 @@ class Encode:
         *,
         batch_size: int | None = None,
         side: int = NATIVE_SIDE,
-        precision: str = "fp32",
+        precision: str = "float32",
         compile: bool = False,
         tile: int | None = None,
         shapes_vary: bool = False,
     ) -> None:
-        if precision not in ("fp32", "bf16"):
-            raise ValueError(f"precision must be 'fp32' or 'bf16', got {precision!r}")
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
         self.tokenizer = tokenizer
         self.dtype = np.min_scalar_type(tokenizer.quantizer.codebook_size - 1)
         self.device = tokenizer.device
-        self._autocast = precision == "bf16"
+        self._autocast = precision == "bfloat16"
         self._copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         if self.device.type == "cuda" and not compile:
             # No CUDA graphs: the host runs ahead of the device, which does not wait for kernels to be launched.
-            tokenizer.optimize(torch.bfloat16 if precision == "bf16" else torch.float32, cuda_graphs=False)
+            tokenizer.optimize(torch.bfloat16 if precision == "bfloat16" else torch.float32, cuda_graphs=False)
             self._autocast = False
         elif compile:
             tokenizer.encoder.to(memory_format=torch.channels_last)

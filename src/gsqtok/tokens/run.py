@@ -44,7 +44,7 @@ class RunOptions:
         shard_size: images in a shard, at most.
         batch_size: None: found by trying.
         workers: processes that decode; None: one for each processor of this process's share.
-        precision: "fp32" or "bf16".
+        precision: "float32" or "bfloat16".
         compile: run the encoder through ``torch.compile``.
         tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; None: whole images.
         max_pixels: larger images are rejected; None: those above Pillow's limit, 89 million.
@@ -58,7 +58,7 @@ class RunOptions:
     shard_size: int = 8192
     batch_size: int | None = None
     workers: int | None = None
-    precision: str = "fp32"
+    precision: str = "float32"
     compile: bool = False
     tile: int | None = None
     max_pixels: int | None = None

@@ -149,7 +149,7 @@ class TrainConfig:
         steps: optimiser steps in all.
         batch_size: images a step, over all ranks and accumulated parts.
         gradient_accumulation: parts that a step's batch is split into, to save memory.
-        precision: bf16 (autocast; the quantizer stays in float32) or fp32.
+        precision: bfloat16 (autocast; the quantizer stays in float32) or float32.
         ema_decay: decay of the averaged weights, which are the ones saved and measured.
         cuda_graphs: on a GPU, launch each network's pass as one recorded graph: the host falls less behind.
         fsdp: with many ranks, each keeps a share of the tokenizer's weights, gradients, moments and average instead of
@@ -173,7 +173,7 @@ class TrainConfig:
     steps: int = 100_000
     batch_size: int = 256
     gradient_accumulation: int = 1
-    precision: Literal["bf16", "fp32"] = "bf16"
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
     ema_decay: float = 0.999
     cuda_graphs: bool = True
     fsdp: bool = False

@@ -79,7 +79,7 @@ class Trainer:
         AcceleratorState._reset_state()  # else a process could train in one precision only
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not know of each other
-            mixed_precision="bf16" if config.precision == "bf16" else "no",
+            mixed_precision="bf16" if config.precision == "bfloat16" else "no",
             log_with=checked_trackers(config.trackers) or None,
             project_config=ProjectConfiguration(project_dir=str(self.folder.path)),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # a copy less of each
@@ -97,7 +97,7 @@ class Trainer:
             )
         # with channels innermost, what stands between convolutions runs fused on a GPU
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.precision = torch.bfloat16 if config.precision == "bf16" else None
+        self.precision = torch.bfloat16 if config.precision == "bfloat16" else None
         self.sharded = config.fsdp and ranks > 1
         self.objective = Objective(config.loss).to(device=device, memory_format=self.layout)
         self.images, self.transform = training_images(config.data)

@@ -203,7 +203,7 @@ def _activation_bytes(
     """
     size = config.data.size
     images = torch.zeros(batch, 3, size, size)
-    precision = torch.autocast("cpu", torch.bfloat16) if config.precision == "bf16" else nullcontext()
+    precision = torch.autocast("cpu", torch.bfloat16) if config.precision == "bfloat16" else nullcontext()
     with precision:
         with _kept_bytes() as first:
             latent = tokenizer.encoder(images)
