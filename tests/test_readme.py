@@ -22,7 +22,9 @@ def test_its_python_runs_from_top_to_bottom():
     assert namespace["restored"].shape == (2, 3, 96, 128)
 
 
-@pytest.mark.parametrize("verb", sorted(set(re.findall(r"gsqtok (\w+)", README.read_text())) & {c.split()[0] for c in COMMANDS}))
+@pytest.mark.parametrize(
+    "verb", sorted(set(re.findall(r"gsqtok (\w+)", README.read_text())) & {c.split()[0] for c in COMMANDS})
+)
 def test_its_commands_exist(verb, capsys):
     from gsqtok.cli import main
 

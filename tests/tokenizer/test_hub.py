@@ -168,7 +168,7 @@ def test_push_to_hub(saved, tiny_tokenizer, tmp_path, run):
     hub.commit("owner/mine", "main", {"README.md": b"---\nlicense: mit\n---\n# Written by hand\n"})
     model = {"name": "tiny", "fingerprint": tiny_tokenizer.fingerprint(), "quantizer": "gsq", "factor": 4}
     model |= {"bits_per_position": 12, "bits_per_pixel": 0.75, "precision": "float32"}
-    data = {"source": "owner/images", "split": "test", "images": 5000, "rejected": 0, "fingerprint": "abc"}
+    data = {"source": "owner/images", "split": "test", "images": 5000, "skipped": 0, "fingerprint": "abc"}
     protocol = {"name": "native", "size": 256, "crop": "center", "resize_filter": "bicubic", "antialias": True}
     protocol |= {"rounding": "8 bits", "features": None, "reference": None}
     Result(model, data, protocol, {"psnr": 21.5}).save(tmp_path / "result.json")

@@ -121,7 +121,7 @@ def evaluate(
         if rank:
             return
         result.environment["command"] = options.command
-        console.print(_figures(result))
+        console.print(_metrics(result))
         console.print(_circumstances(result))
         if output:
             save_examples(reconstruct, images, prepare(**prepared)[0], result, output, where, like)
@@ -202,12 +202,12 @@ def _perceptual(names: list[str] | None) -> list[ImageDistance]:
     return distances
 
 
-def _figures(result: Result) -> Table:
+def _metrics(result: Result) -> Table:
     from rich.table import Table
 
-    table = Table("figure", "value")
+    table = Table("metric", "value")
     table.columns[1].justify = "right"
-    for name, value in result.figures.items():
+    for name, value in result.metrics.items():
         table.add_row(name, "not defined" if value != value else f"{value:.6g}")
     return table
 
@@ -227,8 +227,8 @@ def _circumstances(result: Result) -> Table:
         table.add_row("files", f"at most {model['bits_per_pixel']:g} bits/px{more}")
     split = f" {data['split']}" if data["split"] else ""
     table.add_row("images", f"{data['images']:,} of {data['source']}{split} ({data['fingerprint'][:12]})")
-    if data["rejected"]:
-        table.add_row("unreadable", f"{data['rejected']:,}")
+    if data["skipped"]:
+        table.add_row("skipped", f"{data['skipped']:,}")
     size = "own size" if protocol["size"] is None else f"{protocol['size']} px"
     resize = f", resized by {protocol['resize_filter']}, antialiased" if protocol["resize_filter"] else ""
     table.add_row("protocol", f"{protocol['name']}: {size}, crop {protocol['crop']}{resize}, {protocol['rounding']}")

@@ -2,9 +2,9 @@
 
 The usual one is Inception v3 with the weights of the original FID (Heusel et al. 2017, arXiv 1706.08500) as
 torch-fidelity restates it. Any network of timm will do where those weights are absent, or where one wants another
-opinion; its figures carry its name.
+opinion; its metrics carry its name.
 
-Features are float32 whatever precision the model ran in: autocast is off and TF32 is off, so that the figures of two
+Features are float32 whatever precision the model ran in: autocast is off and TF32 is off, so that the metrics of two
 models differ by the models alone.
 """
 
@@ -46,7 +46,7 @@ class FeatureNetwork(Protocol):
     """What the metrics ask of a network.
 
     Attributes:
-        suffix: what figures' names end with, "" for Inception v3 with its usual weights.
+        suffix: what metrics' names end with, "" for Inception v3 with its usual weights.
         dim: D.
     """
 

@@ -81,7 +81,7 @@ class FrechetDistance(FrechetInceptionDistance):
         if min(counts) <= self.dim:
             log.warning(
                 "a Fréchet distance of %d features from %d images: the covariance is not of full rank; good for "
-                "comparing models on the same images, not with published figures",
+                "comparing models on the same images, not with published values",
                 *(self.dim, min(counts)),
             )
         (mean, covariance), (other_mean, other) = self._of("real"), self._of("fake")

@@ -1,6 +1,6 @@
 """How close reconstructions come to their images, over a set.
 
-A metric of torchmetrics: feed it batch by batch, on as many processes as you like, and `compute` gives the same figures
+A metric of torchmetrics: feed it batch by batch, on as many processes as you like, and `compute` gives the same metrics
 as one process that saw everything. It keeps its states where ``.to(device)`` puts them and brings what it is fed there.
 """
 
@@ -18,7 +18,7 @@ from gsqtok.evaluation.similarity import PEAK, PSNR_CAP, similarity
 class ReconstructionMetrics(Metric):
     """PSNR, SSIM, MS-SSIM and mean squared error of reconstructions, as 8-bit images.
 
-    Both sides are clamped to [-1, 1] and rounded to the 256 values of a stored image first, so the figures are those
+    Both sides are clamped to [-1, 1] and rounded to the 256 values of a stored image first, so the metrics are those
     of the files that a decoder would write. Squared errors are summed as integers, everything else in float64.
 
     `compute` gives a dict of
@@ -77,7 +77,7 @@ class ReconstructionMetrics(Metric):
         self.images += len(images)
 
     def compute(self) -> dict[str, float | int]:
-        """The figures listed above. Raises ValueError where no image was seen."""
+        """The metrics listed above. Raises ValueError where no image was seen."""
         images = int(self.images)
         if images == 0:
             raise ValueError("no images to report on: call update(reconstruction, images) first")

@@ -1,4 +1,4 @@
-"""What one process must see of all: images' figures in the data set's order, features for their neighbours."""
+"""What one process must see of all: images' metrics in the data set's order, features for their neighbours."""
 
 from __future__ import annotations
 
@@ -15,18 +15,6 @@ def process_count() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
-
-
-def own_part(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and number of processes, None being what torch.distributed says; ValueError where it says otherwise."""
-    actual = process_count()
-    asked = (actual[0] if rank is None else rank, actual[1] if world_size is None else world_size)
-    if asked != actual:
-        raise ValueError(
-            f"process {asked[0]} of {asked[1]} was asked for, torch.distributed says {actual[0]} of {actual[1]}: "
-            "figures are gathered over its processes, so leave rank and world_size out"
-        )
-    return actual
 
 
 def on_first(part: Any, compute: Callable[[list[Any]], T]) -> T:

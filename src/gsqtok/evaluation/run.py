@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.frechet import Reference
 from gsqtok.evaluation.metrics import ReconstructionMetrics
 from gsqtok.evaluation.perceptual import ImageDistance
-from gsqtok.evaluation.processes import on_first, own_part
+from gsqtok.evaluation.processes import on_first, process_count
 from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
 from gsqtok.evaluation.similarity import to_8_bits
@@ -37,11 +38,13 @@ class Reconstruction:
         images: (B, 3, H, W) in [-1, 1], the size of what came in.
         tokens: (B, h, w, G) integers, counted where `measure` is given a codebook; None without one.
         bits: (B,), what each image costs; None where that means nothing.
+        seconds: what parts of it took, such as ``{"encode": 0.1, "decode": 0.2}``; the whole is timed by `measure`.
     """
 
     images: Tensor
     tokens: Tensor | None = None
     bits: Tensor | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -65,11 +68,11 @@ def evaluate(
             ``perceptual=("lpips_vgg",)``, ``batch_size=32``.
 
     Returns:
-        A `Result`; as a mapping it is its figures: psnr (dB, mean over images), psnr_pooled, ssim, ms_ssim, mse,
+        A `Result`; as a mapping it is its metrics: psnr (dB, mean over images), psnr_pooled, ssim, ms_ssim, mse,
         usage, perplexity, entropy_bits (left out for a codebook beyond ``MAX_COUNTED``), bits_per_pixel (of the tokens
         that were made, padding to whole positions included), bits_per_pixel_entropy (if every index cost the entropy
-        instead), images_per_second (of the tokenizer, decoding of files left out), and those of ``features`` and
-        ``perceptual``.
+        instead), images_per_second, encode_images_per_second and decode_images_per_second (of the tokenizer, without
+        reading files), and those of ``features`` and ``perceptual``.
 
     Raises:
         ValueError: no image could be read, on any process; and what `measure` raises.
@@ -110,12 +113,21 @@ def reconstructor(
     With ``tile`` feature maps are kept on the CPU; what comes out is on the device of the images all the same.
     """
 
+    def now(device: torch.device) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
     def reconstruct(images: Tensor) -> Reconstruction:
-        with nullcontext() if precision is None else torch.autocast(tokenizer.device.type, precision):
+        device, size = tokenizer.device, (images.shape[2], images.shape[3])
+        with nullcontext() if precision is None else torch.autocast(device.type, precision):
+            start = now(device)
             tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile)
-            reconstruction = tokenizer.decode(tokens, tuple(images.shape[2:]), tile).to(images.device)
+            middle = now(device)
+            reconstruction = tokenizer.decode(tokens, size, tile).to(images.device)
+            seconds = {"encode": middle - start, "decode": now(device) - middle}
         bits = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
-        return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64))
+        return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64), seconds)
 
     return reconstruct
 
@@ -140,8 +152,6 @@ def measure(
     device: torch.device | str = "cpu",
     batch_size: int = 32,
     workers: int = 0,
-    rank: int | None = None,
-    world_size: int | None = None,
     on_progress: Callable[[int], Any] | None = None,
 ) -> Result:
     """Measure what turns images into images: a tokenizer, an image codec, a function.
@@ -167,93 +177,136 @@ def measure(
         device: where images are handed to ``reconstruct``.
         batch_size: images of equal size that share a batch.
         workers: processes that decode images.
-        rank: this process; None asks torch.distributed, which must agree with it.
-        world_size: likewise, the number of processes.
         on_progress: called with the number of this process's images done since the last call.
 
     Raises:
         ValueError: no image could be read, on any process; two images of one name; a protocol and a transform at
-            once; another number of processes than torch.distributed has; neighbours or a reference without features.
+            once; neighbours or a reference without features.
         FileNotFoundError: weights or data that are not there; the message says what to get.
         ReferenceSetError: a reference of other features.
     """
     began = time.perf_counter()
-    rank, world_size = own_part(rank, world_size)
+    rank, processes = process_count()
     if isinstance(dataset, (str, Path)):
         source, dataset = source or str(dataset), open_source(dataset, split=split)
-    transform, protocol_record = prepare(protocol, size, transform)
+    prepared, record = prepare(protocol, size, transform)
 
     device = torch.device(device)
     where = device if device.type == "cuda" else torch.device("cpu")  # not every other device has float64
-    quality = ReconstructionMetrics(ms_ssim=True).to(where)
-    codebook = codebook and codebook.to(where)
     distances = [d if isinstance(d, ImageDistance) else ImageDistance(d, download=True) for d in perceptual]
-    for distance in distances:
-        distance.to(where).reset()
-    distribution = _distribution(features, reference, save_reference, neighbours, protocol_record, where)
-
-    fingerprint, seconds, pixels, bits = SetFingerprint(), 0.0, 0, []
-    columns: dict[str, list[Any]] = {"key": []}
-    loader = eval_loader(dataset, transform, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size)
+    distribution = _distribution(features, reference, save_reference, neighbours, record, where)
+    seen = _Seen(where, codebook, distances, distribution)
+    loader = eval_loader(dataset, prepared, batch_size=batch_size, workers=workers, rank=rank, world_size=processes)
     for batch in loader:
         images = batch["image"].to(device)
         start = time.perf_counter()
         out = reconstruct(images)
         if out.images.is_cuda:
             torch.cuda.synchronize(out.images.device)
-        seconds += time.perf_counter() - start
-        columns["key"] += batch["keys"]
-        quality.update(out.images, images)
-        for name, values in quality.last.items():
-            columns.setdefault(name, []).extend(values.tolist())
-        for distance in distances:
-            distance.update(out.images, images)
-            columns.setdefault(distance.metric, []).extend(distance.last.tolist())
-        if codebook is not None:
-            codebook.update(out.tokens)
-        originals = to_8_bits(images)
-        fingerprint.add(originals)
-        if distribution is not None:
-            distribution.update(to_8_bits(out.images), originals, batch["keys"])
-        size = images.shape[2] * images.shape[3]
-        pixels += len(images) * size
-        if out.bits is not None:
-            bits += out.bits.tolist()
-            columns.setdefault("bits_per_pixel", []).extend((out.bits.double() / size).tolist())
+        seen.update(out, images, batch["keys"], time.perf_counter() - start)
         if on_progress is not None:
             on_progress(len(images) + len(batch["rejected"]))
 
-    speed = len(columns["key"]) / seconds if seconds else 0.0
+    part = (seen.share(), len(loader.rejects), loader.rejects.summary())
     in_order = hasattr(dataset, "__len__")
-    part = (columns, fingerprint.total, pixels, sum(bits), bool(bits), speed, len(loader.rejects))
-    part = (*part, loader.rejects.summary())
     whole = on_first(part, lambda parts: _together(parts, in_order))
-    with warnings.catch_warnings():  # a process without images has not been updated, and that is fine
-        warnings.filterwarnings("ignore", message=".*before the ``update``", category=UserWarning)
-        figures: dict[str, float] = quality.compute()
-        images_measured = figures.pop("images")
-        figures |= {distance.metric: distance.compute() for distance in distances}
-        if distribution is not None:
-            figures |= distribution.compute()
-        codes = codebook and codebook.compute()
-        ranked = codebook and codebook.ranked_counts()
-    data = {"source": source, "split": split, "images": images_measured, "rejected": whole["rejected"]}
-    data["fingerprint"] = whole["fingerprint"]
-    if save_reference is not None:
+    metrics, counts = seen.compute(whole)
+    data = {
+        "source": source,
+        "split": split,
+        "images": len(whole["columns"]["key"]),
+        "skipped": whole["skipped"],
+        "fingerprint": whole["fingerprint"],
+    }
+    if distribution is not None and save_reference is not None:
         pooled, spatial = distribution.moments()
         if rank == 0:
-            Reference(pooled, spatial, protocol_record, data).save(save_reference)
-    if codes is not None:
-        figures |= {name: codes.pop(name) for name in ("usage", "perplexity", "entropy_bits")}
-        codes |= {"counts_sorted": ranked, "codebook_size": codebook.codebook_size, "groups": codebook.groups}
-    if whole["bits"] is not None:
-        figures["bits_per_pixel"] = whole["bits"] / whole["pixels"]
-    if codes is not None:
-        indices = codes["positions"] * codebook.groups
-        figures["bits_per_pixel_entropy"] = figures["entropy_bits"] * indices / whole["pixels"]
-    figures["images_per_second"] = whole["speed"]
-    surroundings = environment(device) | {"processes": world_size, "seconds": time.perf_counter() - began}
-    return Result(model, data, protocol_record, figures, whole["columns"], codes, environment=surroundings)
+            Reference(pooled, spatial, record, data).save(save_reference)
+    surroundings = environment(device) | {"processes": processes, "seconds": time.perf_counter() - began}
+    return Result(model, data, record, metrics, whole["columns"], counts, environment=surroundings)
+
+
+class _Seen:
+    """What a process gathers of the images that it measures.
+
+    Args:
+        device: where the metrics are.
+        codebook: counts the tokens; None where there are none.
+        distances: perceptual ones, of each pair of images.
+        distribution: of the two sets.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        codebook: CodebookUsage | None,
+        distances: list[ImageDistance],
+        distribution: DistributionMetrics | None,
+    ) -> None:
+        self.quality = ReconstructionMetrics(ms_ssim=True).to(device)
+        self.codebook = codebook and codebook.to(device)
+        self.distances, self.distribution = distances, distribution
+        for distance in distances:
+            distance.to(device).reset()
+        self.fingerprint = SetFingerprint()
+        self.columns: dict[str, list[Any]] = {"key": []}
+        self.pixels, self.bits = 0, 0.0
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def update(self, out: Reconstruction, images: Tensor, keys: list[str], seconds: float) -> None:
+        """Measure a batch: what came out of the images (B, 3, H, W) with these names in so many seconds."""
+        of_each: dict[str, Tensor] = {}
+        self.quality.update(out.images, images)
+        of_each |= self.quality.last
+        for distance in self.distances:
+            distance.update(out.images, images)
+            of_each[distance.metric] = distance.last
+        if self.codebook is not None and out.tokens is not None:
+            self.codebook.update(out.tokens)
+        originals = to_8_bits(images)
+        self.fingerprint.add(originals)
+        if self.distribution is not None:
+            self.distribution.update(to_8_bits(out.images), originals, keys)
+        size = images.shape[2] * images.shape[3]
+        self.pixels += len(images) * size
+        if out.bits is not None:
+            self.bits += float(out.bits.sum())
+            of_each["bits_per_pixel"] = out.bits.double() / size
+        self.seconds["images_per_second"] += seconds
+        for part, took in out.seconds.items():
+            self.seconds[f"{part}_images_per_second"] += took
+        self.columns["key"] += keys
+        for name, values in of_each.items():
+            self.columns.setdefault(name, []).extend(values.tolist())
+
+    def share(self) -> dict[str, Any]:
+        """Return what is to be put together with the shares of other processes."""
+        images = len(self.columns["key"])
+        speeds = {name: images / seconds for name, seconds in self.seconds.items() if seconds}
+        sums = {"fingerprint": self.fingerprint.total, "pixels": self.pixels, "bits": self.bits}
+        return {"columns": self.columns, "sums": Counter(sums), "speeds": Counter(speeds)}
+
+    def compute(self, whole: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any] | None]:
+        """Return the metrics over all processes, and how the codebook was used; every process must call it."""
+        with warnings.catch_warnings():  # a process without images has not been updated, and that is fine
+            warnings.filterwarnings("ignore", message=".*before the ``update``", category=UserWarning)
+            metrics: dict[str, float] = self.quality.compute()
+            del metrics["images"]
+            metrics |= {distance.metric: distance.compute() for distance in self.distances}
+            if self.distribution is not None:
+                metrics |= self.distribution.compute()
+        counts: dict[str, Any] | None = None
+        if self.codebook is not None:
+            counts = dict(self.codebook.compute())
+            metrics |= {name: counts.pop(name) for name in ("usage", "perplexity", "entropy_bits")}
+            size, groups = self.codebook.codebook_size, self.codebook.groups
+            counts |= {"counts_sorted": self.codebook.ranked_counts(), "codebook_size": size, "groups": groups}
+        if "bits_per_pixel" in whole["columns"]:
+            metrics["bits_per_pixel"] = whole["bits"] / whole["pixels"]
+        if counts is not None:
+            indices = counts["positions"] * counts["groups"]
+            metrics["bits_per_pixel_entropy"] = metrics["entropy_bits"] * indices / whole["pixels"]
+        return metrics | whole["speeds"], counts
 
 
 def _distribution(
@@ -284,26 +337,26 @@ def _distribution(
     return DistributionMetrics(network, reference=saved, neighbours=neighbours, device=device)
 
 
-def _together(parts: list[Any], in_order: bool) -> dict[str, Any]:
+def _together(parts: list[tuple[dict[str, Any], int, str]], in_order: bool) -> dict[str, Any]:
     """The shares of all processes, in order."""
-    shares, totals, pixels, bits, costed, speeds, rejected, summaries = zip(*parts, strict=True)
-    names = {name: None for share in shares for name in share}
-    columns = {name: [value for share in shares for value in share.get(name, [])] for name in names}
+    shares = [share for share, _, _ in parts]
+    names = {name: None for share in shares for name in share["columns"]}
+    columns = {name: [value for share in shares for value in share["columns"].get(name, [])] for name in names}
     keys = columns["key"]
     if not keys:
-        raise ValueError(f"no image could be read: {'; '.join(dict.fromkeys(summaries))}")
+        raise ValueError(f"no image could be read: {'; '.join(dict.fromkeys(reasons for _, _, reasons in parts))}")
     if len(set(keys)) < len(keys):
-        seen: set[str] = set()
-        twice = next(key for key in keys if key in seen or seen.add(key))
-        raise ValueError(f"the image '{twice}' came twice: keys must be unique")
+        key = Counter(keys).most_common(1)[0][0]
+        raise ValueError(f"the image '{key}' came twice: keys must be unique")
     if not in_order and len(parts) > 1:  # a stream is dealt out to the processes; by name is the order that is left
         order = sorted(range(len(keys)), key=keys.__getitem__)
         columns = {name: [column[i] for i in order] for name, column in columns.items()}
+    sums = sum((share["sums"] for share in shares), Counter())
     return {
         "columns": columns,
-        "fingerprint": SetFingerprint().hexdigest(totals),
-        "pixels": sum(pixels),
-        "bits": sum(bits) if any(costed) else None,
-        "speed": sum(speeds),
-        "rejected": sum(rejected),
+        "pixels": sums["pixels"],
+        "bits": sums["bits"],
+        "fingerprint": SetFingerprint().hexdigest((sums["fingerprint"],)),
+        "speeds": dict(sum((share["speeds"] for share in shares), Counter())),
+        "skipped": sum(skipped for _, skipped, _ in parts),
     }

@@ -18,7 +18,7 @@ _MS_SSIM_POWERS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # Wang, Simoncelli, 
 
 
 def similarity(reconstruction: Tensor, images: Tensor, ms_ssim: bool = False) -> dict[str, Tensor]:
-    """The figures of each image.
+    """The metrics of each image.
 
     Args:
         reconstruction: (B, 3, H, W) in [-1, 1]; values outside are clamped.
@@ -42,8 +42,8 @@ def similarity(reconstruction: Tensor, images: Tensor, ms_ssim: bool = False) ->
     psnr = 10 * torch.log10(PEAK**2 * images[0].numel() / squared_error.double())
     # float64 keeps the window's variances from cancelling, and convolutions in it escape autocast and TF32.
     ours, theirs = ours.double(), theirs.double()
-    figures = {"squared_error": squared_error, "psnr": psnr.clamp(max=PSNR_CAP), "ssim": _ssim(ours, theirs)}
-    return figures | ({"ms_ssim": _ms_ssim(ours, theirs)} if ms_ssim else {})
+    metrics = {"squared_error": squared_error, "psnr": psnr.clamp(max=PSNR_CAP), "ssim": _ssim(ours, theirs)}
+    return metrics | ({"ms_ssim": _ms_ssim(ours, theirs)} if ms_ssim else {})
 
 
 def to_8_bits(images: Tensor) -> Tensor:
