@@ -133,13 +133,15 @@ def logarithmic_y(axis: Axes) -> None:
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     decades = LogLocator(10, (1, 2, 5) if high < 100 * low else (1,))
-    axis.yaxis.set_major_locator(MaxNLocator(6) if high < 10 * low else decades)
+    axis.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]) if high < 10 * low else decades)
     axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _short(value: float) -> str:
-    """Write a power of two: 0.0625, 512, 64k, 1M."""
+    """Write a power of two: 1/64, 0.125, 512, 64k, 1M."""
+    if value < 0.0625:
+        return f"1/{1 / value:g}"
     for unit, name in ((2**20, "M"), (2**10, "k")):
         if value >= unit:
             return f"{value / unit:g}{name}"
