@@ -7,10 +7,19 @@ import pytest
 from gsqtok.cli import main
 
 
+class Page:
+    def block_thread(self):
+        pass
+
+
 def test_models_get_labels_and_the_page_stays_on_this_machine(monkeypatch, tmp_path, tiny_tokenizer):
     serve = pytest.importorskip("gsqtok.app.serve", exc_type=ImportError)
     calls = []
-    monkeypatch.setattr(serve, "serve", lambda tokenizers, **options: calls.append((tokenizers, options)))
+    monkeypatch.setattr(
+        serve,
+        "serve",
+        lambda tokenizers, **options: calls.append((tokenizers, options)) or (Page(), "http://127.0.0.1:7860/"),
+    )
     for folder in ("a", "b"):
         tiny_tokenizer.save_pretrained(tmp_path / folder / "mine")
     folders = [str(tmp_path / folder / "mine") for folder in ("a", "b")]

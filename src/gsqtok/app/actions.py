@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
 from PIL import Image
 from torch import Tensor
 
 from gsqtok.app import codebook, views
+from gsqtok.app.kept import Kept
 from gsqtok.data import BrokenImageError, decode_image, to_pil
 from gsqtok.tokenizer import ImageTokenizer
 
 MAX_DECODED = 2**26  # pixels of an uploaded image, 192 MiB as RGB: more is refused before it is decoded
 NEAREST = 5  # neighbours shown of a codeword
+BUDGET = 2**29  # bytes of images that are kept for all visitors together, and again of what is shown to them
+GONE = "This image had to make room for those of other visitors: open it again."
+CHOOSE_SECOND = "Choose a second image to swap with"
 _DEMO = Path(__file__).parent.parent / "demo_images"
 DEMO = {path.stem: path for path in sorted(_DEMO.glob("*.png"))}
 
@@ -27,21 +33,45 @@ class Opened:
     Attributes:
         image: at most so large as the page works with.
         size: width and height as it came.
+        frames: of the file; the page works with the first.
         name: of ours, or "your image".
     """
 
     image: Image.Image
     size: tuple[int, int]
+    frames: int
     name: str
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return 3 * self.image.width * self.image.height
 
 
 @dataclass(frozen=True)
 class Shown:
-    """What is on the page, kept for one visitor: the image, through which tokenizer, and what came of it."""
+    """What is on the page, kept for one visitor: the image, through which tokenizer, and its tokens (h, w, G)."""
 
     opened: Opened
     label: str
-    seen: views.Look
+    tokens: Tensor
+
+    @property
+    def bytes(self) -> int:
+        """Memory that it takes."""
+        return self.opened.bytes + self.tokens.numel() * self.tokens.element_size()
+
+
+def _announced(data: bytes) -> tuple[int, int, int]:
+    """Width, height and number of frames that a file announces; zeros for what is no image."""
+    before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # nothing is decoded here
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return *image.size, getattr(image, "n_frames", 1)
+    except Exception:  # on corrupt input Pillow's readers raise nearly anything; decoding says what is wrong
+        return 0, 0, 1
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _tiles(progress: gr.Progress) -> views.Progress:
@@ -81,37 +111,63 @@ class Actions:
     def __init__(self, tokenizers: Mapping[str, ImageTokenizer], max_pixels: int) -> None:
         self.tokenizers = dict(tokenizers)
         self.max_pixels = max_pixels
+        self.opened: Kept[Opened] = Kept(BUDGET)
+        self.shown: Kept[Shown] = Kept(BUDGET)
 
-    def upload(self, data: bytes | None) -> tuple[Opened | None, None]:
-        """A file's bytes to an image, and the list of ours emptied; what is no image is answered on the page."""
-        return None if data is None else self._open(data, "your image"), None
-
-    def choose(self, name: str | None) -> tuple[Opened | None, None]:
-        """One of the package's own images by its name, and the field for uploads emptied."""
-        if name is not None and name not in DEMO:
-            raise gr.Error("There is no such image here.", print_exception=False)
-        return None if name is None else self._open(DEMO[name].read_bytes(), name), None
-
-    def _open(self, data: bytes, name: str) -> Opened:
-        try:
-            image = decode_image(data, max_pixels=MAX_DECODED)
-        except BrokenImageError as error:
-            raise gr.Error(
-                f"This file is not shown: {error}. Choose another image.",
-                duration=None,
-                print_exception=False,
-            ) from None
-        return Opened(views.shrunk(image, self.max_pixels), image.size, name)
-
-    def show(self, opened: Opened | None, label: str, progress: gr.Progress = gr.Progress()) -> tuple:  # noqa: B008
-        """Through the tokenizer and back.
+    def upload(self, data: bytes | None, key: str | None) -> tuple[str | None, None, Any]:
+        """An uploaded file's bytes to an image; what is no image is answered on the page, and the field emptied.
 
         Returns:
-            what is shown now, a line about it, the table, the slider's pair, the gallery, the token maps, their closer
-            view and what it shows, the groups, and an empty position and table of neighbours.
+            the image's key, the list of ours emptied, and the field for uploads.
         """
+        if data is None:
+            return None, None, gr.skip()
+        try:
+            return self._keep(data, "your image", key), None, gr.skip()
+        except BrokenImageError as error:
+            gr.Warning(f"This file is not shown: {str(error).rstrip('.')}. Choose another image.", duration=None)
+            return None, None, None
+
+    def choose(self, name: str | None, key: str | None) -> tuple[str | None, None]:
+        """One of the package's own images by its name; returns its key, and the field for uploads emptied."""
+        if name is not None and name not in DEMO:
+            raise gr.Error("There is no such image here.", print_exception=False)
+        return None if name is None else self._keep(DEMO[name].read_bytes(), name, key), None
+
+    def _keep(self, data: bytes, name: str, key: str | None) -> str:
+        width, height, frames = _announced(data)
+        if width * height > MAX_DECODED:
+            limit = f"{MAX_DECODED / 10**6:.0f} megapixels"
+            raise BrokenImageError(f"{width:,} x {height:,} pixels are more than the {limit} that this page takes")
+        image = decode_image(data, max_pixels=MAX_DECODED)
+        opened = Opened(views.shrunk(image, self.max_pixels), image.size, frames, name)
+        return self.opened.put(opened, opened.bytes, replaces=key)
+
+    def show(
+        self,
+        key: str | None,
+        label: str,
+        before: str | None,
+        progress: gr.Progress = gr.Progress(),  # noqa: B008
+    ) -> tuple:
+        """Through the tokenizer and back; where there is no image, what was shown goes.
+
+        Args:
+            key: of the image.
+            label: of the tokenizer.
+            before: the key of what was shown.
+            progress: Gradio's.
+
+        Returns:
+            the key of what is shown now, a line about it, the table, the slider's pair, the gallery, the token maps,
+            their closer view and what it shows, the groups, and an empty position and table of neighbours.
+        """
+        opened = self.opened.get(key)
         if opened is None:
-            return (gr.skip(),) * 11
+            if key is not None:
+                gr.Warning(GONE)
+            nothing = gr.Image(None, visible=False)
+            return None, "", None, None, None, None, nothing, None, gr.CheckboxGroup(choices=[], value=[]), "", None
         tokenizer = self._tokenizer(label)
         progress(0, "encoding and decoding")
         try:
@@ -134,46 +190,52 @@ class Actions:
         groups = gr.CheckboxGroup(choices=names, value=names)
         table = views.figures(seen, label)
         line = self._line(opened, seen)
-        return Shown(opened, label, seen), line, table, pair, gallery, *maps, groups, "", None
+        now = Shown(opened, label, seen.ours.tokens.int())
+        kept = self.shown.put(now, now.bytes, replaces=before)
+        return kept, line, table, pair, gallery, *maps, groups, "", None
 
     def _line(self, opened: Opened, seen: views.Look) -> str:
         width, height = opened.image.size
         rows, columns, groups = seen.ours.tokens.shape
         line = f"{opened.name}: {width} x {height} pixels, {rows} x {columns} positions of {groups} tokens."
+        if opened.frames > 1:
+            line += f" **The first of {opened.frames} frames.**"
         if opened.size != opened.image.size:
             line += (
                 f" **Shrunk from {opened.size[0]} x {opened.size[1]}**: this page works with at most "
-                f"{self.max_pixels:,} pixels."
+                f"{self.max_pixels / 10**6:.2g} megapixels."
             )
         return line
 
-    def point(self, shown: Shown | None, event: gr.SelectData) -> tuple:
+    def point(self, key: str | None, event: gr.SelectData) -> tuple:
         """A click on the token maps.
 
         Returns:
             the maps with the position framed, their closer view and what it shows, the position's name, and its
             codewords' neighbours.
         """
+        shown = self._still_shown(key)
         if shown is None:
             return (gr.skip(),) * 5
-        shape = tuple(shown.seen.ours.tokens.shape)
+        shape = tuple(shown.tokens.shape)
         found = views.Sheet(shape).position(*_pixel(event))
         if found is None:
             return (gr.skip(),) * 5
         return self._at(shown, found[:2], views.closer(shape, *found[:2]))
 
-    def point_closer(self, shown: Shown | None, window: views.Window | None, event: gr.SelectData) -> tuple:
+    def point_closer(self, key: str | None, window: views.Window | None, event: gr.SelectData) -> tuple:
         """A click on the closer view, which stays where it is; the rest as for `point`."""
+        shown = self._still_shown(key)
         if shown is None or window is None:
             return (gr.skip(),) * 5
-        tokens = shown.seen.ours.tokens
+        tokens = shown.tokens
         found = views.Sheet(tuple(tokens[window].shape)).position(*_pixel(event))
         if found is None:
             return (gr.skip(),) * 5
         return self._at(shown, (found[0] + window[0].start, found[1] + window[1].start), window)
 
     def _at(self, shown: Shown, position: tuple[int, int], window: views.Window | None) -> tuple:
-        tokens, (row, column) = shown.seen.ours.tokens, position
+        tokens, (row, column) = shown.tokens, position
         quantizer = self._tokenizer(shown.label).quantizer
         rows = []
         try:
@@ -185,14 +247,18 @@ class Actions:
             raise gr.Error(f"No neighbours: {error}.", print_exception=False) from None
         return *_maps(tokens, window, position), f"Position: row {row + 1}, column {column + 1}", rows
 
-    def second(self, other: Opened | None) -> str:
-        """A line about the second image."""
-        return "" if other is None else f"Second: {other.name}, {other.size[0]} x {other.size[1]} pixels."
+    def second(self, key: str | None) -> tuple[str, Any]:
+        """A line about the second image, and the button, which works once there is one."""
+        other = self.opened.get(key)
+        if other is None:
+            return "", gr.Button(interactive=False, value=CHOOSE_SECOND)
+        line = f"Second: {other.name}, {other.size[0]} x {other.size[1]} pixels."
+        return line, gr.Button(interactive=True, value="Swap and decode")
 
     def swap(
         self,
-        shown: Shown | None,
-        other: Opened | None,
+        key: str | None,
+        other_key: str | None,
         groups: list[str],
         left: float,
         top: float,
@@ -201,15 +267,16 @@ class Actions:
         progress: gr.Progress = gr.Progress(),  # noqa: B008
     ) -> list[tuple[Image.Image, str]]:
         """Two images with some of their tokens exchanged; box edges in percent. Returns a gallery of four."""
+        shown, other = self._still_shown(key), self.opened.get(other_key)
         if shown is None or other is None:
             raise gr.Error("Choose a first image above and a second one here.", print_exception=False)
         tokenizer = self._tokenizer(shown.label)
-        first, size = shown.seen.ours.tokens, shown.opened.image.size
+        first, size = shown.tokens, shown.opened.image.size
         second_image = views.fitted(other.image, size)
         box = (left / 100, top / 100, right / 100, bottom / 100)
         progress(0, "encoding and decoding")
         told = _tiles(progress)
-        second = views.encoded(tokenizer, second_image, told)
+        second = views.encoded(tokenizer, second_image, told).int()
         chosen = [int(name.removeprefix("group ")) - 1 for name in groups]
         pair = views.swapped(first, second, chosen, box)
         ours, theirs = (views.decoded(tokenizer, tokens, size, told) for tokens in pair)
@@ -220,10 +287,11 @@ class Actions:
             (theirs, "second, with tokens of the first"),
         ]
 
-    def plots(self, shown: Shown | None, label: str) -> tuple:
+    def plots(self, key: str | None, label: str) -> tuple:
         """Usage in the image shown (if any), where the codewords lie, and a line about the quantizer."""
         quantizer = self._tokenizer(label).quantizer
-        tokens = shown.seen.ours.tokens if shown is not None and shown.label == label else None
+        shown = self.shown.get(key)
+        tokens = shown.tokens if shown is not None and shown.label == label else None
         counted = tokens is not None and quantizer.codebook_size <= codebook.MAX_SEARCHED
         usage = codebook.usage_plot(tokens, quantizer.codebook_size) if counted else None
         sphere = codebook.sphere_plot(quantizer, tokens)
@@ -232,6 +300,12 @@ class Actions:
             f"position, {quantizer.bits:g} bits."
         )
         return usage, sphere, line if sphere is not None else line + " It has no codebook to draw."
+
+    def _still_shown(self, key: str | None) -> Shown | None:
+        shown = self.shown.get(key)
+        if shown is None and key is not None:
+            raise gr.Error(GONE, print_exception=False)
+        return shown
 
     def _tokenizer(self, label: str) -> ImageTokenizer:
         if label not in self.tokenizers:

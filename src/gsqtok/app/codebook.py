@@ -77,13 +77,17 @@ def nearest_angles(codewords: Tensor) -> Tensor:
 
 def usage_plot(tokens: Tensor, codebook_size: int) -> Image.Image:
     """How often each codeword occurs in (h, w, G) tokens, most used first, a line a group."""
+    from matplotlib import colormaps
+
     with style():
         figure, axes = _figure()
-        positions = tokens[:, :, 0].numel()
+        positions, few = tokens[:, :, 0].numel(), tokens.shape[2] <= len(COLOURS)
         for group in range(tokens.shape[2]):
             counts = np.sort(np.unique(tokens[:, :, group].numpy(), return_counts=True)[1])[::-1]
-            colour = COLOURS[group % len(COLOURS)]
-            axes.step(np.arange(1, len(counts) + 1), counts / positions, where="mid", color=colour, linewidth=1.2)
+            # more groups than colours are told apart by their order from dark to light
+            colour = COLOURS[group] if few else colormaps["viridis"](group / (tokens.shape[2] - 1))
+            ranks = np.arange(1, len(counts) + 1)
+            axes.step(ranks, counts / positions, where="mid", color=colour, linewidth=1.2, label=f"group {group + 1}")
         axes.axhline(1 / codebook_size, color="#8c8c8c", linestyle="--", linewidth=1)
         axes.annotate(
             "all alike", (0.02, 1 / codebook_size), xycoords=("axes fraction", "data"), va="bottom", fontsize=8
@@ -91,7 +95,8 @@ def usage_plot(tokens: Tensor, codebook_size: int) -> Image.Image:
         axes.set(xscale="log", yscale="log", xlabel="codewords, most used first", ylabel="share of positions")
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_formatter("{x:g}")  # powers of ten would be set as mathematics, which `style` turns off
-        axes.set_title(f"usage in this image: a line for each of {tokens.shape[2]} groups")
+        axes.legend(fontsize=7, ncols=-(-tokens.shape[2] // 8), frameon=False)
+        axes.set_title("usage of the codewords in this image")
         return _image(figure)
 
 

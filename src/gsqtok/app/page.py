@@ -7,7 +7,7 @@ from typing import Any
 
 import gradio as gr
 
-from gsqtok.app.actions import DEMO, MAX_DECODED, NEAREST, Actions
+from gsqtok.app.actions import CHOOSE_SECOND, DEMO, MAX_DECODED, NEAREST, Actions
 from gsqtok.app.views import CLOSER
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -37,14 +37,15 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
         opened, other, shown, window = (gr.State(time_to_live=3600) for _ in range(4))
         gr.Markdown(
-            "# gsqtok\nA image as discrete tokens, and back. "
-            f"Files of up to {max_mb:g} MB and {MAX_DECODED // 10**6} million pixels are taken; images of more than "
-            f"{max_pixels:,} pixels are shrunk to that. Large ones go through in tiles, at full resolution."
+            "# gsqtok\nAn image as discrete tokens, and back. "
+            f"Files of up to {max_mb:g} MB and {MAX_DECODED // 10**6} megapixels are taken; images of more than "
+            f"{max_pixels / 10**6:.2g} megapixels are shrunk to that. Large ones go through in tiles, at full "
+            "resolution."
         )
         with gr.Row():
             with gr.Column():
                 label = gr.Dropdown(labels, value=labels[0], label="Tokenizer", elem_id="tokenizer")
-                demo = gr.Dropdown(list(DEMO), value=None, label="One of our images", elem_id="demo")
+                demo = gr.Dropdown(list(DEMO), value=next(iter(DEMO)), label="One of our images", elem_id="demo")
             upload = _upload("Or an image of yours", "upload")
         line = gr.Markdown(elem_id="line")
         with gr.Tab("Reconstruction"):
@@ -89,7 +90,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
                     gr.Slider(0, 100, value=value, step=1, label=f"{name}, %")
                     for name, value in (("Left", 25), ("Top", 25), ("Right", 75), ("Bottom", 75))
                 ]
-            button = gr.Button("Swap and decode", variant="primary", elem_id="swap")
+            button = gr.Button(CHOOSE_SECOND, variant="primary", interactive=False, elem_id="swap")
             results = _gallery(4, "swapped")
         with gr.Tab("Codebook"):
             about = gr.Markdown()
@@ -102,21 +103,21 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
         tokens = [maps, closer, window]
         views = [shown, line, table, slider, gallery, *tokens, groups, position, near]
         for event in (
-            upload.upload(do.upload, upload, [opened, demo], **quiet).success,
-            demo.input(do.choose, demo, [opened, upload], **quiet).success,
+            upload.upload(do.upload, [upload, opened], [opened, demo, upload], **quiet).success,
+            demo.input(do.choose, [demo, opened], [opened, upload], **quiet).success,
+            blocks.load(do.choose, [demo, opened], [opened, upload], **quiet).success,
             label.input,
         ):
-            done = event(do.show, [opened, label], views, show_progress_on=[line, slider], **queued)
+            done = event(do.show, [opened, label, shown], views, show_progress_on=[line, slider], **queued)
             done.success(do.plots, [shown, label], [usage, sphere, about], **quiet)
         maps.select(do.point, shown, [*tokens, position, near], **quiet)
         closer.select(do.point_closer, [shown, window], [*tokens, position, near], **quiet)
         for event in (
-            other_upload.upload(do.upload, other_upload, [other, other_demo], **quiet),
-            other_demo.input(do.choose, other_demo, [other, other_upload], **quiet),
+            other_upload.upload(do.upload, [other_upload, other], [other, other_demo, other_upload], **quiet),
+            other_demo.input(do.choose, [other_demo, other], [other, other_upload], **quiet),
         ):
-            event.success(do.second, other, other_line, **quiet)
+            event.success(do.second, other, [other_line, button], **quiet)
         button.click(do.swap, [shown, other, groups, *edges], results, **queued)
-        blocks.load(do.plots, [shown, label], [usage, sphere, about], **quiet)
     return blocks.queue(max_size=32)
 
 
@@ -140,9 +141,10 @@ def _upload(label: str, name: str) -> gr.File:
 
     async def uploaded_only(path: str | None) -> str | None:
         """Gradio has checked a path by now, but would fetch an address."""
-        if path is not None and path.lower().startswith(("http:", "https:")):
+        if path is not None and "://" in path:
             raise gr.Error("Addresses are not fetched: upload the file.", print_exception=False)
         return path
 
+    # on the field itself: for a subclass Gradio would write a stub file into this package
     field.async_move_resource_to_block_cache = uploaded_only
     return field

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
-from typing import Any
+from collections.abc import Mapping
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read when Gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -14,37 +13,9 @@ import gradio as gr
 from starlette.middleware import Middleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
+from gsqtok.app.guard import AddressGuard, Headers, UploadGuard
 from gsqtok.app.page import CSS, THEME, page
 from gsqtok.tokenizer import ImageTokenizer
-
-# Gradio's page names a script and fonts of other servers; with this the browser asks nobody but this one.
-POLICY = (
-    "default-src 'self'; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
-    "object-src 'none'; base-uri 'self'; form-action 'self'; frame-ancestors 'self'"
-)
-_HEADERS = [
-    (b"content-security-policy", POLICY.encode()),
-    (b"x-content-type-options", b"nosniff"),
-    (b"referrer-policy", b"no-referrer"),
-]
-
-
-class Headers:
-    """ASGI middleware that adds the headers above to every answer."""
-
-    def __init__(self, app: Callable[..., Awaitable[None]]) -> None:
-        self.app = app
-
-    async def __call__(self, scope: MutableMapping[str, Any], receive: Any, send: Any) -> None:
-        """One request."""
-
-        async def with_headers(message: MutableMapping[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), *_HEADERS]
-            await send(message)
-
-        await self.app(scope, receive, with_headers)
 
 
 def serve(
@@ -54,9 +25,8 @@ def serve(
     port: int | None = None,
     max_pixels: int = 2048 * 2048,
     max_mb: float = 20,
-    block: bool = True,
 ) -> tuple[gr.Blocks, str]:
-    """Serve the page.
+    """Serve the page, in a thread of its own.
 
     Args:
         tokenizers: by label, at least one.
@@ -64,10 +34,9 @@ def serve(
         port: None takes the first free one from 7860.
         max_pixels: larger images are shrunk to so many.
         max_mb: larger files are refused, in units of 10^6 bytes.
-        block: stay until interrupted.
 
     Returns:
-        the page (``close()`` ends it) and its address.
+        the page (``block_thread()`` stays until Ctrl-C, ``close()`` ends it) and its address.
 
     Raises:
         OSError: the port is taken.
@@ -77,10 +46,11 @@ def serve(
         raise ValueError("a page needs a tokenizer")
     if max_pixels < 1 or not max_mb > 0:
         raise ValueError(f"limits must be positive, got {max_pixels} pixels and {max_mb} MB")
-    middleware = [Middleware(Headers)]
+    middleware = [Middleware(Headers), Middleware(AddressGuard), Middleware(UploadGuard)]
     if _loopback(host):  # another name that leads here is a page of somebody else's (DNS rebinding)
-        middleware.append(Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host]))
+        middleware.insert(1, Middleware(TrustedHostMiddleware, allowed_hosts=["localhost", host]))
     blocks = page(tokenizers, max_pixels, max_mb)
+    # launch, not mount_gradio_app: a mounted page does not check which files of this machine a browser may name
     _, address, _ = blocks.launch(
         server_name=host,
         server_port=port,
@@ -99,10 +69,8 @@ def serve(
         theme=THEME,
         css=CSS,
         app_kwargs={"middleware": middleware, "docs_url": None, "redoc_url": None, "openapi_url": None},
+        _frontend=False,  # else it asks itself for its page, and gives up where a busy machine takes 3 s to answer
     )
-    if block:
-        print(f"gsqtok app: {address} (Ctrl-C ends it)", flush=True)
-        blocks.block_thread()
     return blocks, address
 
 

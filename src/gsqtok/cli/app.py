@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gsqtok.cli.options import resolve_device
+from gsqtok.cli.options import console, resolve_device
 
 
 def app(
@@ -46,4 +46,6 @@ def app(
         label = Path(source).name or source if source else "embedded"
         label = source if label in tokenizers else label
         tokenizers[label] = ImageTokenizer.from_pretrained(source).to(where).eval()
-    serve(tokenizers, host=host, port=port, max_pixels=max_pixels, max_mb=max_mb)
+    page, address = serve(tokenizers, host=host, port=port, max_pixels=max_pixels, max_mb=max_mb)
+    console.print(f"gsqtok app: {address} (Ctrl-C ends it)")
+    page.block_thread()
