@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import math
 import time
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
@@ -20,12 +21,11 @@ from gsqtok.evaluation.environment import environment
 from gsqtok.evaluation.features import FeatureNetwork, build_features
 from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.frechet import Reference
-from gsqtok.evaluation.metrics import ReconstructionMetrics
 from gsqtok.evaluation.perceptual import ImageDistance
 from gsqtok.evaluation.processes import on_first, process_count
 from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
-from gsqtok.evaluation.similarity import to_8_bits
+from gsqtok.evaluation.similarity import PEAK, PSNR_CAP, similarity, to_8_bits
 from gsqtok.evaluation.usage import CodebookUsage, usage_of
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -190,10 +190,9 @@ def measure(
     if isinstance(dataset, (str, Path)):
         source, dataset = source or str(dataset), open_source(dataset, split=split)
     prepared, record = prepare(protocol, size, transform)
-
     device = torch.device(device)
     where = device if device.type == "cuda" else torch.device("cpu")  # not every other device has float64
-    distances = [d if isinstance(d, ImageDistance) else ImageDistance(d, download=True) for d in perceptual]
+    distances = [ImageDistance(d, download=True) if isinstance(d, str) else d for d in perceptual]
     distribution = _distribution(features, reference, save_reference, neighbours, record, where)
     seen = _Seen(where, codebook, distances, distribution)
     loader = eval_loader(dataset, prepared, batch_size=batch_size, workers=workers, rank=rank, world_size=processes)
@@ -207,30 +206,34 @@ def measure(
         if on_progress is not None:
             on_progress(len(images) + len(batch["rejected"]))
 
-    part = (seen.share(), len(loader.rejects), loader.rejects.summary())
     in_order = hasattr(dataset, "__len__")
+    part = (*seen.share(), len(loader.rejects), loader.rejects.summary())
     whole = on_first(part, lambda parts: _together(parts, in_order))
-    metrics, counts = seen.compute(whole)
-    data = {
-        "source": source,
-        "split": split,
-        "images": len(whole["columns"]["key"]),
-        "skipped": whole["skipped"],
-        "fingerprint": whole["fingerprint"],
-    }
+    per_image, metrics, counts = whole["per_image"], whole["metrics"], None
+    if distribution is not None:
+        metrics |= distribution.compute()
+    if codebook is not None:
+        counts = codebook.compute()
+        metrics |= {name: counts.pop(name) for name in ("usage", "perplexity", "entropy_bits")}
+        indices = counts["positions"] * codebook.groups
+        metrics["bits_per_pixel_entropy"] = metrics["entropy_bits"] * indices / whole["pixels"]
+        counts["counts_sorted"] = codebook.ranked_counts()
+        counts |= {"codebook_size": codebook.codebook_size, "groups": codebook.groups}
+    data = {"source": source, "split": split, "images": len(per_image["key"])}
+    data |= {"skipped": whole["skipped"], "fingerprint": whole["fingerprint"]}
     if distribution is not None and save_reference is not None:
         pooled, spatial = distribution.moments()
         if rank == 0:
             Reference(pooled, spatial, record, data).save(save_reference)
     surroundings = environment(device) | {"processes": processes, "seconds": time.perf_counter() - began}
-    return Result(model, data, record, metrics, whole["columns"], counts, environment=surroundings)
+    return Result(model, data, record, metrics | whole["speeds"], per_image, counts, environment=surroundings)
 
 
 class _Seen:
     """What a process gathers of the images that it measures.
 
     Args:
-        device: where the metrics are.
+        device: where metrics are computed.
         codebook: counts the tokens; None where there are none.
         distances: perceptual ones, of each pair of images.
         distribution: of the two sets.
@@ -240,73 +243,69 @@ class _Seen:
         self,
         device: torch.device,
         codebook: CodebookUsage | None,
-        distances: list[ImageDistance],
+        distances: Sequence[ImageDistance],
         distribution: DistributionMetrics | None,
     ) -> None:
-        self.quality = ReconstructionMetrics(ms_ssim=True).to(device)
-        self.codebook = codebook and codebook.to(device)
-        self.distances, self.distribution = distances, distribution
-        for distance in distances:
-            distance.to(device).reset()
+        self.device, self.codebook, self.distribution = device, codebook and codebook.to(device), distribution
+        self.distances = [distance.to(device) for distance in distances]
         self.fingerprint = SetFingerprint()
-        self.columns: dict[str, list[Any]] = {"key": []}
-        self.pixels, self.bits = 0, 0.0
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.columns: dict[str, list[Any]] = defaultdict(list)
+        self.seconds: Counter[str] = Counter()
 
     def update(self, out: Reconstruction, images: Tensor, keys: list[str], seconds: float) -> None:
         """Measure a batch: what came out of the images (B, 3, H, W) with these names in so many seconds."""
-        of_each: dict[str, Tensor] = {}
-        self.quality.update(out.images, images)
-        of_each |= self.quality.last
-        for distance in self.distances:
-            distance.update(out.images, images)
-            of_each[distance.metric] = distance.last
+        ours, theirs = out.images.to(self.device), images.to(self.device)
+        of_each = similarity(ours, theirs, ms_ssim=True)
+        of_each |= {distance.metric: distance(ours, theirs) for distance in self.distances}
+        if out.bits is not None:
+            of_each["bits"] = out.bits.double()
+        for name, values in of_each.items():
+            self.columns[name] += values.tolist()
+        self.columns["key"] += keys
+        self.columns["pixels"] += [images.shape[2] * images.shape[3]] * len(images)
         if self.codebook is not None and out.tokens is not None:
             self.codebook.update(out.tokens)
-        originals = to_8_bits(images)
+        originals = to_8_bits(theirs)
         self.fingerprint.add(originals)
         if self.distribution is not None:
-            self.distribution.update(to_8_bits(out.images), originals, keys)
-        size = images.shape[2] * images.shape[3]
-        self.pixels += len(images) * size
-        if out.bits is not None:
-            self.bits += float(out.bits.sum())
-            of_each["bits_per_pixel"] = out.bits.double() / size
+            self.distribution.update(to_8_bits(ours), originals, keys)
         self.seconds["images_per_second"] += seconds
-        for part, took in out.seconds.items():
-            self.seconds[f"{part}_images_per_second"] += took
-        self.columns["key"] += keys
-        for name, values in of_each.items():
-            self.columns.setdefault(name, []).extend(values.tolist())
+        self.seconds.update({f"{part}_images_per_second": took for part, took in out.seconds.items()})
 
-    def share(self) -> dict[str, Any]:
+    def share(self) -> tuple[pd.DataFrame, int, dict[str, float]]:
         """Return what is to be put together with the shares of other processes."""
-        images = len(self.columns["key"])
-        speeds = {name: images / seconds for name, seconds in self.seconds.items() if seconds}
-        sums = {"fingerprint": self.fingerprint.total, "pixels": self.pixels, "bits": self.bits}
-        return {"columns": self.columns, "sums": Counter(sums), "speeds": Counter(speeds)}
+        table = pd.DataFrame(self.columns)
+        return table, self.fingerprint.total, {name: len(table) / took for name, took in self.seconds.items() if took}
 
-    def compute(self, whole: dict[str, Any]) -> tuple[dict[str, float], dict[str, Any] | None]:
-        """Return the metrics over all processes, and how the codebook was used; every process must call it."""
-        with warnings.catch_warnings():  # a process without images has not been updated, and that is fine
-            warnings.filterwarnings("ignore", message=".*before the ``update``", category=UserWarning)
-            metrics: dict[str, float] = self.quality.compute()
-            del metrics["images"]
-            metrics |= {distance.metric: distance.compute() for distance in self.distances}
-            if self.distribution is not None:
-                metrics |= self.distribution.compute()
-        counts: dict[str, Any] | None = None
-        if self.codebook is not None:
-            counts = dict(self.codebook.compute())
-            metrics |= {name: counts.pop(name) for name in ("usage", "perplexity", "entropy_bits")}
-            size, groups = self.codebook.codebook_size, self.codebook.groups
-            counts |= {"counts_sorted": self.codebook.ranked_counts(), "codebook_size": size, "groups": groups}
-        if "bits_per_pixel" in whole["columns"]:
-            metrics["bits_per_pixel"] = whole["bits"] / whole["pixels"]
-        if counts is not None:
-            indices = counts["positions"] * counts["groups"]
-            metrics["bits_per_pixel_entropy"] = metrics["entropy_bits"] * indices / whole["pixels"]
-        return metrics | whole["speeds"], counts
+
+def _together(parts: list[tuple[pd.DataFrame, int, dict[str, float], int, str]], in_order: bool) -> dict[str, Any]:
+    """The images of all processes, in order, and the metrics that are means or sums over them."""
+    shares, totals, speeds, skipped, reasons = zip(*parts, strict=True)
+    images = pd.concat([share for share in shares if len(share)] or shares, ignore_index=True)
+    if images.empty:
+        raise ValueError(f"no image could be read: {'; '.join(dict.fromkeys(reasons))}")
+    if images["key"].duplicated().any():
+        twice = images["key"][images["key"].duplicated()].iloc[0]
+        raise ValueError(f"the image '{twice}' came twice: keys must be unique")
+    if not in_order and len(parts) > 1:  # a stream is dealt out to the processes; by name is the order that is left
+        images = images.sort_values("key")
+    errors, pixels, bits = (
+        images.pop(name) if name in images else None for name in ("squared_error", "pixels", "bits")
+    )
+    metrics = images.drop(columns="key").mean(skipna=False).to_dict()
+    mse = int(errors.sum()) / int(3 * pixels.sum())
+    metrics |= {"psnr_pooled": min(PSNR_CAP, 10 * math.log10(PEAK**2 / mse)) if mse else PSNR_CAP, "mse": mse}
+    if bits is not None:
+        metrics["bits_per_pixel"] = float(bits.sum() / pixels.sum())
+        images["bits_per_pixel"] = bits / pixels
+    return {
+        "per_image": {"key": images.pop("key").tolist(), **images.to_dict("list")},
+        "metrics": metrics,
+        "pixels": int(pixels.sum()),
+        "fingerprint": SetFingerprint().hexdigest(totals),
+        "speeds": dict(sum(map(Counter, speeds), Counter())),
+        "skipped": sum(skipped),
+    }
 
 
 def _distribution(
@@ -335,28 +334,3 @@ def _distribution(
         if not saved.data:
             protocol["reference"]["source"] = str(reference)
     return DistributionMetrics(network, reference=saved, neighbours=neighbours, device=device)
-
-
-def _together(parts: list[tuple[dict[str, Any], int, str]], in_order: bool) -> dict[str, Any]:
-    """The shares of all processes, in order."""
-    shares = [share for share, _, _ in parts]
-    names = {name: None for share in shares for name in share["columns"]}
-    columns = {name: [value for share in shares for value in share["columns"].get(name, [])] for name in names}
-    keys = columns["key"]
-    if not keys:
-        raise ValueError(f"no image could be read: {'; '.join(dict.fromkeys(reasons for _, _, reasons in parts))}")
-    if len(set(keys)) < len(keys):
-        key = Counter(keys).most_common(1)[0][0]
-        raise ValueError(f"the image '{key}' came twice: keys must be unique")
-    if not in_order and len(parts) > 1:  # a stream is dealt out to the processes; by name is the order that is left
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        columns = {name: [column[i] for i in order] for name, column in columns.items()}
-    sums = sum((share["sums"] for share in shares), Counter())
-    return {
-        "columns": columns,
-        "pixels": sums["pixels"],
-        "bits": sums["bits"],
-        "fingerprint": SetFingerprint().hexdigest((sums["fingerprint"],)),
-        "speeds": dict(sum((share["speeds"] for share in shares), Counter())),
-        "skipped": sum(skipped for _, skipped, _ in parts),
-    }

@@ -17,7 +17,10 @@ _SSIM_SIGMA = 1.5
 
 
 def similarity(reconstruction: Tensor, images: Tensor, ms_ssim: bool = False) -> dict[str, Tensor]:
-    """Measure each image.
+    """Measure each image as 8-bit images: what a decoder would write into a file.
+
+    Both sides are clamped to [-1, 1] and rounded to the 256 values of a stored image first. Squared errors are summed
+    as integers, everything else in float64.
 
     Args:
         reconstruction: (B, 3, H, W) in [-1, 1]; values outside are clamped.
@@ -25,9 +28,16 @@ def similarity(reconstruction: Tensor, images: Tensor, ms_ssim: bool = False) ->
         ms_ssim: compute it, too.
 
     Returns:
-        ``psnr`` (in dB, capped at ``PSNR_CAP``), ``ssim`` and ``ms_ssim``, float64 (B,), as
-        `gsqtok.evaluation.metrics.ReconstructionMetrics` defines them; ``squared_error`` int64 (B,), summed over a
-        image's values in 8-bit steps.
+        Of each image, (B,):
+
+        - ``squared_error``: int64, summed over its values in 8-bit steps;
+        - ``psnr``: 10 log10(255^2 / mean squared error) in dB, at most ``PSNR_CAP``, float64;
+        - ``ssim``: structural similarity (Wang, Bovik, Sheikh, Simoncelli 2004: Gaussian window of 11 x 11 with sigma
+          1.5, k1 0.01, k2 0.03), averaged over the positions whose window lies inside the image and over the three
+          channels, float64. nan for a side of fewer than 11 pixels: no window fits;
+        - ``ms_ssim``: multi-scale structural similarity (Wang, Simoncelli, Bovik 2003: five scales, each half the one
+          before; by channel, then averaged), float64. nan for a side of fewer than 176 pixels: no window fits the
+          coarsest scale.
 
     Raises:
         ValueError: shapes that differ or are not images, or values that are not finite.
