@@ -243,7 +243,7 @@ def test_exceeds():
     assert exceeds(Value(20.2), Value(20), 0.3) == "undecided"
     assert exceeds(Value(21, 0.6, 3), Value(20, 0.1, 3), 0.3) == "undecided"  # within twice the spread
     assert exceeds(Value(21, 0.6, 3), Value(20), 0.3) == "undecided"
-    assert exceeds(Value(math.nan, count=0), Value(20), 0.3) == "not tested"
+    assert exceeds(Value(math.nan, seeds=0), Value(20), 0.3) == "not tested"
 
 
 def test_means_over_seeds_and_their_spread():
@@ -251,7 +251,7 @@ def test_means_over_seeds_and_their_spread():
     table = Table("precision", "small", [*rows, Row({"d": 2, "seed": 3}, {}, "failed", "why")])
     assert table.value("psnr", d=1) == Value(22.0, 1.0, 3)
     alone = table.value("psnr", d=1, seed=0)
-    assert (alone.mean, alone.count, str(alone)) == (21.0, 1, "21")
+    assert (alone.mean, alone.seeds, str(alone)) == (21.0, 1, "21")
     assert math.isnan(alone.spread)
     assert not table.value("psnr", d=3)
     assert not table.value("ssim", d=1)

@@ -47,6 +47,7 @@ def save_examples(
     Raises:
         ValueError: none of the images that ``like`` shows were measured.
     """
+    prepared: Any = transform
     path = Path(path)
     folder = path.with_name(f"{path.stem}.images")
     if like is None:
@@ -58,7 +59,7 @@ def save_examples(
     else:
         dataset = dataset.filter(lambda row: row["key"] in chosen)
     found = {}
-    for batch in eval_loader(dataset, transform, batch_size=1):
+    for batch in eval_loader(dataset, prepared, batch_size=1):
         (key,) = batch["keys"]
         rank, number = chosen[key]
         out = reconstruct(batch["image"].to(device))
@@ -76,7 +77,7 @@ def save_examples(
 
 def shown_by(result: Result, keys: list[str]) -> dict[str, tuple[str, int]]:
     """The images that a result shows, as `choose` gives them; raises ValueError if none is among ``keys``."""
-    measured, numbers = set(keys), Counter()
+    measured, numbers = set(keys), Counter[str]()
     chosen: dict[str, tuple[str, int]] = {}
     for image in result.images:
         numbers[image["rank"]] += 1

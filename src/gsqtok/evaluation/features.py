@@ -149,11 +149,11 @@ class TimmFeatures:
     def __init__(self, name: str, weights: str | Path | None = None) -> None:
         import timm
 
-        if not timm.is_model(name):
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        if config is None:
             raise ValueError(f"timm has no network {name!r}; timm.list_models() lists those it has")
-        size = tuple(timm.get_pretrained_cfg(name).input_size[-2:])
-        self.network = load_backbone(name, weights, out_indices=(-1,), input_size=size)
-        self.name, self.input_size = name, size
+        self.name, self.input_size = name, (config.input_size[-2], config.input_size[-1])
+        self.network = load_backbone(name, weights, out_indices=(-1,), input_size=self.input_size)
         self.dim = self.network.channels[0]
         self.suffix = f"_{name}"
 
@@ -200,15 +200,15 @@ def build_features(name: str, weights: str | Path | None = None, *, download: bo
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """float32 arithmetic to the letter: no autocast, no TF32."""
-    backends = torch.backends
+    backends: Any = torch.backends
     if hasattr(backends.cudnn, "conv"):  # from torch 2.9 on
-        switches, value = [(backends.cuda.matmul, "fp32_precision"), (backends.cudnn.conv, "fp32_precision")], "ieee"
+        switches = [(backends.cuda.matmul, "fp32_precision"), (backends.cudnn.conv, "fp32_precision")]
     else:
-        switches, value = [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")], False
+        switches = [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")]
     before = [getattr(module, name) for module, name in switches]
     try:
         for module, name in switches:
-            setattr(module, name, value)
+            setattr(module, name, "ieee" if name == "fp32_precision" else False)
         with torch.autocast(device.type, enabled=False):
             yield
     finally:

@@ -148,12 +148,13 @@ class Reference:
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
-        arrays = {"mu": self.pooled.mean, "sigma": self.pooled.covariance}
+        arrays: dict[str, Any] = {"mu": self.pooled.mean, "sigma": self.pooled.covariance}
         if self.spatial is not None:
             arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
         record = json.dumps({"protocol": self.protocol, "data": self.data, "count": self.pooled.count})
+        arrays["record"] = np.array(record)
         with written_aside(path) as aside, aside.open("wb") as file:
-            np.savez(file, record=np.array(record), **arrays)
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Reference:

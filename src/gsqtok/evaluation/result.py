@@ -152,7 +152,7 @@ class Result(Mapping):
             json.dumps(values, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:
             raise ResultError(f"text that is not Unicode: {error.object[error.start :][:1]!a}") from None
-        parts = {"per_image": {}, "images": [], "environment": {}} | values
+        parts: dict[str, Any] = {"per_image": {}, "images": [], "environment": {}} | values
         del parts["format"]
         if unknown := sorted(parts.keys() - cls.__dataclass_fields__.keys()):
             raise ResultError(f"unknown part {reprlib.repr(unknown[0])}")

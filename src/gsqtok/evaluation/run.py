@@ -189,6 +189,7 @@ def measure(
     rank, processes = process_count()
     if isinstance(dataset, (str, Path)):
         source, dataset = source or str(dataset), open_source(dataset, split=split)
+    prepared: Any
     prepared, record = prepare(protocol, size, transform)
     device = torch.device(device)
     where = device if device.type == "cuda" else torch.device("cpu")  # not every other device has float64
@@ -209,11 +210,12 @@ def measure(
     in_order = hasattr(dataset, "__len__")
     part = (*seen.share(), len(loader.rejects), loader.rejects.summary())
     whole = on_first(part, lambda parts: _together(parts, in_order))
-    per_image, metrics, counts = whole["per_image"], whole["metrics"], None
+    per_image, metrics = whole["per_image"], whole["metrics"]
+    counts: dict[str, Any] | None = None
     if distribution is not None:
         metrics |= distribution.compute()
     if codebook is not None:
-        counts = codebook.compute()
+        counts = dict[str, Any](codebook.compute())
         metrics |= {name: counts.pop(name) for name in ("usage", "perplexity", "entropy_bits")}
         indices = counts["positions"] * codebook.groups
         metrics["bits_per_pixel_entropy"] = metrics["entropy_bits"] * indices / whole["pixels"]
@@ -250,7 +252,7 @@ class _Seen:
         self.distances = [distance.to(device) for distance in distances]
         self.fingerprint = SetFingerprint()
         self.columns: dict[str, list[Any]] = defaultdict(list)
-        self.seconds: Counter[str] = Counter()
+        self.seconds: dict[str, float] = defaultdict(float)
 
     def update(self, out: Reconstruction, images: Tensor, keys: list[str], seconds: float) -> None:
         """Measure a batch: what came out of the images (B, 3, H, W) with these names in so many seconds."""
@@ -270,7 +272,8 @@ class _Seen:
         if self.distribution is not None:
             self.distribution.update(to_8_bits(ours), originals, keys)
         self.seconds["images_per_second"] += seconds
-        self.seconds.update({f"{part}_images_per_second": took for part, took in out.seconds.items()})
+        for part, took in out.seconds.items():
+            self.seconds[f"{part}_images_per_second"] += took
 
     def share(self) -> tuple[pd.DataFrame, int, dict[str, float]]:
         """Return what is to be put together with the shares of other processes."""
@@ -289,9 +292,8 @@ def _together(parts: list[tuple[pd.DataFrame, int, dict[str, float], int, str]],
         raise ValueError(f"the image '{twice}' came twice: keys must be unique")
     if not in_order and len(parts) > 1:  # a stream is dealt out to the processes; by name is the order that is left
         images = images.sort_values("key")
-    errors, pixels, bits = (
-        images.pop(name) if name in images else None for name in ("squared_error", "pixels", "bits")
-    )
+    errors, pixels = images.pop("squared_error"), images.pop("pixels")
+    bits = images.pop("bits") if "bits" in images else None
     metrics = images.drop(columns="key").mean(skipna=False).to_dict()
     mse = int(errors.sum()) / int(3 * pixels.sum())
     metrics |= {"psnr_pooled": min(PSNR_CAP, 10 * math.log10(PEAK**2 / mse)) if mse else PSNR_CAP, "mse": mse}
@@ -326,9 +328,9 @@ def _distribution(
         raise ValueError("a reference is saved from the originals: leave reference out")
     network = build_features(features) if isinstance(features, str) else features
     protocol["features"] = network.record()
-    saved = None if reference is None else Reference.load(reference)
-    protocol["reference"] = "originals"
-    if saved is not None:
+    protocol["reference"], saved = "originals", None
+    if reference is not None:
+        saved = Reference.load(reference)
         saved.check(reference, protocol)
         protocol["reference"] = {name: saved.data.get(name) for name in ("source", "images", "fingerprint")}
         if not saved.data:

@@ -10,6 +10,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -90,7 +91,8 @@ class Trunk(FrozenNetwork):
         super().__init__(network, *_IMAGENET, weights_sha256)
         self.name = name
         self._taps = _TRUNKS[name][1]
-        self.channels = [len(network[tap - 1].weight) for tap in self._taps]  # a convolution, then its activation
+        layers: list[Any] = list(network)
+        self.channels = [layers[tap - 1].out_channels for tap in self._taps]  # a convolution, then its activation
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> five feature maps (B, C_i, h_i, w_i)."""

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, Verdict, exceeds, judge
 from gsqtok.studies.table import Table
 from gsqtok.training.config import AdversarialConfig
 
-LOSSES = {  # generator, discriminator
+LOSSES: dict[str, tuple[Any, Any]] = {  # generator, discriminator
     "NH": ("non_saturating", "hinge"),
     "NV": ("non_saturating", "vanilla"),
     "NN": ("non_saturating", "non_saturating"),
@@ -18,7 +19,11 @@ LOSSES = {  # generator, discriminator
     "HN": ("hinge", "non_saturating"),
 }
 PAIRS = {"smoke": ("NH",), "small": ("NH", "HH"), "paper": tuple(LOSSES)}
-KINDS = {"smoke": ("patch",), "small": ("patch", "stylegan", "projected"), "paper": ("patch", "stylegan", "projected")}
+KINDS: dict[str, tuple[Any, ...]] = {
+    "smoke": ("patch",),
+    "small": ("patch", "stylegan", "projected"),
+    "paper": ("patch", "stylegan", "projected"),
+}
 BETAS = ((0.5, 0.9), (0.9, 0.99))
 QUANTIZER = {"smoke": (2, 2, 16), "small": (4, 4, 4096), "paper": (1, 8, 8192)}  # G, d, V
 

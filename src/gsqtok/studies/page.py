@@ -55,9 +55,9 @@ def page_of(study: Study, table: Table, images: Sequence[str]) -> str:
     done = [row for row in table.rows if row.state == "done"]
     parts = [f"# {study.name}: {table.scale} scale", study.question, f"Source: {study.source}.", _setting(table)]
     if findings := said(study, table):
-        lines = [(f.claim, f.verdict, "" if f.verdict == "not tested" else f.because) for f in findings]
+        said_of = [(f.claim, f.verdict, "" if f.verdict == "not tested" else f.because) for f in findings]
         columns = ["claim", "verdict", "results"]
-        parts += ["## What the results say", markdown_table(pd.DataFrame(lines, columns=columns), left=3)]
+        parts += ["## What the results say", markdown_table(pd.DataFrame(said_of, columns=columns), left=3)]
     parts.append(f"**Limitations:** {study.limitations}")
     parts += [f"![{name.removesuffix('.png')}]({name})" for name in images if name != EXAMPLES]
     if EXAMPLES in images:

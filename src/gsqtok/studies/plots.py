@@ -104,7 +104,7 @@ def draw_examples(table: Table, runs: Path) -> Figure | None:
     figure = Figure((_WIDTH, sum(heights) + _CURVES * any(logs)), layout="constrained")
     above: Figure | SubFigure = figure
     if any(logs):
-        above, below = figure.subfigures(2, 1, height_ratios=[sum(heights), _CURVES])
+        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[sum(heights), _CURVES])[:, 0]
         _draw_curves(below, logs)
     axes = above.subplots(len(chosen), 1, squeeze=False, height_ratios=heights)[:, 0]
     for axis, image, (row, _), colour in zip(axes, images, chosen, COLOURS, strict=False):

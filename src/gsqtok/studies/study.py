@@ -129,7 +129,7 @@ def exceeds(a: Value, b: Value, least: float) -> Verdict:
     if not (a and b):
         return "not tested"
     gap = a.mean - b.mean
-    spreads = [2 * value.spread for value in (a, b) if value.count > 1]
+    spreads = [2 * value.spread for value in (a, b) if value.seeds > 1]
     if abs(gap) < max(least, *spreads, 0.0):
         return "undecided"
     return judge(gap > 0, a, b)

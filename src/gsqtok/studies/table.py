@@ -25,10 +25,10 @@ class Value(NamedTuple):
 
     mean: float
     spread: float = math.nan
-    count: int = 1
+    seeds: int = 1
 
     def __bool__(self) -> bool:
-        return self.count > 0
+        return self.seeds > 0
 
     def __str__(self) -> str:
         return f"{self.mean:.4g}" + (f" ± {self.spread:.2g}" if math.isfinite(self.spread) else "")

@@ -46,16 +46,16 @@ class Comparison:
             ValueError: no file, one named twice, or (`ResultError`) one that is no result of an evaluation.
             FileNotFoundError: no such file.
         """
-        paths = [Path(path) for path in paths]
-        if not paths:
+        files = [Path(path) for path in paths]
+        if not files:
             raise ValueError("nothing to compare: name the files that `gsqtok evaluate -o` wrote")
-        resolved = [path.resolve() for path in paths]
-        if twice := [str(path) for i, path in enumerate(paths) if resolved[i] in resolved[:i]]:
+        resolved = [file.resolve() for file in files]
+        if twice := [file for i, file in enumerate(files) if resolved[i] in resolved[:i]]:
             raise ValueError(f"{twice[0]} is named twice")
-        results = [Result.load(path) for path in paths]
-        labels = _labels(results, paths)
+        results = [Result.load(file) for file in files]
+        labels = _labels(results, files)
         pairs = zip(labels, results, strict=True)
-        return cls(results, labels, paths, {label: differences(result, results[0]) for label, result in pairs})
+        return cls(results, labels, files, {label: differences(result, results[0]) for label, result in pairs})
 
     @property
     def warnings(self) -> list[str]:

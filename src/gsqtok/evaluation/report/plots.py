@@ -28,7 +28,7 @@ def style(dark: bool = False) -> Iterator[None]:
     except ImportError as error:
         raise ImportError("plots need matplotlib: pip install 'gsqtok[plots]'") from error
     ink, paper, faint = ("#d7dade", "#191c20", "#41464d") if dark else ("#22262b", "#ffffff", "#d9dce0")
-    settings = {
+    settings: dict[Any, Any] = {
         **dict.fromkeys(("figure.facecolor", "axes.facecolor", "savefig.facecolor"), paper),
         **dict.fromkeys(("axes.labelcolor", "axes.titlecolor", "text.color", "xtick.color", "ytick.color"), ink),
         **dict.fromkeys(("axes.edgecolor", "grid.color"), faint),
