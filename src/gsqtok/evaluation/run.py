@@ -211,16 +211,9 @@ def measure(
     part = (*seen.share(), len(loader.rejects), loader.rejects.summary())
     whole = on_first(part, lambda parts: _together(parts, in_order))
     per_image, metrics = whole["per_image"], whole["metrics"]
-    counts: dict[str, Any] | None = None
     if distribution is not None:
         metrics |= distribution.compute()
-    if codebook is not None:
-        counts = dict[str, Any](codebook.compute())
-        metrics |= {name: counts.pop(name) for name in ("usage", "perplexity", "entropy_bits")}
-        indices = counts["positions"] * codebook.groups
-        metrics["bits_per_pixel_entropy"] = metrics["entropy_bits"] * indices / whole["pixels"]
-        counts["counts_sorted"] = codebook.ranked_counts()
-        counts |= {"codebook_size": codebook.codebook_size, "groups": codebook.groups}
+    counts = None if codebook is None else _codebook(codebook, metrics, whole["pixels"])
     data = {"source": source, "split": split, "images": len(per_image["key"])}
     data |= {"skipped": whole["skipped"], "fingerprint": whole["fingerprint"]}
     if distribution is not None and save_reference is not None:
@@ -229,6 +222,15 @@ def measure(
             Reference(pooled, spatial, record, data).save(save_reference)
     surroundings = environment(device) | {"processes": processes, "seconds": time.perf_counter() - began}
     return Result(model, data, record, metrics | whole["speeds"], per_image, counts, environment=surroundings)
+
+
+def _codebook(codebook: CodebookUsage, metrics: dict[str, float], pixels: int) -> dict[str, Any]:
+    """How the codebook was used; ``metrics`` gets its part of it. Every process must call it."""
+    counts: dict[str, Any] = codebook.compute()
+    metrics |= {name: counts.pop(name) for name in ("usage", "perplexity", "entropy_bits")}
+    metrics["bits_per_pixel_entropy"] = metrics["entropy_bits"] * counts["positions"] * codebook.groups / pixels
+    counts |= {"counts_sorted": codebook.ranked_counts(), "codebook_size": codebook.codebook_size}
+    return counts | {"groups": codebook.groups}
 
 
 class _Seen:

@@ -65,18 +65,12 @@ def run_studies(
     held, output = held_at(SCALES[scale], steps), Path(output)
     plans = [(study, [_with(run, images) for run in study.runs(held)]) for study in studies]
     placed = _place(plans, output / "runs", held)
+    folders = {study.name: output / f"{study.name}-{scale}" for study in studies}
     outcomes = {digest: outcome for digest, run in placed.items() if (outcome := Outcome.of(run.folder)) is not None}
     failures: dict[str, str] = {}
     left = [run for digest, run in placed.items() if digest not in outcomes]
     if any(run.run.batch is None for run in left):
         _check_networks(held)
-
-    def results_of(study: Study, runs: list[Run]) -> Table:
-        rows = [_row(run, outcomes.get(run.digest), failures.get(run.digest)) for run in runs]
-        environments = [outcomes[run.digest].environment for run in runs if run.digest in outcomes]
-        table = Table(study.name, scale, rows, _setting(held, runs[0], command), of_all(environments))
-        table.save(output / f"{study.name}-{scale}" / "results.json")
-        return table
 
     def report(run: PlacedRun, outcome: Outcome | None, problem: str) -> None:
         digest = run.run.digest
@@ -86,16 +80,17 @@ def run_studies(
             failures[digest] = f"{problem}; {run.folder / LOG} has more"
         for study, runs in plans:
             if digest in (other.digest for other in runs):
-                results_of(study, runs)
+                _save(study, runs, held, command, outcomes, failures, folders[study.name])
         left.remove(run)
         progress(run.name, outcome, problem, len(left))
 
     try:
         run_all(left, devices, per_device, report)
     finally:  # also when stopped: the pages say what is done
-        tables = [results_of(study, runs) for study, runs in plans]
-        for (study, _), table in zip(plans, tables, strict=True):
-            write_page(study, table, output / f"{study.name}-{scale}")
+        tables = []
+        for study, runs in plans:
+            tables.append(_save(study, runs, held, command, outcomes, failures, folders[study.name]))
+            write_page(study, tables[-1], folders[study.name])
     return tables
 
 
@@ -129,6 +124,23 @@ def held_at(scale: Scale, steps: int | None) -> Scale:
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
     return replace(scale, config=replace(scale.config, steps=steps), ablations=replace(scale.ablations, steps=steps))
+
+
+def _save(
+    study: Study,
+    runs: list[Run],
+    scale: Scale,
+    command: str,
+    outcomes: dict[str, Outcome],
+    failures: dict[str, str],
+    folder: Path,
+) -> Table:
+    """The results of a study as far as they are there, written into its folder."""
+    rows = [_row(run, outcomes.get(run.digest), failures.get(run.digest)) for run in runs]
+    environments = [outcomes[run.digest].environment for run in runs if run.digest in outcomes]
+    table = Table(study.name, scale.name, rows, _setting(scale, runs[0], command), of_all(environments))
+    table.save(folder / "results.json")
+    return table
 
 
 def _row(run: Run, outcome: Outcome | None, failure: str | None) -> Row:
