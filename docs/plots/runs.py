@@ -14,8 +14,8 @@ from torch import Tensor
 from gsqtok import ImageTokenizer
 from gsqtok.cli.demo import IMAGES
 from gsqtok.data import ImageTransform, eval_loader, open_source, to_pil
-from gsqtok.evaluation.report.plots import COLOURS, DPI, logarithmic_y, style
 from gsqtok.evaluation.reconstruct import reconstruct
+from gsqtok.evaluation.report.plots import COLOURS, DPI, logarithmic_y, style
 from gsqtok.training.run_folder import RunFolder
 
 CELL = 196  # pixels
