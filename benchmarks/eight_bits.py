@@ -213,8 +213,9 @@ def source_images(source: str | Path | list[str], size: int, first: int, last: i
         raise ValueError(
             f"{first} images and {last} others to calibrate with are more than the {len(dataset)} there are"
         )
-    places = [*range(first), *range(len(dataset) - last, len(dataset))]
-    batches = eval_loader(dataset.select(places), ImageTransform(size), batch_size=64)
+    keys = dataset.all_keys()
+    chosen = {*keys[:first], *keys[len(keys) - last :]}
+    batches = eval_loader(dataset, ImageTransform(size), batch_size=64, keys=chosen)
     images = torch.cat([batch["image"] for batch in batches])
     return images[:first], images[first:]
 

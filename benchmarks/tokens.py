@@ -37,13 +37,13 @@ def made_up(folder: Path, rows: int, tokens: int, codebook_size: int) -> None:
 
     from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
     from gsqtok.tokens import manifest
+    from gsqtok.tokens.crops import Crops
     from gsqtok.tokens.plan import Plan, Unit, keys_digest, write_plan
     from gsqtok.tokens.shards import shard_schema
-    from gsqtok.tokens.views import Views
 
     quantizer = {"name": "gsq", "groups": 1, "codebook_size": codebook_size}
     tokenizer = ImageTokenizer(TokenizerConfig(latent_dim=8, channels=32, quantizer=quantizer))
-    header = manifest.header(tokenizer, Views(256).settings())
+    header = manifest.header(tokenizer, Crops(256).settings())
     schema = shard_schema(codebook_size, [pa.field("label", pa.int64())], header)
     generator, side, shard = np.random.default_rng(0), int(tokens**0.5), 8192
     keys = [[f"train-{row:07d}" for row in range(a, min(a + shard, rows))] for a in range(0, rows, shard)]
@@ -56,7 +56,7 @@ def made_up(folder: Path, rows: int, tokens: int, codebook_size: int) -> None:
         offsets = np.arange(0, n * tokens + 1, tokens, dtype=np.int32)
         columns = {
             "key": own,
-            "view": np.zeros(n, np.uint8),
+            "crop": np.zeros(n, np.uint8),
             "tokens": pa.ListArray.from_arrays(offsets, flat),
             "grid": pa.array([[side, side, 1]] * n, schema.field("grid").type),
             "size": pa.array([[500, 375]] * n, schema.field("size").type),
@@ -127,10 +127,10 @@ def decode(args: argparse.Namespace) -> None:
     from torchvision.io import decode_jpeg
     from torchvision.transforms import v2
 
-    from gsqtok.tokens.views import Views
+    from gsqtok.tokens.crops import Crops
 
     torch.set_num_threads(1)
-    data, views, fast = jpegs(args.source)[:300], Views(args.size), Views(args.size, fast=True)
+    data, crops, fast = jpegs(args.source)[:300], Crops(args.size), Crops(args.size, fast=True)
     resize = v2.Compose([v2.Resize(args.size, v2.InterpolationMode.BICUBIC, antialias=True), v2.CenterCrop(args.size)])
 
     def pillow(image: bytes) -> Image.Image:
@@ -143,7 +143,7 @@ def decode(args: argparse.Namespace) -> None:
         return decode_jpeg(torch.frombuffer(bytearray(image), dtype=torch.uint8))
 
     print("decoder                      alone   with resizing and cropping, images/s a core")
-    decoders = {"Pillow": (pillow, views), "simplejpeg": (simple, views), "torchvision": (vision, resize)}
+    decoders = {"Pillow": (pillow, crops), "simplejpeg": (simple, crops), "torchvision": (vision, resize)}
     decoders |= {"simplejpeg, --fast-resize": (simple, fast)}
     works = {
         (name, whole): (lambda image, d=decoder, r=rest: r(d(image))) if whole else decoder
@@ -167,9 +167,9 @@ def pipeline(args: argparse.Namespace) -> None:
     import torch
 
     from gsqtok.tokenizer import ImageTokenizer
+    from gsqtok.tokens.crops import Crops
     from gsqtok.tokens.encode import Encode
     from gsqtok.tokens.run import RunOptions, tokenize
-    from gsqtok.tokens.views import Views
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     tokenizer = ImageTokenizer.from_pretrained(args.model).to(device)
@@ -179,13 +179,13 @@ def pipeline(args: argparse.Namespace) -> None:
         seconds = 1.0 if device == "cpu" else 5.0
         bare = encode.images_per_second(encode.batch_size, seconds)
         options = RunOptions(
-            views=Views(args.size, fast=args.fast_resize),
+            crops=Crops(args.size, fast=args.fast_resize),
             precision=args.precision,
             workers=args.workers,
             batch_size=encode.batch_size,
         )
         result = tokenize(tokenizer, name + "/*.tar", name + "/tokens", options)
-        figures = result.figures
+        figures = result.metrics
         where = torch.cuda.get_device_name() if device == "cuda" else "a CPU"
         print(f"on {where}, {args.images:,} images by repeating, batches of {encode.batch_size} at most:")
         rate, wait = figures["images_per_second"], figures["waiting"]

@@ -55,8 +55,7 @@ def configured(args: argparse.Namespace, stage: str, folder: str) -> TrainConfig
         loss=loss,
         trackers=(),
         batch_size=args.batch_size or (4 if args.quick else config.batch_size),
-        cuda_graphs=not (args.eager or args.fsdp),
-        fsdp=args.fsdp,
+        cuda_graphs=not args.eager,
         precision=args.precision or config.precision,
     )
 
@@ -76,7 +75,7 @@ def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
         parts = config.gradient_accumulation
         graphs = config.cuda_graphs and device.type == "cuda"
         images = torch.rand(config.batch_size // parts // ranks, 3, size, size, device=device) * 2 - 1
-        batches = repeat({"image": images, "rejected": []})
+        batches = repeat({"image": images, "skipped": []})
         for step in range(1, args.warmup + 1):
             trainer.step(step, batches)
         wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
@@ -97,7 +96,7 @@ def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
             "stage": stage,
             "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
             "ranks": ranks,
-            "mode": "fsdp" if trainer.sharded else "graphs" if graphs else "eager",
+            "mode": "graphs" if graphs else "eager",
             "size": size,
             "batch_size": config.batch_size,
             "precision": config.precision,
@@ -120,7 +119,6 @@ def main() -> None:
     parser.add_argument("--recipe", default="gan-f8-128", help="whose model, size and batch (default: gan-f8-128)")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="default: all")
     parser.add_argument("--eager", action="store_true", help="record no CUDA graphs")
-    parser.add_argument("--fsdp", action="store_true", help="ranks share the tokenizer out (eager)")
     parser.add_argument("--backbone", default=None, help="of the projected discriminator")
     parser.add_argument("--batch-size", type=int, help="over all ranks")
     parser.add_argument("--precision", choices=("bfloat16", "float32"))

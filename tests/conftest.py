@@ -3,7 +3,10 @@ import os
 import shutil
 
 import pytest
+from hypothesis import HealthCheck, settings
 
+settings.register_profile("no clock", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("no clock")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's library, which would try five times
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
@@ -50,5 +53,13 @@ def browser():
         pytest.skip("no chromium; on Debian: apt-get install chromium")
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        open_page = browser.new_page
+
+        def new_page(**options):
+            page = open_page(**options)
+            page.set_default_timeout(180_000)  # milliseconds; a step takes less than a second on a free machine
+            return page
+
+        browser.new_page = new_page
         yield browser
         browser.close()

@@ -7,15 +7,17 @@ killed.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
-from multiprocessing import forkserver
+from dataclasses import dataclass
+from multiprocessing import connection, forkserver
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ PRELOADED = [
 ]
 # For commands in processes of their own: this tree, one thread, which rounds alike everywhere, and no device.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCE, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+PATIENCE = 900  # seconds after which what hangs is given up; nothing that works comes near, however busy the machine
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED)
@@ -90,11 +93,16 @@ class Command:
         """The exit status, None while it runs; negative after a signal."""
         return self._process.exitcode
 
+    @property
+    def ended(self) -> int:
+        """What ``multiprocessing.connection.wait`` can wait for."""
+        return self._process.sentinel
+
     def kill(self) -> None:
         """As ``kill -9``."""
         self._process.kill()
 
-    def finish(self, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    def finish(self, timeout: float = PATIENCE) -> subprocess.CompletedProcess[str]:
         """Wait for the end.
 
         Raises:
@@ -111,9 +119,13 @@ class Command:
         return subprocess.CompletedProcess(self._arguments, self.poll(), out, err)
 
 
-def run(arguments: Sequence[Any], environment: Mapping[str, str] = ENVIRONMENT) -> subprocess.CompletedProcess[str]:
+def run(
+    arguments: Sequence[Any],
+    environment: Mapping[str, str] = ENVIRONMENT,
+    before: Callable[[], None] | None = None,
+) -> subprocess.CompletedProcess[str]:
     """Run ``gsqtok ARGUMENTS`` to its end."""
-    return Command(arguments, environment).finish()
+    return Command(arguments, environment, before).finish()
 
 
 def run_ranks(
@@ -121,7 +133,7 @@ def run_ranks(
 ) -> list[subprocess.CompletedProcess[str]]:
     """Run ``gsqtok ARGUMENTS`` in processes that find each other as torchrun's do, each to its end.
 
-    Where one fails and the others do not within seconds, they are killed, as torchrun would.
+    Where one fails and the others do not within two minutes, they are killed, as torchrun would.
     """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -129,15 +141,45 @@ def run_ranks(
     world = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(count)}
     world |= ENVIRONMENT | {"LOCAL_WORLD_SIZE": str(count)}
     ranks = [Command(arguments, world | {"RANK": str(r), "LOCAL_RANK": str(r)}, before) for r in range(count)]
-    deadline = time.monotonic() + 200
-    while None in (ended := [rank.poll() for rank in ranks]) and time.monotonic() < deadline:
-        if any(ended):
-            deadline = min(deadline, time.monotonic() + 20)
-        time.sleep(0.02)
-    for rank in ranks:
-        if rank.poll() is None:
-            rank.kill()
+    patience = PATIENCE
+    while running := [rank for rank in ranks if rank.poll() is None]:
+        if any(rank.poll() for rank in ranks):
+            patience = 120
+        if not connection.wait([rank.ended for rank in running], patience):
+            for rank in running:
+                rank.kill()
+            break
     return [rank.finish() for rank in ranks]
+
+
+@dataclass(frozen=True)
+class Killed:
+    """Have a command killed at a moment that no clock decides: just before its n-th change of a folder's files.
+
+    A change is what Python opens for writing, makes, renames or removes. Between two of them the folder stays as it
+    is, whatever else a process does.
+
+    Args:
+        folder: the folder.
+        change: which, from 1 on.
+    """
+
+    folder: Path
+    change: int
+
+    def __call__(self) -> None:
+        """Called in the new process."""
+        changes = itertools.count(1)
+
+        def see(event: str, arguments: tuple[Any, ...]) -> None:
+            if event not in ("open", "os.mkdir", "os.rename", "os.remove", "os.rmdir"):
+                return
+            if event == "open" and not arguments[2] & (os.O_WRONLY | os.O_RDWR):
+                return
+            if str(arguments[0]).startswith(str(self.folder)) and next(changes) == self.change:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(see)
 
 
 def _run(

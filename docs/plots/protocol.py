@@ -10,6 +10,7 @@ OTHERS are further images, for the row of another reference set.
 from __future__ import annotations
 
 import argparse
+import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -52,9 +53,9 @@ PREPARED = {
 }
 
 
-def originals(source, transform) -> torch.Tensor:
-    """All images, uint8 (N, 3, SIZE, SIZE)."""
-    loader = eval_loader(source, transform, batch_size=16)
+def originals(source, transform, keys: set[str] | None = None) -> torch.Tensor:
+    """All images, or those with the keys, uint8 (N, 3, SIZE, SIZE)."""
+    loader = eval_loader(source, transform, batch_size=16, keys=keys)
     return torch.cat([to_8_bits(batch["image"]) for batch in loader])
 
 
@@ -130,10 +131,11 @@ def main() -> None:
             values.append(distance(real("adm")[part], fake("adm")[part]))
         row(f"{count} images (10 draws)", float(np.mean(values)), f" ± {np.std(values):.2f}")
     if args.others:
-        rows = open_source(args.others, split=args.others_split).shuffle(seed=0).select(range(len(real("adm"))))
+        others = open_source(args.others, split=args.others_split)
+        chosen = set(random.Random(0).sample(others.all_keys(), len(real("adm"))))
         row(
             "originals: as many other images of the same kind",
-            distance(features("others", lambda: originals(rows, PREPARED["adm"])), fake("adm")),
+            distance(features("others", lambda: originals(others, PREPARED["adm"], chosen)), fake("adm")),
         )
 
     def uncropped() -> torch.Tensor:

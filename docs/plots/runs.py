@@ -68,14 +68,16 @@ def curves(runs: list[Path], path: Path) -> None:
 
 def images(runs: list[Path], data: str, path: Path) -> None:
     """Originals, then each run's reconstructions: whole small images, and parts of the demo's, enlarged."""
-    small, large = open_source(data).select(SMALL), open_source(IMAGES)
+    small, large, whole = open_source(data), open_source(IMAGES), ImageTransform(None, crop="none")
+    keys = small.all_keys()
+    chosen = {small: {keys[i] for i in SMALL}, large: None}
     rows: list[list[Image.Image]] = []
     for run in runs:
         tokenizer = ImageTokenizer.from_pretrained(str(run))
         results = [
             result
-            for source in (small, large)
-            for result in reconstruct(tokenizer, eval_loader(source, ImageTransform(None, crop="none"), batch_size=1))
+            for source, own in chosen.items()
+            for result in reconstruct(tokenizer, eval_loader(source, whole, batch_size=1, keys=own))
         ]
         if not rows:
             rows.append([_part(result.name, result.original) for result in results])

@@ -1,11 +1,12 @@
-"""Writing files whole or not at all, and where each image goes."""
+"""Reading and writing files, whole or not at all; and where each image goes."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import math
 import os
-from collections import Counter
+import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -13,21 +14,60 @@ from typing import Any
 
 from PIL import Image
 
+LARGEST_FILE = 2**31 - 1  # bytes of an encoded image, which is also what Arrow holds
+TOO_LARGE = "2 GiB or larger"
+_LONGEST_NAME = 255  # bytes of a file's name on nearly every disk
+
 
 @contextmanager
-def written_aside(path: str | Path) -> Iterator[Path]:
-    """A path beside ``path`` to write to; it takes the place of ``path`` when the block ends without an error.
+def atomic_write(path: str | Path) -> Iterator[Path]:
+    """Hand out a temporary path, which takes the place of ``path`` when the block ends without an error.
 
     A crash or a full disk leaves what was there before. Missing folders are made.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f"{_temporary(path)}.{os.getpid()}.tmp")
     try:
-        yield aside
-        os.replace(aside, path)
+        yield temporary
+        os.replace(temporary, path)
     finally:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a file whole or not at all, also if the machine loses power; remove what a killed writer left of it."""
+    for leftover in path.parent.glob(f"{_temporary(path)}.*.tmp"):
+        leftover.unlink(missing_ok=True)
+    with atomic_write(path) as temporary, temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _temporary(path: Path) -> str:
+    """The start of a name that is short, as ``path`` may have the longest name that the disk takes."""
+    return f".{hashlib.sha256(os.fsencode(path.name)).hexdigest()[:16]}"
+
+
+def read_bytes(path: str | bytes | Path) -> bytes:
+    """Read a regular file; of others, a pipe would wait and a device never end.
+
+    Raises:
+        OSError: not there, not a regular file, or too large.
+    """
+    status = os.stat(path)
+    if not stat.S_ISREG(status.st_mode):
+        raise OSError(errno.EINVAL, "not a regular file")
+    if status.st_size > LARGEST_FILE:
+        raise OSError(errno.EFBIG, TOO_LARGE)
+    with open(path, "rb") as file:
+        return file.read()
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an error in one line; its type's name where it has none."""
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def json_values(value: Any) -> Any:
@@ -42,31 +82,57 @@ def json_values(value: Any) -> Any:
 
 
 def image_paths(folder: str | Path, names: Iterable[str]) -> dict[str, Path]:
-    """A PNG path below ``folder`` for each name: ``a/cat.jpg`` becomes ``a/cat.png``.
+    """Choose a PNG path below ``folder`` for each name: ``a/cat.jpg`` becomes ``a/cat.png``.
 
-    Where that would give two images one path, they keep their whole names: ``a/cat.jpg.png``.
+    Names that would share a path, or stand where another needs a folder, are kept whole: ``a/cat.jpg.png``; if that
+    does not help, they get a number. Names that are too long for a disk are cut, and end in a digest.
 
     Raises:
         ValueError: a name that would leave the folder (names may come from a file that somebody else made).
     """
-    names = list(names)
-    for name in names:
+    attempts = dict.fromkeys(names, 0)
+    for name in attempts:
         parts = PurePosixPath(name.replace("\\", "/"))
         if parts.is_absolute() or ".." in parts.parts or not parts.name or PureWindowsPath(name).drive or "\0" in name:
             raise ValueError(f"refused: the image's name '{name}' points outside the output folder")
-    paths = {name: str(PurePosixPath(name).with_suffix(".png")) for name in names}
-    while True:  # a whole name may take the path of a third image, which then keeps its whole name, too
-        taken = Counter(path.casefold() for path in paths.values())
-        whole = {n: f"{n}.png" for n, path in paths.items() if taken[path.casefold()] > 1 and path != f"{n}.png"}
-        if not whole:
+    while True:
+        paths = {name: _png_path(name, attempt) for name, attempt in attempts.items()}
+        folders = {str(parent).casefold() for path in paths.values() for parent in path.parents}
+        sharing: dict[str, list[str]] = {}
+        for name, path in paths.items():
+            sharing.setdefault(str(path).casefold(), []).append(name)
+        changed = False
+        for path, own in sharing.items():
+            whole = [name for name in own if attempts[name] > 0]
+            for name in own:
+                if path in folders or (len(own) > 1 and name not in whole[:1]):
+                    attempts[name] += 1 + (whole.index(name) if name in whole else 0)
+                    changed = True
+        if not changed:
             return {name: Path(folder, path) for name, path in paths.items()}
-        paths |= whole
+
+
+def _png_path(name: str, attempt: int) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if attempt == 0:
+        path = path.with_suffix(".png")
+    else:
+        path = path.with_name(path.name + (f"#{attempt}.png" if attempt > 1 else ".png"))
+    return PurePosixPath(*map(_short_enough, path.parts))
+
+
+def _short_enough(part: str) -> str:
+    encoded = part.encode("utf-8", "surrogateescape")
+    if len(encoded) <= _LONGEST_NAME:
+        return part
+    ending = f"~{hashlib.sha256(encoded).hexdigest()[:16]}{'.png' if part.endswith('.png') else ''}"
+    return encoded[: _LONGEST_NAME - len(ending)].decode("utf-8", "ignore") + ending
 
 
 def save_image(image: Image.Image, path: Path) -> None:
     """Write a PNG, whole or not at all."""
-    with written_aside(path) as aside:
-        image.save(aside, format="PNG")
+    with atomic_write(path) as temporary:
+        image.save(temporary, format="PNG")
 
 
 def sha256_of(file: Path) -> str:

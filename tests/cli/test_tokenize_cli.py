@@ -32,9 +32,9 @@ def test_from_images_to_verified_halves(model, images, tmp_path, capsys):
     assert main(command) == 0
     said = capsys.readouterr().out
     assert "6 images, 6 rows, 48 tokens" in said
-    assert "1 rejected: see" in said
+    assert "1 skipped: see" in said
     assert main(["tokens", "verify", out, "--sample", "2", "-o", str(tmp_path / "images")]) == 0
-    assert "is whole: 6 images in 6 rows, 1 rejected" in capsys.readouterr().out
+    assert "is whole: 6 images in 6 rows, 1 skipped" in capsys.readouterr().out
     assert len(list((tmp_path / "images").glob("*.png"))) == 2
     in_tiles = ["--tile", "4", "-o", str(tmp_path / "tiled")]
     assert main(["tokens", "verify", out, "--sample", "2", *in_tiles]) == 0
@@ -43,7 +43,7 @@ def test_from_images_to_verified_halves(model, images, tmp_path, capsys):
         np.testing.assert_allclose(*(np.int16(x) for x in pair), atol=1)
     capsys.readouterr()
     assert main(["tokens", "info", out]) == 0
-    assert "6, and 1 rejected" in capsys.readouterr().out
+    assert "6, and 1 skipped" in capsys.readouterr().out
     assert main(["tokens", "split", out, "0.5", "-o", a, b]) == 0
     assert main(["tokens", "merge", a, b, "-o", whole]) == 0
     assert main(["tokens", "verify", whole, "--sample", "0"]) == 0

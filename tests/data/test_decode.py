@@ -1,7 +1,11 @@
 import io
+import os
+import struct
+import zlib
 
 import numpy as np
 import pytest
+import tifffile
 from PIL import Image, ImageFile, ImageOps
 
 from gsqtok.data import BrokenImageError, decode, decode_image, decode_pixels
@@ -131,6 +135,76 @@ def test_big_endian_sixteen_bit_tiff():
     assert pixels(encode(image, "TIFF"))[0, :, 0].tolist() == [1, 255]
 
 
+def tiff(samples, **options):
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, samples, **options)
+    return buffer.getvalue()
+
+
+UNIT = np.linspace(0, 1, 16).reshape(4, 4)
+COLOURS = np.stack([UNIT, UNIT[::-1], UNIT.T], -1)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.uint32, np.float32])
+@pytest.mark.parametrize("white", ["minisblack", "miniswhite"])
+def test_grey_tiff_of_any_depth_where_white_is_one_or_zero(dtype, white):
+    data = tiff((UNIT * (np.iinfo(dtype).max if dtype != np.float32 else 1)).astype(dtype), photometric=white)
+    if (dtype, white) == (np.uint32, "miniswhite"):  # which Pillow does not know
+        with pytest.raises(BrokenImageError, match="not an image of a known format"):
+            decode_image(data)
+    else:
+        expected = UNIT if white == "minisblack" else 1 - UNIT
+        np.testing.assert_allclose(pixels(data)[..., 0], expected * 255, atol=0.51)
+
+
+@pytest.mark.parametrize("compression", [None, "zlib"])
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_tiff_with_colours_in_planes_is_right_or_refused(dtype, compression):
+    samples = (COLOURS * np.iinfo(dtype).max).astype(dtype)
+    for alpha in (False, True):
+        own = np.concatenate([samples, np.full_like(samples[..., :1], np.iinfo(dtype).max)], -1) if alpha else samples
+        options = {"photometric": "rgb", "compression": compression, "extrasamples": ["unassalpha"] if alpha else None}
+        np.testing.assert_allclose(pixels(tiff(own, **options)), COLOURS * 255, atol=1)
+        data = tiff(np.moveaxis(own, -1, 0), planarconfig="separate", **options)
+        if dtype == np.uint16 and compression is None:
+            with pytest.raises(BrokenImageError, match="16-bit colours in separate planes: store them pixel by pixel"):
+                decode_image(data)
+        else:
+            np.testing.assert_allclose(pixels(data), COLOURS * 255, atol=1)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.int16])
+def test_signed_tiff_is_refused(dtype):
+    with pytest.raises(BrokenImageError, match=r"signed (8|16)-bit samples"):
+        decode_image(tiff((UNIT * np.iinfo(dtype).max).astype(dtype), photometric="minisblack"))
+
+
+def test_turned_tiff_where_white_is_zero():
+    samples = (UNIT * 65535).astype(np.uint16)
+    data = tiff(samples, photometric="miniswhite", extratags=[(0x0112, 3, 1, 3, True)])  # upside down
+    np.testing.assert_allclose(pixels(data)[..., 0], (1 - UNIT)[::-1, ::-1] * 255, atol=0.51)
+
+
+def deep_png(samples, colour, clear):
+    """A PNG of 16 bits with one transparent colour (PNG specification, 11.3.2.1)."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in samples)
+    size = (samples.shape[1], samples.shape[0])
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", *size, 16, colour, 0, 0, 0)) + chunk(b"tRNS", clear)
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def test_transparent_colour_of_a_sixteen_bit_png():
+    grey = np.array([[0, 25700, 25701, 65535]])
+    assert pixels(deep_png(grey, 0, struct.pack(">H", 25700)))[0, :, 0].tolist() == [0, 255, 100, 255]
+    colours = np.array([[[0x1234, 0, 0], [0x6400, 0, 0], [0x3400, 0, 0]]])
+    found = pixels(deep_png(colours, 2, struct.pack(">HHH", 0x1234, 0, 0)))[0]
+    assert found.tolist() == [[255] * 3, [0x64, 0, 0], [0x34, 0, 0]]
+
+
 def test_thirty_two_bit_grey():
     sixteen = np.array([[0, 25700, 65535]], np.int32)
     full = np.array([[-5, 2**30, 2**31 - 1]], np.int32)
@@ -199,6 +273,14 @@ def test_corrupt_png(encoded):
 def test_not_an_image(data, reason):
     with pytest.raises(BrokenImageError, match=reason):
         decode_image(data)
+
+
+def test_what_is_no_regular_file_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "zero.png").symlink_to("/dev/zero")
+    for name in ("fifo.png", "zero.png", ""):
+        with pytest.raises(BrokenImageError, match="cannot be read: not a regular file"):
+            decode_image(tmp_path / name)
 
 
 def test_too_many_pixels(encoded, monkeypatch):

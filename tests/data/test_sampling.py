@@ -1,7 +1,7 @@
 from itertools import chain, islice
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gsqtok.data import EpochSampler
@@ -14,7 +14,6 @@ def take(count, *args, **options):
 
 
 @given(lengths, st.integers(1, 5), st.integers(1, 6), seeds)
-@settings(deadline=None)
 def test_ranks_make_up_the_batch(length, world_size, local, seed):
     batch = world_size * local
     whole = take(8, length, batch, seed=seed)
@@ -24,13 +23,11 @@ def test_ranks_make_up_the_batch(length, world_size, local, seed):
 
 
 @given(lengths, st.integers(1, 50), st.integers(0, 30), seeds)
-@settings(deadline=None)
 def test_resuming_gives_the_tail(length, batch, start, seed):
     assert take(5, length, batch, seed=seed, start_step=start) == take(start + 5, length, batch, seed=seed)[start:]
 
 
 @given(lengths, st.integers(1, 50), seeds)
-@settings(deadline=None)
 def test_every_epoch_is_a_permutation(length, batch, seed):
     positions = [*chain(*take(3 * length // batch + 1, length, batch, seed=seed))]
     epochs = [positions[i : i + length] for i in range(0, 3 * length, length)]

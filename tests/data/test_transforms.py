@@ -44,7 +44,7 @@ def test_input_is_not_changed(noise):
     np.testing.assert_array_equal(np.asarray(image), before)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(1, 40), st.sampled_from(["bicubic", "lanczos"]))
 def test_center_crop_equals_torchvision(noise, width, height, size, resample):
     tv = pytest.importorskip("torchvision.transforms.v2")

@@ -269,7 +269,7 @@ def run_scenarios(folder, broken, network):
     outcomes = [
         comparable(evaluate(model, whole, protocol="adm", size=12, features=network, neighbours=True, batch_size=1)),
         comparable(evaluate(model, open_source(folder, streaming=True), batch_size=1)),
-        comparable(evaluate(model, whole.select([3]), batch_size=1)),
+        comparable(evaluate(model, open_source(f"{folder}/2.png"), batch_size=1)),
     ]
     try:
         evaluate(model, broken)

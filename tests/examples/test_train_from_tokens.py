@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from PIL import Image
 
+from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.run import RunOptions, tokenize
-from gsqtok.tokens.views import Views
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "train_from_tokens.py"
 
@@ -20,7 +20,7 @@ def test_it_learns_and_draws(tmp_path, tiny_tokenizer, monkeypatch):
         pixels = np.random.default_rng(seed).integers(0, 256, (16, 16, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(tmp_path / "in" / name)
     tiny_tokenizer.save_pretrained(tmp_path / "model")
-    options = RunOptions(views=Views(16), workers=0)
+    options = RunOptions(crops=Crops(16), workers=0)
     tokenize(tiny_tokenizer, tmp_path / "in", tmp_path / "tokens", options, model=str(tmp_path / "model"))
 
     spec = importlib.util.spec_from_file_location("train_from_tokens", EXAMPLE)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 
 import onnxruntime
+import processes
 import pytest
 import torch
 
@@ -93,7 +94,7 @@ with torch.no_grad():
     torch.save((tokens, decoder(tokens)), {str(tmp_path / "found.pt")!r})
 assert "gsqtok.tokenizer" not in sys.modules
 """
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=240)
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=processes.PATIENCE)
     tokens, photos = torch.load(tmp_path / "found.pt")
     assert torch.equal(tokens, everything.encode(images))
     torch.testing.assert_close(photos, everything.decode(tokens), atol=1e-5, rtol=0)

@@ -70,7 +70,7 @@ def assert_nearest(found: torch.Tensor, latents: torch.Tensor, codebook: torch.T
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_nearest_is_exact(d, metric, n, v, kind, seed):
     latents, codebook = make(kind, n, v, d, seed)
     assert_nearest(nearest(latents, codebook, metric=metric), latents, codebook, metric, gap=1e-14)
@@ -98,7 +98,7 @@ def circle(angles) -> torch.Tensor:
     angles=st.lists(st.integers(0, 2**20 - 1), min_size=1, max_size=40),
     queries=st.lists(st.integers(0, 2**20 - 1), min_size=1, max_size=40),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_circle_by_exact_angle(angles, queries):
     """Integer angles: the truth is integer arithmetic on a ring of 2^20 steps."""
     ring = 2**20
@@ -140,7 +140,7 @@ def test_circle_knows_both_signs_of_zero_at_the_seam():
     queries=st.lists(st.integers(-50, 50), min_size=1, max_size=30),
     metric=st.sampled_from(["cosine", "euclidean"]),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_line_by_value_with_lowest_index(values, queries, metric):
     """Small integers are exact in any dtype and full of duplicates and ties."""
     found = nearest(torch.tensor(queries).half()[:, None], torch.tensor(values).float()[:, None], metric=metric)
@@ -148,7 +148,7 @@ def test_line_by_value_with_lowest_index(values, queries, metric):
 
 
 @given(seed=st.integers(0, 2**31), d=st.integers(2, 6), v=st.integers(1, 200))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_ties_on_a_lattice_go_to_the_lowest_index(seed, d, v):
     """Euclidean distances of small integers are exact, so every tie is a true one."""
     g = torch.Generator().manual_seed(seed)

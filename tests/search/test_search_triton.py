@@ -130,7 +130,7 @@ def make(kind, n, v, d, seed):
     d=st.sampled_from([3, 4, 5, 8, 16, 24, 32, 64]),
     data=st.data(),
 )
-@settings(max_examples=24, deadline=None)
+@settings(max_examples=24)
 def test_kernel_is_exact(kind, metric, v, d, data):
     n = data.draw(st.integers(1, latents_for(d)), label="n")
     plan = data.draw(
@@ -318,7 +318,7 @@ def test_nan_and_infinity_give_minus_one(d, metric, bad):
     zeros=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_sorting_kernels_do_what_sorting_does(n, v, d, duplicated, zeros, seed):
     latents, codebook = make("duplicated" if duplicated else "uniform", n, v, d, seed)
     if zeros:

@@ -7,9 +7,9 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import official
+import processes
 import pytest
 from hub_server import Hub, serving
 from safetensors.torch import load
@@ -18,7 +18,6 @@ from gsqtok.evaluation.result import Result
 from gsqtok.tokenizer import ImageTokenizer
 
 pytestmark = pytest.mark.slow
-SOURCE = Path(__file__).parents[2] / "src"
 
 
 # Has PyTorch, whose import takes the most, and not yet huggingface_hub; each line that it reads is a process to fork.
@@ -32,7 +31,7 @@ time.sleep = lambda seconds: pause(min(seconds, 0.05))  # the hub's library trie
 for line in sys.stdin:
     task = json.loads(line)
     if (child := os.fork()) == 0:
-        signal.alarm(240)
+        signal.alarm(task["patience"])
         os.environ.update(task["environment"])
         for descriptor in (1, 2):
             os.dup2(os.open(f"{task['folder']}/{descriptor}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
@@ -53,7 +52,7 @@ for line in sys.stdin:
 def forks():
     """Where ``FORKS`` runs."""
     command = [sys.executable, "-c", FORKS]
-    environment = os.environ | {"PYTHONPATH": str(SOURCE)}
+    environment = os.environ | {"PYTHONPATH": processes.SOURCE}
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with subprocess.Popen(command, env=environment, text=True, **pipes) as process:
         yield process
@@ -66,10 +65,13 @@ def run(forks, tmp_path_factory):
 
     def run(code, address, home, **environment):
         settings = {"HF_ENDPOINT": address, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_TOKEN": "hf_test"}
+        settings |= {f"HF_HUB_{what}_TIMEOUT": str(processes.PATIENCE) for what in ("ETAG", "DOWNLOAD")}
         settings |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", **environment}
         folder = tmp_path_factory.mktemp("fork")
         (folder / "code.py").write_text(f"import json\nfrom gsqtok import ImageTokenizer\n{code}")
-        forks.stdin.write(json.dumps({"environment": settings, "folder": str(folder)}) + "\n")
+        forks.stdin.write(
+            json.dumps({"environment": settings, "folder": str(folder), "patience": processes.PATIENCE}) + "\n"
+        )
         forks.stdin.flush()
         assert int(forks.stdout.readline()) == 0, (folder / "2").read_text()
         return json.loads((folder / "1").read_text().splitlines()[-1])
@@ -113,20 +115,20 @@ def test_from_pretrained(saved, tiny_tokenizer, tmp_path, run):
     code = f"""{LOAD}
 print(json.dumps([
     load("owner/name", revision="{first}"), load("owner/name"), load("owner/name", revision="next"),
-    load("lab/GSQ"), load("owner/empty"), load("owner/half"), load("owner/absent"),
+    load("lab/GSQ"), load("gsq:lab/GSQ/checkpoint.pt"), load("owner/empty"), load("owner/half"), load("owner/absent"),
     load("owner/name", revision="never"), load("owner/other", local_files_only=True),
     load("owner/name", local_files_only=True), load("owner/name", cache_dir={str(tmp_path / "elsewhere")!r}),
 ]))
 """
     with serving(hub) as address:
-        by_commit, main, branch, converted, empty, half, absent, never, not_cached, cached, elsewhere = run(
+        by_commit, main, branch, converted, named, empty, half, absent, never, not_cached, cached, elsewhere = run(
             code, address, tmp_path / "home"
         )
     assert by_commit == old
     assert main == branch == cached == elsewhere == new
-    assert converted == ImageTokenizer.from_pretrained(tmp_path / "official").fingerprint()
+    assert converted == named == ImageTokenizer.from_pretrained(tmp_path / "official").fingerprint()
     assert "FileNotFoundError: no folder 'owner/empty' here" in empty
-    assert "holds no checkpoint.pt" in empty
+    assert "holds no model.safetensors" in empty
     assert "holds no model.safetensors" in half
     assert "no such repository" in absent
     assert "no revision 'never'" in never

@@ -1,11 +1,17 @@
+import argparse
 import collections
+import itertools
 import pickle
 import subprocess
+import sys
+import types
 
+import numpy as np
 import pytest
+import torch
 
 from gsqtok.tokenizer import restricted_pickle
-from gsqtok.tokenizer.restricted_pickle import RefusedPickleError, load_plain
+from gsqtok.tokenizer.restricted_pickle import RefusedPickleError, load_plain, load_tensors
 
 
 @pytest.mark.parametrize("protocol", range(6))
@@ -85,3 +91,41 @@ def test_broken_pickles(data):
 def test_objects_from_outside():
     with pytest.raises(RefusedPickleError, match="persistent"):
         load_plain(b"Pfile\n.")
+
+
+# Tensors
+
+
+def left_behind(monkeypatch, module, name):
+    """A class that a training framework would have, and that nothing here may import again."""
+    kind = type(name, (), {"__module__": module, "__reduce__": lambda self: (type(self), (), {"best": 1})})
+    for part in itertools.accumulate(module.split("."), "{}.{}".format):
+        monkeypatch.setitem(sys.modules, part, types.ModuleType(part))
+    monkeypatch.setattr(sys.modules[module], name, kind, raising=False)
+    return kind
+
+
+def test_objects_of_a_training_framework_become_inert(tmp_path, monkeypatch):
+    checkpoint = left_behind(monkeypatch, "pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
+    stopping = left_behind(monkeypatch, "pytorch_lightning.callbacks.early_stopping", "EarlyStopping")
+    content = {
+        "state_dict": {"a": torch.arange(3.0)},
+        "callbacks": {checkpoint: {"best_score": torch.tensor(1)}, stopping: stopping()},
+        "arguments": argparse.Namespace(width=3),
+        "score": np.float64(0.5),
+    }
+    torch.save(content, tmp_path / "last.ckpt")
+    monkeypatch.undo()
+    loaded = load_tensors(tmp_path / "last.ckpt")
+    assert torch.equal(loaded["state_dict"]["a"], torch.arange(3.0))
+    assert len(loaded["callbacks"]) == 2
+    assert not hasattr(loaded["arguments"], "width")
+    with pytest.raises(pickle.UnpicklingError, match="ModelCheckpoint"):  # they were not allowed for good
+        torch.load(tmp_path / "last.ckpt", weights_only=True)
+
+
+@pytest.mark.parametrize("function", [subprocess.check_call, getattr, eval])
+def test_functions_beside_tensors_are_refused_by_name(function, tmp_path):
+    torch.save({"a": torch.zeros(1), "b": Calls(function, "1")}, tmp_path / "weights.pt")
+    with pytest.raises(RefusedPickleError, match=f"nothing of it was run: it asks for .*{function.__name__}"):
+        load_tensors(tmp_path / "weights.pt")

@@ -4,8 +4,8 @@ import pytest
 import torch
 from token_images import BAD, GOOD, MAX_PIXELS, ODD
 
+from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.run import RunOptions, tokenize
-from gsqtok.tokens.views import Views
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +34,7 @@ def run(tiny_tokenizer):
     """Tokenize in this process, small and alone."""
 
     def call(source, output, **options):
-        defaults = {"views": Views(8), "shard_size": 4, "workers": 0, "max_pixels": MAX_PIXELS}
+        defaults = {"crops": Crops(8), "shard_size": 4, "workers": 0, "max_pixels": MAX_PIXELS}
         return tokenize(tiny_tokenizer, source, output, RunOptions(**defaults | options))
 
     return call

@@ -18,7 +18,7 @@ ROWS = 11
 def folder(tmp_path, run):
     captions = [f"number {i}" if i % 2 else None for i in range(ROWS)]
     write_parquet(tmp_path / "in.parquet", [png(i) for i in range(ROWS)], label=list(range(ROWS)), caption=captions)
-    run(tmp_path / "in.parquet", tmp_path / "tokens", carry=("label", "caption"))
+    run(tmp_path / "in.parquet", tmp_path / "tokens", columns=("label", "caption"))
     return tmp_path / "tokens"
 
 

@@ -8,11 +8,11 @@ import shutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from token_images import BAD, GOOD, ODD, png, rejects_of, rows_of, write_tar
+from token_images import BAD, GOOD, ODD, png, rows_of, skipped_of, write_tar
 
+from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.edit import merge, split
 from gsqtok.tokens.verify import decode_sample, verify
-from gsqtok.tokens.views import Views
 
 
 def shard(folder, number=1):
@@ -41,10 +41,10 @@ def renamed(table):
     [
         (lambda folder: shard(folder).write_bytes(shard(folder).read_bytes()[:-1]), "SHA-256 differs"),
         (lambda folder: shard(folder).unlink(), "No such file"),
-        (lambda folder: (folder / "rejects.parquet").unlink(), "rejects.parquet: .*No such file"),
+        (lambda folder: (folder / "skipped.parquet").unlink(), "skipped.parquet: .*No such file"),
         (
             lambda folder: rewrite(folder, lambda t: t.slice(1)),
-            "images written and rejected, 4 in the source",
+            "images written and skipped, 4 in the source",
         ),
         (lambda folder: rewrite(folder, renamed), "keys are not those of the source"),
         (lambda folder: rewrite(folder, lambda t: pa.concat_tables([t, t.slice(0, 1)])), "not every image has its"),
@@ -73,18 +73,18 @@ def test_split_then_merge_gives_everything_back(finished, tmp_path):
     assert 0 < first["images"] < len(GOOD | ODD)
     assert verify(tmp_path / "a") == verify(tmp_path / "b") == []
     assert not rows_of(tmp_path / "a").keys() & rows_of(tmp_path / "b").keys()
-    assert rejects_of(tmp_path / "a") | rejects_of(tmp_path / "b") == rejects_of(finished)
+    assert skipped_of(tmp_path / "a") | skipped_of(tmp_path / "b") == skipped_of(finished)
     merge([tmp_path / "a", tmp_path / "b"], tmp_path / "whole")
     assert verify(tmp_path / "whole") == []
     assert rows_of(tmp_path / "whole") == rows_of(finished)
-    assert rejects_of(tmp_path / "whole").keys() == BAD.keys()
+    assert skipped_of(tmp_path / "whole").keys() == BAD.keys()
     with pytest.raises(FileExistsError):
         merge([tmp_path / "a", tmp_path / "b"], tmp_path / "whole")
 
 
-def test_split_keeps_views_together(tmp_path, run):
+def test_split_keeps_crops_together(tmp_path, run):
     write_tar(tmp_path / "in.tar", [(f"{i}.png", png(i)) for i in range(12)])
-    run(tmp_path / "in.tar", tmp_path / "tokens", views=Views(8, flip=True))
+    run(tmp_path / "in.tar", tmp_path / "tokens", crops=Crops(8, flip=True))
     split(tmp_path / "tokens", (tmp_path / "a", tmp_path / "b"), 0.5)
     for part in ("a", "b"):
         assert verify(tmp_path / part) == []
@@ -98,12 +98,12 @@ def test_merge_of_shared_keys_needs_prefixes(finished, tmp_path):
     assert verify(tmp_path / "both") == []
     keys = {key for key, _ in rows_of(tmp_path / "both")}
     assert keys == {f"{name}/{key}" for name in ("tokens", "copy") for key in GOOD | ODD}
-    assert len(rejects_of(tmp_path / "both")) == 2 * len(BAD)
+    assert len(skipped_of(tmp_path / "both")) == 2 * len(BAD)
 
 
 def test_merge_refuses_other_transforms(finished, tmp_path, run):
     write_tar(tmp_path / "in.tar", [("a.png", png(0))])
-    run(tmp_path / "in.tar", tmp_path / "larger", views=Views(12))
+    run(tmp_path / "in.tar", tmp_path / "larger", crops=Crops(12))
     with pytest.raises(ValueError, match="they differ in transform"):
         merge([finished, tmp_path / "larger"], tmp_path / "both")
     with pytest.raises(ValueError, match="at least two"):

@@ -1,21 +1,28 @@
 """Real processes: killed at any moment, many under torchrun, actors lost on Ray; the same shards from all."""
 
-import contextlib
+import itertools
 import os
 import random
+import signal
 import subprocess
 import sys
-import time
+import threading
+from pathlib import Path
 
 import processes
 import psutil
 import pytest
-from token_images import BAD, hashes, png, rejects_of, write_tar
+from token_images import BAD, hashes, png, skipped_of, write_tar
 
+from gsqtok.data.workers import end_with_parent
+from gsqtok.tokens import decoders, engines
+from gsqtok.tokens.chunk import Decode
+from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.verify import verify
-from gsqtok.tokens.views import Views
 
 pytestmark = pytest.mark.slow
+# For processes that import this file.
+ENVIRONMENT = processes.ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([processes.SOURCE, *sys.path])}
 
 
 @pytest.fixture
@@ -32,24 +39,14 @@ def many(tmp_path):
 
 def test_kill_and_resume_at_random_points(many, tmp_path, run, command):
     run(many, tmp_path / "whole")
-    units = len(hashes(tmp_path / "whole"))
-    generator = random.Random(0)
-    out, kills = tmp_path / "out", 0
-    for target in (0, *sorted(generator.sample(range(1, units), 2))):  # 0: while the plan is made
-        process = processes.Command(command(many, out))
-        deadline = time.monotonic() + 120
-        while process.poll() is None and time.monotonic() < deadline:
-            names = [name for _, _, names in os.walk(out) for name in names]  # also of files still aside
-            if names and sum(name.endswith(".json") and name[0].isdigit() for name in names) >= target:
-                process.kill()
-                kills += 1
-                break
-        done = process.finish(60)
-        assert not (out / "manifest.json").exists() or done.returncode == 0
-    assert kills >= 2
+    out = tmp_path / "out"
+    for change in (3, *random.Random(0).sample(range(10, 100), 2)):  # 3: while the plan is made
+        done = processes.run(command(many, out), before=processes.Killed(out, change))
+        assert done.returncode == -signal.SIGKILL, done.stderr
+        assert not (out / "manifest.json").exists()
     run(many, out)
     assert hashes(out) == hashes(tmp_path / "whole")
-    assert rejects_of(out) == rejects_of(tmp_path / "whole")
+    assert skipped_of(out) == skipped_of(tmp_path / "whole")
     assert verify(out) == []
 
 
@@ -65,76 +62,90 @@ def test_several_processes_give_the_same_shards(many, tmp_path, run, command, la
     for done in launch(command(many, tmp_path / "out"), count=count):
         assert done.returncode == 0, done.stderr[-3000:]
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-    assert rejects_of(tmp_path / "out") == rejects_of(tmp_path / "whole")
+    assert skipped_of(tmp_path / "out") == skipped_of(tmp_path / "whole")
     assert verify(tmp_path / "out") == []
+
+
+def dies_at_its_second_chunk(number):
+    """In place of what a decoding process does at its start."""
+    end_with_parent(number)
+    decode, chunks = Decode.__call__, itertools.count(1)
+
+    def decode_or_die(self, *arguments):
+        if next(chunks) == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(self, *arguments)
+
+    Decode.__call__ = decode_or_die
+
+
+def decoding_dies():
+    decoders.end_with_parent = dies_at_its_second_chunk
 
 
 def test_a_dead_decoding_process_ends_in_a_line_and_the_next_run_goes_on(many, tmp_path, run, command):
-    # more chunks than the process decodes ahead: it cannot be done when it is killed
     arguments = command(many, tmp_path / "out", "--workers", "1", "--size", "128", "--max-pixels", "5001")
-    process = subprocess.Popen(  # not from the server of the tests, whose child the decoding process would be
-        [sys.executable, "-m", "gsqtok", *arguments],
-        env=os.environ | processes.ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    watched = psutil.Process(process.pid)
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline:
-        workers = [own for child in watched.children() for own in child.children()]  # of the process that forks them
-        if workers:
-            workers[0].kill()
-            break
-        time.sleep(0.005)
-    error = process.communicate(timeout=120)[1]
-    assert process.returncode == 1, error
-    assert "a decoding process died" in error
-    run(many, tmp_path / "out", views=Views(128), max_pixels=5001)
+    done = processes.run(arguments, before=decoding_dies)
+    assert done.returncode == 1, done.stderr
+    assert "a decoding process died" in done.stderr
+    run(many, tmp_path / "out", crops=Crops(128), max_pixels=5001)
     assert verify(tmp_path / "out") == []
+
+
+def never_decodes(number):
+    """In place of what a decoding process does at its start: it says that it is there, and waits for ever."""
+    end_with_parent(number)
+    with Path(os.environ["PIDS"]).open("w") as pipe:
+        pipe.write(f"{os.getpid()}\n")
+    threading.Event().wait()
+
+
+SILENT = f"""
+import sys
+from {__name__} import decoders, never_decodes
+from gsqtok.cli import main
+decoders.end_with_parent = never_decodes
+sys.exit(main(sys.argv[1:]))
+"""
 
 
 def test_decoding_processes_end_with_the_one_that_was_killed(mixed, tmp_path, command):
     arguments = command(mixed, tmp_path / "out", "--workers", "1", "--size", "256", "--max-pixels", "5001")
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gsqtok", *arguments],
-        env=os.environ | processes.ENVIRONMENT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    watched, theirs = psutil.Process(process.pid), []
-    deadline = time.monotonic() + 120
-    while process.poll() is None and time.monotonic() < deadline and not theirs:
-        with contextlib.suppress(psutil.NoSuchProcess):  # a child that ends between the two questions
-            theirs = [own for child in watched.children() for own in child.children()]
-        time.sleep(0.005)
-    theirs += watched.children()
+    os.mkfifo(tmp_path / "pids")
+    environment = os.environ | ENVIRONMENT | {"PIDS": str(tmp_path / "pids")}
+    process = subprocess.Popen([sys.executable, "-c", SILENT, *arguments], env=environment)
+    with (tmp_path / "pids").open() as pipe:  # waits until it is opened for writing
+        theirs = [psutil.Process(int(pipe.readline()))]
+    theirs += psutil.Process(process.pid).children()  # the process that forks them, and the one that tidies up
     process.kill()
-    process.wait(60)
+    process.wait()
     assert len(theirs) >= 2
-    assert psutil.wait_procs(theirs, timeout=60)[1] == []
+    assert psutil.wait_procs(theirs, timeout=processes.PATIENCE)[1] == []
+
+
+class DiesOnce(engines._RayDecode):
+    """The first of them dies with its first chunk."""
+
+    def __call__(self, batch):
+        try:
+            os.close(os.open(os.environ["DIED"], os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            return super().__call__(batch)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def an_actor_dies():
+    engines._RayDecode = DiesOnce
 
 
 def test_ray_with_a_killed_actor_gives_the_same_shards(mixed, tmp_path, run, command):
     pytest.importorskip("ray.data")
     run(mixed, tmp_path / "whole")
-    environment = processes.ENVIRONMENT | {"RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
-    process = processes.Command(command(mixed, tmp_path / "out", "--engine", "ray"), environment)
-    killed = False
-    deadline = time.monotonic() + 200
-    while process.poll() is None and time.monotonic() < deadline and not killed:
-        for child in psutil.Process(process.pid).children(recursive=True):
-            try:
-                if child.name().startswith("ray::MapWorker") or "ray::MapWorker" in " ".join(child.cmdline()):
-                    child.kill()
-                    killed = True
-                    break
-            except psutil.NoSuchProcess:
-                continue
-        time.sleep(0.05)
-    done = process.finish(250)
-    assert killed
+    environment = ENVIRONMENT | {"RAY_DATA_DISABLE_PROGRESS_BARS": "1", "DIED": str(tmp_path / "died")}
+    environment["RAY_gcs_server_port_wait_time_s"] = str(processes.PATIENCE)
+    done = processes.run(command(mixed, tmp_path / "out", "--engine", "ray"), environment, an_actor_dies)
     assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "died").exists()
     assert hashes(tmp_path / "out") == hashes(tmp_path / "whole")
-    assert rejects_of(tmp_path / "out").keys() == BAD.keys()
+    assert skipped_of(tmp_path / "out").keys() == BAD.keys()
     assert verify(tmp_path / "out") == []

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from gsqtok.tokens.chunks import EncodedChunk, Image
+from gsqtok.tokens.chunk import Chunk, Image
 from gsqtok.tokens.shards import read_header, shard_schema, shard_table, write_shard
 
 
@@ -16,7 +16,7 @@ def chunks(codebook_size, images, shape):
         keys = [f"n{i % 7:05d}/n{i % 7:05d}_{i:05d}.JPEG" for i in range(first, first + 500)]
         own = [Image(key, (375, 500), {"label": i % 7}) for i, key in enumerate(keys)]
         tokens = [((i, 0), generator.integers(0, codebook_size, shape).astype(dtype)) for i in range(500)]
-        yield EncodedChunk(0, first, own, [], tokens, 0, 0.0)
+        yield Chunk(0, first, own, [], tokens=tokens)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_rows_keep_their_tokens_when_the_encoder_reuses_its_memory():
 
 
 def test_a_column_with_a_name_of_ours_is_refused():
-    with pytest.raises(ValueError, match="'grid' cannot be carried along"):
+    with pytest.raises(ValueError, match="'grid' cannot be copied"):
         shard_schema(8, [pa.field("grid", pa.int64())], {})
 
 

@@ -56,17 +56,17 @@ def write_parquet(path, images, **columns):
 
 
 def rows_of(folder):
-    """Every row of a data set: {(key, view): (tokens, grid, size)}; fails if one is there twice."""
+    """Every row of a data set: {(key, crop): (tokens, grid, size)}; fails if one is there twice."""
     rows = {}
     for part in read_manifest(folder)["units"]:
         for row in pq.read_table(folder / part["file"]).to_pylist() if "file" in part else []:
-            assert (row["key"], row["view"]) not in rows
-            rows[row["key"], row["view"]] = (row["tokens"], row["grid"], row["size"])
+            assert (row["key"], row["crop"]) not in rows
+            rows[row["key"], row["crop"]] = (row["tokens"], row["grid"], row["size"])
     return rows
 
 
-def rejects_of(folder):
-    table = pq.read_table(folder / "rejects.parquet")
+def skipped_of(folder):
+    table = pq.read_table(folder / "skipped.parquet")
     return dict(zip(table["key"].to_pylist(), table["reason"].to_pylist(), strict=True))
 
 

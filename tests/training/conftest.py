@@ -3,6 +3,7 @@ import json
 import shutil
 from pathlib import Path
 
+import float64
 import processes
 import pytest
 import torch
@@ -47,6 +48,14 @@ def tiny(tmp_path):
         return TrainConfig(model=model, data=data, optimizer=optimizer, loss=loss, **defaults | every | changes)
 
     return make
+
+
+@pytest.fixture
+def double_precision(monkeypatch):
+    """Everything in float64; see the module."""
+    float64.everywhere(monkeypatch.setattr)
+    yield
+    torch.set_default_dtype(torch.float32)
 
 
 @pytest.fixture

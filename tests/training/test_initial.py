@@ -1,11 +1,13 @@
 """Starting from another tokenizer's weights, all of them trained or the decoder alone."""
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
 from gsqtok.data import ImageTransform, eval_loader, open_source
+from gsqtok.published import PublishedConfig, get_family
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.training import AdversarialConfig, Trainer, train
 
@@ -85,3 +87,36 @@ def test_another_model_is_refused_by_the_option_that_differs(fine, tiny):
 def test_nothing_there(fine):
     with pytest.raises(FileNotFoundError, match="nowhere"):
         Trainer(fine(initialize_from="nowhere"))
+
+
+def test_a_published_tokenizer_with_the_same_networks(tiny, tmp_path):
+    """Its decoder is trained for the tokens that it makes."""
+    model = dataclasses.replace(
+        tiny().model, adaptive_norm=True, depth_to_space=True, norm_eps=1e-6, encoder_middle_blocks=1,
+        decoder_middle_blocks=1, quantizer={"name": "lfq", "groups": 1},
+    )  # fmt: skip
+    names = get_family("bitdance").names(model)
+    biases = re.compile(get_family("bitdance").filled)
+    state = {k: v for k, v in ImageTokenizer(model).state_dict().items() if not biases.fullmatch(k)}
+    torch.save({names(name)[0]: value for name, value in state.items()}, tmp_path / "weights.pt")
+    changes = {
+        "model": TokenizerConfig(),
+        "initialize_from": f"bitdance:{tmp_path / 'weights.pt'}",
+        "freeze": "encoder",
+    }
+    config = dataclasses.replace(tiny(output=str(tmp_path / "run"), steps=3), **changes)
+    before, after = (
+        ImageTokenizer.from_pretrained(config.initialize_from),
+        ImageTokenizer.from_pretrained(train(config)),
+    )
+    changed = {name for name, value in before.state_dict().items() if not torch.equal(after.state_dict()[name], value)}
+    assert changed
+    assert all(name.startswith("decoder.") for name in changed)
+    assert torch.equal(tokens(after, config.data.train), tokens(before, config.data.train))
+
+
+def test_a_published_tokenizer_with_other_networks(fine, tmp_path):
+    options = {"channels": 32, "widths": [32], "blocks": 1, "middle": 1, "dim": 4, "codebook_size": 8}
+    ImageTokenizer(PublishedConfig("maskgit", options)).save_pretrained(tmp_path / "saved")
+    with pytest.raises(ValueError, match="has the networks of MaskGIT's VQGAN, which are not trained here"):
+        Trainer(fine(initialize_from=str(tmp_path / "saved")))

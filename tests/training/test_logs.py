@@ -58,6 +58,7 @@ def test_a_tracker_without_images(tiny, monkeypatch):
 def test_wandb_offline(tmp_path, demo_copy):
     pytest.importorskip("wandb")
     environment = processes.ENVIRONMENT | {"WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    environment |= {"WANDB__SERVICE_WAIT": str(processes.PATIENCE), "WANDB_INIT_TIMEOUT": str(processes.PATIENCE)}
     environment |= {f"WANDB_{name}_DIR": str(tmp_path / name) for name in ("CACHE", "CONFIG", "DATA")}
     run = tmp_path / "run"
     arguments = [

@@ -2,10 +2,12 @@
 
 import dataclasses
 import errno
+import logging
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from gsqtok.training import Trainer, train
 from gsqtok.training.run_folder import RunFolder, RunFolderError, as_plain, flatten
@@ -160,3 +162,46 @@ def test_metrics_are_the_lines_of_the_log_in_order(tmp_path):
     run = RunFolder(tmp_path)
     run.metrics_file.write_text('{"step": 1, "loss/total": 0.5}\n{"step": 2}\n')
     assert run.metrics() == [{"step": 1, "loss/total": 0.5}, {"step": 2}]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "extra.pt", "usage-0.pt", "sha256.json"])
+@pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
+def test_a_damaged_checkpoint_is_left_out(tiny, caplog, name, damage):
+    """One flipped bit, a cut or a missing file: the run goes on from the checkpoint before, to the same weights."""
+    run = train(tiny(steps=2, save_every=1))
+    whole = load_file(run / "tokenizer/model.safetensors")
+    file = run / "checkpoints/step-00000002" / name
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    if damage == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data[: len(data) // 2] if damage == "cut" else data)
+    with caplog.at_level(logging.WARNING, "gsqtok.training"):
+        train(tiny(steps=2, save_every=1), resume=True)
+    (said,) = [record.getMessage() for record in caplog.records if record.name == "gsqtok.training"]
+    assert "step-00000002 is damaged" in said
+    assert name in said or name == "sha256.json"
+    again = load_file(run / "tokenizer/model.safetensors")
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_where_every_checkpoint_is_damaged_the_run_says_so(tiny):
+    run = train(tiny(steps=2, save_every=1))
+    for checkpoint in (run / "checkpoints").iterdir():
+        (checkpoint / "optimizer.bin").unlink()
+    with pytest.raises(RunFolderError, match=r"every checkpoint in .* is damaged"):
+        train(tiny(steps=2, save_every=1), resume=True)
+
+
+def test_other_images_are_noticed(tiny, demo_copy):
+    config = tiny(steps=1, train=str(demo_copy))
+    train(config)
+    longer = dataclasses.replace(config, steps=2)
+    (demo_copy / "more.png").write_bytes((demo_copy / "coffee.png").read_bytes())
+    with pytest.raises(RunFolderError, match=r"the images of data.train have changed.*--changed-data"):
+        train(longer, resume=True)
+    train(longer, resume=True, changed_data=True)
+    (demo_copy / "more.png").unlink()
+    with pytest.raises(RunFolderError, match="have changed"):
+        train(dataclasses.replace(config, steps=3), resume=True)

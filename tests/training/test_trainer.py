@@ -35,7 +35,7 @@ def test_the_run_folder(tiny, metrics):
     config = tiny(steps=6, save_every=2, validate_every=3, data={"validation": tiny().data.train})
     run = train(config)
     assert {file.name for file in run.iterdir()} == {
-        *("config.yaml", "checkpoints", "tokenizer", "samples", "metrics.jsonl", "tensorboard")
+        *("config.yaml", "data.json", "checkpoints", "tokenizer", "samples", "metrics.jsonl", "tensorboard")
     }
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
@@ -75,20 +75,17 @@ def test_codebook_usage_is_logged_once_an_epoch(tiny):
     assert all(0 < line["codebook/usage"] <= 1 and 1 <= line["codebook/perplexity"] <= 64 for line in usage)
 
 
+@pytest.mark.usefixtures("double_precision")
 @pytest.mark.parametrize("parts", [2, 4])
 def test_gradient_accumulation(tiny, tmp_path, parts):
     weights, losses = [], []
     for accumulation in (1, parts):
-        config = tiny(
-            output=str(tmp_path / f"{accumulation}"), gradient_accumulation=accumulation, optimizer={"eps": 1e-3}
-        )
-        trainer = Trainer(config)
+        trainer = Trainer(tiny(output=str(tmp_path / f"{accumulation}"), gradient_accumulation=accumulation))
         batches = trainer.batches()
         losses.append([float(trainer.step(step, batches)["total"]) for step in (1, 2, 3)])
         weights.append(trainer.tokenizer.state_dict())
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    assert losses[0] == pytest.approx(losses[1], rel=1e-9)
+    torch.testing.assert_close(*weights, rtol=1e-7, atol=1e-7)  # Adam makes more of gradients that are all rounding
 
 
 def test_a_broken_image_is_logged_and_training_goes_on(tiny, demo_copy, caplog, metrics, capfd):
@@ -176,11 +173,5 @@ def test_learning_rate_reaches_the_optimizer(tiny):
 
 def test_sharding_by_accelerate_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
-    with pytest.raises(ValueError, match=r"FSDP by Accelerate is not supported.*--fsdp true"):
+    with pytest.raises(ValueError, match=r"FSDP is not supported.*gradient_accumulation"):
         Trainer(tiny())
-
-
-def test_one_process_holds_the_whole_tokenizer_with_fsdp_too(tiny):
-    trainer = Trainer(tiny(fsdp=True, cuda_graphs=False))
-    assert not trainer.sharded
-    assert type(trainer.tokenizer) is ImageTokenizer

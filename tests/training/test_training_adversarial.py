@@ -1,6 +1,5 @@
 """The GAN stage: who learns from what, and when."""
 
-import dataclasses
 import json
 import logging
 import math
@@ -177,25 +176,17 @@ def test_r1_and_lecam_in_a_run(gan, metrics, precision):
     assert lines[1]["discriminator/learning_rate"] == 1e-3
 
 
-@pytest.mark.parametrize("parts", [2])
-def test_gradient_accumulation(gan, tmp_path, parts):
+@pytest.mark.usefixtures("double_precision")
+def test_gradient_accumulation(gan, tmp_path):
     weights = []
     norm = {"options": PATCH["options"] | {"norm": "group"}}
-    for accumulation in (1, parts):
-        config = gan(
-            output=str(tmp_path / f"{accumulation}"),
-            gradient_accumulation=accumulation,
-            adversarial=norm,
-            optimizer={"eps": 1e-3},
-        )
-        config = dataclasses.replace(config, optimizer=dataclasses.replace(config.optimizer, eps=1e-3))
-        trainer = Trainer(config)
+    for parts in (1, 2):
+        trainer = Trainer(gan(output=str(tmp_path / f"{parts}"), gradient_accumulation=parts, adversarial=norm))
         batches = trainer.batches()
         for step in (1, 2, 3):
             trainer.step(step, batches)
         weights.append(copy(trainer.tokenizer) | copy(trainer.adversary.network))
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    torch.testing.assert_close(*weights, rtol=1e-7, atol=1e-7)  # Adam makes more of gradients that are all rounding
 
 
 @pytest.mark.parametrize("side", ["tokenizer", "discriminator"])

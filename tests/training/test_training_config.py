@@ -8,10 +8,9 @@ import torch
 from gsqtok.cli import parser
 from gsqtok.cli.train import train
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
-from gsqtok.training import AdversarialConfig, TrainConfig, recipes
+from gsqtok.training import TrainConfig, recipes
 
 RECIPES = recipes.names()
-ADAPTIVE = AdversarialConfig(adaptive_weight=True)
 COUNTS = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate_every", "save_every")
 
 
@@ -20,8 +19,6 @@ COUNTS = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate
     [({name: 0}, name) for name in (*COUNTS, "keep_checkpoints")]
     + [({"batch_size": 6, "gradient_accumulation": 4}, "gradient_accumulation 4")]
     + [({"freeze": "encoder"}, "initialize_from")]
-    + [({"fsdp": True}, "cuda_graphs: false")]
-    + [({"fsdp": True, "cuda_graphs": False, "adversarial": ADAPTIVE}, "adaptive_weight")]
     + [({"ema_decay": value}, "ema_decay") for value in (1.0, -0.1, float("nan"))],
 )
 def test_names_what_is_wrong(values, named):

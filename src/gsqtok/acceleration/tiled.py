@@ -252,8 +252,10 @@ def run(network: Encoder | Decoder, x: Tensor, tile: int, progress: Progress | N
         What the network returns, up to rounding, on x's device.
 
     Raises:
-        ValueError: ``tile`` is not a positive even number.
+        ValueError: ``tile`` is not a positive even number; a network of another project.
     """
+    if not isinstance(network, Encoder | Decoder):
+        raise ValueError("tiles are for the networks of this package; this tokenizer has others: leave out tile")
     tiled = Tiled(tile, network.conv_in.weight.device)
     if progress is not None:
         done, total = itertools.count(1), count(network, tuple(x.shape[2:]), tile)

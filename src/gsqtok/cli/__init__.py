@@ -77,10 +77,12 @@ def main(argv: list[str] | None = None) -> int:
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("GSQTOK_TRACEBACK"):
             raise
-        print(f"gsqtok {command}: error: {_line(error, argv)}", file=sys.stderr)
-        if isinstance(error, RuntimeError):  # the others explain themselves
+        kind = "" if hasattr(error, "exit_status") else "error: "
+        print(f"gsqtok {command}: {kind}{_line(error, argv)}", file=sys.stderr)
+        status = getattr(error, "exit_status", None)  # of an end that is no fault
+        if isinstance(error, RuntimeError) and status is None:  # the others explain themselves
             print("GSQTOK_TRACEBACK=1 shows where it happened", file=sys.stderr)
-        return 1
+        return 1 if status is None else int(status)
 
 
 def function_of(command: str) -> Callable[..., Any]:

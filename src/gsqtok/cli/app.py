@@ -22,7 +22,7 @@ def app(
     between two images, and the codebook.
 
     Args:
-        models: tokenizers (folders, runs, official checkpoints, hub names; default: the one inside the package)
+        models: tokenizers (folders, runs, published checkpoints, hub names; default: the one inside the package)
         host: address to listen at; the default is this machine alone
         port: to listen at (default: the first free one from 7860)
         max_pixels: larger images are shrunk to so many; the default is 2048 x 2048

@@ -34,7 +34,7 @@ def demo(model: str | None, *, output: str = "demo", device: str | None = None) 
     source = open_source(IMAGES)
     tokenizer = load_model(model, device)
     loader = eval_loader(source, ImageTransform(None, crop="none"), batch_size=1)
-    paths = image_paths(folder / "reconstructions", source["key"])
+    paths = image_paths(folder / "reconstructions", source.all_keys())
     start = time.perf_counter()
     results = []
     with TokenArchiveWriter(folder / "tokens.npz", tokenizer) as archive, progress("tokenizing") as bar:

@@ -47,12 +47,12 @@ def encode(
             for name, grid in zip(batch["keys"], tokens, strict=True):
                 archive.add(name, grid, tuple(batch["image"].shape[2:]))
             positions += tokens[..., 0].numel()
-            bar.advance(task, len(tokens) + len(batch["rejected"]))
+            bar.advance(task, len(tokens) + len(batch["skipped"]))
         if not archive.sizes:
-            raise ValueError(f"none of the images in {source} can be read: {loader.rejects.summary()}")
+            raise ValueError(f"none of the images in {source} can be read: {loader.skipped.summary()}")
     console.print(
         f"{len(archive.sizes)} images, {positions:,} positions of {tokenizer.quantizer.bits:g} bits "
         f"({tokenizer.bits_per_pixel:.3g} bits/px) -> {output}"
     )
-    if loader.rejects.reasons:
-        console.print(loader.rejects.summary())
+    if loader.skipped.reasons:
+        console.print(loader.skipped.summary())

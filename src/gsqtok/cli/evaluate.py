@@ -58,7 +58,7 @@ def evaluate(
     bits per pixel, and images per second, measured under a protocol that goes on record.
 
     Args:
-        model: a tokenizer (its folder, a run's folder, an official checkpoint, a hub name; default: the one inside the
+        model: a tokenizer (its folder, a run's folder, a published checkpoint, a hub name; default: the one inside the
             package), or a codec at so many bits/px: codec:jpeg@1.0, codec:webp@1.0, codec:avif@1.0
         protocol: how images are prepared: adm (as guided-diffusion, which most rFIDs are under), flex_gen (as the
             original GSQ evaluation) or native (as they are); --size is then the protocol's (default: 256 for the first

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gsqtok.cli.options import print_rows
+from gsqtok.cli.options import describe_tokens, print_rows
 
 
 def info(model: str | None) -> None:
     """Say what a tokenizer, or a file of tokens, is.
 
     Args:
-        model: a tokenizer (its folder, a run's folder, an official checkpoint, a hub name; default: the one inside the
+        model: a tokenizer (its folder, a run's folder, a published checkpoint, a hub name; default: the one inside the
             package), or a file written by gsqtok encode
 
     Example:
@@ -32,10 +32,10 @@ def _tokenizer(source: str | None) -> list[tuple[str, str]]:
     )
     return [
         ("tokenizer", source or "the one inside the package"),
-        ("down-sampling factor", f"{tokenizer.factor}"),
+        ("networks", tokenizer.config.summary()),
+        ("tokens", describe_tokens(tokenizer)),
         ("quantizer", quantizer.name),
         ("latent channels", f"{quantizer.dim}"),
-        ("tokens per position", f"{quantizer.tokens_per_position}, each of {quantizer.codebook_size:,} codewords"),
         ("bits per position", f"{quantizer.bits:g}"),
         ("bits per pixel", f"{tokenizer.bits_per_pixel:.4g}"),
         ("parameters", f"encoder {encoder:.2f}M, decoder {decoder:.2f}M, quantizer {codebook:.2f}M"),

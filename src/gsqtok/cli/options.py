@@ -27,8 +27,8 @@ Precision = Literal["float32", "bfloat16", "float16"]
 
 # Help of the parameters that mean the same in every command; a command's docstring may say more.
 SHARED = {
-    "model": "a tokenizer's folder, a training run's folder, an official GSQ checkpoint.pt or a hub name "
-    "(default: the tokenizer inside the package)",
+    "model": "a tokenizer's folder, a training run's folder, a checkpoint of another project (FAMILY:FILE names its "
+    "family, see docs/published.md) or a hub name (default: the tokenizer inside the package)",
     "source": "a folder of images (with its subfolders), an image, parquet files, tar shards, a quoted glob, or a hub "
     "name",
     "split": "split of the source, where it has several",
@@ -77,6 +77,15 @@ def load_model(model: str | None, device: str | None) -> ImageTokenizer:
     return ImageTokenizer.from_pretrained(model).to(where)
 
 
+def describe_tokens(tokenizer: ImageTokenizer) -> str:
+    """How many tokens there are and where, in a few words."""
+    quantizer = tokenizer.quantizer
+    if tokenizer.layout == "sequence":
+        size = tokenizer.size
+        return f"{tokenizer.length} tokens of {quantizer.codebook_size:,} codewords for {size} x {size} pixels"
+    return f"f{tokenizer.factor}, {quantizer.tokens_per_position} x {quantizer.codebook_size:,} codewords a position"
+
+
 def make_transform(size: int | None, crop: str) -> ImageTransform:
     """The transform that --size and --crop name."""
     from gsqtok.data import ImageTransform
@@ -113,10 +122,10 @@ def check_output_folder(path: str, *, source: str | None = None) -> None:
     target = Path(path)
     if target.exists() and not target.is_dir():
         raise ValueError(f"--output must be a folder, but {path} is a file")
-    if source is not None and Path(source).is_dir():
-        whole = target.resolve()
-        if Path(source).resolve() in (whole, *whole.parents):
-            raise ValueError(f"--output {path} lies in the source {source}: choose a folder outside of it")
+    if source is not None:
+        from gsqtok.data import check_outside
+
+        check_outside(source, path)
     _check_writable(target)
 
 

@@ -43,7 +43,7 @@ def reconstruct(
     check_output_folder(output, source=source)
     images = open_source(source, split=split)
     tokenizer = load_model(model, device)
-    paths = image_paths(output, images["key"])
+    paths = image_paths(output, images.all_keys())
     loader = eval_loader(images, make_transform(size, crop), batch_size=batch_size, workers=workers)
     results = []
     with progress("reconstructing") as bar:
@@ -52,11 +52,11 @@ def reconstruct(
             save_image(image, paths[result.name])
             results.append((result.name, tuple(result.original.shape[1:]), result.psnr, result.ssim))
     if not results:
-        raise ValueError(f"none of the images in {source} can be read: {loader.rejects.summary()}")
+        raise ValueError(f"none of the images in {source} can be read: {loader.skipped.summary()}")
     console.print(metrics_table(results, tokenizer.bits_per_pixel))
     console.print(f"{len(results)} images -> {output}")
-    if loader.rejects.reasons:
-        console.print(loader.rejects.summary())
+    if loader.skipped.reasons:
+        console.print(loader.skipped.summary())
 
 
 def metrics_table(results: list[tuple[str, tuple[int, ...], float, float]], bits_per_pixel: float) -> Table:

@@ -10,6 +10,8 @@ from gsqtok.cli.options import check_output_folder, console, load_model
 if TYPE_CHECKING:
     from gsqtok.tokens.run import RunResult
 
+_TELLING = 30  # seconds after which the time spent waiting says something; before, processes are being started
+
 
 def tokenize(
     model: str | None,
@@ -38,7 +40,7 @@ def tokenize(
     """Turn images into a token data set: resumable parquet shards for generative models.
 
     Hugging Face datasets and gsqtok.TokenDataset read the shards. Beside them are a manifest with counts and hashes,
-    and rejects.parquet with the images that could not be read, and why.
+    and skipped.parquet with the images that could not be read, and why.
 
     A run that was stopped in any way goes on when the same command is given again, with any number of processes and
     either engine. Then: gsqtok tokens verify tokens/, and in Python gsqtok.TokenDataset("tokens/").
@@ -71,21 +73,21 @@ def tokenize(
           torchrun --nproc-per-node 8 -m gsqtok tokenize runs/mine imagenet/ -o tokens/
           gsqtok tokenize runs/mine imagenet/ -o tokens/ --engine ray --ray-address auto
     """
-    from gsqtok import forkserver
+    from gsqtok.data.workers import start_server
 
     if engine == "local":
-        forkserver.start(workers)  # first, for its imports take as long as those of this process
+        start_server(workers)  # first, for its imports take as long as those of this process
     from gsqtok.tokens import run
-    from gsqtok.tokens.views import Views
+    from gsqtok.tokens.crops import Crops
 
     if ray_address and engine != "ray":
         raise ValueError("--ray-address goes with --engine ray")
     check_output_folder(output, source=source)
     tokenizer = load_model(model, device or _own_device())
     options = run.RunOptions(
-        views=Views(size or None, crop or ("center" if size else "none"), resize, flip, resample, fast_resize),
+        crops=Crops(size or None, crop or ("center" if size else "none"), resize, flip, resample, fast_resize),
         split=split,
-        carry=tuple(carry),
+        columns=tuple(carry),
         shard_size=shard_size,
         batch_size=batch_size,
         workers=workers,
@@ -113,24 +115,26 @@ def _own_device() -> str | None:
 
 
 def _summary(result: RunResult, output: str) -> list[str]:
-    figures = result.figures
+    from gsqtok.tokens.progress import rate
+
+    metrics = result.metrics
     lines = []
-    if figures["of"]:
+    if metrics["of"]:
         lines.append(
-            f"{figures['images']:,} images in {figures['seconds']:,.1f} s: "
-            f"{figures['images_per_second']:,.0f} images/s, {figures['bytes_per_second'] / 1e6:,.1f} MB/s read; "
-            f"decoding {figures['decoded_per_core_second'] or 0:,.0f} images/s a core, {result.workers or 1} at work"
+            f"{metrics['images']:,} images in {metrics['seconds']:,.1f} s: "
+            f"{rate(metrics['images_per_second'])} images/s, {rate(metrics['bytes_per_second'] / 1e6)} MB/s read; "
+            f"decoding {rate(metrics['decoded_per_core_second'])} images/s a core, {result.workers or 1} at work"
         )
-        if figures["waiting"] > 0.15 and result.workers:
-            lines.append(f"the model waited for images {figures['waiting']:.0%} of the time: decoding is the limit")
+        if metrics["waiting"] > 0.15 and result.workers and metrics["seconds"] > _TELLING:
+            lines.append(f"the model waited for images {metrics['waiting']:.0%} of the time: decoding is the limit")
     if result.manifest is None:
         return [*lines, "this process has done its share; others are still at work"]
     return [*lines, *_whole(result.manifest, output)]
 
 
 def _whole(manifest: dict[str, Any], output: str) -> list[str]:
-    rejects = manifest["rejects"]["rows"]
+    skipped = manifest["skipped"]["rows"]
     lines = [f"{manifest['images']:,} images, {manifest['rows']:,} rows, {manifest['tokens']:,} tokens -> {output}"]
-    if rejects:
-        lines.append(f"{rejects:,} rejected: see {os.path.join(output, manifest['rejects']['file'])}")
+    if skipped:
+        lines.append(f"{skipped:,} skipped: see {os.path.join(output, manifest['skipped']['file'])}")
     return lines

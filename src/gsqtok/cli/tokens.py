@@ -58,7 +58,7 @@ def verify(
         return 1
     console.print(
         f"{folder} is whole: {manifest['images']:,} images in {manifest['rows']:,} rows, "
-        f"{manifest['rejects']['rows']:,} rejected, every hash as written"
+        f"{manifest['skipped']['rows']:,} skipped, every hash as written"
     )
     if sample > 0 and manifest["rows"]:
         decoded = decode_sample(folder, load_model(model or manifest["model"], device), sample, tile=tile)

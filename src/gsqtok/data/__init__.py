@@ -1,10 +1,10 @@
-"""Images from anywhere: sources, decoding, transforms and loaders, on Hugging Face ``datasets``."""
+"""Images from anywhere: sources, decoding, transforms and loaders."""
 
 from gsqtok.data.decode import BrokenImageError, decode_image, decode_pixels
-from gsqtok.data.loading import EvalLoader, ImageDataset, ImageStream, Sample, eval_loader, train_loader
-from gsqtok.data.rejects import RejectLog
+from gsqtok.data.loader import EvalLoader, ImageDataset, ImageStream, Sample, eval_loader, train_loader
 from gsqtok.data.sampling import EpochSampler
-from gsqtok.data.source import open_source
+from gsqtok.data.skipped import SkipLog
+from gsqtok.data.sources import ImageSource, check_outside, open_source
 from gsqtok.data.transforms import ImageTransform, to_pil, to_tensor
 
 __all__ = [
@@ -12,10 +12,12 @@ __all__ = [
     "EpochSampler",
     "EvalLoader",
     "ImageDataset",
+    "ImageSource",
     "ImageStream",
     "ImageTransform",
-    "RejectLog",
     "Sample",
+    "SkipLog",
+    "check_outside",
     "decode_image",
     "decode_pixels",
     "eval_loader",

@@ -7,10 +7,15 @@ import io
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image, ImageFile
+
+from gsqtok.io import one_line, read_bytes
+
+if TYPE_CHECKING:
+    from gsqtok.data.sources import Row
 
 try:
     import simplejpeg
@@ -37,6 +42,9 @@ _FORMATS = (
 )
 
 _ORIENTATION_TAG = 0x0112
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
+_SIGNED = 2  # as a sample format
+_PNG_DEPTH = 24  # the byte with the bits of a sample
 _UPRIGHT = {  # EXIF orientation -> the transposition that undoes it (EXIF 2.32, section 4.6.4)
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -56,7 +64,8 @@ def decode_image(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pix
     """Decode one image to upright 8-bit RGB.
 
     The EXIF orientation is applied, transparency is composited on white, 16-bit grey is scaled (value / 257) rather
-    than clipped, float grey in [0, 1] is stretched to [0, 255], and of several frames the first is taken.
+    than clipped, float grey in [0, 1] is stretched to [0, 255], and of several frames the first is taken. What Pillow
+    would misread (16-bit TIFF in planes, signed samples of 8 or 16 bits) is refused.
 
     Args:
         data: the encoded bytes, a path, or a row of a data set: ``{"bytes": ..., "path": ...}``.
@@ -76,16 +85,17 @@ def decode_image(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pix
                 raise BrokenImageError("truncated")
             if (pixels := _turbo(encoded, image)) is not None:
                 return pixels
+            _check_samples(image)
             image.load()
-            return _rgb(_upright(image))
+            return _upright(_rgb(image, encoded), _orientation(image))
     except (BrokenImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
         raise BrokenImageError("not an image of a known format") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenImageError(f"too many pixels: {_one_line(error)}") from None
+        raise BrokenImageError(f"too many pixels: {one_line(error)}") from None
     except Exception as error:  # on corrupt input Pillow's readers raise nearly anything
-        raise BrokenImageError(_one_line(error)) from error
+        raise BrokenImageError(one_line(error)) from error
 
 
 def decode_pixels(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pixels: int | None = None) -> np.ndarray:
@@ -97,6 +107,17 @@ def decode_pixels(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pi
     encoded = _read(data)
     pixels = _plain_jpeg(encoded, Image.MAX_IMAGE_PIXELS if max_pixels is None else max_pixels)
     return np.asarray(decode_image(encoded, max_pixels=max_pixels)) if pixels is None else pixels
+
+
+def decode_row(row: Row, *, max_pixels: int | None = None) -> np.ndarray:
+    """Decode the row of a source to uint8 (H, W, 3).
+
+    Raises:
+        BrokenImageError: also where the source says why the image is skipped.
+    """
+    if row.reason is not None:
+        raise BrokenImageError(row.reason)
+    return decode_pixels(row.data, max_pixels=max_pixels)
 
 
 def _plain_jpeg(encoded: bytes, limit: int | None) -> np.ndarray | None:
@@ -120,7 +141,7 @@ def _read(data: bytes | str | Path | Mapping[str, Any] | None) -> bytes:
         raise BrokenImageError("neither bytes nor a path")
     if isinstance(data, (str, os.PathLike)):
         try:
-            data = Path(data).read_bytes()
+            data = read_bytes(data)
         except (OSError, ValueError) as error:  # ValueError: a null character in the path
             raise BrokenImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from None
     if not data:
@@ -147,10 +168,6 @@ def _known_formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def _looks_truncated(encoded: bytes, image_format: str | None) -> bool:
     """Whether the end is missing. Needed only where another library told Pillow to pad truncated images with grey."""
     if image_format in ("JPEG", "MPO"):  # inside a scan FF is always stuffed, so FFD9 after the last FFDA is the end
@@ -165,15 +182,32 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    method = _UPRIGHT.get(_orientation(image))
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    method = _UPRIGHT.get(orientation)
     return image if method is None else image.transpose(method)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
+def _tiff_tag(image: Image.Image, tag: int) -> Any:
+    value = image.tag_v2.get(tag) if image.format == "TIFF" else None
+    return value[0] if isinstance(value, tuple) else value
+
+
+def _check_samples(image: Image.Image) -> None:
+    """Refuse TIFF files that Pillow misreads without a word."""
+    bits = _tiff_tag(image, _BITS) or 1
+    if bits == 16 and _tiff_tag(image, _PLANES) == 2 and image.info.get("compression") == "raw":
+        raise BrokenImageError("TIFF of 16-bit colours in separate planes: store them pixel by pixel, or compressed")
+    if _tiff_tag(image, _SAMPLE_FORMAT) == _SIGNED and bits < 32:
+        raise BrokenImageError(f"TIFF of signed {bits}-bit samples, whose white is not known: store them unsigned")
+
+
+def _rgb(image: Image.Image, encoded: bytes) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
         return Image.fromarray(_deep_grey_to_8_bit(image)).convert("RGB")
     if image.has_transparency_data:
+        clear = image.info.get("transparency")
+        if isinstance(clear, tuple) and image.format == "PNG" and encoded[_PNG_DEPTH] == 16:
+            image.info["transparency"] = tuple(value >> 8 for value in clear)  # as Pillow makes 8 bits of the pixels
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
         return Image.alpha_composite(white, rgba).convert("RGB")
@@ -186,12 +220,21 @@ def _rgb(image: Image.Image) -> Image.Image:
 
 
 def _deep_grey_to_8_bit(image: Image.Image) -> np.ndarray:
-    """Grey of more than 8 bits, (H, W), to uint8: full scale is 65535 for integers, or 1 (else 255) for floats."""
-    grey = np.nan_to_num(np.asarray(image).astype(np.float64))
+    """Grey of more than 8 bits, (H, W), to uint8.
+
+    Full scale is 65535, of integers beyond that the largest of their 32 bits, and 1 (else 255) of floats.
+    """
+    samples = np.asarray(image)
+    unsigned = _tiff_tag(image, _BITS) == 32 and _tiff_tag(image, _SAMPLE_FORMAT) != _SIGNED and image.mode == "I"
+    grey = np.nan_to_num((samples.view(np.uint32) if unsigned else samples).astype(np.float64))
     if image.mode == "F":
         grey = grey * 255 if grey.min() >= 0 and grey.max() <= 1 else grey
-    elif grey.max() > 65535:  # 32-bit TIFF
-        grey = grey * (255 / (2**31 - 1))
+    elif grey.max() > 65535:
+        grey = grey * (255 / (2**32 - 1 if unsigned else 2**31 - 1))
     else:
         grey = grey / 257
+    if _tiff_tag(image, _PHOTOMETRIC) == 0:  # white is zero, which Pillow minds up to 8 bits
+        grey = 255 - grey
+    if isinstance(clear := image.info.get("transparency"), int):
+        grey[samples == clear] = 255
     return np.clip(np.rint(grey), 0, 255).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Processes that work for another one: how many there may be, and that none outlives it."""
+"""Processes that work for another one: how many there may be, how they start, and that none outlives it."""
 
 from __future__ import annotations
 
@@ -6,11 +6,28 @@ import multiprocessing
 import os
 import threading
 
+# A process with a model and a GPU takes a tenth of a second to fork, and CUDA must not be used in its children. The
+# server that forks instead is small, and has done their imports.
+START_METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
+
 
 def processors() -> int:
-    """Processors of this process's share, of those that torchrun starts on a machine."""
+    """Count the processors of this process's share, of those that torchrun starts on a machine."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, allowed // int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+
+
+def start_server(workers: int | None = None) -> None:
+    """Let the server of decoding processes do its imports while this process goes on.
+
+    Args:
+        workers: how many processes there will be; None: one for each processor. It starts only if there are any.
+    """
+    if START_METHOD == "forkserver" and (processors() > 1 if workers is None else workers > 0):
+        from multiprocessing import forkserver
+
+        forkserver.set_forkserver_preload(["gsqtok.tokens.decoders"])
+        forkserver.ensure_running()
 
 
 def end_with_parent(number: int = 0) -> None:
@@ -23,7 +40,8 @@ def end_with_parent(number: int = 0) -> None:
     """
 
     def watch() -> None:
-        multiprocessing.parent_process().join()
-        os._exit(1)
+        if (parent := multiprocessing.parent_process()) is not None:
+            parent.join()
+            os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

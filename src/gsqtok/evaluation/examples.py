@@ -14,7 +14,7 @@ from gsqtok.data import eval_loader, to_pil
 from gsqtok.evaluation.protocol import EvaluationTransform
 from gsqtok.evaluation.result import Result
 from gsqtok.evaluation.run import Reconstruction
-from gsqtok.io import save_image, written_aside
+from gsqtok.io import atomic_write, save_image
 
 EACH = 4
 
@@ -54,12 +54,8 @@ def save_examples(
         chosen, ranked_by = choose(result.per_image["key"], result.per_image["psnr"]), result.model["name"]
     else:
         chosen, ranked_by = shown_by(like, result.per_image["key"]), like.model["name"]
-    if hasattr(dataset, "__len__"):
-        dataset = dataset.select([row for row, key in enumerate(dataset["key"]) if key in chosen])
-    else:
-        dataset = dataset.filter(lambda row: row["key"] in chosen)
     found = {}
-    for batch in eval_loader(dataset, prepared, batch_size=1):
+    for batch in eval_loader(dataset, prepared, batch_size=1, keys=chosen):
         (key,) = batch["keys"]
         rank, number = chosen[key]
         out = reconstruct(batch["image"].to(device))
@@ -68,7 +64,7 @@ def save_examples(
         save_image(to_pil(out.images[0]), folder / names["reconstruction"])
         if out.tokens is not None:
             names["tokens"] = f"{rank}-{number}-tokens.npz"
-            with written_aside(folder / names["tokens"]) as aside, aside.open("wb") as file:
+            with atomic_write(folder / names["tokens"]) as aside, aside.open("wb") as file:
                 np.savez_compressed(file, tokens=out.tokens[0].cpu().numpy())
         paths = {part: f"{folder.name}/{name}" for part, name in names.items()}
         found[key] = {"key": key, "rank": rank, "ranked_by": ranked_by, **paths}

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torchmetrics.image.fid import FrechetInceptionDistance
 
 from gsqtok.evaluation.result import differences_of
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 
 log = logging.getLogger("gsqtok.evaluation")
 
@@ -153,7 +153,7 @@ class Reference:
             arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
         record = json.dumps({"protocol": self.protocol, "data": self.data, "count": self.pooled.count})
         arrays["record"] = np.array(record)
-        with written_aside(path) as aside, aside.open("wb") as file:
+        with atomic_write(path) as aside, aside.open("wb") as file:
             np.savez(file, **arrays)
 
     @classmethod

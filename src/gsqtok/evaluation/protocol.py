@@ -26,8 +26,8 @@ class EvaluationTransform(Protocol):
     def random(self) -> bool:
         """Whether the result depends on a generator."""
 
-    def pixels(self, image: Any, generator: np.random.Generator | None = None) -> np.ndarray:
-        """RGB image -> uint8 (H, W, 3)."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (H, W, 3)."""
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class _Square:
     size: int = 256
     random = False
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
-        """RGB image -> uint8 (size, size, 3)."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
         raise NotImplementedError
 
     def __call__(self, image: Image.Image) -> Tensor:
@@ -54,8 +54,9 @@ class AdmTransform(_Square):
     is a tie; then the centre is cut out, an odd margin leaving the extra pixel at the right and the bottom.
     """
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
-        """RGB image -> uint8 (size, size, 3)."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
+        image = _as_image(image)
         while min(image.size) >= 2 * self.size:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
         scale = self.size / min(image.size)
@@ -75,11 +76,16 @@ class TimmTransform(_Square):
         """The short side before the crop, in pixels."""
         return int(self.size / 0.875)
 
-    def pixels(self, image: Image.Image, generator: np.random.Generator | None = None) -> np.ndarray:
-        """RGB image -> uint8 (size, size, 3)."""
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
+        image = _as_image(image)
         width, height = (int(self.resize_to * side / min(image.size)) for side in image.size)
         image = _resized(image, width, height, Image.Resampling.BILINEAR)
         return _cut(image, round((width - self.size) / 2), round((height - self.size) / 2), self.size)
+
+
+def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
+    return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
 
 def _resized(image: Image.Image, width: int, height: int, resample: Image.Resampling) -> Image.Image:

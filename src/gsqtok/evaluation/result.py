@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gsqtok.io import json_values, written_aside
+from gsqtok.io import atomic_write, json_values
 
 FORMAT = "gsqtok-evaluation-2"
 _PREPARATION = ("size", "crop", "resize_filter", "antialias")
@@ -121,7 +121,7 @@ class Result(Mapping):
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file, whole or not at all."""
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             aside.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
 
     @classmethod

@@ -205,11 +205,10 @@ def measure(
             torch.cuda.synchronize(out.images.device)
         seen.update(out, images, batch["keys"], time.perf_counter() - start)
         if on_progress is not None:
-            on_progress(len(images) + len(batch["rejected"]))
+            on_progress(len(images) + len(batch["skipped"]))
 
-    in_order = hasattr(dataset, "__len__")
-    part = (*seen.share(), len(loader.rejects), loader.rejects.summary())
-    whole = on_first(part, lambda parts: _together(parts, in_order))
+    part = (*seen.share(), len(loader.skipped), loader.skipped.summary())
+    whole = on_first(part, lambda parts: _together(parts, loader.in_order))
     per_image, metrics = whole["per_image"], whole["metrics"]
     if distribution is not None:
         metrics |= distribution.compute()

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 
 if TYPE_CHECKING:
     from gsqtok.tokenizer import ImageTokenizer
@@ -64,7 +64,7 @@ class EncoderGraph(nn.Module):
 
     def __init__(self, tokenizer: ImageTokenizer) -> None:
         super().__init__()
-        self.encoder, self.quantizer, self.factor = tokenizer.encoder, tokenizer.quantizer, tokenizer.factor
+        self.encoder, self.quantizer, self.factor = tokenizer.encoder, tokenizer.quantizer, _factor(tokenizer)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """(B, 3, H, W) -> tokens (B, h, w, G), latent (B, D, h, w)."""
@@ -111,7 +111,8 @@ def export(tokenizer: ImageTokenizer, folder: str | Path, format: Format = "onnx
         raise ImportError(f"exporting to ONNX needs {', '.join(missing)}: pip install 'gsqtok[onnx]'")
     folder = Path(folder)
     tokenizer = _float32_copy(tokenizer)
-    example = torch.zeros(2, 3, 3 * tokenizer.factor, 4 * tokenizer.factor)
+    factor = _factor(tokenizer)
+    example = torch.zeros(2, 3, 3 * factor, 4 * factor)
     grid = torch.zeros(2, 3, 4, tokenizer.quantizer.tokens_per_position, dtype=torch.int64)
     write = _write_onnx if format == "onnx" else _write_pt2
     encoder, decoder = folder / f"encoder.{format}", folder / f"decoder.{format}"
@@ -127,12 +128,12 @@ def export(tokenizer: ImageTokenizer, folder: str | Path, format: Format = "onnx
     record = {
         "format": format,
         "fingerprint": tokenizer.fingerprint(),
-        "factor": tokenizer.factor,
+        "factor": factor,
         "tokens_per_position": tokenizer.quantizer.tokens_per_position,
         "codebook_size": tokenizer.quantizer.codebook_size,
         "verification": asdict(result),
     }
-    with written_aside(folder / "export.json") as aside:
+    with atomic_write(folder / "export.json") as aside:
         aside.write_text(json.dumps(record, indent=1) + "\n")
     return result
 
@@ -152,7 +153,7 @@ def verify(
     Raises:
         ExportError: tokens, latents (over 1e-3) or images (over 1e-3) that differ.
     """
-    f, tokens, differing, latent_error, image_error, sizes = tokenizer.factor, 0, 0, 0.0, 0.0, []
+    f, tokens, differing, latent_error, image_error, sizes = _factor(tokenizer), 0, 0, 0.0, 0.0, []
     generator = torch.Generator().manual_seed(0)
     for batch, (h, w), (bottom, right) in _CHECKED:
         # Coarse noise under fine noise: edges and plain areas.
@@ -178,6 +179,14 @@ def verify(
     if not image_error <= IMAGE_TOLERANCE:
         raise ExportError(f"the exported decoder's images differ by {image_error:.2g} in {runtime}")
     return Verification(runtime, tokens, differing, latent_error, image_error, sizes)
+
+
+def _factor(tokenizer: ImageTokenizer) -> int:
+    if tokenizer.factor is None or tokenizer.size is not None:
+        raise ExportError(
+            f"this tokenizer takes images of {tokenizer.size} x {tokenizer.size} pixels only: exported graphs take any"
+        )
+    return tokenizer.factor
 
 
 def _float32_copy(tokenizer: ImageTokenizer) -> ImageTokenizer:
@@ -211,7 +220,7 @@ def _write_onnx(
             opset_version=18,
             custom_translation_table=translations,
         )
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         program.save(aside, external_data=False)
 
 
@@ -219,7 +228,7 @@ def _write_pt2(
     graph: nn.Module, example: Tensor, inputs: list[str], outputs: list[str], free: tuple[int, int], path: Path
 ) -> None:
     program = _program(graph, example, free)
-    with written_aside(path) as aside:
+    with atomic_write(path) as aside:
         whole = aside.with_suffix(".pt2")  # torch.export.save looks at the suffix
         torch.export.save(program, whole)
         whole.replace(aside)

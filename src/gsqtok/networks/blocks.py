@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from gsqtok.acceleration import cpu, fused
 
 NORM_GROUPS = 32
+NORM_EPS = 1e-5  # of the paper's networks; others that have the same layers differ in it
 
 
 def convolved(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -30,7 +31,7 @@ def convolved(conv: nn.Conv2d, x: Tensor) -> tuple[Tensor, Tensor | None]:
 class GroupNorm(nn.GroupNorm):
     """GroupNorm with the 32 groups that the paper uses throughout, and the SiLU that follows it almost everywhere."""
 
-    def __init__(self, channels: int, eps: float = 1e-5, silu: bool = False) -> None:
+    def __init__(self, channels: int, eps: float = NORM_EPS, silu: bool = False) -> None:
         super().__init__(NORM_GROUPS, channels, eps=eps)
         self.silu = silu
 
@@ -70,11 +71,11 @@ def _autocasting(x: Tensor) -> bool:
 class ResidualBlock(nn.Module):
     """GroupNorm, SiLU, conv, GroupNorm, SiLU, conv, plus the input (through a 1x1 conv where channels change)."""
 
-    def __init__(self, in_channels: int, out_channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, eps: float = NORM_EPS) -> None:
         super().__init__()
-        self.norm1 = GroupNorm(in_channels, silu=True)
+        self.norm1 = GroupNorm(in_channels, eps, silu=True)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
-        self.norm2 = GroupNorm(out_channels, silu=True)
+        self.norm2 = GroupNorm(out_channels, eps, silu=True)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Identity() if in_channels == out_channels else nn.Conv2d(in_channels, out_channels, 1)
 

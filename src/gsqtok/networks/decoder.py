@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from gsqtok.networks.blocks import (
+    NORM_EPS,
     AdaptiveGroupNorm,
     Attention,
     DepthToSpaceUpsample,
@@ -31,6 +32,7 @@ class Decoder(nn.Module):
         attention_factors: down-sampling factors at which each residual block is followed by attention.
         adaptive_norm: normalise with statistics of the quantized latent after the middle and after each up-sampling.
         depth_to_space: up-sample by a convolution to 4C channels instead of repetition.
+        norm_eps: of the group norms outside of attention.
 
     Attributes:
         recompute_levels: as in the encoder.
@@ -47,20 +49,21 @@ class Decoder(nn.Module):
         attention_factors: Sequence[int] = (),
         adaptive_norm: bool = False,
         depth_to_space: bool = False,
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         width = channels * multipliers[-1]
         upsample = DepthToSpaceUpsample if depth_to_space else NearestUpsample
         self.conv_in = nn.Conv2d(latent_dim, width, 3, padding=1)
-        self.blocks = nn.ModuleList(middle(width, middle_blocks, middle_attention))
+        self.blocks = nn.ModuleList(middle(width, middle_blocks, middle_attention, norm_eps))
         if adaptive_norm:
             self.blocks.append(AdaptiveGroupNorm(width, latent_dim))
         for level, (multiplier, count) in reversed(list(enumerate(zip(multipliers, blocks, strict=True)))):
             if width != channels * multiplier:
-                self.blocks.append(ResidualBlock(width, channels * multiplier))
+                self.blocks.append(ResidualBlock(width, channels * multiplier, norm_eps))
                 width = channels * multiplier
             for _ in range(count):
-                self.blocks.append(ResidualBlock(width, width))
+                self.blocks.append(ResidualBlock(width, width, norm_eps))
                 if 2**level in attention_factors:
                     self.blocks.append(Attention(width))
             if level > 0:
@@ -69,7 +72,7 @@ class Decoder(nn.Module):
                     self.blocks.append(AdaptiveGroupNorm(width, latent_dim))
         self.levels = len(multipliers)
         self.recompute_levels = 0
-        self.norm_out = GroupNorm(width, silu=True)
+        self.norm_out = GroupNorm(width, norm_eps, silu=True)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     @property

@@ -6,7 +6,15 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gsqtok.networks.blocks import Attention, Downsample, GroupNorm, ResidualBlock, convolved, recomputed
+from gsqtok.networks.blocks import (
+    NORM_EPS,
+    Attention,
+    Downsample,
+    GroupNorm,
+    ResidualBlock,
+    convolved,
+    recomputed,
+)
 
 
 class Encoder(nn.Module):
@@ -20,6 +28,7 @@ class Encoder(nn.Module):
         middle_blocks: residual blocks after the last level.
         middle_attention: attention between the middle blocks.
         attention_factors: down-sampling factors (1, 2, 4, ...) at which each residual block is followed by attention.
+        norm_eps: of the group norms outside of attention.
 
     Attributes:
         recompute_levels: in training, residual blocks of so many levels, largest images first, keep nothing but their
@@ -35,6 +44,7 @@ class Encoder(nn.Module):
         middle_blocks: int,
         middle_attention: bool = False,
         attention_factors: Sequence[int] = (),
+        norm_eps: float = NORM_EPS,
     ) -> None:
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
@@ -43,16 +53,16 @@ class Encoder(nn.Module):
         width = channels
         for level, (multiplier, count) in enumerate(zip(multipliers, blocks, strict=True)):
             if width != channels * multiplier:
-                self.blocks.append(ResidualBlock(width, channels * multiplier))
+                self.blocks.append(ResidualBlock(width, channels * multiplier, norm_eps))
                 width = channels * multiplier
             for _ in range(count):
-                self.blocks.append(ResidualBlock(width, width))
+                self.blocks.append(ResidualBlock(width, width, norm_eps))
                 if 2**level in attention_factors:
                     self.blocks.append(Attention(width))
             if level < len(multipliers) - 1:
                 self.blocks.append(Downsample(width))
-        self.blocks.extend(middle(width, middle_blocks, middle_attention))
-        self.norm_out = GroupNorm(width, silu=True)
+        self.blocks.extend(middle(width, middle_blocks, middle_attention, norm_eps))
+        self.norm_out = GroupNorm(width, norm_eps, silu=True)
         self.conv_out = nn.Conv2d(width, latent_dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -72,11 +82,11 @@ class Encoder(nn.Module):
         return self.conv_out(self.norm_out(x, shift=shift, dtype=self.conv_out.weight.dtype))
 
 
-def middle(width: int, blocks: int, attention: bool) -> list[nn.Module]:
+def middle(width: int, blocks: int, attention: bool, norm_eps: float) -> list[nn.Module]:
     """The residual blocks at the lowest resolution, with attention between them if wanted."""
     modules: list[nn.Module] = []
     for i in range(blocks):
         if attention and i > 0:
             modules.append(Attention(width))
-        modules.append(ResidualBlock(width, width))
+        modules.append(ResidualBlock(width, width, norm_eps))
     return modules

@@ -12,7 +12,7 @@ import pandas as pd
 from gsqtok.evaluation.report.metrics import metric_of, text_of
 from gsqtok.evaluation.report.plots import DPI, style
 from gsqtok.evaluation.report.tables import escaped, markdown_table
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 from gsqtok.studies.plots import draw, draw_examples
 from gsqtok.studies.study import Finding, Study
 from gsqtok.studies.table import Table, cell, described
@@ -40,7 +40,7 @@ def write_page(study: Study, table: Table, folder: Path) -> Path:
                     images.append(name)
     except ImportError as error:
         log.warning("%s", error)
-    with written_aside(folder / "README.md") as aside:
+    with atomic_write(folder / "README.md") as aside:
         aside.write_text(page_of(study, table, images), "utf-8")
     return folder / "README.md"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsqtok.data.workers import end_with_parent, processors
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import Run
 
@@ -151,7 +151,7 @@ def execute(run: PlacedRun) -> Outcome:
         outcome = _trained(run) if run.run.batch is None else _timed(run.run, run.run.batch)
     finally:
         _release()
-    with written_aside(run.folder / OUTCOME) as aside:
+    with atomic_write(run.folder / OUTCOME) as aside:
         aside.write_text(json.dumps(asdict(outcome), indent=1) + "\n", "utf-8")
     shutil.rmtree(run.folder / "training" / "checkpoints", ignore_errors=True)  # several times the tokenizer's size
     return outcome

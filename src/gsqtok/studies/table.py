@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from gsqtok.evaluation.report.metrics import text_of
-from gsqtok.io import json_values, written_aside
+from gsqtok.io import atomic_write, json_values
 
 FORMAT = "gsqtok-study-2"
 
@@ -102,7 +102,7 @@ class Table:
 
     def save(self, path: Path) -> None:
         """Write the JSON file, whole or not at all."""
-        with written_aside(path) as aside:
+        with atomic_write(path) as aside:
             content = json_values({"format": FORMAT} | asdict(self))
             aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 

@@ -36,7 +36,7 @@ def time_tokenizer(config: TrainConfig, batch: int, device: torch.device) -> dic
         return torch.autocast("cuda", torch.bfloat16) if bf16 else nullcontext()
 
     images = torch.rand(batch, 3, size, size, device=device) * 2 - 1
-    side = size // tokenizer.factor
+    side = size // config.model.factor
     latent = torch.randn(batch, side, side, config.model.latent_dim, device=device)
     trained = latent.clone().requires_grad_()
 

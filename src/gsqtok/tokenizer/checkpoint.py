@@ -1,31 +1,40 @@
-"""A tokenizer's files: saved to a folder or the hub, loaded from either or from an official checkpoint."""
+"""A tokenizer's files: saved to a folder or the hub, loaded from either, or from a checkpoint of another project."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import parse_qsl
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from gsqtok.tokenizer.config import TokenizerConfig
-from gsqtok.tokenizer.flex_gen import CHECKPOINT_FILE, check_fit, load_flex_gen
+from gsqtok.tokenizer.parts import Config
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
     from gsqtok.evaluation.result import Result
+    from gsqtok.tokenizer.model import ImageTokenizer
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+CHECKPOINT_FILE = "checkpoint.pt"  # of the official GSQ implementation
+DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
+PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # suffixes of files that torch.save wrote
+PUBLISHED = "gsqtok.published"  # opens what is none of ours; a layer above, so it is loaded by name when it is needed
 RUN_TOKENIZER = "tokenizer"  # where a training run keeps its newest weights
 
 
@@ -33,10 +42,14 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be read, or is not one of ours; the message says which file and why."""
 
 
-class Pretrained:
-    """Saving and loading, for a module that is made from a ``TokenizerConfig`` and keeps it as ``config``."""
+class Pretrained(nn.Module):
+    """Saving and loading, for a module that is made from a configuration and keeps it as ``config``."""
 
-    config: TokenizerConfig
+    config: Any
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config = config
 
     def save_pretrained(
         self,
@@ -84,9 +97,9 @@ class Pretrained:
         try:
             if (target / CARD_FILE).exists():
                 shutil.copy(target / CARD_FILE, aside)
-            write_card(aside, self, name, evaluation, license)
+            write_card(aside, cast("ImageTokenizer", self), name, evaluation, license)
             save_file(state, aside / WEIGHTS_FILE, metadata={"format": "pt"})
-            (aside / CONFIG_FILE).write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n")
+            (aside / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
             target.mkdir(exist_ok=True)
             for file in aside.iterdir():
                 os.replace(file, target / file.name)
@@ -145,64 +158,40 @@ class Pretrained:
         """Load a tokenizer, in evaluation mode, in float32, on the CPU.
 
         Args:
-            source: a folder written by ``save_pretrained`` or by a training run; a ``checkpoint.pt`` of the official
-                GSQ implementation, or a folder with one; or a hub repository (``owner/name``) that holds either. None
-                loads the small default tokenizer inside the package.
+            source: a folder written by ``save_pretrained`` or by a training run; a checkpoint of another project (a
+                file, or a folder with one), whose family is found by what it holds, or named and told more:
+                ``"FAMILY:PATH?option=value"``; or a hub repository (``owner/name``, or ``owner/name/file``) that holds
+                either. None loads the small default tokenizer inside the package.
             revision: branch, tag or commit of a hub repository; the rest are huggingface_hub's own.
 
         Raises:
             FileNotFoundError: no such folder or repository.
             CheckpointError: unreadable files, or files of another kind; the message names the file.
         """
-        path = EMBEDDED if source is None else Path(source).expanduser()
-        if not path.exists():
-            if "/" not in str(source):
-                raise FileNotFoundError(f"no such folder: {source} (a hub repository is named owner/name)")
-            from gsqtok.tokenizer.hub import download
-
-            path = download(
-                str(source),
-                [(CONFIG_FILE, WEIGHTS_FILE), (CHECKPOINT_FILE,)],
-                revision=revision,
-                cache_dir=cache_dir,
-                local_files_only=local_files_only,
-                force_download=force_download,
-                token=token,
-            )
-        elif not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir():
-            path = path / RUN_TOKENIZER
-        if path.is_file():
-            if path.suffix != ".pt":
-                raise CheckpointError(
-                    f"{path} is a file; expected a folder with {CONFIG_FILE} and {WEIGHTS_FILE}, or an official "
-                    "checkpoint (.pt)"
-                )
-            return cls._from_flex_gen(path)
-        if not (path / CONFIG_FILE).exists() and (path / CHECKPOINT_FILE).is_file():
-            return cls._from_flex_gen(path / CHECKPOINT_FILE)
-        config_file, weights_file = path / CONFIG_FILE, path / WEIGHTS_FILE
-        for file in (config_file, weights_file):
+        family: str | None = None
+        options: dict[str, Any] = {}
+        path = EMBEDDED
+        if source is not None:
+            family, name, options = split_name(source)
+            hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+            path = _located(name, hub | {"force_download": force_download, "token": token})
+        if path.name == WEIGHTS_FILE and _is_own(path.parent):
+            raise CheckpointError(f"{path} is a file: name the folder that it is in")
+        if family is not None or options or not _is_own(path):
+            return import_module(PUBLISHED).open_checkpoint(path, family, options)
+        for file in (path / CONFIG_FILE, path / WEIGHTS_FILE):
             if not file.is_file():
                 raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
-        return cls._from_files(config_file, weights_file)
-
-    @classmethod
-    def _from_flex_gen(cls, file: Path) -> Self:
-        try:
-            arguments, state = load_flex_gen(file)
-            with torch.device("meta"):  # nothing is allocated for a configuration that does not fit its weights
-                tokenizer = cls(TokenizerConfig(**arguments))
-            check_fit(tokenizer.state_dict(), state)
-        except (ValueError, TypeError, RuntimeError) as error:
-            raise CheckpointError(f"{file}: {' '.join(str(error).split())}") from error
-        tokenizer.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
-        return tokenizer.eval()
+        return cls._from_files(path / CONFIG_FILE, path / WEIGHTS_FILE)
 
     @classmethod
     def _from_files(cls, config_file: Path, weights_file: Path) -> Self:
         try:
-            tokenizer = cls(TokenizerConfig.from_dict(json.loads(config_file.read_text())))
-        except (ValueError, TypeError, AttributeError) as error:
+            values = json.loads(config_file.read_text())
+            own = "family" not in values
+            config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
+            tokenizer = cls(config)
+        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
             raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {error}") from error
         try:
             state = load_file(weights_file)
@@ -214,3 +203,52 @@ class Pretrained:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{weights_file} does not fit {config_file.name}: {reason[:300]}") from error
         return tokenizer.eval()
+
+
+def split_name(source: str | Path) -> tuple[str | None, str, dict[str, Any]]:
+    """``FAMILY:PATH?option=value&...`` in its parts; the family is None where none is named."""
+    text = str(source)
+    if Path(text).expanduser().exists():
+        return None, text, {}
+    named = re.match(r"([a-z][a-z0-9_]+):(?!//)", text)
+    path, _, options = text[named.end() if named else 0 :].partition("?")
+    return named and named[1], path, {name: _value(value) for name, value in parse_qsl(options, keep_blank_values=True)}
+
+
+def _value(text: str) -> Any:
+    """A number, a list of numbers, true or false; a word as it is."""
+    try:
+        return json.loads(f"[{text}]" if "," in text else text)
+    except ValueError:
+        return text
+
+
+def _located(name: str, hub: dict[str, Any]) -> Path:
+    """The file or folder of that name; from the hub where there is none here."""
+    path = Path(name).expanduser()
+    if path.exists():
+        is_run = not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir()
+        return path / RUN_TOKENIZER if is_run else path
+    if "/" not in name:
+        raise FileNotFoundError(f"no such folder: {name} (a hub repository is named owner/name)")
+    from gsqtok.tokenizer.hub import download
+
+    wanted = [(WEIGHTS_FILE, CONFIG_FILE), (DIFFUSERS_FILE, CONFIG_FILE), (CHECKPOINT_FILE,)]
+    if name.count("/") < 2 or path.suffix not in (*PICKLED, ".safetensors"):
+        return download(name, wanted, **hub)
+    owner, repository, file = name.split("/", 2)
+    return download(f"{owner}/{repository}", [(file,)], **hub) / file
+
+
+def _is_own(path: Path) -> bool:
+    """Whether a folder is one of ours, perhaps a damaged one: not a file, nor a folder of another project."""
+    if not path.is_dir():
+        return False
+    if not (path / CONFIG_FILE).exists():
+        return not any(file.suffix in PICKLED for pattern in ("*", "checkpoints/*") for file in path.glob(pattern))
+    try:
+        values = json.loads((path / CONFIG_FILE).read_text())
+    except (OSError, ValueError):
+        return True
+    own = {"family", *(field.name for field in dataclasses.fields(TokenizerConfig))}
+    return not isinstance(values, dict) or not values or not own.isdisjoint(values)

@@ -6,7 +6,10 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
-from gsqtok.networks.blocks import NORM_GROUPS
+from gsqtok.networks import Decoder, Encoder
+from gsqtok.networks.blocks import NORM_EPS, NORM_GROUPS
+from gsqtok.quantizers import build_quantizer
+from gsqtok.tokenizer.parts import Parts
 
 Blocks = int | tuple[int, ...]
 
@@ -28,6 +31,7 @@ class TokenizerConfig:
         attention_factors: down-sampling factors (1, 2, 4, ...) at which residual blocks are followed by attention.
         adaptive_norm: the decoder normalises with statistics of the quantized latent.
         depth_to_space: the decoder up-samples by depth-to-space instead of repetition.
+        norm_eps: of the group norms outside of attention.
         quantizer: the quantizer's registry name and options, such as {"name": "gsq", "groups": 8}.
     """
 
@@ -42,6 +46,7 @@ class TokenizerConfig:
     attention_factors: tuple[int, ...] = ()
     adaptive_norm: bool = False
     depth_to_space: bool = False
+    norm_eps: float = NORM_EPS
     quantizer: dict[str, Any] = field(default_factory=lambda: {"name": "gsq", "groups": 8, "codebook_size": 8192})
 
     def __post_init__(self) -> None:
@@ -78,6 +83,48 @@ class TokenizerConfig:
         if len(blocks) != len(self.multipliers):
             raise ValueError(f"{name} names {len(blocks)} levels, multipliers {len(self.multipliers)}")
         return blocks
+
+    def build(self) -> Parts:
+        """Make the networks and the quantizer, with random weights."""
+        encoder = Encoder(
+            latent_dim=self.latent_dim,
+            channels=self.channels,
+            multipliers=self.multipliers,
+            blocks=self.blocks_per_level("encoder_blocks"),
+            middle_blocks=self.encoder_middle_blocks,
+            middle_attention=self.middle_attention,
+            attention_factors=self.attention_factors,
+            norm_eps=self.norm_eps,
+        )
+        quantizer = build_quantizer(**{"dim": self.latent_dim} | self.quantizer)
+        decoder = Decoder(
+            latent_dim=self.latent_dim,
+            channels=self.channels,
+            multipliers=self.multipliers,
+            blocks=self.blocks_per_level("decoder_blocks"),
+            middle_blocks=self.decoder_middle_blocks,
+            middle_attention=self.middle_attention,
+            attention_factors=self.attention_factors,
+            adaptive_norm=self.adaptive_norm,
+            depth_to_space=self.depth_to_space,
+            norm_eps=self.norm_eps,
+        )
+        return Parts(encoder, quantizer, decoder, self.factor)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it, and as a tokenizer's fingerprint counts it."""
+        values = dataclasses.asdict(self)
+        if self.norm_eps == NORM_EPS:  # came later than the rest: what it leaves alone keeps its fingerprint
+            del values["norm_eps"]
+        return values
+
+    def summary(self) -> str:
+        """The networks in a few words."""
+        words = [f"{self.channels} channels x {list(self.multipliers)}"]
+        words += [word for word in ("middle_attention", "adaptive_norm", "depth_to_space") if getattr(self, word)]
+        if self.attention_factors:
+            words.append(f"attention at factors {list(self.attention_factors)}")
+        return ", ".join(words).replace("_", " ")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TokenizerConfig:

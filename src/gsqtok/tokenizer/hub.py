@@ -32,16 +32,18 @@ def download(repository: str, alternatives: Sequence[Sequence[str]], **options: 
         FileNotFoundError: no such repository, revision or file, or no network; one line says which.
     """
     try:
+        missing: EntryNotFoundError | None = None
         for names in alternatives:
             try:
                 first = Path(hf_hub_download(repository, names[0], **options))
             except EntryNotFoundError as error:  # also where there is no network: the next one may be in the cache
-                missing = error
+                missing = missing or error  # of the files that are preferred
                 continue
             # The folder of a snapshot is named by its commit: a branch may move on between two files.
             for name in names[1:]:
                 hf_hub_download(repository, name, **options | {"revision": first.parent.name})
             return first.parent
+        assert missing is not None
         raise missing
     except HFValidationError:
         raise FileNotFoundError(f"no such folder: {repository}") from None

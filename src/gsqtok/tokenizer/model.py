@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +16,9 @@ from torch.nn import functional as F
 from gsqtok.acceleration import cpu, tiled
 from gsqtok.acceleration.replay import Replays
 from gsqtok.networks import Decoder, Encoder
-from gsqtok.quantizers import build_quantizer
 from gsqtok.tokenizer.checkpoint import Pretrained
 from gsqtok.tokenizer.config import TokenizerConfig
+from gsqtok.tokenizer.parts import Config
 
 
 @dataclass
@@ -41,7 +42,7 @@ class TokenizerOutput:
     quantizer_losses: dict[str, Tensor]
 
 
-class ImageTokenizer(Pretrained, nn.Module):
+class ImageTokenizer(Pretrained):
     """Images to grids of discrete tokens and back.
 
     Example:
@@ -50,44 +51,77 @@ class ImageTokenizer(Pretrained, nn.Module):
         >>> images = tokenizer.decode(tokens)                 # -> (B, 3, H, W) in [-1, 1]
 
     Any height and width: what is no multiple of the factor f is padded (edges repeated) on the way in, so
-    h = ceil(H / f), w = ceil(W / f); ``decode(tokens, size=(H, W))`` crops on the way out.
+    h = ceil(H / f), w = ceil(W / f); ``decode(tokens, size=(H, W))`` crops on the way out. Some published tokenizers
+    take squares of one ``size`` only; and with the ``layout`` "sequence" N tokens have h = 1, w = N, G = 1.
+
+    Attributes:
+        config: a ``Config``: what it is made of; with the networks of this package a ``TokenizerConfig``.
+        size: pixels a side of the square that the networks are made for; None where they take any image.
+        length: tokens of an image, where they are a sequence.
     """
 
-    def __init__(self, config: TokenizerConfig | None = None) -> None:
-        super().__init__()
+    encoder: Encoder  # or a module of another project that does the same
+    decoder: Decoder
+
+    def __init__(self, config: Config | None = None) -> None:
         config = config or TokenizerConfig()
-        shared = {
-            "latent_dim": config.latent_dim,
-            "channels": config.channels,
-            "multipliers": config.multipliers,
-            "middle_attention": config.middle_attention,
-            "attention_factors": config.attention_factors,
-        }
-        self.encoder = Encoder(
-            **shared, blocks=config.blocks_per_level("encoder_blocks"), middle_blocks=config.encoder_middle_blocks
-        )
-        self.quantizer = build_quantizer(**{"dim": config.latent_dim} | config.quantizer)
-        self.decoder = Decoder(
-            **shared,
-            blocks=config.blocks_per_level("decoder_blocks"),
-            middle_blocks=config.decoder_middle_blocks,
-            adaptive_norm=config.adaptive_norm,
-            depth_to_space=config.depth_to_space,
-        )
-        # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
-        options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
-        self.config = dataclasses.replace(config, quantizer=options)
+        super().__init__(config)
+        parts = config.build()
+        self.encoder, self.quantizer, self.decoder = parts.encoder, parts.quantizer, parts.decoder
+        self._factor, self.size, self.length = parts.factor, parts.size, parts.length
+        if isinstance(config, TokenizerConfig):
+            # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
+            options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
+            self.config = dataclasses.replace(config, quantizer=options)
         self._replays: Replays | None = None
 
     @property
-    def factor(self) -> int:
-        """The down-sampling factor f."""
-        return self.config.factor
+    def factor(self) -> int | None:
+        """The down-sampling factor f; None where tokens are a sequence."""
+        return self._factor
+
+    @property
+    def layout(self) -> Literal["grid", "sequence"]:
+        """Whether a token stands for a place of the image, or takes part in all of it."""
+        return "grid" if self._factor is not None else "sequence"
 
     @property
     def bits_per_pixel(self) -> float:
-        """Bits per pixel: bits per position over f^2."""
-        return self.quantizer.bits / self.factor**2
+        """Bits per pixel: bits per position over f^2; for a sequence, those of all tokens over the image's pixels."""
+        if self._factor is not None:
+            return self.quantizer.bits / self._factor**2
+        assert self.length is not None
+        assert self.size is not None
+        return self.quantizer.bits * self.length / self.size**2
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width (h, w) of the tokens that ``encode`` makes of an image of so many pixels.
+
+        Raises:
+            ValueError: the networks take squares of one size only, and this is another.
+        """
+        if self.size is not None and (height, width) != (self.size, self.size):
+            raise ValueError(
+                f"this tokenizer takes images of {self.size} x {self.size} pixels, not {height} x {width}: resize and "
+                f"crop them first (--size {self.size} --crop center)"
+            )
+        if self._factor is None:
+            return 1, self.length or 0
+        return -(-height // self._factor), -(-width // self._factor)
+
+    def image_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """Height and width in pixels of the image that ``decode`` makes of a grid of tokens.
+
+        Raises:
+            ValueError: the networks take one number of tokens only, and this is another.
+        """
+        if self.size is None:
+            assert self._factor is not None
+            return rows * self._factor, columns * self._factor
+        expected = self.grid(self.size, self.size)
+        if (rows, columns) != expected:
+            raise ValueError(f"this tokenizer takes {expected[0]} x {expected[1]} tokens, not {rows} x {columns}")
+        return self.size, self.size
 
     @property
     def device(self) -> torch.device:
@@ -123,11 +157,13 @@ class ImageTokenizer(Pretrained, nn.Module):
         cuda = self.device.type == "cuda"
         dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
         for network in (self.encoder, self.decoder):
-            network.to(memory_format=torch.channels_last)
+            if not isinstance(network, Encoder | Decoder):  # of another project: no part of it stays in float32
+                network.to(dtype)
             for module in network.modules():
                 if isinstance(module, nn.Conv2d):
-                    module.to(dtype)
-        self.encoder.conv_out.float()
+                    module.to(memory_format=torch.channels_last).to(dtype)
+        if isinstance(self.encoder, Encoder):
+            self.encoder.conv_out.float()
         self._replays = Replays() if cuda and cuda_graphs else None
         return self.eval()
 
@@ -207,13 +243,12 @@ class ImageTokenizer(Pretrained, nn.Module):
         """
         if tokens.ndim != 4:
             raise ValueError(f"tokens must have shape (B, h, w, G), got {tuple(tokens.shape)}")
-        height, width = (n * self.factor for n in tokens.shape[1:3])
-        if size is not None and not (
-            height - self.factor < size[0] <= height and width - self.factor < size[1] <= width
-        ):
-            raise ValueError(f"a grid of {tuple(tokens.shape[1:3])} tokens makes {height}x{width} pixels, not {size}")
+        grid = tuple(tokens.shape[1:3])
+        height, width = self.image_size(*grid)
+        if size is not None and self.grid(*size) != grid:
+            raise ValueError(f"a grid of {grid} tokens makes {height}x{width} pixels, not {tuple(size)}")
         quantized = self._in_rows(self.quantizer.decode, tokens, tile).movedim(-1, 1)
-        quantized = quantized.to(self.decoder.conv_in.weight.dtype)
+        quantized = quantized.to(_dtype(self.decoder))
         images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp_(-1, 1)
         return images if size is None else images[:, :, : size[0], : size[1]]
 
@@ -226,7 +261,7 @@ class ImageTokenizer(Pretrained, nn.Module):
 
     def decode_latent(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, D, h, w) to images (B, 3, h * f, w * f), not clamped, with gradient."""
-        return self.decoder(quantized.to(self.decoder.conv_in.weight.dtype))
+        return self.decoder(quantized.to(_dtype(self.decoder)))
 
     def forward(self, images: Tensor) -> TokenizerOutput:
         """Reconstruct images, with everything that training needs: (B, 3, H, W) in [-1, 1]."""
@@ -238,19 +273,24 @@ class ImageTokenizer(Pretrained, nn.Module):
         return TokenizerOutput(reconstruction, out.indices, latent, quantized, out.loss, out.losses)
 
     def _pad(self, images: Tensor) -> Tensor:
-        height, width = images.shape[2:]
-        bottom, right = -height % self.factor, -width % self.factor
+        height, width = self.image_size(*self.grid(*images.shape[2:]))
+        bottom, right = height - images.shape[2], width - images.shape[3]
         if bottom or right:
             images = F.pad(images, (0, right, 0, bottom), mode="replicate")
-        return images.to(self.encoder.conv_in.weight.dtype)
+        return images.to(_dtype(self.encoder))
 
     def fingerprint(self) -> str:
         """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""
-        digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config), sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
         for name, value in sorted(self.state_dict().items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
+
+
+def _dtype(network: nn.Module) -> torch.dtype:
+    """The type in which a network takes its input: that of its first weight."""
+    return next(network.parameters()).dtype
 
 
 def _check_images(images: Tensor) -> None:

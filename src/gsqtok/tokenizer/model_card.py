@@ -67,29 +67,25 @@ def model_card(
         license=license,
         # The hub lists figures by model; these need a name.
         model_name=name if figures else None,
-        eval_results=[_eval_result(result, figure, value) for figure, value in figures.items()] or None,
+        eval_results=None if result is None else [_eval_result(result, *figure) for figure in figures.items()] or None,
     )
     sections = [f"---\n{data.to_yaml()}\n---", GENERATED, _what_it_is(tokenizer, name)]
-    if figures:
+    if result is not None and figures:
         sections.append(_figures(result, figures))
     return "\n\n".join(sections) + "\n"
 
 
 def _what_it_is(tokenizer: ImageTokenizer, name: str) -> str:
-    config, quantizer = tokenizer.config, tokenizer.quantizer
+    quantizer = tokenizer.quantizer
     parameters = sum(p.numel() for p in tokenizer.parameters()) / 1e6
     options = ", ".join(f"{k} = {v}" for k, v in quantizer.config.items() if k not in ("name", "dim"))
-    networks = [f"{config.channels} channels x {list(config.multipliers)}"]
-    networks += [word for word in ("middle_attention", "adaptive_norm", "depth_to_space") if getattr(config, word)] + [
-        f"attention at factors {list(config.attention_factors)}"
-    ] * bool(config.attention_factors)
     rows = {
         "down-sampling factor": f"{tokenizer.factor}",
         "tokens per position": f"{quantizer.tokens_per_position}, each one of {quantizer.codebook_size:,}",
         "bits per pixel": f"{tokenizer.bits_per_pixel:.4g} ({quantizer.bits:g} bits per position)",
         "latent channels": f"{quantizer.dim}",
         "quantizer": f"`{quantizer.name}` ({options})" if options else f"`{quantizer.name}`",
-        "networks": ", ".join(networks).replace("_", " "),
+        "networks": tokenizer.config.summary(),
         "parameters": f"{parameters:.2f} M",
         "fingerprint": f"`{tokenizer.fingerprint()}`",
     }

@@ -1,14 +1,19 @@
-"""Reading a pickled configuration without running it.
+"""Reading pickles without running them: a configuration, or the tensors of a checkpoint.
 
 A pickle is a program: it names functions and calls them. Here no name is ever imported. The few that plain containers
-and OmegaConf nodes need stand for inert classes made on the spot, or for words; any other is refused, and named.
+and OmegaConf nodes need, or that training frameworks leave in checkpoints, stand for inert classes made on the spot, or
+for words; any other is refused, and named.
 """
 
 from __future__ import annotations
 
 import io
 import pickle
+import re
+from pathlib import Path
 from typing import Any
+
+import torch
 
 MAX_ITEMS = 100_000  # of a configuration; nested references to one list could otherwise unfold without end
 MAX_DEPTH = 50
@@ -23,6 +28,13 @@ _TYPE_NAMES = {
 _CONTAINERS = {("omegaconf.dictconfig", "DictConfig"), ("omegaconf.listconfig", "ListConfig")}
 _LEAVES = {("omegaconf.nodes", f"{kind}Node") for kind in ("Any", "String", "Integer", "Float", "Boolean")}
 _METADATA = {("omegaconf.base", "Metadata"), ("omegaconf.base", "ContainerMetadata")}
+# What training frameworks leave in a checkpoint beside its tensors: callbacks, arguments, numbers.
+_FRAMEWORKS = ("pytorch_lightning.", "lightning.", "lightning_fabric.", "omegaconf.")
+_LEFT_BEHIND = {
+    *(f"{module}.{name}" for module, name in _TYPE_NAMES),
+    *("argparse.Namespace", "collections.defaultdict", "pathlib.PosixPath", "numpy.dtype", "numpy.ndarray"),
+    *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in ("scalar", "_reconstruct")),
+}
 
 
 class RefusedPickleError(ValueError):
@@ -48,6 +60,32 @@ def load_plain(data: bytes) -> Any:
         raise RefusedPickleError("nested too deeply") from None
     except Exception as error:  # a broken pickle raises almost anything
         raise RefusedPickleError(f"broken pickle: {str(error) or type(error).__name__}") from error
+
+
+def load_tensors(file: Path) -> Any:
+    """What ``torch.save`` wrote, on the CPU: tensors, numbers and strings in plain containers.
+
+    Objects of a training framework beside them, such as Lightning's callbacks, become inert.
+
+    Raises:
+        RefusedPickleError: any other name, a broken file, one of another kind. Nothing of it was run.
+    """
+    try:
+        strange = torch.serialization.get_unsafe_globals_in_checkpoint(file)
+    except Exception:  # an old format, or no checkpoint at all: loading says which
+        strange = []
+    known = [name for name in strange if name.startswith(_FRAMEWORKS) or name in _LEFT_BEHIND]
+    inert: list[Any] = [(type("Ignored", (_Ignored,), {}), name) for name in known]
+    try:
+        with torch.serialization.safe_globals(inert):
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a file that it will not read
+        if asked := re.search(r"Unsupported (?:global|class): (?:GLOBAL )?(\S+)", str(error)):
+            raise RefusedPickleError(
+                f"refused, and nothing of it was run: it asks for {asked[1]}, not for tensors"
+            ) from error
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise RefusedPickleError(f"broken, or no file of plain tensors: {reason[0][:200]}") from error
 
 
 class _Unpickler(pickle.Unpickler):
@@ -95,7 +133,7 @@ class _Node:
 
 
 class _Ignored(dict):
-    """What a node carries beside its value."""
+    """What nobody looks at: what a node or a checkpoint holds beside its values."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__()

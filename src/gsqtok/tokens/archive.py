@@ -7,10 +7,10 @@ tokenizer made the tokens and the images' sizes in pixels.
 from __future__ import annotations
 
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
@@ -19,6 +19,7 @@ import torch
 from numpy.lib import format as npy
 from torch import Tensor
 
+from gsqtok.io import atomic_write
 from gsqtok.tokenizer import ImageTokenizer
 
 META = "__gsqtok__"
@@ -41,18 +42,19 @@ class TokenArchiveError(ValueError):
 
 
 class TokenArchiveWriter:
-    """Writes an archive image by image, aside; the file appears when the block ends without an error."""
+    """Writes an archive image by image; the file appears when the block ends without an error."""
 
     def __init__(self, path: str | Path, tokenizer: ImageTokenizer) -> None:
         self.path = Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.aside = self.path.with_name(f".{self.path.name}.{os.getpid()}.tmp")
         self.codebook_size = tokenizer.quantizer.codebook_size
         self.meta = {"format": 1, "tokenizer": tokenizer.fingerprint(), "codebook_size": self.codebook_size}
         self.sizes: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> TokenArchiveWriter:
-        self.zip = zipfile.ZipFile(self.aside, "w", zipfile.ZIP_DEFLATED)
+        with ExitStack() as opened:
+            temporary = opened.enter_context(atomic_write(self.path))
+            self.zip = opened.enter_context(zipfile.ZipFile(temporary, "w", zipfile.ZIP_DEFLATED))
+            self._opened = opened.pop_all()
         return self
 
     def add(self, name: str, tokens: Tensor, size: tuple[int, int]) -> None:
@@ -67,14 +69,10 @@ class TokenArchiveWriter:
             npy.write_array(file, array, allow_pickle=False)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        try:
-            if error is None:
-                self._write(META, np.array(json.dumps(self.meta | {"sizes": self.sizes})))
-            self.zip.close()
-            if error is None:
-                os.replace(self.aside, self.path)
-        finally:
-            self.aside.unlink(missing_ok=True)
+        with self._opened:
+            if error is not None:
+                raise error
+            self._write(META, np.array(json.dumps(self.meta | {"sizes": self.sizes})))
 
 
 class TokenArchive:

@@ -66,7 +66,7 @@ class TokenDataset(Dataset[Item]):
         self._shards = [unit for unit in self.manifest["units"] if "file" in unit]
         self._starts = np.cumsum([0] + [unit["rows"] for unit in self._shards])
         self._mapped: dict[int, MappedShard] = {}
-        known = {"key", "view", "grid", "size", *self.manifest["columns"]}
+        known = {"key", "crop", "grid", "size", *self.manifest["columns"]}
         if unknown := [name for name in self.columns if name not in known]:
             raise ValueError(f"{folder} has no column '{unknown[0]}', only {', '.join(sorted(known))}")
 
@@ -208,13 +208,13 @@ def describe(folder: str | Path) -> list[tuple[str, str]]:
     settings = manifest["transform"]
     return [
         ("token data set", str(folder)),
-        ("images", f"{manifest['images']:,}, and {manifest['rejects']['rows']:,} rejected"),
+        ("images", f"{manifest['images']:,}, and {manifest['skipped']['rows']:,} skipped"),
         ("rows", f"{rows:,} in {sum('file' in unit for unit in manifest['units']):,} shards"),
         ("tokens", f"{manifest['tokens']:,}, each of {manifest['codebook_size']:,} codewords"),
         ("groups", f"{manifest['groups']}"),
         ("down-sampling factor", f"{manifest['factor']}"),
         ("bytes on disk", f"{manifest['bytes']:,} ({bits / max(1, manifest['tokens']):.2f} bits a token)"),
-        ("columns", ", ".join(["key", "view", "tokens", "grid", "size", *manifest["columns"]])),
+        ("columns", ", ".join(["key", "crop", "tokens", "grid", "size", *manifest["columns"]])),
         ("transform", json.dumps(settings)),
         ("source", str(manifest["source"])),
         ("made by tokenizer", manifest["tokenizer"]),

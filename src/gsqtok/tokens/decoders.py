@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gsqtok import forkserver
-from gsqtok.data.workers import end_with_parent
-from gsqtok.tokens.chunks import Decode, DecodedChunk, Task
+from gsqtok.data.sources import ImageSource, Reader
+from gsqtok.data.workers import START_METHOD, end_with_parent
+from gsqtok.tokens.chunk import Chunk, Decode, Task
 
 PREFETCH = 2  # chunks each decoding process prepares ahead
 _SHARED_MEMORY = Path("/dev/shm")
@@ -31,6 +31,7 @@ class Decoders:
     encoding process longer than a GPU needs to encode it; and memory that stays can be pinned once.
 
     Args:
+        source: of the images.
         tasks: what to decode.
         decode: how.
         workers: processes; 0: this one.
@@ -41,7 +42,15 @@ class Decoders:
         OSError: the system's shared memory does not suffice.
     """
 
-    def __init__(self, tasks: Sequence[Task], decode: Decode, workers: int, device: torch.device, held: int) -> None:
+    def __init__(
+        self,
+        source: ImageSource,
+        tasks: Sequence[Task],
+        decode: Decode,
+        workers: int,
+        device: torch.device,
+        held: int,
+    ) -> None:
         slots = min(max(1, workers * PREFETCH) + 1 + held, len(tasks) + 1)
         size = max((decode.room(task) for task in tasks), default=0)
         _require_shared_memory(slots * size, workers)
@@ -52,17 +61,17 @@ class Decoders:
         self._device = device
         self._loader = DataLoader(
             _Decoding(decode, self.memory),  # tasks travel as the "indices": what is done leaves no trace in memory
-            sampler=self._places(tasks),
+            sampler=self._places(source, tasks),
             batch_size=None,
             num_workers=workers,
             collate_fn=_as_it_is,
             prefetch_factor=PREFETCH if workers else None,
             worker_init_fn=end_with_parent,  # the loader's own watch is over the server that forked them
-            multiprocessing_context=forkserver.METHOD if workers else None,
+            multiprocessing_context=START_METHOD if workers else None,
             generator=torch.Generator(),
         )
 
-    def __iter__(self) -> Iterator[DecodedChunk]:
+    def __iter__(self) -> Iterator[Chunk]:
         chunks = iter(self._loader)  # starts the processes, which decode while the memory is pinned
         with _pinned(self.memory, self._device):
             for slot, chunk in chunks:
@@ -73,9 +82,9 @@ class Decoders:
         """The chunk that has been held longest is no longer needed."""
         self._free.append(self._held.popleft())
 
-    def _places(self, tasks: Sequence[Task]) -> Iterator[tuple[int, Task]]:
+    def _places(self, source: ImageSource, tasks: Sequence[Task]) -> Iterator[tuple[int, Task, Reader]]:
         for task in tasks:
-            yield self._free.popleft(), task
+            yield self._free.popleft(), task, source.reader(task.span)
 
 
 def _require_shared_memory(size: int, workers: int) -> None:
@@ -91,14 +100,14 @@ def _require_shared_memory(size: int, workers: int) -> None:
         )
 
 
-class _Decoding(Dataset[tuple[int, DecodedChunk]]):
+class _Decoding(Dataset[tuple[int, Chunk]]):
     def __init__(self, decode: Decode, memory: Tensor) -> None:
         self.decode = decode
         self.memory = memory
 
-    def __getitem__(self, place: tuple[int, Task]) -> tuple[int, DecodedChunk]:
-        slot, task = place
-        chunk = self.decode(task, self.memory[slot])
+    def __getitem__(self, place: tuple[int, Task, Reader]) -> tuple[int, Chunk]:
+        slot, task, reader = place
+        chunk = self.decode(task, reader, self.memory[slot])
         inside = chunk.pixels.data_ptr() == self.memory[slot].data_ptr()
         return slot, chunk.on(None) if inside else chunk  # larger than planned: it travels by itself
 

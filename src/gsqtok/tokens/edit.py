@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gsqtok.tokens.manifest import REJECTS, finish, read_manifest, write_part
+from gsqtok.tokens.manifest import SKIPPED, finish, read_manifest, write_part
 from gsqtok.tokens.plan import Plan, Unit, keys_digest, write_plan
 
 _SAME = ("tokenizer", "transform", "codebook_size", "columns", "format")
@@ -63,7 +63,7 @@ def merge(folders: Sequence[str | Path], output: str | Path, *, prefix: bool = F
 def split(
     folder: str | Path, outputs: tuple[str | Path, str | Path], fraction: float, seed: int = 0
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Divide a token data set at random in two, by images: all views of an image stay together.
+    """Divide a token data set at random in two, by images: all crops of an image stay together.
 
     An image's side depends on the seed and its key alone, so a data set that has grown keeps the sides of what it had.
 
@@ -97,19 +97,19 @@ def split(
 
 
 class _Piece:
-    """The rows of a shard, read when they are needed, and the rejects of its unit."""
+    """The rows of a shard, read when they are needed, and the skipped images of its unit."""
 
-    def __init__(self, path: Path | None, schema: pa.Schema, rejects: list[tuple[str, str]]) -> None:
-        self.path, self.schema, self.rejects = path, schema, rejects
+    def __init__(self, path: Path | None, schema: pa.Schema, skipped: list[tuple[str, str]]) -> None:
+        self.path, self.schema, self.skipped = path, schema, skipped
         self._prefix, self._wanted = "", None
 
     def prefixed(self, prefix: str) -> _Piece:
-        piece = _Piece(self.path, self.schema, [(prefix + key, reason) for key, reason in self.rejects])
+        piece = _Piece(self.path, self.schema, [(prefix + key, reason) for key, reason in self.skipped])
         piece._prefix = prefix
         return piece
 
     def where(self, wanted: Callable[[str], bool]) -> _Piece:
-        piece = _Piece(self.path, self.schema, [(key, reason) for key, reason in self.rejects if wanted(key)])
+        piece = _Piece(self.path, self.schema, [(key, reason) for key, reason in self.skipped if wanted(key)])
         piece._wanted = wanted
         return piece
 
@@ -125,12 +125,12 @@ class _Piece:
         return table
 
     def all_keys(self) -> list[str]:
-        """Of images and rejects."""
+        """Of all images, also the skipped ones."""
         keys = []
         if self.path is not None:
             keys = dict.fromkeys(pq.read_table(self.path, columns=["key"])["key"].to_pylist())
             keys = [self._prefix + key for key in keys if self._wanted is None or self._wanted(key)]
-        return keys + [key for key, _ in self.rejects]
+        return keys + [key for key, _ in self.skipped]
 
     @property
     def images(self) -> int:
@@ -138,13 +138,13 @@ class _Piece:
 
 
 def _pieces(folder: Path, manifest: dict[str, Any]) -> list[_Piece]:
-    rejects: dict[int, list[tuple[str, str]]] = {}
-    for row in pq.read_table(folder / REJECTS).to_pylist():
-        rejects.setdefault(row["unit"], []).append((row["key"], row["reason"]))
+    skipped: dict[int, list[tuple[str, str]]] = {}
+    for row in pq.read_table(folder / SKIPPED).to_pylist():
+        skipped.setdefault(row["unit"], []).append((row["key"], row["reason"]))
     files = [part["file"] for part in manifest["units"] if "file" in part]
     schema = pq.read_schema(folder / files[0]) if files else pa.schema([])
     return [
-        _Piece(folder / part["file"] if "file" in part else None, schema, rejects.get(number, []))
+        _Piece(folder / part["file"] if "file" in part else None, schema, skipped.get(number, []))
         for number, part in enumerate(manifest["units"])
     ]
 
@@ -165,7 +165,7 @@ def _write(
         plan = Plan(origin["settings"] | changes, 1, tuple(units))
         write_plan(aside, plan)
         for unit, piece in zip(units, pieces, strict=True):
-            write_part(aside, unit, len(units), piece.table(), piece.rejects)
+            write_part(aside, unit, len(units), piece.table(), piece.skipped)
         header = {name: origin[name] for name in _HEADER} | {"source": source}
         manifest = finish(aside, plan, header)
         aside.rename(output)

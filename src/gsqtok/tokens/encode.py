@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.tokens.chunks import DecodedChunk, EncodedChunk, encoded
+from gsqtok.tokens.chunk import Chunk
 from gsqtok.tokens.plan import chunk_images
 
 _logger = logging.getLogger("gsqtok.tokens")
@@ -68,11 +68,11 @@ class Encode:
         self.tile = tile
         self.batch_size = batch_size or self._find_batch_size()
 
-    def __call__(self, chunk: DecodedChunk) -> EncodedChunk:
+    def __call__(self, chunk: Chunk) -> Chunk:
         """Tokens of a chunk."""
         return self.start(chunk)()
 
-    def start(self, chunk: DecodedChunk) -> Callable[[], EncodedChunk]:
+    def start(self, chunk: Chunk) -> Callable[[], Chunk]:
         """Queue the work on a chunk; the result waits for it. On a CPU it is done at once.
 
         A GPU copies the pixels while it works on the chunk before, if they lie in pinned memory, which must be left
@@ -80,9 +80,9 @@ class Encode:
         """
         chunk = chunk.on(self._copied(chunk.pixels))
         parts: list[tuple[Tensor, Tensor] | str] = []
-        for views in chunk.views():
-            batch = max(1, self.batch_size * self.side**2 // (views.shape[1] * views.shape[2]))
-            for part in views.split(batch):
+        for crops in chunk.crops():
+            batch = max(1, self.batch_size * self.side**2 // (crops.shape[1] * crops.shape[2]))
+            for part in crops.split(batch):
                 parts += self._parts(part)
         return functools.partial(self._fetched, chunk.on(None), parts, self._event())
 
@@ -98,9 +98,7 @@ class Encode:
         pixels.record_stream(current)
         return pixels
 
-    def _fetched(
-        self, chunk: DecodedChunk, parts: list[tuple[Tensor, Tensor] | str], event: torch.cuda.Event | None
-    ) -> EncodedChunk:
+    def _fetched(self, chunk: Chunk, parts: list[tuple[Tensor, Tensor] | str], event: torch.cuda.Event | None) -> Chunk:
         if event is not None:
             event.synchronize()
         grids: list[np.ndarray | str] = []
@@ -112,39 +110,39 @@ class Encode:
             if not finite:
                 raise ValueError(NOT_FINITE)
             grids += list(tokens.numpy().view(self.dtype))
-        return encoded(chunk, grids)
+        return chunk.encoded(grids)
 
-    def tokens(self, views: Tensor) -> Tensor:
+    def tokens(self, crops: Tensor) -> Tensor:
         """uint8 (n, H, W, 3) on the device -> (n, h, w, G) int64, -1 where the encoder's output is not finite.
 
-        With a tile, views and tokens are on the CPU.
+        With a tile, crops and tokens are on the CPU.
         """
-        layout = torch.channels_last if views.is_cuda else torch.contiguous_format
-        images = views.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(127.5).sub_(1)
+        layout = torch.channels_last if crops.is_cuda else torch.contiguous_format
+        images = crops.permute(0, 3, 1, 2).to(torch.float32, memory_format=layout).div_(127.5).sub_(1)
         count = len(images)
-        if count == 1 and images.shape[2:].numel() == self.tokenizer.factor**2:
+        if count == 1 and self.tokenizer.grid(*images.shape[2:]) == (1, 1):
             images = images.repeat(2, 1, 1, 1)  # torch refuses to normalise a single value, alone in its batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
             return self.tokenizer.encode(images, self.tile, check=False)[:count]
 
-    def _parts(self, views: Tensor) -> list[tuple[Tensor, Tensor] | str]:
+    def _parts(self, crops: Tensor) -> list[tuple[Tensor, Tensor] | str]:
         """The same in the signed type of the size of ``dtype``, on its way to the host, and whether all are finite.
 
         Where memory does not suffice, in halves, and a single image is given up.
         """
         try:
-            tokens = self.tokens(views)
+            tokens = self.tokens(crops)
             finite = (tokens >= 0).all()
             return [(self._to_host(tokens.to(_SIGNED[self.dtype.itemsize])), self._to_host(finite))]
         except torch.cuda.OutOfMemoryError:
             pass  # outside the handler, or the traceback keeps the tensors
         torch.cuda.empty_cache()
-        if len(views) == 1:
-            height, width = views.shape[1:3]
+        if len(crops) == 1:
+            height, width = crops.shape[1:3]
             return [f"too large: {width} x {height} pixels do not fit in the memory of {self.device}"]
-        half = len(views) // 2
-        _logger.warning("a batch of %d x %s does not fit in memory: taking halves", len(views), tuple(views.shape[1:3]))
-        return self._parts(views[:half]) + self._parts(views[half:])
+        half = len(crops) // 2
+        _logger.warning("a batch of %d x %s does not fit in memory: taking halves", len(crops), tuple(crops.shape[1:3]))
+        return self._parts(crops[:half]) + self._parts(crops[half:])
 
     def _to_host(self, values: Tensor) -> Tensor:
         if self.device.type != "cuda":
@@ -174,13 +172,13 @@ class Encode:
 
     def images_per_second(self, batch: int, seconds: float = 0.1) -> float:
         """Images a second in batches of this size, without reading or decoding."""
-        views = torch.randint(256, (batch, self.side, self.side, 3), dtype=torch.uint8, device=self.device)
-        self.tokens(views)  # compiles, and lets the libraries choose
-        self.tokens(views)
+        crops = torch.randint(256, (batch, self.side, self.side, 3), dtype=torch.uint8, device=self.device)
+        self.tokens(crops)  # compiles, and lets the libraries choose
+        self.tokens(crops)
         _wait(self.device)
         start, runs, before = time.perf_counter(), 0, None
         while runs < _RUNS or time.perf_counter() - start < seconds:
-            self.tokens(views)
+            self.tokens(crops)
             event = self._event()
             if before is not None:  # one batch is launched while the one before is computed
                 before.synchronize()

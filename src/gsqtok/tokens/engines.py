@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from gsqtok.tokens.chunks import Decode, DecodedChunk, EncodedChunk, Task
+from gsqtok.data.sources import ImageSource
+from gsqtok.tokens.chunk import Chunk, Decode, Task
 from gsqtok.tokens.decoders import Decoders
 from gsqtok.tokens.encode import Encode
 
@@ -35,8 +36,8 @@ class Waiting:
 
 
 def local(
-    tasks: Sequence[Task], decode: Decode, encode: Encode, workers: int, waiting: Waiting
-) -> Iterator[EncodedChunk]:
+    source: ImageSource, tasks: Sequence[Task], decode: Decode, encode: Encode, workers: int, waiting: Waiting
+) -> Iterator[Chunk]:
     """Decode in ``workers`` processes (0: this one), encode here; in the order of the tasks.
 
     Raises:
@@ -45,8 +46,8 @@ def local(
     if not tasks:
         return
     ahead = AHEAD if encode.device.type == "cuda" else 0
-    decoders = Decoders(tasks, decode, workers, encode.device, ahead)
-    started: deque[Callable[[], EncodedChunk]] = deque()
+    decoders = Decoders(source, tasks, decode, workers, encode.device, ahead)
+    started: deque[Callable[[], Chunk]] = deque()
     try:
         for chunk in _timed(iter(decoders), waiting):
             started.append(encode.start(chunk))
@@ -64,13 +65,13 @@ def local(
         ) from None
 
 
-def _finished(started: deque[Callable[[], EncodedChunk]], decoders: Decoders) -> EncodedChunk:
+def _finished(started: deque[Callable[[], Chunk]], decoders: Decoders) -> Chunk:
     chunk = started.popleft()()
     decoders.release()
     return chunk
 
 
-def _timed(chunks: Iterator[DecodedChunk], waiting: Waiting) -> Iterator[DecodedChunk]:
+def _timed(chunks: Iterator[Chunk], waiting: Waiting) -> Iterator[Chunk]:
     while True:
         start = time.perf_counter()
         chunk = next(chunks, None)
@@ -84,14 +85,20 @@ def _timed(chunks: Iterator[DecodedChunk], waiting: Waiting) -> Iterator[Decoded
 
 
 def ray(
-    tasks: Sequence[Task], decode: Decode, make_encode: Callable[[], Encode], workers: int, address: str | None
-) -> Iterator[EncodedChunk]:
+    source: ImageSource,
+    tasks: Sequence[Task],
+    decode: Decode,
+    make_encode: Callable[[], Encode],
+    workers: int,
+    address: str | None,
+) -> Iterator[Chunk]:
     """Ray Data: processes that decode on CPUs, actors that encode on GPUs (on CPUs where there is none).
 
     Ray holds the decoding back when the encoders are behind, and starts lost workers again with what they had in hand.
     Chunks come in any order.
 
     Args:
+        source: of the images.
         tasks: what to do.
         decode: how to decode.
         make_encode: called once in each encoding actor.
@@ -122,7 +129,8 @@ def ray(
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         encoders = gpus or max(1, cpus // 4)
         decoders = workers or max(1, cpus - encoders)
-        packed = ray.data.from_items([{"task": pickle.dumps(task)} for task in tasks], override_num_blocks=len(tasks))
+        items = [{"task": pickle.dumps((task, source.reader(task.span)))} for task in tasks]
+        packed = ray.data.from_items(items, override_num_blocks=len(tasks))
         decoded = packed.map_batches(
             _RayDecode,
             fn_constructor_args=(decode,),
@@ -151,7 +159,7 @@ class _RayDecode:
         self.decode = decode
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[bytes]]:
-        return {"chunk": [pickle.dumps(self.decode(pickle.loads(task)), protocol=5) for task in batch["task"]]}
+        return {"chunk": [pickle.dumps(self.decode(*pickle.loads(task)), protocol=5) for task in batch["task"]]}
 
 
 class _RayEncode:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import datetime
 import hashlib
 import io
@@ -15,21 +14,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import gsqtok
+from gsqtok.io import write_bytes
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens.plan import Plan, Unit, fingerprint, read_plan
-from gsqtok.tokens.shards import shard_name, write_bytes, write_shard
+from gsqtok.tokens.shards import shard_name, write_shard
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-REJECTS = "rejects.parquet"
+SKIPPED = "skipped.parquet"
 PARTS = "parts"
-_REJECTS_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("unit", pa.int32())])
+_SKIPPED_SCHEMA = pa.schema([("key", pa.string()), ("reason", pa.string()), ("unit", pa.int32())])
 
 
-def write_part(folder: Path, unit: Unit, count: int, table: pa.Table, rejects: Sequence[tuple[str, str]]) -> None:
-    """Write a unit's shard, then the part that says that it is done. A unit of rejects alone has no shard."""
-    images = unit.images - len(rejects)
-    part: dict[str, Any] = {"images": images, "rows": len(table), "keys": unit.keys, "rejects": list(rejects)}
+def write_part(folder: Path, unit: Unit, count: int, table: pa.Table, skipped: Sequence[tuple[str, str]]) -> None:
+    """Write a unit's shard, then the part that says that it is done. A unit without a readable image has no shard."""
+    images = unit.images - len(skipped)
+    part: dict[str, Any] = {"images": images, "rows": len(table), "keys": unit.keys, "skipped": list(skipped)}
     if len(table):
         name = shard_name(unit.number, count)
         part |= {"file": name, "tokens": sum(len(chunk.flatten()) for chunk in table["tokens"].chunks)}
@@ -51,18 +51,18 @@ def _is_done(folder: Path, number: int) -> bool:
 
 
 def finish(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any]:
-    """Write rejects.parquet and manifest.json; all units must be done. Several processes may do so at once.
+    """Write skipped.parquet and manifest.json; all units must be done. Several processes may do so at once.
 
     Returns:
         the manifest.
     """
     parts = [json.loads(_part(folder, unit.number).read_text()) for unit in plan.units]
-    rejects = [(key, reason, unit) for unit, part in enumerate(parts) for key, reason in part.pop("rejects")]
-    columns = list(zip(*rejects, strict=True)) or [[], [], []]
+    skipped = [(key, reason, unit) for unit, part in enumerate(parts) for key, reason in part.pop("skipped")]
+    columns = list(zip(*skipped, strict=True)) or [[], [], []]
     buffer = io.BytesIO()
-    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _REJECTS_SCHEMA, strict=True)], _REJECTS_SCHEMA)
+    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SKIPPED_SCHEMA, strict=True)], _SKIPPED_SCHEMA)
     pq.write_table(table, buffer, compression="zstd")
-    write_bytes(folder / REJECTS, buffer.getbuffer())
+    write_bytes(folder / SKIPPED, buffer.getbuffer())
     manifest = header | {
         "fingerprint": fingerprint(plan.settings),
         "settings": plan.settings,
@@ -72,7 +72,7 @@ def finish(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any]:
         "rows": sum(part["rows"] for part in parts),
         "tokens": sum(part.get("tokens", 0) for part in parts),
         "bytes": sum(part.get("bytes", 0) for part in parts),
-        "rejects": {"file": REJECTS, "rows": len(table), "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()},
+        "skipped": {"file": SKIPPED, "rows": len(table), "sha256": hashlib.sha256(buffer.getbuffer()).hexdigest()},
         "units": parts,
     }
     write_bytes(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
@@ -109,7 +109,7 @@ def header(tokenizer: ImageTokenizer, transform: dict[str, Any]) -> dict[str, An
         "format": FORMAT,
         "version": gsqtok.__version__,
         "tokenizer": tokenizer.fingerprint(),
-        "config": json.loads(json.dumps(dataclasses.asdict(tokenizer.config))),
+        "config": json.loads(json.dumps(tokenizer.config.to_dict())),
         "factor": tokenizer.factor,
         "groups": tokenizer.quantizer.tokens_per_position,
         "codebook_size": tokenizer.quantizer.codebook_size,

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from huggingface_hub.constants import HF_HOME
 
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 
 
 def cache_folder(fingerprint: str) -> Path:
@@ -70,8 +70,8 @@ def _unpack(path: Path, target: Path) -> None:
     """One record batch, whose columns are contiguous in the file."""
     table = pq.read_table(path, memory_map=True).combine_chunks()
     with (
-        written_aside(target) as aside,
-        pa.OSFile(str(aside), "wb") as file,
+        atomic_write(target) as temporary,
+        pa.OSFile(str(temporary), "wb") as file,
         pa.ipc.new_file(file, table.schema) as writer,
     ):
         writer.write_batch(table.to_batches()[0])

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gsqtok.tokens.shards import write_bytes
-from gsqtok.tokens.sources import ImageSource, Span
+from gsqtok.data.sources import ImageSource, Span
+from gsqtok.io import write_bytes
 
 PLAN = "plan.json"
 _PIXELS = 2**23  # decoded pixels in a chunk, about: 25 MB
@@ -23,7 +23,7 @@ class Unit:
 
     Attributes:
         number: of the unit.
-        images: rows of the source, all of which end in the shard or in the rejects.
+        images: rows of the source, all of which end in the shard or are skipped.
         keys: ``keys_digest`` of their keys.
         spans: where they are.
     """
@@ -59,17 +59,22 @@ def fingerprint(settings: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
 
-def chunk_images(side: int, views: int, shard_size: int) -> int:
+def chunk_images(side: int, crops: int, shard_size: int) -> int:
     """Images decoded at once: about 25 MB of pixels, but 8 images at least."""
-    return min(shard_size, max(8, min(512, _PIXELS // (side * side * views))))
+    return min(shard_size, max(8, min(512, _PIXELS // (side * side * crops))))
 
 
 def make_units(source: ImageSource, shard_size: int, chunk_size: int) -> tuple[Unit, ...]:
-    """Cut a source into units of at most ``shard_size`` images, each of chunks of about ``chunk_size``."""
+    """Cut a source into units of at most ``shard_size`` images, each of chunks of at most ``chunk_size``.
+
+    Raises:
+        ValueError: the source holds no image.
+    """
     units: list[Unit] = []
     spans: list[Span] = []
     keys: list[str] = []
-    for span, names in source.spans(chunk_size):
+    for span in source.spans(chunk_size):
+        names = source.keys(span)
         if keys and len(keys) + len(names) > shard_size:
             units.append(Unit(len(units), len(keys), keys_digest(keys), tuple(spans)))
             spans, keys = [], []
@@ -77,6 +82,8 @@ def make_units(source: ImageSource, shard_size: int, chunk_size: int) -> tuple[U
         keys += names
     if keys:
         units.append(Unit(len(units), len(keys), keys_digest(keys), tuple(spans)))
+    if not units:
+        raise ValueError("the source holds no image")
     return tuple(units)
 
 
@@ -118,8 +125,7 @@ def read_plan(folder: Path) -> Plan:
         values = json.loads(path.read_text())
         units = []
         for number, (images, keys, spans) in enumerate(values["units"]):
-            spans = tuple(Span(*span[:4], tuple((row, key) for row, key in span[4])) for span in spans)
-            units.append(Unit(number, images, keys, spans))
+            units.append(Unit(number, images, keys, tuple(Span(*span) for span in spans)))
         return Plan(values["settings"], values["batch_size"], tuple(units))
     except (ValueError, LookupError, TypeError) as error:
         raise ValueError(f"{path} is not the plan of a token data set ({error})") from error

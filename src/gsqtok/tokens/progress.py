@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from gsqtok.tokens.chunks import EncodedChunk
+from gsqtok.tokens.chunk import Chunk
 
 _EVERY = 10.0  # seconds between lines
 
@@ -30,14 +30,14 @@ class RunProgress:
         self.path = folder / (f"metrics-{rank}.jsonl" if rank else "metrics.jsonl")
         self.rank = rank
         self.total = images
-        self.images = self.rejects = self.bytes_read = 0
+        self.images = self.skipped = self.bytes_read = 0
         self.decode_seconds = 0.0
         self.console = Console(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
         self.bar = Progress(
             TextColumn("tokenizing"),
             BarColumn(),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[rates]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
@@ -46,7 +46,7 @@ class RunProgress:
             speed_estimate_period=120,
             disable=rank > 0 or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task("", total=images, figures="")
+        self.task = self.bar.add_task("", total=images, rates="")
         self.start = self.said = self.last = time.perf_counter()
         self.first: tuple[float, int] | None = None  # when the first chunk was finished, and its images
 
@@ -58,25 +58,25 @@ class RunProgress:
         self.bar.stop()
         self.write(finished=error is None)
 
-    def add(self, chunk: EncodedChunk) -> None:
+    def add(self, chunk: Chunk) -> None:
         """A chunk is encoded."""
-        self.images += len(chunk.images) + len(chunk.rejects)
-        self.rejects += len(chunk.rejects)
+        self.images += len(chunk.images) + len(chunk.skipped)
+        self.skipped += len(chunk.skipped)
         self.bytes_read += chunk.bytes_read
         self.decode_seconds += chunk.seconds
         self.last = time.perf_counter()
         self.first = self.first or (self.last, self.images)
-        figures = self.figures()
-        self.bar.update(self.task, completed=self.images, figures=_line(figures))
+        metrics = self.metrics()
+        self.bar.update(self.task, completed=self.images, rates=_line(metrics))
         if time.perf_counter() - self.said > _EVERY:
             self.said = time.perf_counter()
             self.write()
             if self.rank == 0 and not self.console.is_terminal:
-                left = figures["seconds_left"]
-                self.console.print(f"{self.images:,} of {self.total:,} images, {_line(figures)}, {left:,.0f} s left")
+                left = metrics["seconds_left"]
+                self.console.print(f"{self.images:,} of {self.total:,} images, {_line(metrics)}, {left:,.0f} s left")
 
-    def figures(self) -> dict[str, Any]:
-        """Figures of this process since it began; rates per second.
+    def metrics(self) -> dict[str, Any]:
+        """What this process has done since it began; rates are per second.
 
         ``steady_images_per_second``: from the first finished chunk to the last, without starting and the last
         shard's writing. ``decoded_per_core_second``: of processor time.
@@ -88,7 +88,7 @@ class RunProgress:
         return {
             "images": self.images,
             "of": self.total,
-            "rejects": self.rejects,
+            "skipped": self.skipped,
             "seconds": round(elapsed, 3),
             "images_per_second": round(rate, 3),
             "steady_images_per_second": steady and round(steady, 3),
@@ -100,11 +100,15 @@ class RunProgress:
     def write(self, **more: Any) -> None:
         """Append a line to metrics.jsonl."""
         with suppress(OSError), self.path.open("a") as file:  # of a full disk the shards' writer tells better
-            file.write(json.dumps({"time": round(time.time(), 3), "rank": self.rank} | self.figures() | more) + "\n")
+            file.write(json.dumps({"time": round(time.time(), 3), "rank": self.rank} | self.metrics() | more) + "\n")
 
 
-def _line(figures: dict[str, Any]) -> str:
-    return (
-        f"{figures['images_per_second']:,.0f} images/s  {figures['bytes_per_second'] / 1e6:,.1f} MB/s  "
-        f"{figures['rejects']:,} rejected"
-    )
+def rate(per_second: float | None) -> str:
+    """Write a rate so that a slow one is not 0: three digits, such as 12,300 or 0.0417."""
+    digits = f"{per_second or 0:.3g}"
+    return f"{float(digits):,.0f}" if float(digits) >= 100 else digits
+
+
+def _line(metrics: dict[str, Any]) -> str:
+    images, megabytes = rate(metrics["images_per_second"]), rate(metrics["bytes_per_second"] / 1e6)
+    return f"{images} images/s  {megabytes} MB/s  {metrics['skipped']:,} skipped"

@@ -8,27 +8,28 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
+from filelock import FileLock, Timeout
 
-from gsqtok import forkserver
 from gsqtok.acceleration.tiled import check_tile
-from gsqtok.data.workers import processors
+from gsqtok.data import ImageSource, check_outside, open_source
+from gsqtok.data.workers import processors, start_server
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens import engines, manifest
-from gsqtok.tokens.chunks import Decode, EncodedChunk, Task
+from gsqtok.tokens.chunk import Chunk, Decode, Task
+from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.encode import NATIVE_SIDE, Encode
 from gsqtok.tokens.plan import Plan, Unit, chunk_images, load_or_make, make_units
 from gsqtok.tokens.progress import RunProgress
 from gsqtok.tokens.shards import shard_schema, shard_table
-from gsqtok.tokens.sources import ImageSource, open_images
-from gsqtok.tokens.views import Views
 
-CARRIED = ("label", "caption")
+EXTRA_COLUMNS = ("label", "caption")
 _WRITERS = 3  # threads; compressing takes one about as long as a fast GPU takes to encode, or longer on busy cores
 _WRITING = 4  # shards waiting to be written
 
@@ -38,23 +39,23 @@ class RunOptions:
     """How to tokenize.
 
     Attributes:
-        views: what to make of each image.
+        crops: what to make of each image.
         split: of the source, where it has several.
-        carry: columns of the source to carry along, where it has them.
+        columns: extra columns to copy from the source, where it has them.
         shard_size: images in a shard, at most.
         batch_size: None: found by trying.
         workers: processes that decode; None: one for each processor of this process's share.
         precision: "float32" or "bfloat16".
         compile: run the encoder through ``torch.compile``.
         tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; None: whole images.
-        max_pixels: larger images are rejected; None: those above Pillow's limit, 89 million.
+        max_pixels: larger images are skipped; None: those above Pillow's limit, 89 million.
         engine: "local" (also under torchrun) or "ray".
         ray_address: of a Ray cluster; None starts Ray on this machine.
     """
 
-    views: Views = field(default_factory=Views)
+    crops: Crops = field(default_factory=Crops)
     split: str | None = None
-    carry: Sequence[str] = CARRIED
+    columns: Sequence[str] = EXTRA_COLUMNS
     shard_size: int = 8192
     batch_size: int | None = None
     workers: int | None = None
@@ -84,13 +85,13 @@ class RunResult:
     """What one process did.
 
     Attributes:
-        figures: see ``RunProgress.figures``; ``waiting`` is the share of the time that no decoded image was there
+        metrics: see ``RunProgress.metrics``; ``waiting`` is the share of the time that no decoded image was there
             (a GPU may still have had two chunks to work on).
         manifest: of the whole data set; None while other processes are still at work.
         workers: processes that decoded.
     """
 
-    figures: dict[str, Any]
+    metrics: dict[str, Any]
     manifest: dict[str, Any] | None
     workers: int
 
@@ -109,82 +110,126 @@ def tokenize(
 
     Args:
         tokenizer: on its device; on CUDA it is optimized in place, to bfloat16 if the options say so.
-        source: see ``open_images``.
-        output: a folder.
+        source: see ``open_source``.
+        output: a folder, outside the source.
         options: how.
         model: where the tokenizer came from, noted in the manifest.
 
     Raises:
-        ValueError: the folder was begun with another tokenizer, source or option; the source holds no images.
+        ValueError: the folder was begun with another tokenizer, source or option, or is being written by another run;
+            the source holds no images, or none that can be read.
         OSError: the source or the output is out of reach, or the disk is full.
     """
+    check_outside(source, output)
     if options.engine == "local":
-        forkserver.start(options.workers)
+        start_server(options.workers)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    images = open_images(source, options.split, options.carry)
-    header = manifest.header(tokenizer, options.views.settings())
-    settings = _settings(tokenizer, images, options)
-    side = options.views.size or NATIVE_SIDE
-    make_encode = functools.partial(
-        Encode,
-        side=side,
-        precision=options.precision,
-        compile=options.compile,
-        tile=options.tile,
-        shapes_vary=options.views.crop == "none",
-    )
-    encode: Encode | None = None
+    with _alone(folder, rank):
+        images = open_source(source, split=options.split, columns=options.columns)
+        encoder = _Encoder(tokenizer, options)
+        settings = _settings(tokenizer, images, options)
 
-    def make() -> Plan:
-        nonlocal encode
-        units = make_units(images, options.shard_size, settings["chunk_size"])
-        encode = make_encode(tokenizer, batch_size=options.batch_size)
-        return Plan(settings, encode.batch_size, units)
+        def make() -> Plan:
+            units = make_units(images, options.shard_size, settings["chunk_size"])
+            return Plan(settings, encoder.found_batch_size(), units)
 
-    plan = load_or_make(folder, settings, make, first=rank == 0)
-    schema = shard_schema(header["codebook_size"], images.fields, header)
-    done = manifest.done_units(folder, plan)
-    own = [unit for unit in plan.units[rank::world] if unit.number not in done]
-    tasks = [Task(unit.number, i, images.chunk(span)) for unit in own for i, span in enumerate(unit.spans)]
-    decode = Decode(options.views, tokenizer.factor, options.max_pixels)
-    workers, waiting = _workers(options, len(tasks)), engines.Waiting()
-    batch_size = options.batch_size or plan.batch_size
-    if options.engine == "ray":
-        make_there = functools.partial(_encode_there, _RemoteModel.of(tokenizer), make_encode, batch_size)
-        chunks = (
-            engines.ray(tasks, decode, make_there, options.workers or 0, options.ray_address) if tasks else iter(())
+        plan = load_or_make(folder, settings, make, first=rank == 0)
+        header = manifest.header(tokenizer, options.crops.settings())
+        schema = shard_schema(header["codebook_size"], images.columns, header)
+        done = manifest.done_units(folder, plan)
+        own = [unit for unit in plan.units[rank::world] if unit.number not in done]
+        tasks = [Task(unit.number, i, span) for unit in own for i, span in enumerate(unit.spans)]
+        workers, waiting = _workers(options, len(tasks)), engines.Waiting()
+        chunks = encoder.chunks(images, tasks, plan.batch_size, workers, waiting)
+        with RunProgress(folder, sum(unit.images for unit in own), rank) as progress:
+            _write_units(folder, plan, own, _counted(chunks, progress), schema)
+            metrics = progress.metrics()
+        metrics["waiting"] = round(waiting.seconds / max(metrics["seconds"], 1e-3), 4)
+        whole = None
+        if len(manifest.done_units(folder, plan)) == len(plan.units):
+            whole = manifest.finish(folder, plan, header | {"model": model, "source": str(source)})
+            if not whole["images"]:
+                skipped = folder / manifest.SKIPPED
+                raise ValueError(f"none of the {whole['skipped']['rows']:,} images can be read: see {skipped}")
+    return RunResult(metrics, whole, workers)
+
+
+@contextmanager
+def _alone(folder: Path, rank: int) -> Iterator[None]:
+    """Refuse a second run in the same folder, which would do all the work, too; a killed run leaves no lock."""
+    lock = FileLock(folder / f".rank-{rank}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder} is being written by another gsqtok tokenize: wait for it, or choose another -o"
+        ) from None
+    except NotImplementedError:  # a disk without locks: two runs are safe, only wasteful
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+class _Encoder:
+    """Where and how tasks become tokens: here, with one encoder, or on a Ray cluster."""
+
+    def __init__(self, tokenizer: ImageTokenizer, options: RunOptions) -> None:
+        self._tokenizer, self._options = tokenizer, options
+        self._here: Encode | None = None
+        self._make = functools.partial(
+            Encode,
+            side=options.crops.size or NATIVE_SIDE,
+            precision=options.precision,
+            compile=options.compile,
+            tile=options.tile,
+            shapes_vary=options.crops.crop == "none",
         )
-    else:
-        encode = encode or make_encode(tokenizer, batch_size=batch_size)
-        chunks = engines.local(tasks, decode, encode, workers, waiting)
-    with RunProgress(folder, sum(unit.images for unit in own), rank) as progress:
-        _write_units(folder, plan, own, _counted(chunks, progress), schema)
-        figures = progress.figures()
-    figures["waiting"] = round(waiting.seconds / max(figures["seconds"], 1e-3), 4)
-    whole = None
-    if len(manifest.done_units(folder, plan)) == len(plan.units):
-        whole = manifest.finish(folder, plan, header | {"model": model, "source": str(source)})
-    return RunResult(figures, whole, workers)
+
+    def found_batch_size(self) -> int:
+        """The batch size asked for, or found by trying."""
+        self._here = self._make(self._tokenizer, batch_size=self._options.batch_size)
+        return self._here.batch_size
+
+    def chunks(
+        self, source: ImageSource, tasks: list[Task], planned: int, workers: int, waiting: engines.Waiting
+    ) -> Iterator[Chunk]:
+        """Encode tasks, in batches of the size asked for or planned."""
+        options = self._options
+        decode = Decode(options.crops, self._tokenizer.factor or 1, options.max_pixels)
+        batch_size = options.batch_size or planned
+        if options.engine == "local":
+            here = self._here or self._make(self._tokenizer, batch_size=batch_size)
+            return engines.local(source, tasks, decode, here, workers, waiting)
+        if not tasks:
+            return iter(())
+        there = functools.partial(_encode_there, self._tokenizer, self._make, batch_size)
+        return engines.ray(source, tasks, decode, there, options.workers or 0, options.ray_address)
+
+
+def _encode_there(tokenizer: ImageTokenizer, make: functools.partial[Encode], batch_size: int) -> Encode:
+    return make(tokenizer.to("cuda" if torch.cuda.is_available() else "cpu"), batch_size=batch_size)
 
 
 def _settings(tokenizer: ImageTokenizer, images: ImageSource, options: RunOptions) -> dict[str, Any]:
     """All that the rows depend on, under the names by which a refusal calls them."""
-    side = options.views.size or 2 * NATIVE_SIDE  # images that keep their size may well be photos
-    chunk = chunk_images(side, options.views.number, options.shard_size)
+    side = options.crops.size or 2 * NATIVE_SIDE  # images that keep their size may well be photos
+    chunk = chunk_images(side, options.crops.number, options.shard_size)
     settings = {
         "format": manifest.FORMAT,
         "model": tokenizer.fingerprint(),
         "source": images.digest,
-        "columns": [[field.name, str(field.type)] for field in images.fields],
+        "columns": [[field.name, str(field.type)] for field in images.columns],
         "shard size": options.shard_size,
         "chunk_size": chunk if options.tile is None else max(1, chunk // 8),  # images for tiles are large
         "precision": options.precision,
         "compile": options.compile,
         "tile": options.tile,  # the same tokens up to rounding, which moves those at the border of two codewords
         "max pixels": options.max_pixels,
-        **options.views.settings(),
+        **options.crops.settings(),
     }
     return json.loads(json.dumps(settings))
 
@@ -196,15 +241,13 @@ def _workers(options: RunOptions, tasks: int) -> int:
     return min(share, tasks) if share > 1 else 0
 
 
-def _counted(chunks: Iterator[EncodedChunk], progress: RunProgress) -> Iterator[EncodedChunk]:
+def _counted(chunks: Iterator[Chunk], progress: RunProgress) -> Iterator[Chunk]:
     for chunk in chunks:
         progress.add(chunk)
         yield chunk
 
 
-def _write_units(
-    folder: Path, plan: Plan, own: Sequence[Unit], chunks: Iterator[EncodedChunk], schema: pa.Schema
-) -> None:
+def _write_units(folder: Path, plan: Plan, own: Sequence[Unit], chunks: Iterator[Chunk], schema: pa.Schema) -> None:
     """Gather the rows of chunks, in whatever order, and write each unit when it is whole, in a thread.
 
     Rows are made here, chunk by chunk: a thread that runs Python would hold up the one that keeps the device busy.
@@ -215,43 +258,13 @@ def _write_units(
     with ThreadPoolExecutor(_WRITERS) as writer:
         for chunk in chunks:
             unit, parts = units[chunk.unit], gathered.setdefault(chunk.unit, {})
-            parts[chunk.index] = shard_table(chunk, schema), chunk.rejects
+            parts[chunk.index] = shard_table(chunk, schema), chunk.skipped
             if len(parts) == len(unit.spans):
                 del gathered[chunk.unit]
-                tables, rejects = zip(*(parts[i] for i in range(len(parts))), strict=True)
-                rows, rejects = pa.concat_tables(tables), list(itertools.chain.from_iterable(rejects))
-                writing.append(writer.submit(manifest.write_part, folder, unit, len(plan.units), rows, rejects))
+                tables, skipped = zip(*(parts[i] for i in range(len(parts))), strict=True)
+                rows, skipped = pa.concat_tables(tables), list(itertools.chain.from_iterable(skipped))
+                writing.append(writer.submit(manifest.write_part, folder, unit, len(plan.units), rows, skipped))
             while writing and (writing[0].done() or len(writing) > _WRITING):
                 writing.pop(0).result()  # raises what the writer met, such as a full disk
         for future in writing:
             future.result()
-
-
-@dataclass(frozen=True)
-class _RemoteModel:
-    """A tokenizer as bytes, for actors that may see no file of ours."""
-
-    config: dict[str, Any]
-    weights: bytes
-
-    @classmethod
-    def of(cls, tokenizer: ImageTokenizer) -> _RemoteModel:
-        import dataclasses
-
-        from safetensors.torch import save
-
-        state = {name: value.cpu().contiguous() for name, value in tokenizer.state_dict().items()}
-        return cls(dataclasses.asdict(tokenizer.config), save(state))
-
-    def load(self) -> ImageTokenizer:
-        from safetensors.torch import load
-
-        from gsqtok.tokenizer import TokenizerConfig
-
-        tokenizer = ImageTokenizer(TokenizerConfig.from_dict(self.config))
-        tokenizer.load_state_dict(load(self.weights))
-        return tokenizer.eval().to("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _encode_there(model: _RemoteModel, make_encode: functools.partial, batch_size: int) -> Encode:
-    return make_encode(model.load(), batch_size=batch_size)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from gsqtok.io import written_aside
-from gsqtok.tokens.chunks import EncodedChunk
+from gsqtok.io import write_bytes
+from gsqtok.tokens.chunk import Chunk
 
 META = b"gsqtok"  # the key of the schema's metadata, whose value is JSON
 DATA = "data"  # the folder of the shards
-COLUMNS = ("key", "view", "tokens", "grid", "size")
+COLUMNS = ("key", "crop", "tokens", "grid", "size")
 _ROW_GROUP = 1024
 _VALUES = 1 << 16  # of a column handled at once: a fifth faster than Arrow's default
 
@@ -32,33 +31,33 @@ def shard_name(number: int, count: int) -> str:
 def shard_schema(codebook_size: int, fields: Sequence[pa.Field], header: dict[str, Any]) -> pa.Schema:
     """Columns and metadata of a shard.
 
-    ``key`` names the image, ``view`` numbers its crops, ``tokens`` is the grid (h, w, G) flattened in that order, in
+    ``key`` names the image, ``crop`` numbers its crops, ``tokens`` is the grid (h, w, G) flattened in that order, in
     the smallest unsigned type that holds V - 1, ``grid`` is (h, w, G), ``size`` the image's (height, width) in
-    pixels; then the columns carried along.
+    pixels; then the extra columns.
     """
     token = pa.from_numpy_dtype(np.min_scalar_type(codebook_size - 1))
     own = [
         pa.field("key", pa.string()),
-        pa.field("view", pa.uint8()),
+        pa.field("crop", pa.uint8()),
         pa.field("tokens", pa.list_(token)),
         pa.field("grid", pa.list_(pa.int32(), 3)),
         pa.field("size", pa.list_(pa.int32(), 2)),
     ]
     if taken := [field.name for field in fields if field.name in COLUMNS]:
-        raise ValueError(f"the source's column '{taken[0]}' cannot be carried along: token rows have one of that name")
+        raise ValueError(f"the source's column '{taken[0]}' cannot be copied: token rows have one of that name")
     return pa.schema([*own, *fields], metadata={META: json.dumps(header, sort_keys=True).encode()})
 
 
-def shard_table(chunk: EncodedChunk, schema: pa.Schema) -> pa.Table:
+def shard_table(chunk: Chunk, schema: pa.Schema) -> pa.Table:
     """The rows of an encoded chunk, in order; tokens are copied."""
-    rows = [(chunk.images[image], view, grid) for (image, view), grid in chunk.tokens]
+    rows = [(chunk.images[image], crop, grid) for (image, crop), grid in chunk.tokens]
     grids = [grid for _, _, grid in rows]
     offsets = np.cumsum([0] + [grid.size for grid in grids])
     token = schema.field("tokens").type.value_type
     flat = np.concatenate([grid.ravel() for grid in grids]) if grids else np.empty(0, token.to_pandas_dtype())
     columns = {
         "key": pa.array([image.key for image, _, _ in rows], pa.string()),
-        "view": pa.array([view for _, view, _ in rows], pa.uint8()),
+        "crop": pa.array([crop for _, crop, _ in rows], pa.uint8()),
         "tokens": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, token)),
         "grid": _pairs([grid.shape for grid in grids], 3),
         "size": _pairs([image.size for image, _, _ in rows], 2),
@@ -93,16 +92,6 @@ def write_shard(table: pa.Table, path: Path) -> dict[str, Any]:
     data = memoryview(buffer.getvalue())
     write_bytes(path, data)
     return {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
-
-
-def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a file whole or not at all, also if the machine loses power; what a killed writer left is removed."""
-    for leftover in path.parent.glob(f".{path.name}.*.tmp"):
-        leftover.unlink(missing_ok=True)
-    with written_aside(path) as aside, aside.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_header(path: Path) -> dict[str, Any]:

@@ -13,10 +13,10 @@ import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 
-from gsqtok.io import sha256_of
+from gsqtok.io import one_line, sha256_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens.dataset import require
-from gsqtok.tokens.manifest import REJECTS, read_manifest
+from gsqtok.tokens.manifest import SKIPPED, read_manifest
 from gsqtok.tokens.plan import keys_digest, read_plan
 from gsqtok.tokens.shards import read_header
 
@@ -24,9 +24,9 @@ from gsqtok.tokens.shards import read_header
 def verify(folder: str | Path, on_progress: Callable[[int], None] = lambda shards: None) -> list[str]:
     """Check every byte and row of a token data set against its manifest and plan.
 
-    Complete means: for each unit of the plan, the keys in its shard and in the rejects are together the planned keys,
-    each once, with all their views. Besides, every file has the hash that the manifest says, and every token grid its
-    size and a number below V in each place.
+    Complete means: for each unit of the plan, the keys in its shard and of its skipped images are together the planned
+    keys, each once, with all their crops. Besides, every file has the hash that the manifest says, and every token
+    grid its size and a number below V in each place.
 
     Args:
         folder: of the data set.
@@ -44,23 +44,23 @@ def verify(folder: str | Path, on_progress: Callable[[int], None] = lambda shard
     if len(manifest["units"]) != len(plan.units):
         return [f"the manifest has {len(manifest['units'])} units, the plan {len(plan.units)}"]
     try:
-        rejects = _rejects(folder, manifest)
+        skipped = _skipped(folder, manifest)
     except (OSError, ValueError) as error:
-        return [f"{REJECTS}: {_one_line(error)}"]
+        return [f"{SKIPPED}: {one_line(error)}"]
     seen: set[bytes] = set()
     images = 0
     for unit, part in zip(plan.units, manifest["units"], strict=True):
         try:
             keys = _shard_keys(folder, manifest, part) if "file" in part else []
         except (OSError, ValueError) as error:
-            problems.append(f"{part['file']}: {_one_line(error)}")
+            problems.append(f"{part['file']}: {one_line(error)}")
             on_progress(1)
             continue
         images += len(keys)
         name = part.get("file", f"unit {unit.number}")
-        keys += rejects.get(unit.number, [])
+        keys += skipped.get(unit.number, [])
         if len(keys) != unit.images:
-            problems.append(f"{name}: {len(keys)} images written and rejected, {unit.images} in the source")
+            problems.append(f"{name}: {len(keys)} images written and skipped, {unit.images} in the source")
         elif keys_digest(keys) != unit.keys:
             problems.append(f"{name}: the keys are not those of the source")
         hashed = {hashlib.blake2b(key.encode(), digest_size=16).digest() for key in keys}
@@ -105,9 +105,9 @@ def decode_sample(
     return decoded
 
 
-def _rejects(folder: Path, manifest: dict[str, Any]) -> dict[int, list[str]]:
-    _check_hash(folder / REJECTS, manifest["rejects"]["sha256"])
-    table = pq.read_table(folder / REJECTS)
+def _skipped(folder: Path, manifest: dict[str, Any]) -> dict[int, list[str]]:
+    _check_hash(folder / SKIPPED, manifest["skipped"]["sha256"])
+    table = pq.read_table(folder / SKIPPED)
     by_unit: dict[int, list[str]] = {}
     for key, unit in zip(table["key"].to_pylist(), table["unit"].to_pylist(), strict=True):
         by_unit.setdefault(unit, []).append(key)
@@ -135,18 +135,14 @@ def _shard_keys(folder: Path, manifest: dict[str, Any], part: dict[str, Any]) ->
         raise ValueError("a row has more or fewer tokens than its grid")
     if int(tokens.values.to_numpy().max()) >= manifest["codebook_size"]:
         raise ValueError(f"a token is not below the codebook size {manifest['codebook_size']}")
-    rows = list(zip(table["key"].to_pylist(), table["view"].to_pylist(), strict=True))
+    rows = list(zip(table["key"].to_pylist(), table["crop"].to_pylist(), strict=True))
     keys = list(dict.fromkeys(key for key, _ in rows))
-    views = 10 if manifest["transform"]["crop"] == "ten" else 2 if manifest["transform"]["flip"] else 1
-    if rows != [(key, view) for key in keys for view in range(views)]:
-        raise ValueError(f"not every image has its {views} views, once")
+    crops = 10 if manifest["transform"]["crop"] == "ten" else 2 if manifest["transform"]["flip"] else 1
+    if rows != [(key, crop) for key in keys for crop in range(crops)]:
+        raise ValueError(f"not every image has its {crops} crops, once")
     return keys
 
 
 def _check_hash(path: Path, expected: str) -> None:
     if sha256_of(path) != expected:
         raise ValueError("not the file that was written: its SHA-256 differs from the manifest's")
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

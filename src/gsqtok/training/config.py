@@ -152,8 +152,6 @@ class TrainConfig:
         precision: bfloat16 (autocast; the quantizer stays in float32) or float32.
         ema_decay: decay of the averaged weights, which are the ones saved and measured.
         cuda_graphs: on a GPU, launch each network's pass as one recorded graph: the host falls less behind.
-        fsdp: with many ranks, each keeps a share of the tokenizer's weights, gradients, moments and average instead of
-            all (fully sharded data parallelism); needs cuda_graphs false. The discriminator stays whole.
         seed: of the weights, the order of images and their crops.
         log_every: steps between log lines.
         validate_every: steps between measurements on the validation source, and between sample grids.
@@ -176,7 +174,6 @@ class TrainConfig:
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     ema_decay: float = 0.999
     cuda_graphs: bool = True
-    fsdp: bool = False
     seed: int = 0
     log_every: int = 50
     validate_every: int = 5000
@@ -195,16 +192,6 @@ class TrainConfig:
             )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
-        if self.fsdp and self.cuda_graphs:
-            raise ValueError(
-                "fsdp needs cuda_graphs: false: a graph reads the weights where they were recorded, and shared-out "
-                "weights come to a new place in every step"
-            )
-        if self.fsdp and self.adversarial.adaptive_weight:
-            raise ValueError(
-                "fsdp does not go with adversarial.adaptive_weight: the decoder's last layer is not whole where its "
-                "gradients would be compared"
-            )
         if self.freeze != "none" and not self.initialize_from:
             raise ValueError("freeze needs initialize_from: an encoder with random weights is not worth keeping")
 
@@ -214,7 +201,6 @@ RESUMABLE = {
     "output",
     "steps",
     "cuda_graphs",
-    "fsdp",
     "log_every",
     "validate_every",
     "save_every",

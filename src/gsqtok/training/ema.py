@@ -8,8 +8,6 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from gsqtok.training.sharding import local
-
 
 class Average(nn.Module):
     """An exponential moving average of a model's weights and buffers.
@@ -36,7 +34,7 @@ class Average(nn.Module):
         """Take in the model as it is now."""
         n = int(self.n_averaged)
         share = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
-        averages, current = ([local(x) for x in chain(m.parameters(), m.buffers())] for m in (self.module, model))
+        averages, current = ([*chain(m.parameters(), m.buffers())] for m in (self.module, model))
         counts = [i for i, x in enumerate(averages) if not x.is_floating_point()]
         if counts:
             torch._foreach_copy_([averages[i] for i in counts], [current[i] for i in counts])

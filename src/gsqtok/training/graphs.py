@@ -44,13 +44,13 @@ def record(tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | N
         raise ValueError(f"CUDA graphs need tokenizer and images on one GPU, not {tokenizer.device}, {images.device}")
     if not tokenizer.training:
         raise ValueError("record the training step in training mode: call tokenizer.train() first")
-    if any(side % tokenizer.factor for side in images.shape[2:]):
-        raise ValueError(f"{tuple(images.shape[2:])} pixels are no multiples of the factor {tokenizer.factor}")
-
     batch, _, height, width = images.shape
-    factor = tokenizer.factor
+    rows, columns = tokenizer.grid(height, width)
+    if tokenizer.image_size(rows, columns) != (height, width):
+        raise ValueError(f"{height} x {width} pixels are no multiples of the factor {tokenizer.factor}")
+
     weight = tokenizer.decoder.conv_in.weight
-    latent = torch.randn(batch, tokenizer.config.latent_dim, height // factor, width // factor, device=images.device)
+    latent = torch.randn(batch, tokenizer.quantizer.dim, rows, columns, device=images.device)
     # As the quantizer hands it over: channels last in (..., D), hence innermost in memory.
     latent = latent.to(weight.dtype, memory_format=torch.channels_last).requires_grad_()
     # Replays write their input into the sample: it must share no memory with the caller's images.

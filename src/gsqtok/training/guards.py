@@ -37,8 +37,9 @@ class FiniteGuard:
         limit: so many skipped steps in a row end the run.
         agreed: whether something holds on every rank (a bool scalar each), so that all ranks skip together.
         last_checkpoint: the newest checkpoint, for the message that ends the run.
-        wait: for a GPU to tell whether a step was finite, before anything else is launched. Without it the GPU itself
-            leaves the update out (``update_where``), and the count follows a few steps later.
+
+    Nobody waits for a GPU to tell whether a step was finite: the GPU itself leaves the update out (``update_where``),
+    and the count follows a few steps later.
     """
 
     def __init__(
@@ -46,18 +47,16 @@ class FiniteGuard:
         limit: int = 20,
         agreed: Callable[[Tensor], Tensor] = lambda holds: holds,
         last_checkpoint: Callable[[], Path | None] = lambda: None,
-        wait: bool = True,
     ) -> None:
         self.limit = limit
         self.agreed = agreed
         self.last_checkpoint = last_checkpoint
-        self.wait = wait
         self.skipped = 0
         self.in_a_row = 0
         self._unsettled: deque[_Judged] = deque()
 
     def allows(self, step: int, figures: dict[str, Tensor]) -> Tensor:
-        """Whether the step's updates may be made: a bool scalar, on the CPU if it was waited for.
+        """Whether the step's updates may be made: a bool scalar, where the figures are.
 
         Args:
             step: the step.
@@ -68,9 +67,9 @@ class FiniteGuard:
         """
         values = torch.stack([value.detach().float() for value in figures.values()])
         finite = self.agreed(values.isfinite().all())
-        if self.wait or not finite.is_cuda:
+        if not finite.is_cuda:
             self._count(step, bool(finite), figures.keys(), values)
-            return finite.cpu()
+            return finite
         answer = finite.to("cpu", non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()

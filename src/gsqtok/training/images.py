@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from PIL import Image
 from torch import Tensor
 
-from gsqtok.data import ImageTransform, eval_loader, open_source, to_pil
+from gsqtok.data import ImageSource, ImageTransform, eval_loader, open_source, to_pil
 from gsqtok.training.config import DataConfig
 
 GRID_IMAGES = 8
 
 
-def training_images(config: DataConfig) -> tuple[Any, ImageTransform]:
+def training_images(config: DataConfig) -> tuple[ImageSource, ImageTransform]:
     """The training source, opened, and the random transform of its images; for ``train_loader``."""
     if not config.train:
         raise ValueError("no training images: name a folder, parquet files or tar shards with --data.train")
@@ -22,12 +20,12 @@ def training_images(config: DataConfig) -> tuple[Any, ImageTransform]:
     return source, ImageTransform(config.size, crop="random", flip=config.flip, max_resize=config.max_resize)
 
 
-def validation_images(config: DataConfig) -> Any | None:
+def validation_images(config: DataConfig) -> ImageSource | None:
     """The validation source, opened; None where there is none."""
     return open_source(config.validation, split=config.validation_split) if config.validation else None
 
 
-def fixed_images(config: DataConfig, source: Any) -> Tensor:
+def fixed_images(config: DataConfig, source: ImageSource) -> Tensor:
     """The first readable images of a source, which every sample grid shows: (at most 8, 3, size, size)."""
     images: list[Tensor] = []
     for batch in eval_loader(source, ImageTransform(config.size), batch_size=GRID_IMAGES):

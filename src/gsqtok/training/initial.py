@@ -20,6 +20,10 @@ def initial_tokenizer(config: TrainConfig) -> ImageTokenizer:
     if config.initialize_from is None:
         return ImageTokenizer(config.model)
     tokenizer = ImageTokenizer.from_pretrained(config.initialize_from).train()
+    if not isinstance(tokenizer.config, TokenizerConfig):
+        raise ValueError(
+            f"{config.initialize_from} has the networks of {tokenizer.config.summary()}, which are not trained here"
+        )
     if config.model != TokenizerConfig():
         wanted, loaded = ImageTokenizer(config.model).config, tokenizer.config  # both with every option resolved
         for field in dataclasses.fields(TokenizerConfig):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
+from gsqtok.io import atomic_write
 from gsqtok.training.images import grid_of
 from gsqtok.training.run_folder import RunFolder
 
@@ -42,8 +44,9 @@ class RunLog:
             disable=not self.main,
         )
         self.task = self.progress.add_task("", total=steps, completed=start, rate="")
+        self.start, self.steps = start, steps
         self.images = 0
-        self.since = time.perf_counter()
+        self.began = self.since = time.perf_counter()
         if self.main:
             _keep_until(run.metrics_file, start)
         curves = TensorBoardTracker("", str(run.tensorboard), purge_step=start + 1)  # no folder of a project between
@@ -72,16 +75,20 @@ class RunLog:
         """Figures of the training steps since the last call; adds images a second."""
         elapsed = time.perf_counter() - self.since
         values = values | {"images_per_second": self.images / elapsed}
-        self.progress.update(self.task, rate=f"{values['images_per_second']:,.0f} images/s")
+        self.progress.update(self.task, rate=f"{_short(values['images_per_second'])} images/s")
         self.images, self.since = 0, time.perf_counter()
         self.measured(step, values)
+        if self.main and not self.console.is_terminal:  # which has the bar
+            gone = time.perf_counter() - self.began
+            left = gone / max(1, step - self.start) * (self.steps - step)
+            self.line(f"step {step}/{self.steps}  {_time(gone)} gone, {_time(left)} left")
 
     def measured(self, step: int, values: dict[str, Any]) -> None:
         """Any other figures: to the console, the curves and metrics.jsonl."""
         if not self.main:
             return
         shown = "  ".join(f"{name.removeprefix('loss/')} {_short(value)}" for name, value in values.items())
-        self.line(f"step {step}  {shown}")
+        self.line(f"step {step}/{self.steps}  {shown}")
         self.accelerator.log(values, step=step)
         with self.run.metrics_file.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
@@ -122,6 +129,10 @@ def checked_trackers(names: Sequence[str]) -> list[str]:
     return list(names)
 
 
+def _time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
 def _short(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
@@ -130,4 +141,5 @@ def _keep_until(metrics_file: Path, step: int) -> None:
     """Drop lines beyond the step that a resumed run goes on from: they will be written again."""
     if metrics_file.exists():
         lines = [line for line in metrics_file.read_text().splitlines() if line.endswith("}")]
-        metrics_file.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+        with atomic_write(metrics_file) as aside:
+            aside.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))

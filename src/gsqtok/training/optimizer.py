@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 
 from gsqtok.training.config import OptimizerConfig
 
@@ -24,7 +25,7 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 def adamw(network: nn.Module, config: OptimizerConfig, device: torch.device) -> AdamW:
     """AdamW over the parameters that are trained."""
-    return AdamW(
+    optimizer = AdamW(
         [p for p in network.parameters() if p.requires_grad],
         lr=config.learning_rate,
         betas=config.betas,
@@ -32,6 +33,23 @@ def adamw(network: nn.Module, config: OptimizerConfig, device: torch.device) -> 
         weight_decay=config.weight_decay,
         fused=device.type == "cuda",
     )
+    optimizer.register_load_state_dict_pre_hook(_as_parameters_lie)
+    return optimizer
+
+
+def _as_parameters_lie(optimizer: Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """Lay the state out as the parameters lie, which fused AdamW needs; a checkpoint may come from another device."""
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    laid = {
+        number: {
+            name: torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+            for name, value in state["state"][number].items()
+        }
+        for number, parameter in zip(numbers, parameters, strict=True)
+        if number in state["state"]
+    }
+    return state | {"state": laid}
 
 
 def update_where(finite: Tensor, optimizer: AcceleratedOptimizer) -> None:

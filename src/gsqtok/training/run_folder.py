@@ -2,6 +2,7 @@
 
 runs/mine/
     config.yaml      the resolved configuration
+    data.json        the digests of the images, so that other images are noticed
     checkpoints/     step-00001000/ ...: everything needed to go on
     tokenizer/       the averaged weights, newest: what ImageTokenizer.from_pretrained("runs/mine") loads
     samples/         step-00001000.png: images above their reconstructions
@@ -21,9 +22,10 @@ from typing import Any
 
 import yaml
 
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write, sha256_of
 from gsqtok.training.config import RESUMABLE, TrainConfig
 
+DIGESTS = "sha256.json"  # in a checkpoint: of each of its files
 Reports = Callable[[str | None], list[str | None]]
 
 
@@ -41,6 +43,7 @@ class RunFolder:
         self.tokenizer = self.path / "tokenizer"
         self.samples = self.path / "samples"
         self.metrics_file = self.path / "metrics.jsonl"
+        self.data_file = self.path / "data.json"
         self.tensorboard = self.path / "tensorboard"
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -79,8 +82,31 @@ class RunFolder:
         """Make the folder and write the resolved configuration."""
         for folder in (self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
-        with written_aside(self.config_file) as aside:
+        with atomic_write(self.config_file) as aside:
             aside.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
+
+    def check_data(self, digests: dict[str, str], changed_data: bool) -> None:
+        """Refuse to go on with other images than the run was started with.
+
+        Args:
+            digests: of each source, by its name in the configuration.
+            changed_data: whether other images are wanted.
+
+        Raises:
+            RunFolderError: a source has another digest, and ``changed_data`` is off.
+        """
+        before = json.loads(self.data_file.read_text()) if self.data_file.exists() else {}
+        other = [name for name, digest in digests.items() if before.get(name, digest) != digest]
+        if other and not changed_data:
+            raise RunFolderError(
+                f"cannot resume {self.path}: the images of {', '.join(other)} have changed since it was started "
+                "(names, sizes or times of files); put them back, or go on with the new ones: --changed-data"
+            )
+
+    def write_data(self, digests: dict[str, str]) -> None:
+        """Record the digests of the images."""
+        with atomic_write(self.data_file) as aside:
+            aside.write_text(json.dumps(digests, indent=1))
 
     def clear_leftovers(self) -> None:
         """Remove what a run that was killed while it saved the tokenizer left beside it."""
@@ -89,8 +115,31 @@ class RunFolder:
 
     def latest(self) -> Path | None:
         """The newest complete checkpoint."""
-        complete = sorted(self.checkpoints.glob("step-*"), key=step_of)
+        complete = self.complete()
         return complete[-1] if complete else None
+
+    def complete(self) -> list[Path]:
+        """All complete checkpoints, the newest last."""
+        return sorted(self.checkpoints.glob("step-*"), key=step_of)
+
+    def newest_whole(self, warn: Callable[[str], None]) -> Path | None:
+        """The newest checkpoint whose files are as they were written; None where there is no checkpoint.
+
+        Args:
+            warn: takes a line about each newer checkpoint that is damaged.
+
+        Raises:
+            RunFolderError: all checkpoints are damaged.
+        """
+        complete = self.complete()
+        for checkpoint in reversed(complete):
+            damage = damage_of(checkpoint)
+            if damage is None:
+                return checkpoint
+            warn(f"{checkpoint} is damaged ({damage}): left out")
+        if complete:
+            raise RunFolderError(f"every checkpoint in {self.checkpoints} is damaged; start anew in another --output")
+        return None
 
     def save(self, step: int, write: Callable[[Path], Any], reports: Reports, main: bool, keep: int) -> None:
         """Write a checkpoint aside, then rename it; every rank calls this.
@@ -116,9 +165,10 @@ class RunFolder:
 
         def publish() -> None:
             if main:
+                seal(aside)
                 shutil.rmtree(target, ignore_errors=True)
                 os.replace(aside, target)
-                for old in sorted(self.checkpoints.glob("step-*"), key=step_of)[:-keep]:
+                for old in self.complete()[:-keep]:
                     shutil.rmtree(old)
 
         try:
@@ -152,6 +202,32 @@ def together(action: Callable[[], Any], reports: Reports, failure: str) -> None:
     if any(report is not None for report in said):
         reason = next(report for report in said if report is not None)
         raise RunFolderError(f"{failure} ({reason})") from error
+
+
+def seal(checkpoint: Path) -> None:
+    """Write every file of a checkpoint through to the disk, and a list of their digests beside them."""
+    digests = {file.name: sha256_of(file) for file in sorted(checkpoint.iterdir())}
+    (checkpoint / DIGESTS).write_text(json.dumps(digests, indent=1))
+    for path in (*checkpoint.iterdir(), checkpoint):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def damage_of(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, None where they are as ``seal`` found them."""
+    try:
+        digests = json.loads((checkpoint / DIGESTS).read_text())
+        for name, digest in digests.items():
+            if sha256_of(checkpoint / name) != digest:
+                return f"{name} is not as it was written"
+    except FileNotFoundError as error:
+        return f"{Path(error.filename).name} is missing"
+    except (OSError, ValueError, AttributeError) as error:
+        return f"its files cannot be read: {error}"
+    return None
 
 
 def step_of(checkpoint: Path) -> int:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from accelerate import Accelerator
@@ -18,6 +18,7 @@ from accelerate.utils import (
     DistributedDataParallelKwargs,
     DistributedType,
     ProjectConfiguration,
+    broadcast_object_list,
     gather_object,
     set_seed,
     synchronize_rng_states,
@@ -25,7 +26,7 @@ from accelerate.utils import (
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gsqtok.data import ImageTransform, RejectLog, train_loader
+from gsqtok.data import ImageTransform, SkipLog, train_loader
 from gsqtok.evaluation.usage import usage_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
@@ -35,21 +36,22 @@ from gsqtok.training.graphs import record, record_backbone
 from gsqtok.training.guards import CollapseWatch, DominanceWatch, FiniteGuard
 from gsqtok.training.images import fixed_images, training_images, validation_images
 from gsqtok.training.initial import initial_tokenizer
+from gsqtok.training.interruption import InterruptedRunError, Interruption
 from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.objective import Objective
 from gsqtok.training.optimizer import adamw, learning_rate, update_where
 from gsqtok.training.run_folder import RunFolder, step_of, together
-from gsqtok.training.sharding import shard, take_whole_state, whole, whole_state
 
 log = logging.getLogger("gsqtok.training")
 # In a checkpoint, what accelerate's own files do not hold:
 EXTRA = "extra.pt"
 USAGE = "usage-{}.pt"  # of each rank
-# What Accelerate would do with the networks by itself; see gsqtok.training.sharding for what is done instead.
-SHARDED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+STEPS_BETWEEN_QUESTIONS = 10  # by which many ranks ask each other whether to stop, and wait for the answer
+# Ways of Accelerate that would round the codebook to the precision of the networks.
+UNSUPPORTED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
 
 
-def train(config: TrainConfig, resume: bool = False) -> Path:
+def train(config: TrainConfig, *, resume: bool = False, changed_data: bool = False) -> Path:
     """Train a tokenizer; returns the run's folder, which ``ImageTokenizer.from_pretrained`` loads.
 
     Works in one process or in many (``torchrun``, ``accelerate launch``): the same seed gives the same images to the
@@ -58,19 +60,21 @@ def train(config: TrainConfig, resume: bool = False) -> Path:
     Args:
         config: the run.
         resume: go on from the newest checkpoint of ``config.output``; starts anew where there is none.
+        changed_data: go on although the images are others than the run was started with.
 
     Raises:
+        InterruptedRunError: a signal asked the run to stop (SIGTERM, SIGUSR1, Ctrl-C), and it has saved.
         RunFolderError: the output folder holds something else, or a checkpoint could not be written.
         TrainingDivergedError: many steps in a row were not finite.
         ValueError, FileNotFoundError: a source, or the weights of the perceptual term, cannot be read.
     """
-    return Trainer(config, resume).run()
+    return Trainer(config, resume=resume, changed_data=changed_data).run()
 
 
 class Trainer:
     """One run: what it is made of (``__init__``), what happens in order (``run``), and each of its parts."""
 
-    def __init__(self, config: TrainConfig, resume: bool = False) -> None:
+    def __init__(self, config: TrainConfig, *, resume: bool = False, changed_data: bool = False) -> None:
         set_seed(config.seed)
         tokenizer = initial_tokenizer(config)
         self.config = config = dataclasses.replace(config, model=tokenizer.config)  # every option resolved
@@ -84,10 +88,10 @@ class Trainer:
             project_config=ProjectConfiguration(project_dir=str(self.folder.path)),
             kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # a copy less of each
         )
-        if self.accelerator.distributed_type in SHARDED:
+        if self.accelerator.distributed_type in UNSUPPORTED:
             raise ValueError(
-                f"{self.accelerator.distributed_type.value} by Accelerate is not supported: launch without --use_fsdp "
-                "and --use_deepspeed; --fsdp true shares the model out, gradient_accumulation saves more memory"
+                f"{self.accelerator.distributed_type.value} is not supported: launch without --use_fsdp and "
+                "--use_deepspeed; gradient_accumulation saves memory"
             )
         device, ranks = self.accelerator.device, self.accelerator.num_processes
         if config.batch_size % (config.gradient_accumulation * ranks):
@@ -98,24 +102,16 @@ class Trainer:
         # with channels innermost, what stands between convolutions runs fused on a GPU
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.precision = torch.bfloat16 if config.precision == "bfloat16" else None
-        self.sharded = config.fsdp and ranks > 1
         self.objective = Objective(config.loss).to(device=device, memory_format=self.layout)
         self.images, self.transform = training_images(config.data)
         self.validation = validation_images(config.data)
         self.fixed = fixed_images(config.data, self.images if self.validation is None else self.validation)
 
-        layout = torch.contiguous_format if self.sharded else self.layout  # torch shares out no others
-        self.ema = Average(tokenizer.to(device=device, memory_format=layout), config.ema_decay)
+        self.ema = Average(tokenizer.to(device=device, memory_format=self.layout), config.ema_decay)
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
             self.record_graphs(tokenizer)
-        if self.sharded:
-            shard(tokenizer)
-            shard(self.ema.module)
         self.tokenizer = tokenizer
-        optimizer = adamw(tokenizer, config.optimizer, device)
-        take_whole_state(optimizer)
-        self.model = self.accelerator.prepare_model(tokenizer, evaluation_mode=self.sharded)  # no data parallelism then
-        self.optimizer = self.accelerator.prepare_optimizer(optimizer)
+        self.model, self.optimizer = self.accelerator.prepare(tokenizer, adamw(tokenizer, config.optimizer, device))
         self.adversary = None
         if config.adversarial.discriminator != "none":
             self.adversary = Adversary(config.adversarial, self.accelerator, config.steps)
@@ -127,20 +123,24 @@ class Trainer:
         self.usage = usage_of(tokenizer.quantizer)
         if self.usage is not None:  # part of a checkpoint: figures over an epoch outlive a restart
             self.usage.to(device)
-        self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest, wait=self.sharded)
+        self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest)
         self.collapse, self.dominance = CollapseWatch(), DominanceWatch()
-        self.rejects = RejectLog()
+        self.skipped = SkipLog()
         self.start = 0
-        if resume and (checkpoint := self.folder.latest()):
-            self.load(checkpoint)
+        digests = {name: source.digest for name, source in self.sources().items()}
+        if resume:
+            self.folder.check_data(digests, changed_data)
+            if checkpoint := self.newest_checkpoint():
+                self.load(checkpoint)
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.write_config(config)
+            self.folder.write_data(digests)
 
     def record_graphs(self, tokenizer: ImageTokenizer) -> None:
         """Record the passes of encoder and decoder on this rank's part of a batch."""
         config = self.config
-        if config.freeze != "none" or config.data.size % tokenizer.factor:
+        if config.freeze != "none" or config.data.size % tokenizer.config.factor:
             return  # graphs need a gradient in both networks, and images that are not padded
         record(tokenizer.train(), self.sample_images(), self.precision)
         if config.gradient_accumulation > 1:
@@ -166,7 +166,7 @@ class Trainer:
         config, accelerator = self.config, self.accelerator
         usage_every = self.steps_of_usage()
         window: dict[str, list[Tensor]] = defaultdict(list)
-        with RunLog(self.folder, accelerator, self.start, config.steps) as run_log:
+        with Interruption() as interruption, RunLog(self.folder, accelerator, self.start, config.steps) as run_log:
             run_log.line(self.describe())
             batches = self.batches()
             for step in range(self.start + 1, config.steps + 1):
@@ -189,10 +189,13 @@ class Trainer:
                     self.usage.reset()
                 if step % config.validate_every == 0 or last:
                     self.validate(step, run_log)
-                if step % config.save_every == 0 or last:
+                stopped = not last and self.asked_to_stop(step, interruption)
+                if step % config.save_every == 0 or last or stopped:
                     self.save(step)
+                if stopped:
+                    self.stop(step, interruption)
                 run_log.go_on(paused)
-            run_log.line(f"done: {self.folder.path}; {self.rejects.summary()}")
+            run_log.line(f"done: {self.folder.path}; {self.skipped.summary()}")
         return self.folder.path
 
     def step(self, step: int, batches: Any) -> dict[str, Tensor]:
@@ -207,7 +210,7 @@ class Trainer:
         means: dict[str, Tensor] = {}
         tokens: list[Tensor] = []
         for part, batch in enumerate(islice(batches, parts), 1):
-            self.rejects.add(batch["rejected"])
+            self.skipped.add(batch["skipped"])
             images = batch["image"].to(accelerator.device, non_blocking=True, memory_format=self.layout)
             with accelerator.no_sync(self.model) if part < parts else nullcontext():
                 with accelerator.autocast():
@@ -229,7 +232,7 @@ class Trainer:
 
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, config.steps)
-        means["gradient_norm"] = whole(accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip))
+        means["gradient_norm"] = accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip)
         if adversary is not None:
             means["discriminator/gradient_norm"] = adversary.clip(step)
         finite = self.guard.allows(step, means)
@@ -273,12 +276,13 @@ class Trainer:
                 seed=self.config.seed,
                 start_step=self.start * parts,
                 workers=self.config.data.workers,
+                streaming=self.config.data.streaming,
             )
         )
 
     def validate(self, step: int, run_log: RunLog) -> None:
         """Measure the averaged weights on the validation source, and draw the grid of fixed images."""
-        model = self.average().eval()
+        model = self.ema.module.eval()
         if self.validation is not None:
             from gsqtok.evaluation import evaluate  # with torchmetrics, which takes seconds to import
 
@@ -297,8 +301,6 @@ class Trainer:
     def save(self, step: int) -> None:
         """Write a checkpoint and the averaged tokenizer."""
         rank, main = self.accelerator.process_index, self.accelerator.is_main_process
-        # gathered where the ranks share it out, before anything is written
-        ema, average = self.ema.state_dict(), self.average()
 
         def write(folder: Path) -> None:
             self.accelerator.save_state(str(folder))
@@ -306,16 +308,47 @@ class Trainer:
                 torch.save(self.usage.state_dict(), folder / USAGE.format(rank))
             if main:
                 guards = {name: guard.state_dict() for name, guard in self.guards.items()}
-                torch.save({"ema": ema, "guards": guards}, folder / EXTRA)
+                torch.save({"ema": self.ema.state_dict(), "guards": guards}, folder / EXTRA)
 
         def publish() -> None:
             if main:
                 self.folder.clear_leftovers()
-                average.save_pretrained(self.folder.tokenizer)
+                self.ema.module.save_pretrained(self.folder.tokenizer)
 
-        with whole_state(self.optimizer.optimizer):
-            self.folder.save(step, write, self.reports, main, self.config.keep_checkpoints)
+        self.folder.save(step, write, self.reports, main, self.config.keep_checkpoints)
         together(publish, self.reports, f"the tokenizer of step {step} could not be written")
+
+    def asked_to_stop(self, step: int, interruption: Interruption) -> bool:
+        """Whether a signal asked this rank, or any other, to stop; ranks ask each other every few steps."""
+        if self.accelerator.num_processes == 1:
+            return interruption.name is not None
+        if step % STEPS_BETWEEN_QUESTIONS:
+            return False
+        asked = torch.tensor(float(interruption.name is not None), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum"))
+
+    def stop(self, step: int, interruption: Interruption) -> NoReturn:
+        """End the run, which has been saved."""
+        cause = interruption.name or "a signal to another rank"
+        raise InterruptedRunError(
+            f"stopped by {cause} after step {step}, which is saved in {self.folder.path}; go on with --resume"
+        )
+
+    def newest_checkpoint(self) -> Path | None:
+        """The newest checkpoint that is whole, the same on all ranks; the first rank reads them all."""
+        found: list[Path | None] = [None]
+
+        def look() -> None:
+            if self.accelerator.is_main_process:
+                found[0] = self.folder.newest_whole(log.warning)
+
+        together(look, self.reports, "no checkpoint to go on from")
+        return broadcast_object_list(found)[0]
+
+    def sources(self) -> dict[str, Any]:
+        """The sources of images by their names in the configuration."""
+        named = {"data.train": self.images, "data.validation": self.validation}
+        return {name: source for name, source in named.items() if source is not None}
 
     def load(self, checkpoint: Path) -> None:
         """Take everything from a checkpoint."""
@@ -332,24 +365,13 @@ class Trainer:
             self.usage.to(self.accelerator.device)
         self.start = step_of(checkpoint)
 
-    def average(self) -> ImageTokenizer:
-        """The tokenizer with the averaged weights, whole; where ranks share it out, a copy that all must ask for."""
-        if not self.sharded:
-            return self.ema.module
-        with torch.random.fork_rng(devices=[]):  # its random weights are replaced, and must change no later draw
-            average = ImageTokenizer(self.config.model)
-        average.load_state_dict(self.ema.module.state_dict())
-        return average.to(device=self.accelerator.device, memory_format=self.layout)
-
     def steps_of_usage(self) -> int:
         """Steps over which codebook usage is counted: an epoch or more, since a batch's perplexity says little.
 
-        A streaming source has no length; there it is 1,000 steps.
+        While streaming the number of images need not be known; there it is 1,000 steps.
         """
-        try:
-            epoch = math.ceil(len(self.images) / self.config.batch_size)
-        except TypeError:
-            epoch = 1000
+        streaming = self.config.data.streaming
+        epoch = 1000 if streaming else math.ceil(len(self.images) / self.config.batch_size)
         return math.ceil(epoch / self.config.log_every) * self.config.log_every
 
     def mean_over_ranks(self, values: dict[str, Tensor]) -> dict[str, float]:
@@ -384,6 +406,5 @@ class Trainer:
             f"{self.folder.path}: {millions:.1f}M parameters{against}, f{self.tokenizer.factor}, {quantizer.name}, "
             f"{quantizer.bits:g} bits a position, {self.tokenizer.bits_per_pixel:.3g} bits/px, on "
             f"{self.accelerator.num_processes} x {self.accelerator.device.type}, {self.config.precision}"
-            + (", sharded" if self.sharded else "")
             + (f"; goes on after step {self.start}" if self.start else "")
         )

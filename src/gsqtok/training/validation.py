@@ -72,7 +72,7 @@ def validate(config: TrainConfig, resume: bool = False) -> Report:
         return report
 
     bits = tokenizer.quantizer.bits
-    side = -(-config.data.size // tokenizer.factor)
+    side, _ = tokenizer.grid(config.data.size, config.data.size)
     facts["tokens"] = (
         f"{config.data.size} px, f{tokenizer.factor}: {side} x {side} x {tokenizer.quantizer.tokens_per_position} of "
         f"{tokenizer.quantizer.codebook_size:,} codewords; {bits:g} bits a position, "
@@ -170,10 +170,10 @@ def _add_memory(
     constant += max(0, 2 * counted[0] - counted[1])
     per_rank = config.batch_size // config.gradient_accumulation
     counts = [ranks for ranks in (1, 4, 8) if per_rank % ranks == 0]
-    totals = {n: of_tokenizer / (n if config.fsdp else 1) + constant + per_rank // n * a_image for n in counts}
+    totals = {n: of_tokenizer + constant + per_rank // n * a_image for n in counts}
     report.facts["GPU memory"] = (
-        f"{(of_tokenizer + constant) / GIB:.2f} GiB (weights, gradients, AdamW, EMA, frozen networks"
-        f"{'; the tokenizer shared out' if config.fsdp else ''}) + {a_image / GIB:.3f} GiB an image; "
+        f"{(of_tokenizer + constant) / GIB:.2f} GiB (weights, gradients, AdamW, EMA, frozen networks) + "
+        f"{a_image / GIB:.3f} GiB an image; "
         + ", ".join(
             f"{total / GIB:.1f} GiB on " + (f"each of {n} GPUs" if n > 1 else "one GPU") for n, total in totals.items()
         )

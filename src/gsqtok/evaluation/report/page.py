@@ -27,7 +27,7 @@ from gsqtok.evaluation.report.metrics import base_of
 from gsqtok.evaluation.report.plots import DPI, png, style
 from gsqtok.evaluation.report.tables import as_text, escaped, html_table, markdown_table
 from gsqtok.evaluation.result import Result
-from gsqtok.io import written_aside
+from gsqtok.io import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,7 +123,7 @@ def _protocol(result: Result) -> str:
 
 def _written(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     for name, content in files.items():
-        with written_aside(folder / name) as aside:
+        with atomic_write(folder / name) as aside:
             aside.write_bytes(content)
     return [folder / name for name in files]
 
