@@ -32,7 +32,7 @@ def time_tokenizer(config: TrainConfig, batch: int, device: torch.device) -> dic
     size, quantizer = config.data.size, tokenizer.quantizer
 
     def autocast() -> AbstractContextManager:
-        bf16 = config.precision == "bf16" and device.type == "cuda"
+        bf16 = config.precision == "bfloat16" and device.type == "cuda"
         return torch.autocast("cuda", torch.bfloat16) if bf16 else nullcontext()
 
     images = torch.rand(batch, 3, size, size, device=device) * 2 - 1
