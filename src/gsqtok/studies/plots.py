@@ -14,7 +14,8 @@ from gsqtok.studies.table import Row, Table, described
 from gsqtok.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure, SubFigure
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _WIDTH, _CURVES = 8.0, 3.0  # inches: of all examples, and the height of their curves
 CURVES = {"loss/reconstruction": "reconstruction loss (training)", "codebook/perplexity": "perplexity (training)"}
@@ -101,19 +102,23 @@ def draw_examples(table: Table, runs: Path) -> Figure | None:
     heights = [_WIDTH * image.shape[0] / image.shape[1] + 0.4 for image in images]
     trainings = [RunFolder(run / "training") for _, run in chosen]
     logs = [training.metrics() if training.metrics_file.exists() else [] for training in trainings]
+    places = [[number, number] for number in range(len(chosen))] + [list(CURVES)] * any(logs)
     figure = Figure((_WIDTH, sum(heights) + _CURVES * any(logs)), layout="constrained")
-    above: Figure | SubFigure = figure
-    if any(logs):
-        above, below = figure.subfigures(2, 1, squeeze=False, height_ratios=[sum(heights), _CURVES])[:, 0]
-        _draw_curves(below, logs)
-    axes = above.subplots(len(chosen), 1, squeeze=False, height_ratios=heights)[:, 0]
-    for axis, image, (row, _), colour in zip(axes, images, chosen, COLOURS, strict=False):
-        axis.imshow(image)
-        axis.set_axis_off()
+    axes: dict[Any, Axes] = figure.subplot_mosaic(places, height_ratios=heights + [_CURVES] * any(logs))
+    for name, title in CURVES.items() if any(logs) else ():
+        for number, log in enumerate(logs):
+            points = pd.DataFrame(log, columns=["step", name]).dropna()
+            if len(points):
+                line(axes[name], number, "", points["step"], points[name])
+        axes[name].set(xlabel="step", title=title)
+        logarithmic_y(axes[name])
+    for number, (image, (row, _)) in enumerate(zip(images, chosen, strict=True)):
+        axes[number].imshow(image)
+        axes[number].set_axis_off()
         usage = row.metrics.get("usage")
         caption = f"{described(row.varied)}: {row.metrics['psnr']:.2f} dB"
         caption += "" if usage is None else f", usage {usage:.2%}"
-        axis.set_title(caption, fontsize="medium", color=colour)
+        axes[number].set_title(caption, fontsize="medium", color=COLOURS[number])
     return figure
 
 
@@ -127,16 +132,6 @@ def choose(table: Table, runs: Path) -> list[tuple[Row, Path]]:
     by_psnr = sorted(shown, key=lambda pair: pair[0].metrics["psnr"], reverse=True)
     fewest = min(shown, key=lambda pair: pair[0].metrics.get("usage", 1.0))
     return list({row.digest: (row, run) for row, run in (by_psnr[0], by_psnr[-1], fewest)}.values())
-
-
-def _draw_curves(figure: SubFigure, logs: list[list[dict[str, Any]]]) -> None:
-    for axis, (name, title) in zip(figure.subplots(1, 2).flat, CURVES.items(), strict=True):
-        for number, log in enumerate(logs):
-            points = pd.DataFrame(log, columns=["step", name]).dropna()
-            if len(points):
-                line(axis, number, "", points["step"], points[name])
-        axis.set(xlabel="step", title=title)
-        logarithmic_y(axis)
 
 
 def _label(column: str, value: Any) -> str:
