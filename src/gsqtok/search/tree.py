@@ -35,7 +35,7 @@ def pays(latents: Tensor, codebook: Codebook) -> bool:
 def nearest(latents: Tensor, codebook: Codebook, metric: str, k: int = 1) -> Tensor:
     """As `chunked.nearest`."""
     tree = codebook.prepared(Tree.of, metric)
-    found, proven = zip(*(tree.search(block, k) for block in latents.split(LATENTS)), strict=True)
+    found, proven = zip(*(tree.search(block, k) for block in torch.split(latents, LATENTS)), strict=True)
     indices, rest = torch.cat(found), (~torch.cat(proven)).nonzero().flatten()
     if len(rest) > 0:
         indices[rest] = chunked.nearest(latents[rest], codebook, metric, k)
