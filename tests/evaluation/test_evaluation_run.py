@@ -19,6 +19,7 @@ from gsqtok.evaluation import (
 )
 from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.protocol import AdmTransform
+from gsqtok.evaluation.run import _Seen, _together
 from gsqtok.evaluation.similarity import similarity, to_8_bits
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 
@@ -242,6 +243,14 @@ def test_precision_and_mode(tokenizer, photos):
     assert result["psnr"] != exact["psnr"]
     assert result["psnr"] == pytest.approx(exact["psnr"], abs=1)
     assert gsqtok.evaluate is evaluate
+
+
+def test_names_that_are_no_text():
+    seen = _Seen(torch.device("cpu"), None, [], None)
+    images = torch.zeros(2, 3, 16, 16)
+    seen.update(Reconstruction(images), images, ["a\udcff.png", "b.png"], 1.0)
+    whole = _together([(*seen.part(), 0, "")], in_order=True)
+    assert whole["per_image"]["key"] == ["a\udcff.png", "b.png"]
 
 
 def test_bad_input(tokenizer, photos, mean_colours, tmp_path):

@@ -207,7 +207,7 @@ def measure(
         if on_progress is not None:
             on_progress(len(images) + len(batch["skipped"]))
 
-    part = (*seen.share(), len(loader.skipped), loader.skipped.summary())
+    part = (*seen.part(), len(loader.skipped), loader.skipped.summary())
     whole = on_first(part, lambda parts: _together(parts, loader.in_order))
     per_image, metrics = whole["per_image"], whole["metrics"]
     if distribution is not None:
@@ -276,9 +276,10 @@ class _Seen:
         for part, took in out.seconds.items():
             self.seconds[f"{part}_images_per_second"] += took
 
-    def share(self) -> tuple[pd.DataFrame, int, dict[str, float]]:
-        """Return what is to be put together with the shares of other processes."""
-        table = pd.DataFrame(self.columns)
+    def part(self) -> tuple[pd.DataFrame, int, dict[str, float]]:
+        """Return what is to be put together with the parts of other processes."""
+        keys = pd.Series(self.columns["key"], dtype=object)  # pandas' own text cannot hold every file's name
+        table = pd.DataFrame({**self.columns, "key": keys})
         return table, self.fingerprint.total, {name: len(table) / took for name, took in self.seconds.items() if took}
 
 

@@ -53,6 +53,15 @@ def test_models_of_one_name_are_told_apart_by_bits_then_by_file(tmp_path):
     assert labels == ["jpeg @ 0.5", f"jpeg @ 1 ({paths[1]})", f"jpeg @ 1 ({paths[2]})"]
 
 
+def test_files_whose_names_are_no_text(tmp_path):
+    paths = [write_result(tmp_path, f"jpeg-{n}", 1, [1, 2, 3]) for n in range(2)]
+    odd = tmp_path / "\udcff.json"
+    paths[1].rename(odd)
+    comparison = Comparison.load([paths[0], odd])
+    assert comparison.labels[1].endswith("\N{REPLACEMENT CHARACTER}.json)")
+    as_text(comparison.metrics())
+
+
 def test_another_protocol_and_other_images_are_named(tmp_path):
     paths = [
         write_result(tmp_path, "ours", 1, [1, 2, 3]),

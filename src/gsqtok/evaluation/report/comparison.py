@@ -97,9 +97,8 @@ def _labels(results: list[Result], paths: list[Path]) -> list[str]:
     bits = [r.bits_per_pixel if r.model["bits_per_pixel"] is None else r.model["bits_per_pixel"] for r in results]
     longer = [label if b is None else f"{label} @ {b:.3g}" for label, b in zip(labels, bits, strict=True)]
     labels = [long if labels.count(label) > 1 else label for label, long in zip(labels, longer, strict=True)]
-    return [
-        f"{label} ({path})" if labels.count(label) > 1 else label for label, path in zip(labels, paths, strict=True)
-    ]
+    whole = [f"{label} ({printable(str(path))})" for label, path in zip(labels, paths, strict=True)]
+    return [long if labels.count(label) > 1 else label for label, long in zip(labels, whole, strict=True)]
 
 
 def rate_distortion(comparison: Comparison, table: pd.DataFrame | None = None) -> Figure | None:
