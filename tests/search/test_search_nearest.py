@@ -13,6 +13,7 @@ from search_truth import SCALES, is_nearest_by_fractions, mixed_scales, nearest_
 
 from gsqtok.search import chunked, nearest, reference
 from gsqtok.search import sorted as sorted_search
+from gsqtok.search.codebook import Codebook
 
 GAP = 2e-7  # how far below the best the chosen codeword's similarity may be at d >= 3
 DIMS = [1, 2, 3, 4, 5, 8, 16, 32, 64]
@@ -431,8 +432,10 @@ def test_extra_memory_is_under_64_mib():
 
 def test_searches_agree_where_both_apply():
     latents, codebook = make("uniform", 500, 700, 2, seed=8)
+    codebook = Codebook(codebook)
     found = chunked.nearest(latents, codebook, "cosine")
     assert torch.equal(sorted_search.nearest_on_circle(latents, codebook), found)
     latents, codebook = make("uniform", 500, 700, 1, seed=8)
+    codebook = Codebook(codebook)
     found = chunked.nearest(latents, codebook, "euclidean")
     assert torch.equal(sorted_search.nearest_on_line(latents, codebook), found)

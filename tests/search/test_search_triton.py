@@ -15,6 +15,7 @@ from search_truth import SCALES, mixed_scales, nearest_by_distance
 
 from gsqtok.search import chunked, nearest, reference
 from gsqtok.search import sorted as sorted_search
+from gsqtok.search.codebook import Codebook
 
 triton = pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -260,7 +261,7 @@ def test_zero_rows_and_extreme_magnitudes(metric):
     latents[::5] = 0
     codebook[::7] = 0
     plain = search(latents, codebook, metric)
-    assert torch.equal(plain, chunked.nearest(latents, codebook, metric))
+    assert torch.equal(plain, chunked.nearest(latents, Codebook(codebook), metric))
     if metric == "cosine":
         assert (plain[::5] == 0).all()
     for scale in (2.0**-100, 2.0**100):
@@ -335,7 +336,7 @@ def test_sorting_kernels_do_what_sorting_does(n, v, d, duplicated, zeros, seed):
         codebook = -codebook.abs()
     found = nearest(latents.to(DEVICE), codebook.to(DEVICE), use_triton=True).cpu()
     plain = sorted_search.nearest_on_line if d == 1 else sorted_search.nearest_on_circle
-    assert torch.equal(found, plain(latents, codebook))
+    assert torch.equal(found, plain(latents, Codebook(codebook)))
 
 
 @pytest.mark.gpu

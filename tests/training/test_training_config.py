@@ -75,7 +75,8 @@ def test_every_recipe_builds_its_tokenizer(recipe):
     assert config.optimizer.learning_rate == written["optimizer"]["learning_rate"]
     tokenizer = undrawn(config.model)
     assert tokenizer.quantizer.name == written["model"]["quantizer"]["name"]
-    assert tokenizer.factor == 2 ** (len(written["model"]["multipliers"]) - 1)
+    levels = len(written["model"]["multipliers"]) - (written["model"].get("network") != "compact")
+    assert tokenizer.factor == 2**levels
     first, launch = recipes.find(recipe).read_text().splitlines()[:2]
     assert first.startswith("# ")
     assert f"gsqtok train {recipe} --data.train " in launch

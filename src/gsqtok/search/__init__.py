@@ -4,12 +4,14 @@ Nothing here ever holds the N x V matrix of distances. One function, [nearest][g
 sorting at d <= 2, a fused Triton kernel on CUDA, blocks that fit the cache elsewhere.
 """
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gsqtok.search import chunked, sorted
+from gsqtok.search import chunked, sorted, tree
+from gsqtok.search.codebook import Codebook, kept
 from gsqtok.search.rows import check, finite, normalize, require_finite
 
 __all__ = ["nearest", "normalize"]
@@ -76,20 +78,17 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
     if len(latents) == 0:
         return _nearest_fake(latents, codebook, metric, use_triton, k)
     if device.type == "mps":  # has no float64
-        return _nearest(latents.cpu(), codebook.cpu(), metric, use_triton, k).to(device)
+        return torch.ops.gsqtok.nearest(latents.cpu(), codebook.cpu(), metric, use_triton, k).to(device)
     if device.type == "cpu":
         require_finite("latents", latents)
-        require_finite("codebook", codebook)
 
-    d = latents.shape[1]
-    by_sorting = k == 1 and (d == 1 or (d == 2 and metric == "cosine"))
     if use_triton or (use_triton is None and latents.is_cuda):
         obstacle = _obstacle_to_triton(latents, codebook, k)
         if obstacle is None:
             from gsqtok.search import sorted_triton, triton
 
             with torch.cuda.device_of(latents):
-                if by_sorting:
+                if latents.shape[1] == 1 or (latents.shape[1] == 2 and metric == "cosine"):
                     return sorted_triton.nearest(latents, codebook)
                 return triton.nearest(latents, codebook, metric)
         if use_triton:
@@ -100,16 +99,25 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
         valid = finite(latents) & finite(codebook).all()
         latents, codebook = latents.nan_to_num(0, 0, 0), codebook.nan_to_num(0, 0, 0)
     # Autocast would round products to half precision, also inside an operator.
-    with torch.autocast(device.type, enabled=False):
-        if not by_sorting:
-            found = chunked.nearest(latents, codebook, metric if d > 1 else "euclidean", k)
-        elif d == 1:
-            found = sorted.nearest_on_line(latents, codebook)
-        else:
-            found = sorted.nearest_on_circle(latents, codebook)
+    rounds = torch.is_autocast_enabled(device.type)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False) if rounds else nullcontext():
+        found = _search(latents, kept(codebook) if device.type == "cpu" else Codebook(codebook), metric, k)
+    found = found.clone()
     if valid is not None:
         found = found.where(valid.view(-1, *[1] * (found.ndim - 1)), -1)
     return found
+
+
+def _search(latents: Tensor, codebook: Codebook, metric: str, k: int) -> Tensor:
+    d = latents.shape[1]
+    if k == 1 and d == 1:
+        return sorted.nearest_on_line(latents, codebook)
+    if k == 1 and d == 2 and metric == "cosine":
+        return sorted.nearest_on_circle(latents, codebook)
+    metric = metric if d > 1 else "euclidean"
+    if latents.device.type == "cpu" and tree.pays(latents, codebook):
+        return tree.nearest(latents, codebook, metric, k)
+    return chunked.nearest(latents, codebook, metric, k)
 
 
 def _obstacle_to_triton(latents: Tensor, codebook: Tensor, k: int) -> str | None:

@@ -5,7 +5,8 @@
    codewords is kept.
 2. The k-th largest of the tiles' lower bounds is the threshold: what stays below it is not among the k nearest.
 3. At k = 1 one codeword alone reaches the threshold for all but one latent in thousands, and that is the nearest. In
-   all other cases the codewords that reach it are compared by the distances themselves, in float64.
+   all other cases the codewords that reach it are compared by the distances themselves, in float64; after another
+   product in float64, if in float32 it leaves too many.
 
 An error is bounded by the lengths of the very latent and codeword that are multiplied. A few far codewords therefore
 cost the others no precision.
@@ -13,111 +14,134 @@ cost the others no precision.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gsqtok.search.rows import TINY, unit
+from gsqtok.search.codebook import Codebook
+from gsqtok.search.space import Space
 
 CODEWORDS = 2048  # codewords a block
-LATENTS = {"cpu": 128, "cuda": 4096}  # latents a block; for each CPU thread, whose 1 MiB of scores stays in L2 cache
-AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 23}  # numbers that a latent block's tile maxima, or its best tiles, may take
 CONVERTED = 1 << 13  # codewords converted at once
+FEW = 8  # at most one tile in so many is compared by distances after a product in float32
 EPS = torch.finfo(torch.float64).eps
 
 
-def nearest(latents: Tensor, codebook: Tensor, metric: str, k: int = 1) -> Tensor:
+def nearest(latents: Tensor, codebook: Codebook, metric: str, k: int = 1) -> Tensor:
     """Indices of the k nearest codewords, int64 (N,) or if k > 1 (N, k), of finite latents and codebook, V >= k.
 
     Ordered by float64 distance, equal ones by index. Settings that allow TF32 or bfloat16 in matrix products change
     nothing. On CUDA it waits for the device, to learn how many candidates there are.
     """
     dtype = torch.float32 if latents.device.type == "cpu" and _float32_is_kept() else torch.float64
-    points = Points.of(codebook, metric, dtype)
-    kind = "cuda" if latents.is_cuda else "cpu"
+    points = codebook.prepared(Points.of, metric, dtype)
     tiles, tile, columns = points.codewords.shape
-    rows = max(1, AT_ONCE[kind] // max(tiles, tile * columns))
-    found = [_search(points, codebook, block, k) for block in latents.split(rows)]
-    return found[0] if len(found) == 1 else torch.cat(found)
+    rows = max(1, _at_once(latents) // max(tiles, tile * columns))
+    if latents.shape[0] <= rows:
+        return _search(points, codebook, latents, k)
+    return torch.cat([_search(points, codebook, block, k) for block in latents.split(rows)])
 
 
-def _search(points: Points, codebook: Tensor, latents: Tensor, k: int) -> Tensor:
+def _at_once(rows: Tensor) -> int:
+    """How many numbers an intermediate result may have."""
+    return 1 << 23 if rows.is_cuda else 1 << 20
+
+
+def _search(points: Points, codebook: Codebook, latents: Tensor, k: int) -> Tensor:
     z, slack = points.latents(latents)
-    maxima = _tile_maxima(points.codewords, z)
-    lower = torch.addmm(maxima, points.errors, z[:, -points.errors.shape[1] :].T, alpha=-2)
-    threshold = (lower.amax(dim=0) if k == 1 else lower.topk(min(k, len(lower)), dim=0).values[-1]) - slack
-    if k > len(lower):
-        threshold = torch.full_like(threshold, -torch.inf)
+    maxima, tiles = _maxima(points.codewords, z), points.codewords.shape[0]
+    lower = torch.addmm(maxima[:tiles], points.errors, z[-points.errors.shape[1] :], alpha=-2)
+    threshold = lower.amax(dim=0) if k == 1 else lower.topk(min(k, tiles), dim=0).values[-1]
+    threshold = threshold - slack if k <= tiles else torch.full_like(threshold, -torch.inf)
     near = maxima >= threshold
     if k > 1:
-        return _settle(points, codebook, latents, z, threshold, near, k)
+        return _settle(points, codebook, latents, z, threshold, near[:tiles], k)
 
-    first = near.byte().argmax(dim=0)
-    scores = torch.bmm(points.codewords[first], z.unsqueeze(2)).squeeze(2)
-    found = first * scores.shape[1] + scores.argmax(dim=1)
-    several = (near.sum(dim=0) > 1) | ((scores >= threshold.unsqueeze(1)).sum(dim=1) > 1)
-    if points.metric == "cosine":  # a zero latent has the same similarity to all
-        zero = z[:, -1] == 0
-        found.masked_fill_(zero, 0)
-        several &= ~zero
-    rows = several.nonzero().flatten()
-    if len(rows) > 0:
-        found[rows] = _settle(points, codebook, latents[rows], z[rows], threshold[rows], near[:, rows], 1)[:, 0]
-    return found
+    found = points.places[:, : len(near)] @ near.to(points.places.dtype)
+    if len(near) == tiles:
+        first = (found[2].long() // points.codewords.shape[1]).clamp_max(tiles - 1)
+        scores = torch.bmm(points.codewords.index_select(0, first), z.T.contiguous().unsqueeze(2))
+        found += points.places[:, tiles:] @ (threshold <= scores.squeeze(2).T).to(found.dtype)
+    several = found[:2].amax(dim=0) > 1
+    indices = found[2].long()
+    if several.any():
+        rows = several.nonzero().flatten()
+        if points.space.metric == "cosine":  # a zero latent has the same similarity to all
+            zero = z[-1, rows] == 0
+            indices[rows[zero]] = 0
+            rows = rows[~zero]
+        near = near[:tiles, rows]
+        indices[rows] = _settle(points, codebook, latents[rows], z[:, rows], threshold[rows], near, 1)
+    return indices
 
 
-def _tile_maxima(codewords: Tensor, z: Tensor) -> Tensor:
-    """Largest product of each latent z (n, c) with the codewords of each tile (tiles, tile, c): (tiles, n)."""
-    tiles, tile, _ = codewords.shape
-    rows = LATENTS["cuda"] if z.is_cuda else LATENTS["cpu"] * torch.get_num_threads()
-    maxima = z.new_empty(tiles, len(z))
+def _maxima(codewords: Tensor, z: Tensor) -> Tensor:
+    """The largest product of each latent with a tile's codewords; below, with the codewords at one place of all tiles.
+
+    The latter says where in its tile a codeword is. With more codewords than a block has, that is computed again for
+    the one tile, which takes less than a second look at all scores, and it is left out here.
+
+    Args:
+        codewords: (tiles, tile, c).
+        z: the latents, (c, n).
+
+    Returns:
+        (tiles + tile, n), or (tiles, n).
+    """
+    (tiles, tile, _), n = codewords.shape, z.shape[1]
+    rows = 4096 if z.is_cuda else max(256, 128 * torch.get_num_threads())
     at_once = CODEWORDS // tile
-    for row in range(0, len(z), rows):
-        columns = z[row : row + rows].T
-        scores = z.new_empty(min(CODEWORDS, tiles * tile), columns.shape[1])
+    whole = tiles <= at_once
+    maxima = z.new_empty(tiles + tile if whole else tiles, n)
+    scores = z.new_empty(min(tiles, at_once) * tile, min(rows, n))
+    for row in range(0, n, rows):
+        columns, target = z[:, row : row + rows], maxima[:, row : row + rows]
         for first in range(0, tiles, at_once):
             block = codewords[first : first + at_once]
             # Codewords down, latents across: the maximum over a tile is then one of whole vectors, not within them.
-            product = torch.mm(block.flatten(0, 1), columns, out=scores[: len(block) * tile])
-            torch.amax(product.unflatten(0, (-1, tile)), dim=1, out=maxima[first : first + at_once, row : row + rows])
+            product = torch.mm(block.flatten(0, 1), columns, out=scores[: len(block) * tile, : columns.shape[1]])
+            product = product.view(-1, tile, columns.shape[1])
+            torch.amax(product, dim=1, out=target[first : first + len(block)])
+            if whole:
+                torch.amax(product, dim=0, out=target[tiles:])
     return maxima
 
 
 def _settle(
-    points: Points, codebook: Tensor, latents: Tensor, z: Tensor, threshold: Tensor, near: Tensor, k: int
+    points: Points, codebook: Codebook, latents: Tensor, z: Tensor, threshold: Tensor, near: Tensor, k: int
 ) -> Tensor:
-    """The k nearest, (n, k), of each latent's codewords that reach its threshold, by distances in float64.
+    """The k nearest of each latent's codewords that reach its threshold, by distances in float64.
 
     Args:
         points: the prepared codebook.
-        codebook: (V, d) as it was given.
+        codebook: as it was given.
         latents: (n, d), as they were given.
-        z: (n, c), the same prepared.
+        z: (c, n), the same prepared.
         threshold: (n,).
         near: bool (tiles, n), the tiles in which a codeword reaches the threshold.
         k: how many; at least as many codewords reach the threshold.
     """
     _, tile, columns = points.codewords.shape
+    if z.dtype == torch.float32 and near.sum() * FEW > near.numel():
+        return _search(codebook.prepared(Points.of, points.space.metric, torch.float64), codebook, latents, k)
     found = torch.empty(len(latents), k, dtype=torch.int64, device=z.device)
     # Groups of latents, each with about as many products as may be at once.
-    products = near.sum(dim=0).cumsum(dim=0) * (tile * columns)
-    group = products // AT_ONCE["cuda" if z.is_cuda else "cpu"]
+    group = near.sum(dim=0).cumsum(dim=0) * (tile * columns) // _at_once(z)
     counts = torch.unique_consecutive(group, return_counts=True)[1].tolist()
     for rows in torch.arange(len(latents), device=z.device).split(counts):
         row, within = near[:, rows].T.nonzero(as_tuple=True)
-        scores = torch.bmm(points.codewords[within], z[rows[row]].unsqueeze(2)).squeeze(2)
+        scores = torch.bmm(points.codewords[within], z.T[rows[row]].unsqueeze(2)).squeeze(2)
         index = within.unsqueeze(1) * tile + torch.arange(tile, device=z.device)
-        candidate = (scores >= threshold[rows[row]].unsqueeze(1)) & (index < len(codebook))
+        candidate = (scores >= threshold[rows[row]].unsqueeze(1)) & (index < len(codebook.rows))
         row, index = row.unsqueeze(1).expand_as(index)[candidate], index[candidate]
-        distance = points.distance(latents[rows[row]], codebook[index])
+        distance = points.space.distance(latents[rows[row]], codebook.rows[index])
         # By latent, then distance, then index: candidates are in the order of latents and indices already.
         order = distance.argsort(stable=True)
         order = order[row[order].argsort(stable=True)]
         start = torch.searchsorted(row, torch.arange(len(rows), device=z.device))
         found[rows] = index[order[start.unsqueeze(1) + torch.arange(k, device=z.device)]]
-    return found
+    return found[:, 0] if k == 1 else found
 
 
 def _float32_is_kept() -> bool:
@@ -147,31 +171,30 @@ class Points:
     other part is in the column -|c|^2 / 2, which stands for one of 1.
     """
 
-    metric: str
+    space: Space
     codewords: Tensor  # (tiles, tile, columns); the last codeword is repeated until the last tile is full
     errors: Tensor  # (tiles, 1 or 2): the largest error of a tile's scores for 1 in the latents' last columns
     centre: Tensor  # (d,) float64
-    scale: float  # a power of two
+    places: Tensor  # (3, tiles + tile): times what is near, the number of tiles, of places in a tile, and the index
 
     @classmethod
     def of(cls, codebook: Tensor, metric: str, dtype: torch.dtype) -> Points:
         """Prepare a finite codebook (V, d) for products in ``dtype``."""
         v, d = codebook.shape
         tile = 16
-        while tile < 64 and tile * tile < v:
+        while tile < 64 and 16 * tile * tile < v:
             tile *= 2
         tiles, columns = -(-v // tile), d + (1 if metric == "cosine" else 2)
-        largest = codebook.abs().amax().double().clamp_min(TINY).item()
-        scale = 1.0 if metric == "cosine" else 2.0 ** math.frexp(largest)[1]
-        sample = _scaled(codebook[:: max(1, v // 1024)], metric, scale)
-        centre = sample.median(dim=0).values  # a median, so that no far codeword drags it along
+        space = Space.of(codebook, metric)
+        # A median, so that no far codeword drags it along.
+        centre = space.points(codebook[:: max(1, v // 1024)]).median(dim=0).values
 
         g = (columns + 5) * torch.finfo(dtype).eps
         codewords = codebook.new_empty(tiles * tile, columns, dtype=dtype)
         errors = codebook.new_empty(tiles * tile, columns - d, dtype=dtype)
         for start in range(0, v, CONVERTED):
             rows = slice(start, min(start + CONVERTED, v))
-            c = _scaled(codebook[rows], metric, scale) - centre
+            c = space.points(codebook[rows]) - centre
             length = c.norm(dim=1)
             codewords[rows, :d] = c
             if metric == "euclidean":
@@ -181,40 +204,30 @@ class Points:
                 length += 4 * (d + 3) * EPS / g
             codewords[rows, -1] = errors[rows, -1] = length * g
         codewords[v:], errors[v:] = codewords[v - 1], errors[v - 1]
-        return cls(metric, codewords.view(tiles, tile, -1), errors.view(tiles, tile, -1).amax(dim=1), centre, scale)
+        errors = errors.view(tiles, tile, -1).amax(dim=1)
+        places = torch.zeros(3, tiles + tile, dtype=torch.float32 if v < 1 << 24 else torch.float64, device=c.device)
+        places[0, :tiles], places[1, tiles:] = 1, 1
+        torch.arange(0, tiles * tile, tile, out=places[2, :tiles])
+        torch.arange(tile, out=places[2, tiles:])
+        return cls(space, codewords.view(tiles, tile, -1), errors, centre, places)
 
     def latents(self, rows: Tensor) -> tuple[Tensor, Tensor | float]:
-        """Latents (N, d) as the product needs them: (N, columns); and what else, (N,), a score may be off by.
+        """Latents (N, d) as the product needs them: (columns, N); and what else, (N,), a score may be off by.
 
         That is underflow, and what float64 rounds off a squared distance, so that distances which float64 cannot tell
         apart are compared as equal ones.
         """
-        dtype = self.codewords.dtype
-        underflow = 16 * self.codewords.shape[2] * torch.finfo(dtype).tiny
-        if self.metric == "cosine":
-            z = rows.to(torch.promote_types(rows.dtype, dtype))
-            z = (z / z.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(z.dtype).tiny)).to(dtype)
-            return torch.cat([z, z.norm(dim=1, keepdim=True)], dim=1), underflow
-        z = _scaled(rows, self.metric, self.scale) - self.centre
-        length = z.norm(dim=1, keepdim=True)
+        dtype, columns = self.codewords.dtype, self.codewords.shape[2]
+        z = rows.new_empty(columns, len(rows), dtype=dtype)
+        underflow = 16 * columns * torch.finfo(dtype).tiny
+        if self.space.metric == "cosine":
+            wide = rows.T.to(torch.promote_types(rows.dtype, dtype), memory_format=torch.contiguous_format)
+            point = torch.div(wide, wide.abs().amax(dim=0).clamp_min(torch.finfo(wide.dtype).tiny), out=z[:-1])
+            torch.sqrt(point.square().sum(dim=0), out=z[-1])
+            return z, underflow
+        wide = self.space.points(rows).T - self.centre.unsqueeze(1)
+        length = wide.square().sum(dim=0).sqrt()
         shrink = length.clamp_min(1).reciprocal()  # of all columns, since only their relation counts
-        rounding = 4 * (z.shape[1] + 2) * EPS * length * (length * shrink) + underflow
-        return torch.cat([z * shrink, shrink, length * shrink], dim=1).to(dtype), rounding.squeeze(1).to(dtype)
-
-    def distance(self, latents: Tensor, codewords: Tensor) -> Tensor:
-        """The squared distance (N,) between rows of (N, d) and (N, d) in float64, summed term by term.
-
-        Cosine: of unit rows; those of zero are at a right angle to everything.
-        """
-        z, c = (_scaled(rows, self.metric, self.scale) for rows in (latents, codewords))
-        distance = z.new_zeros(len(z))
-        for difference in (z - c).T:
-            distance += difference.square()
-        if self.metric == "cosine":
-            distance.masked_fill_(~(z.any(dim=1) & c.any(dim=1)), 2.0)
-        return distance
-
-
-def _scaled(rows: Tensor, metric: str, scale: float) -> Tensor:
-    """Rows as float64, where nothing that was float32 is rounded if the metric is Euclidean, nor can overflow."""
-    return unit(rows) if metric == "cosine" else (rows.double() / scale).clamp(-(2.0**500), 2.0**500)
+        z[:-2], z[-2], z[-1] = wide * shrink, shrink, length * shrink
+        rounding = 4 * (len(wide) + 2) * EPS * length * (length * shrink) + underflow
+        return z, rounding.to(dtype)

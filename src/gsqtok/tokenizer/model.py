@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from gsqtok.acceleration import cpu, tiled
 from gsqtok.acceleration.replay import Replays
-from gsqtok.networks import Decoder, Encoder
+from gsqtok.networks import AnyDecoder, AnyEncoder
 from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer.checkpoint import Pretrained
 from gsqtok.tokenizer.config import TokenizerConfig
@@ -71,8 +71,8 @@ class ImageTokenizer(Pretrained):
         length: tokens of an image, where they are a sequence.
     """
 
-    encoder: Encoder  # or a module of another project that does the same
-    decoder: Decoder
+    encoder: AnyEncoder  # or a module of another project that does the same
+    decoder: AnyDecoder
 
     def __init__(self, config: Config | None = None) -> None:
         config = config or TokenizerConfig()
@@ -173,18 +173,23 @@ class ImageTokenizer(Pretrained):
         cuda = self.device.type == "cuda"
         dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
         for network in (self.encoder, self.decoder):
-            if not isinstance(network, Encoder | Decoder):  # of another project: no part of it stays in float32
+            if not isinstance(network, tiled.Network):  # of another project: no part of it stays in float32
                 network.to(dtype)
             for module in network.modules():
                 if isinstance(module, nn.Conv2d):
                     module.to(memory_format=torch.channels_last).to(dtype)
-        if isinstance(self.encoder, Encoder):
+        if isinstance(self.encoder, AnyEncoder):
             self.encoder.conv_out.float()
         self._replays = Replays() if cuda and cuda_graphs else None
         return self.eval()
 
     def _run(
-        self, network: Encoder | Decoder, x: Tensor, pixels: int, tile: int | None, progress: tiled.Progress | None
+        self,
+        network: AnyEncoder | AnyDecoder,
+        x: Tensor,
+        pixels: int,
+        tile: int | None,
+        progress: tiled.Progress | None,
     ) -> Tensor:
         if tile is not None:
             return tiled.run(network, x, tile, progress)
@@ -222,8 +227,8 @@ class ImageTokenizer(Pretrained):
         """
         _check_images(images, check)
         if not len(images):
-            shape = (0, *self.grid(*images.shape[2:]), self.quantizer.tokens_per_position)
-            return torch.empty(shape, dtype=torch.int64, device=images.device)
+            grid = self.grid(images.shape[2], images.shape[3])
+            return torch.empty(0, *grid, self.quantizer.tokens_per_position, dtype=torch.int64, device=images.device)
         images = self._pad(images)
         latent = self._run(self.encoder, images, images[:, 0].numel(), tile, progress).movedim(1, -1)
         indices = self._in_rows(lambda rows: self.quantizer(rows, check=check).indices, latent, tile)
@@ -260,7 +265,7 @@ class ImageTokenizer(Pretrained):
             tokens = torch.from_numpy(tokens).to(self.input_device(tile))
         if tokens.ndim != 4 or 0 in tokens.shape[1:3]:
             raise ValueError(f"tokens must have shape (B, h, w, G) with a position at least, got {tuple(tokens.shape)}")
-        grid = tuple(tokens.shape[1:3])
+        grid = (tokens.shape[1], tokens.shape[2])
         height, width = self.image_size(*grid)
         if size is not None and (len(size) != 2 or self.grid(*size) != grid):
             raise ValueError(f"a grid of {grid} tokens makes {height}x{width} pixels, not {tuple(size)}")

@@ -39,7 +39,7 @@ from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.interruption import InterruptedRunError, Interruption
 from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.objective import Objective
-from gsqtok.training.optimizer import adamw, learning_rate, update_where
+from gsqtok.training.optimizer import build_optimizer, learning_rate, update_where
 from gsqtok.training.run_folder import RunFolder, step_of, together
 
 log = logging.getLogger("gsqtok.training")
@@ -111,7 +111,8 @@ class Trainer:
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
             self.record_graphs(tokenizer)
         self.tokenizer = tokenizer
-        self.model, self.optimizer = self.accelerator.prepare(tokenizer, adamw(tokenizer, config.optimizer, device))
+        optimizer = build_optimizer(tokenizer, config.optimizer, device)
+        self.model, self.optimizer = self.accelerator.prepare(tokenizer, optimizer)
         self.adversary = None
         if config.adversarial.discriminator != "none":
             self.adversary = Adversary(config.adversarial, self.accelerator, config.steps)
