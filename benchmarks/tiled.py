@@ -59,7 +59,7 @@ def measure(model: str, size: int, tile: int, threads: int, target: str) -> None
     start = used()
     tokens = tokenizer.encode(image, tile=tile or None)
     middle = used()
-    restored = tokenizer.decode(tokens, (size, size), tile=tile or None)
+    restored = tokenizer.decode(tokens, size=(size, size), tile=tile or None)
     end = used()
     torch.save({"tokens": tokens, "image": restored}, target)
     figures = {

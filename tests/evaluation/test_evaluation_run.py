@@ -48,7 +48,7 @@ def by_hand(tokenizer, images):
     usage, each, errors, values = CodebookUsage(64, 2), [], 0, 0
     for image in images:
         tokens = tokenizer.encode(image[None])
-        one = similarity(tokenizer.decode(tokens, tuple(image.shape[1:])), image[None])
+        one = similarity(tokenizer.decode(tokens, size=tuple(image.shape[1:])), image[None])
         errors, values = errors + one["squared_error"].item(), values + image.numel()
         each.append((one["psnr"].item(), one["ssim"].item()))
         usage.update(tokens)

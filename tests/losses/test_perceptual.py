@@ -150,6 +150,10 @@ def test_mean_over_the_batch(distance, pair):
     torch.testing.assert_close(distance(*pair), singles.mean(), rtol=1e-4, atol=1e-6)
 
 
+def test_an_empty_batch_loses_nothing(distance):
+    assert distance(torch.empty(0, 3, 64, 64), torch.empty(0, 3, 64, 64)) == 0
+
+
 def test_autocast_keeps_the_comparison_in_float32(distance, pair):
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = distance(*pair)

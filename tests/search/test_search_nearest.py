@@ -9,9 +9,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_truth import SCALES, is_nearest_by_fractions, mixed_scales, nearest_by_distance
 
 from gsqtok.search import chunked, nearest, reference
 from gsqtok.search import sorted as sorted_search
+from gsqtok.search.codebook import Codebook
 
 GAP = 2e-7  # how far below the best the chosen codeword's similarity may be at d >= 3
 DIMS = [1, 2, 3, 4, 5, 8, 16, 32, 64]
@@ -201,27 +203,112 @@ def test_extreme_magnitudes(metric):
         assert torch.equal(nearest(latents * 1e-38, codebook * 1e37), truth)
 
 
+@pytest.mark.parametrize("kind", SCALES)
+@given(
+    n=st.integers(1, 40),
+    v=st.integers(1, 200),
+    d=st.integers(1, 9),
+    exponent=st.integers(1, 38),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=15, deadline=None)
+def test_euclidean_is_exact_whatever_the_scales(kind, n, v, d, exponent, seed):
+    latents, codebook = mixed_scales(kind, n, v, d, exponent, seed)
+    found = nearest(latents, codebook, metric="euclidean")
+    if d > 1:
+        assert torch.equal(found, nearest_by_distance(latents, codebook)[:, 0])
+    assert is_nearest_by_fractions(found[:3].tolist(), latents[:3], codebook)
+
+
+def test_one_far_codeword_costs_the_others_no_precision():
+    g = torch.Generator().manual_seed(0)
+    latents, near = torch.randn(2000, 8, generator=g), torch.randn(50, 8, generator=g)
+    for far in (1e6, 1e7, 1e30):
+        codebook = torch.cat([near, torch.full((1, 8), far)])
+        found = nearest(latents, codebook, metric="euclidean")
+        assert torch.equal(found, nearest_by_distance(latents, codebook)[:, 0])
+
+
+@given(
+    n=st.integers(1, 40),
+    v=st.integers(2, 200),
+    d=st.integers(1, 9),
+    kind=st.sampled_from([*KINDS, *SCALES]),
+    seed=st.integers(0, 2**31),
+    data=st.data(),
+)
+@settings(max_examples=120, deadline=None)
+def test_k_nearest_by_distance_then_index(n, v, d, kind, seed, data):
+    k = data.draw(st.integers(2, v), label="k")
+    scaled = kind in SCALES
+    latents, codebook = mixed_scales(kind, n, v, d, 12, seed) if scaled else make(kind, n, v, d, seed)
+    found = nearest(latents, codebook, metric="euclidean", k=k)
+    assert torch.equal(found, nearest_by_distance(latents, codebook, k))
+    if d > 1:
+        assert torch.equal(found[:, 0], nearest(latents, codebook, metric="euclidean"))
+
+
+@pytest.mark.parametrize("d", [2, 3, 8])
 @pytest.mark.parametrize("kind", KINDS)
-def test_float32_doubts_are_resolved_in_float64(kind, monkeypatch):
-    """Both ways of the search, and which latents take the second: those with ties, not those with close codewords."""
+@pytest.mark.parametrize(("v", "k"), [(20, 20), (300, 7), (5000, 3)])
+def test_k_nearest_by_angle(d, kind, v, k):
+    latents, codebook = make(kind, 60, v, d, seed=k)
+    found = nearest(latents, codebook, k=k)
+    similarity = torch.from_numpy((unit(latents) @ unit(codebook).T).astype(np.float64))
+    torch.testing.assert_close(similarity.gather(1, found), similarity.topk(k).values, rtol=0, atol=1e-14)
+    assert all(len(set(row)) == k for row in found.tolist())
+    assert_nearest(found[:, 0], latents, codebook, "cosine", gap=1e-14)
+    if d > 2:
+        assert torch.equal(found[:, 0], nearest(latents, codebook))
+
+
+def test_k_nearest_of_zero_rows_and_duplicates():
+    codebook = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 2.0], [0.0, 0.0, 0.0], [-1.0, 0.0, 0.0]]).repeat(20, 1)
+    latents = torch.tensor([[0.0, 0.0, 5.0], [0.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
+    # Along the first two; at a right angle to all; at a right angle to the first three.
+    assert nearest(latents, codebook, k=5).tolist() == [[0, 1, 4, 5, 8], [0, 1, 2, 3, 4], [0, 1, 2, 4, 5]]
+    assert nearest(latents, codebook, k=80)[2, -20:].tolist() == list(range(3, 80, 4))
+
+
+def test_k_nearest_has_the_same_dtypes_shapes_and_refusals():
+    latents, codebook = make("uniform", 30, 50, 4, seed=0)
+    plain = nearest(latents, codebook, k=3)
+    assert plain.shape == (30, 3)
+    assert plain.dtype == torch.int64
+    assert nearest(latents[:0], codebook, k=3).shape == (0, 3)
+    low = nearest(latents.half(), codebook.bfloat16(), k=3)
+    assert torch.equal(low, nearest(latents.half().float(), codebook.bfloat16().float(), k=3))
+    torch._dynamo.reset()
+    compiled = torch.compile(lambda z: nearest(z, codebook, k=3), fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(latents), plain)
+    for k in (0, 51):
+        with pytest.raises(ValueError, match=f"k must be from 1 to the 50 codewords; got {k}"):
+            nearest(latents, codebook, k=k)
+    with pytest.raises(ValueError, match="the kernels find one codeword"):
+        nearest(latents, codebook, k=2, use_triton=True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_float32_doubts_are_resolved_in_float64(kind, metric, monkeypatch):
+    """Both precisions of the product, and which latents need distances: those with ties, not with close codewords."""
     latents, codebook = make(kind, 100, 2000, 8, seed=9)
     doubtful = []
-    search = chunked._search
+    settle = chunked._settle
 
-    def watch(to_points, latents, codebook, dtype):
-        if dtype == torch.float64:
-            doubtful.append(len(latents))
-        return search(to_points, latents, codebook, dtype)
+    def watch(points, codebook, latents, *others):
+        doubtful.append(len(latents))
+        return settle(points, codebook, latents, *others)
 
-    monkeypatch.setattr(chunked, "_search", watch)
-    found = nearest(latents, codebook)
-    assert_nearest(found, latents, codebook, "cosine", gap=1e-14)
+    monkeypatch.setattr(chunked, "_settle", watch)
+    found = nearest(latents, codebook, metric=metric)
+    assert_nearest(found, latents, codebook, metric, gap=1e-14)
     if kind in ("uniform", "close"):
         assert sum(doubtful) <= 1
     elif kind == "duplicated":
         assert sum(doubtful) > 50
     monkeypatch.setattr(chunked, "_float32_is_kept", lambda: False)
-    assert torch.equal(nearest(latents, codebook), found)
+    assert torch.equal(nearest(latents, codebook, metric=metric), found)
 
 
 @pytest.mark.parametrize("precision", ["highest", "high", "medium"])
@@ -270,6 +357,7 @@ def test_operator_is_registered_soundly():
     latents, codebook = make("uniform", 20, 30, 8, seed=5)
     torch.library.opcheck(torch.ops.gsqtok.nearest.default, (latents, codebook, "cosine", None))
     torch.library.opcheck(torch.ops.gsqtok.nearest.default, (latents[:0], codebook, "euclidean", False))
+    torch.library.opcheck(torch.ops.gsqtok.nearest.default, (latents, codebook, "cosine", None, 3))
 
 
 @pytest.mark.parametrize("d", [1, 2, 8])
@@ -330,6 +418,7 @@ latents, codebook = torch.randn(1024, 8), torch.randn(262_144, 8)
 nearest(latents, codebook[:4096])
 before = peak()
 nearest(latents, codebook)
+nearest(latents[:64], codebook, k=10)
 print((peak() - before) / 1024)
 """
 
@@ -343,8 +432,10 @@ def test_extra_memory_is_under_64_mib():
 
 def test_searches_agree_where_both_apply():
     latents, codebook = make("uniform", 500, 700, 2, seed=8)
-    assert torch.equal(sorted_search.nearest_on_circle(latents, codebook), chunked.nearest(latents, codebook, "cosine"))
+    codebook = Codebook(codebook)
+    found = chunked.nearest(latents, codebook, "cosine")
+    assert torch.equal(sorted_search.nearest_on_circle(latents, codebook), found)
     latents, codebook = make("uniform", 500, 700, 1, seed=8)
-    assert torch.equal(
-        sorted_search.nearest_on_line(latents, codebook), chunked.nearest(latents, codebook, "euclidean")
-    )
+    codebook = Codebook(codebook)
+    found = chunked.nearest(latents, codebook, "euclidean")
+    assert torch.equal(sorted_search.nearest_on_line(latents, codebook), found)

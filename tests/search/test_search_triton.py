@@ -11,9 +11,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from search_truth import SCALES, mixed_scales, nearest_by_distance
 
 from gsqtok.search import chunked, nearest, reference
 from gsqtok.search import sorted as sorted_search
+from gsqtok.search.codebook import Codebook
 
 triton = pytest.importorskip("triton")
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
@@ -259,7 +261,7 @@ def test_zero_rows_and_extreme_magnitudes(metric):
     latents[::5] = 0
     codebook[::7] = 0
     plain = search(latents, codebook, metric)
-    assert torch.equal(plain, chunked.nearest(latents, codebook, metric))
+    assert torch.equal(plain, chunked.nearest(latents, Codebook(codebook), metric))
     if metric == "cosine":
         assert (plain[::5] == 0).all()
     for scale in (2.0**-100, 2.0**100):
@@ -267,6 +269,14 @@ def test_zero_rows_and_extreme_magnitudes(metric):
     if metric == "cosine":
         assert torch.equal(search(latents * 2.0**-120, codebook * 2.0**120, metric), plain)
     assert search(latents, torch.zeros(5, 8), metric).tolist() == [0] * 40
+
+
+@runs_kernels
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("exponent", [6, 20, 38])
+def test_euclidean_is_exact_whatever_the_scales(kind, exponent):
+    latents, codebook = mixed_scales(kind, 40, 150, 5, exponent, seed=exponent)
+    assert torch.equal(search(latents, codebook, "euclidean"), nearest_by_distance(latents, codebook)[:, 0])
 
 
 @runs_kernels
@@ -326,7 +336,22 @@ def test_sorting_kernels_do_what_sorting_does(n, v, d, duplicated, zeros, seed):
         codebook = -codebook.abs()
     found = nearest(latents.to(DEVICE), codebook.to(DEVICE), use_triton=True).cpu()
     plain = sorted_search.nearest_on_line if d == 1 else sorted_search.nearest_on_circle
-    assert torch.equal(found, plain(latents, codebook))
+    assert torch.equal(found, plain(latents, Codebook(codebook)))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
+@pytest.mark.parametrize("kind", SCALES)
+@pytest.mark.parametrize("d", [3, 8, 200])
+def test_on_a_gpu_euclidean_is_exact_whatever_the_scales(kind, d):
+    for exponent in (3, 38):
+        latents, codebook = mixed_scales(kind, 300, 1000, d, exponent, seed=exponent)
+        truth = nearest_by_distance(latents, codebook, 3)
+        latents, codebook = latents.cuda(), codebook.cuda()
+        for use_triton in (None, False):
+            found = nearest(latents, codebook, metric="euclidean", use_triton=use_triton)
+            assert torch.equal(found.cpu(), truth[:, 0])
+        assert torch.equal(nearest(latents, codebook, metric="euclidean", k=3).cpu(), truth)
 
 
 @pytest.mark.gpu
@@ -337,6 +362,7 @@ def test_on_a_gpu_all_paths_agree(n, v, d):
     kernels = functools.partial(nearest, use_triton=True)
     found = kernels(latents, codebook)
     assert torch.equal(found, nearest(latents, codebook, use_triton=False))
+    assert torch.equal(nearest(latents[:300], codebook, k=5).cpu(), nearest(latents[:300].cpu(), codebook.cpu(), k=5))
     assert torch.equal(found[:500].cpu(), reference.nearest(latents[:500].cpu(), codebook.cpu(), "cosine"))
     assert torch.equal(torch.compile(kernels, fullgraph=True)(latents, codebook), found)
     with torch.autocast("cuda", dtype=torch.bfloat16):

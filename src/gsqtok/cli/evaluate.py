@@ -71,7 +71,7 @@ def evaluate(
         neighbours: measure precision, recall, density and coverage, too
         reference: compare with the statistics in this file instead of the originals
         save_reference: write the originals' statistics to this file (.npz)
-        streaming: read the source in place, without a cache
+        streaming: read a data set of the hub over the network instead of downloading it
         output: write the result to this JSON file, with images beside it
         images_as: with -o, show the images that this result shows (default: the best, median and worst)
         precision: of the tokenizer; the metrics keep theirs

@@ -8,10 +8,10 @@ import math
 import torch
 from torch import Tensor
 
+from gsqtok.distributed import on_first, rank_and_size
 from gsqtok.evaluation.features import FeatureNetwork, Features
 from gsqtok.evaluation.frechet import FrechetDistance, Moments, Reference
 from gsqtok.evaluation.neighbours import precision_recall_density_coverage
-from gsqtok.evaluation.processes import on_first, process_count
 
 log = logging.getLogger("gsqtok.evaluation")
 
@@ -57,7 +57,7 @@ class DistributionMetrics:
         self.spatial: FrechetDistance | None = None
         if probe.spatial is not None and (reference is None or reference.spatial is not None):
             self.spatial = FrechetDistance(probe.spatial.shape[1]).to(self.device)
-        if reference is not None and process_count()[0] == 0:
+        if reference is not None and rank_and_size()[0] == 0:
             self.frechet.set_reference(reference.pooled)
             if self.spatial is not None and reference.spatial is not None:
                 self.spatial.set_reference(reference.spatial)

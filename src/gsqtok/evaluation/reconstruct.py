@@ -57,8 +57,8 @@ def reconstruct(
     encoding, decoding = (progress and partial(progress, what) for what in ("encoding", "decoding"))
     for batch in batches:
         images = batch["image"].to(tokenizer.input_device(tile))
-        tokens = tokenizer.encode(images, tile, encoding)
-        reconstructions = tokenizer.decode(tokens, tuple(images.shape[2:]), tile, decoding).cpu()
+        tokens = tokenizer.encode(images, tile=tile, progress=encoding)
+        reconstructions = tokenizer.decode(tokens, size=tuple(images.shape[2:]), tile=tile, progress=decoding).cpu()
         for name, original, new, grid in zip(batch["keys"], batch["image"], reconstructions, tokens.cpu(), strict=True):
             metrics = similarity(new[None], original[None])
             yield Reconstruction(name, original, new, grid, metrics["psnr"].item(), metrics["ssim"].item())

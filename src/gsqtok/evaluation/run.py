@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 
 from gsqtok.data import ImageTransform, eval_loader, open_source
+from gsqtok.distributed import on_first, rank_and_size
 from gsqtok.evaluation.distribution import DistributionMetrics
 from gsqtok.evaluation.environment import environment
 from gsqtok.evaluation.features import FeatureNetwork, build_features
 from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.frechet import Reference
 from gsqtok.evaluation.perceptual import ImageDistance
-from gsqtok.evaluation.processes import on_first, process_count
 from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
 from gsqtok.evaluation.similarity import PEAK, PSNR_CAP, similarity, to_8_bits
@@ -122,9 +122,9 @@ def reconstructor(
         device, size = tokenizer.device, (images.shape[2], images.shape[3])
         with nullcontext() if precision is None else torch.autocast(device.type, precision):
             start = now(device)
-            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile)
+            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile=tile)
             middle = now(device)
-            reconstruction = tokenizer.decode(tokens, size, tile).to(images.device)
+            reconstruction = tokenizer.decode(tokens, size=size, tile=tile).to(images.device)
             seconds = {"encode": middle - start, "decode": now(device) - middle}
         bits = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
         return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64), seconds)
@@ -186,7 +186,7 @@ def measure(
         ReferenceSetError: a reference of other features.
     """
     began = time.perf_counter()
-    rank, processes = process_count()
+    rank, processes = rank_and_size()
     if isinstance(dataset, (str, Path)):
         source, dataset = source or str(dataset), open_source(dataset, split=split)
     prepared: Any

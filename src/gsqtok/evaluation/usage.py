@@ -13,8 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from gsqtok.distributed import sum_over_ranks
 from gsqtok.quantizers import Quantizer
-from gsqtok.quantizers.statistics import sum_over_ranks
 
 log = logging.getLogger("gsqtok.evaluation")
 

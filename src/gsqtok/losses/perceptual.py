@@ -40,8 +40,8 @@ class PerceptualDistance(nn.Module):
             self.register_buffer(f"weight{stage}", weight.detach().float().clone(), persistent=False)
 
     def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
-        """Compute the mean of `distances` over the batch, a scalar."""
-        return self.distances(reconstruction, images).mean()
+        """Compute the mean of `distances` over the batch, a scalar; 0 for an empty one."""
+        return self.distances(reconstruction, images).sum() / max(1, len(images))
 
     def distances(self, reconstruction: Tensor, images: Tensor) -> Tensor:
         """Compute the distance of each pair.

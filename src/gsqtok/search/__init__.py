@@ -4,15 +4,17 @@ Nothing here ever holds the N x V matrix of distances. One function, [nearest][g
 sorting at d <= 2, a fused Triton kernel on CUDA, blocks that fit the cache elsewhere.
 """
 
+from contextlib import nullcontext
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from gsqtok.search import chunked, sorted
-from gsqtok.search.rows import check, finite, require_finite
+from gsqtok.search import chunked, sorted, tree
+from gsqtok.search.codebook import Codebook, kept
+from gsqtok.search.rows import check, finite, normalize, require_finite
 
-__all__ = ["nearest"]
+__all__ = ["nearest", "normalize"]
 
 
 def nearest(
@@ -20,9 +22,10 @@ def nearest(
     codebook: Tensor,
     *,
     metric: Literal["cosine", "euclidean"] = "cosine",
+    k: int = 1,
     use_triton: bool | None = None,
 ) -> Tensor:
-    """Index of the nearest codeword of every latent.
+    """Find the nearest codeword of every latent, or the k nearest.
 
     Args:
         latents: (N, d), any floating dtype, contiguous or not; N may be 0.
@@ -30,51 +33,62 @@ def nearest(
         metric: "cosine" for the largest inner product of the rows scaled to length 1 (the GSQ lookup, arXiv
             2412.02632, section 3), "euclidean" for the least distance (plain vector quantization). At d = 1 a sphere is
             only a sign, so there both compare by value, as the paper drops the normalisation.
-        use_triton: None takes the fused kernels wherever they can run (CUDA, d up to 128), True requires them, False
-            searches in blocks.
+        k: how many codewords, 1 to V.
+        use_triton: None takes the fused kernels wherever they can run (CUDA, d up to 128, k = 1), True requires them,
+            False searches in blocks.
 
     Returns:
-        int64 (N,), deterministic, the same under autocast and `torch.compile`. Ties go to the lowest index. At d >= 3
-        the chosen similarity is within float64's rounding (1e-13) of the best one; at d = 2 (cosine) the choice is
-        exact by angle and at d = 1 by value. A zero row has similarity 0 to everything, so a zero latent gets index 0.
-        No gradient flows.
+        Indices, int64 (N,); of k > 1 codewords (N, k), the nearest first. Deterministic, the same under autocast and
+        `torch.compile`. No gradient flows.
+
+        Euclidean, d >= 2: the codeword of the least squared distance in float64, which is summed term by term from the
+        inputs as they are; of equal ones the lowest index. Inputs of float32 and less may be of any size. Of float64
+        inputs, differences below 1e-150 of the largest codeword count as 0.
+        Cosine, d >= 3: the same of rows scaled to length 1 in float64, so the similarity is within 1e-13 of the best.
+        d = 2 (cosine) is exact by angle and d = 1 by value; of equally near codewords the lowest index.
+        k > 1: ordered by that float64 distance at every d (cosine: of unit rows), then by index.
+        A zero row has similarity 0 to everything, so a zero latent gets index 0.
 
         A latent with NaN or infinity has no nearest codeword. On a CPU that raises. On CUDA, where raising would make
         the host wait for the device, such a latent gets -1, and so does every latent if the codebook holds NaN or
         infinity: check `(indices < 0).any()` where a wait is affordable. An embedding lookup of -1 fails on its own,
         but `codebook[indices]` would take the last codeword.
 
+        The kernels never wait for the device. The search in blocks does on CUDA, so no CUDA graph can record it.
+
     Raises:
-        ValueError: wrong rank, d that differ, an empty codebook, unequal devices, an unknown metric; NaN or infinity in
-            CPU input (the message counts the rows and names the first); use_triton=True where the kernel cannot run.
+        ValueError: wrong rank, d that differ, an empty codebook, k out of range, unequal devices, an unknown metric;
+            NaN or infinity in CPU input (the message counts the rows and names the first); use_triton=True where the
+            kernel cannot run.
         TypeError: a dtype that is not floating-point.
     """
-    check(latents, codebook, metric)
-    return torch.ops.gsqtok.nearest(latents.detach(), codebook.detach(), metric, use_triton)
+    check(latents, codebook, metric, k)
+    return torch.ops.gsqtok.nearest(latents.detach(), codebook.detach(), metric, use_triton, k)
 
 
-torch.library.define("gsqtok::nearest", "(Tensor latents, Tensor codebook, str metric, bool? use_triton) -> Tensor")
+torch.library.define(
+    "gsqtok::nearest", "(Tensor latents, Tensor codebook, str metric, bool? use_triton, int k=1) -> Tensor"
+)
 
 
 @torch.library.impl("gsqtok::nearest", "CompositeExplicitAutograd")
-def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | None) -> Tensor:
+@torch.no_grad()  # an exported program may have lost the detach above
+def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | None, k: int = 1) -> Tensor:
     device = latents.device
     if len(latents) == 0:
-        return torch.empty(0, dtype=torch.int64, device=device)
+        return _nearest_fake(latents, codebook, metric, use_triton, k)
     if device.type == "mps":  # has no float64
-        return _nearest(latents.cpu(), codebook.cpu(), metric, use_triton).to(device)
+        return torch.ops.gsqtok.nearest(latents.cpu(), codebook.cpu(), metric, use_triton, k).to(device)
     if device.type == "cpu":
         require_finite("latents", latents)
-        require_finite("codebook", codebook)
 
-    by_sorting = latents.shape[1] == 1 or (latents.shape[1] == 2 and metric == "cosine")
     if use_triton or (use_triton is None and latents.is_cuda):
-        obstacle = _obstacle_to_triton(latents, codebook)
+        obstacle = _obstacle_to_triton(latents, codebook, k)
         if obstacle is None:
             from gsqtok.search import sorted_triton, triton
 
             with torch.cuda.device_of(latents):
-                if by_sorting:
+                if latents.shape[1] == 1 or (latents.shape[1] == 2 and metric == "cosine"):
                     return sorted_triton.nearest(latents, codebook)
                 return triton.nearest(latents, codebook, metric)
         if use_triton:
@@ -85,17 +99,30 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
         valid = finite(latents) & finite(codebook).all()
         latents, codebook = latents.nan_to_num(0, 0, 0), codebook.nan_to_num(0, 0, 0)
     # Autocast would round products to half precision, also inside an operator.
-    with torch.autocast(device.type, enabled=False):
-        if not by_sorting:
-            found = chunked.nearest(latents, codebook, metric)
-        elif latents.shape[1] == 1:
-            found = sorted.nearest_on_line(latents, codebook)
-        else:
-            found = sorted.nearest_on_circle(latents, codebook)
-    return found if valid is None else torch.where(valid, found, -1)
+    rounds = torch.is_autocast_enabled(device.type)
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False) if rounds else nullcontext():
+        found = _search(latents, kept(codebook) if device.type == "cpu" else Codebook(codebook), metric, k)
+    found = found.clone()
+    if valid is not None:
+        found = found.where(valid.view(-1, *[1] * (found.ndim - 1)), -1)
+    return found
 
 
-def _obstacle_to_triton(latents: Tensor, codebook: Tensor) -> str | None:
+def _search(latents: Tensor, codebook: Codebook, metric: str, k: int) -> Tensor:
+    d = latents.shape[1]
+    if k == 1 and d == 1:
+        return sorted.nearest_on_line(latents, codebook)
+    if k == 1 and d == 2 and metric == "cosine":
+        return sorted.nearest_on_circle(latents, codebook)
+    metric = metric if d > 1 else "euclidean"
+    if latents.device.type == "cpu" and tree.pays(latents, codebook):
+        return tree.nearest(latents, codebook, metric, k)
+    return chunked.nearest(latents, codebook, metric, k)
+
+
+def _obstacle_to_triton(latents: Tensor, codebook: Tensor, k: int) -> str | None:
+    if k > 1:
+        return "the kernels find one codeword"
     try:
         from gsqtok.search import triton
     except ImportError:
@@ -104,5 +131,6 @@ def _obstacle_to_triton(latents: Tensor, codebook: Tensor) -> str | None:
 
 
 @torch.library.register_fake("gsqtok::nearest")
-def _nearest_fake(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | None) -> Tensor:
-    return latents.new_empty(latents.shape[0], dtype=torch.int64)
+def _nearest_fake(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | None, k: int = 1) -> Tensor:
+    shape = latents.shape[:1] if k == 1 else (latents.shape[0], k)
+    return latents.new_empty(shape, dtype=torch.int64)

@@ -1,65 +1,147 @@
-"""The nearest codeword on any device, in blocks of a matrix product, never holding all N x V scores.
+"""The nearest codewords on any device, in blocks of a matrix product, never holding all N x V scores.
 
-Of each block only the largest score of every tile of codewords is kept; the best tile's scores are then computed again
-to tell which of its codewords it was. That leaves one pass over the scores while they are in cache.
+1. A score is a product that grows as the distance falls. Two more columns of the product add the largest error that
+   the score can have, so that what comes out is an upper bound. Of each block only the largest bound of every tile of
+   codewords is kept.
+2. The k-th largest of the tiles' lower bounds is the threshold: what stays below it is not among the k nearest.
+3. At k = 1 one codeword alone reaches the threshold for all but one latent in thousands, and that is the nearest. In
+   all other cases the codewords that reach it are compared by the distances themselves, in float64; after another
+   product in float64, if in float32 it leaves too many.
 
-On a CPU the product is in float32 first. Its rounding has a proven bound, and where one codeword alone is within it, as
-with all but one latent in thousands, that one is the nearest; the others are searched again in float64.
+An error is bounded by the lengths of the very latent and codeword that are multiplied. A few far codewords therefore
+cost the others no precision.
 """
+
+from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gsqtok.search.rows import largest_entry, unit
+from gsqtok.search.codebook import Codebook
+from gsqtok.search.space import Space
 
-TILE = 64  # codewords whose scores are reduced to their maximum
 CODEWORDS = 2048  # codewords a block
-LATENTS = {"cpu": 128, "cuda": 4096}  # latents a block; for each CPU thread, whose 1 MiB of scores stays in L2 cache
-AT_ONCE = {"cpu": 1 << 20, "cuda": 1 << 23}  # numbers that a latent block's tile maxima, or its best tiles, may take
 CONVERTED = 1 << 13  # codewords converted at once
+FEW = 8  # at most one tile in so many is compared by distances after a product in float32
+EPS = torch.finfo(torch.float64).eps
 
 
-def nearest(latents: Tensor, codebook: Tensor, metric: str) -> Tensor:
-    """Index of the nearest codeword, int64 (N,), of finite latents (N, d) in a finite codebook (V, d).
+def nearest(latents: Tensor, codebook: Codebook, metric: str, k: int = 1) -> Tensor:
+    """Indices of the k nearest codewords, int64 (N,) or if k > 1 (N, k), of finite latents and codebook, V >= k.
 
-    Codewords within float64's rounding of the best count as ties, which go to the lowest index. Settings that allow
-    TF32 or bfloat16 in matrix products change nothing. On CUDA nothing waits for the device.
+    Ordered by float64 distance, equal ones by index. Settings that allow TF32 or bfloat16 in matrix products change
+    nothing. On CUDA it waits for the device, to learn how many candidates there are.
     """
-    to_points = _Points(latents, codebook, metric)
-    if latents.is_cuda or not _float32_is_kept():
-        return _search(to_points, latents, codebook, torch.float64)[0]
-    found, alone = _search(to_points, latents, codebook, torch.float32)
-    doubtful = (~alone).nonzero().flatten()
-    if len(doubtful) > 0:
-        found[doubtful] = _search(to_points, latents[doubtful], codebook, torch.float64)[0]
-    return found
+    dtype = torch.float32 if latents.device.type == "cpu" and _float32_is_kept() else torch.float64
+    points = codebook.prepared(Points.of, metric, dtype)
+    tiles, tile, columns = points.codewords.shape
+    rows = max(1, _at_once(latents) // max(tiles, tile * columns))
+    if latents.shape[0] <= rows:
+        return _search(points, codebook, latents, k)
+    return torch.cat([_search(points, codebook, block, k) for block in latents.split(rows)])
 
 
-def _search(to_points: "_Points", latents: Tensor, codebook: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """The lowest index within rounding of the best score, and whether no other codeword is: (N,) each."""
-    tiles = -(-len(codebook) // TILE)
-    points, longest = to_points.codewords(codebook, tiles, dtype)
-    kind = "cuda" if latents.is_cuda else "cpu"
-    rows = max(1, AT_ONCE[kind] // max(tiles, TILE * points.shape[2]))
+def _at_once(rows: Tensor) -> int:
+    """How many numbers an intermediate result may have."""
+    return 1 << 23 if rows.is_cuda else 1 << 20
 
-    found = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
-    alone = torch.empty(len(latents), dtype=torch.bool, device=latents.device)
-    for start in range(0, len(latents), rows):
-        block = slice(start, start + rows)
-        z = to_points.latents(latents[block], dtype)
-        maxima = _tile_maxima(points, z, LATENTS[kind] * (1 if kind == "cuda" else torch.get_num_threads()))
-        best = maxima.amax(dim=0)
-        # A product of k terms, of entries rounded before, is off by at most (k + 2) roundings of |z| |c|. In float64
-        # the longest c of the best tile counts, lest one far codeword make ties of all others.
-        length = longest if dtype == torch.float32 else points[maxima.argmax(dim=0)].norm(dim=2).amax(dim=1)
-        slack = (z.shape[1] + 3) * torch.finfo(dtype).eps * z.norm(dim=1) * length + torch.finfo(dtype).tiny
-        near_tiles = maxima >= best - slack
-        tile = near_tiles.byte().argmax(dim=0)
-        scores = torch.bmm(points[tile], z.unsqueeze(2)).squeeze(2)
-        near = scores >= (scores.amax(dim=1) - slack).unsqueeze(1)
-        found[block] = tile * TILE + near.byte().argmax(dim=1)
-        alone[block] = (near_tiles.sum(dim=0) == 1) & (near.sum(dim=1) == 1)
-    return found, alone
+
+def _search(points: Points, codebook: Codebook, latents: Tensor, k: int) -> Tensor:
+    z, slack = points.latents(latents)
+    maxima, tiles = _maxima(points.codewords, z), points.codewords.shape[0]
+    lower = torch.addmm(maxima[:tiles], points.errors, z[-points.errors.shape[1] :], alpha=-2)
+    threshold = lower.amax(dim=0) if k == 1 else lower.topk(min(k, tiles), dim=0).values[-1]
+    threshold = threshold - slack if k <= tiles else torch.full_like(threshold, -torch.inf)
+    near = maxima >= threshold
+    if k > 1:
+        return _settle(points, codebook, latents, z, threshold, near[:tiles], k)
+
+    found = points.places[:, : len(near)] @ near.to(points.places.dtype)
+    if len(near) == tiles:
+        first = (found[2].long() // points.codewords.shape[1]).clamp_max(tiles - 1)
+        scores = torch.bmm(points.codewords.index_select(0, first), z.T.contiguous().unsqueeze(2))
+        found += points.places[:, tiles:] @ (threshold <= scores.squeeze(2).T).to(found.dtype)
+    several = found[:2].amax(dim=0) > 1
+    indices = found[2].long()
+    if several.any():
+        rows = several.nonzero().flatten()
+        if points.space.metric == "cosine":  # a zero latent has the same similarity to all
+            zero = z[-1, rows] == 0
+            indices[rows[zero]] = 0
+            rows = rows[~zero]
+        near = near[:tiles, rows]
+        indices[rows] = _settle(points, codebook, latents[rows], z[:, rows], threshold[rows], near, 1)
+    return indices
+
+
+def _maxima(codewords: Tensor, z: Tensor) -> Tensor:
+    """The largest product of each latent with a tile's codewords; below, with the codewords at one place of all tiles.
+
+    The latter says where in its tile a codeword is. With more codewords than a block has, that is computed again for
+    the one tile, which takes less than a second look at all scores, and it is left out here.
+
+    Args:
+        codewords: (tiles, tile, c).
+        z: the latents, (c, n).
+
+    Returns:
+        (tiles + tile, n), or (tiles, n).
+    """
+    (tiles, tile, _), n = codewords.shape, z.shape[1]
+    rows = 4096 if z.is_cuda else max(256, 128 * torch.get_num_threads())
+    at_once = CODEWORDS // tile
+    whole = tiles <= at_once
+    maxima = z.new_empty(tiles + tile if whole else tiles, n)
+    scores = z.new_empty(min(tiles, at_once) * tile, min(rows, n))
+    for row in range(0, n, rows):
+        columns, target = z[:, row : row + rows], maxima[:, row : row + rows]
+        for first in range(0, tiles, at_once):
+            block = codewords[first : first + at_once]
+            # Codewords down, latents across: the maximum over a tile is then one of whole vectors, not within them.
+            product = torch.mm(block.flatten(0, 1), columns, out=scores[: len(block) * tile, : columns.shape[1]])
+            product = product.view(-1, tile, columns.shape[1])
+            torch.amax(product, dim=1, out=target[first : first + len(block)])
+            if whole:
+                torch.amax(product, dim=0, out=target[tiles:])
+    return maxima
+
+
+def _settle(
+    points: Points, codebook: Codebook, latents: Tensor, z: Tensor, threshold: Tensor, near: Tensor, k: int
+) -> Tensor:
+    """The k nearest of each latent's codewords that reach its threshold, by distances in float64.
+
+    Args:
+        points: the prepared codebook.
+        codebook: as it was given.
+        latents: (n, d), as they were given.
+        z: (c, n), the same prepared.
+        threshold: (n,).
+        near: bool (tiles, n), the tiles in which a codeword reaches the threshold.
+        k: how many; at least as many codewords reach the threshold.
+    """
+    _, tile, columns = points.codewords.shape
+    if z.dtype == torch.float32 and near.sum() * FEW > near.numel():
+        return _search(codebook.prepared(Points.of, points.space.metric, torch.float64), codebook, latents, k)
+    found = torch.empty(len(latents), k, dtype=torch.int64, device=z.device)
+    # Groups of latents, each with about as many products as may be at once.
+    group = near.sum(dim=0).cumsum(dim=0) * (tile * columns) // _at_once(z)
+    counts = torch.unique_consecutive(group, return_counts=True)[1].tolist()
+    for rows in torch.arange(len(latents), device=z.device).split(counts):
+        row, within = near[:, rows].T.nonzero(as_tuple=True)
+        scores = torch.bmm(points.codewords[within], z.T[rows[row]].unsqueeze(2)).squeeze(2)
+        index = within.unsqueeze(1) * tile + torch.arange(tile, device=z.device)
+        candidate = (scores >= threshold[rows[row]].unsqueeze(1)) & (index < len(codebook.rows))
+        row, index = row.unsqueeze(1).expand_as(index)[candidate], index[candidate]
+        distance = points.space.distance(latents[rows[row]], codebook.rows[index])
+        # By latent, then distance, then index: candidates are in the order of latents and indices already.
+        order = distance.argsort(stable=True)
+        order = order[row[order].argsort(stable=True)]
+        start = torch.searchsorted(row, torch.arange(len(rows), device=z.device))
+        found[rows] = index[order[start.unsqueeze(1) + torch.arange(k, device=z.device)]]
+    return found[:, 0] if k == 1 else found
 
 
 def _float32_is_kept() -> bool:
@@ -76,58 +158,76 @@ def _float32_is_kept() -> bool:
     return matmul is None or matmul.fp32_precision in ("none", "ieee")
 
 
-def _tile_maxima(points: Tensor, z: Tensor, rows: int) -> Tensor:
-    """Largest product of each latent z (n, k) with the codewords of each tile (tiles, TILE, k): (tiles, n)."""
-    maxima = z.new_empty(len(points), len(z))
-    for row in range(0, len(z), rows):
-        columns = z[row : row + rows].T
-        scores = z.new_empty(CODEWORDS, columns.shape[1])
-        for first in range(0, len(points), CODEWORDS // TILE):
-            block = points[first : first + CODEWORDS // TILE]
-            # Codewords down, latents across: the maximum over a tile is then one of whole vectors, not within them.
-            product = torch.mm(block.flatten(0, 1), columns, out=scores[: len(block) * TILE])
-            torch.amax(
-                product.unflatten(0, (-1, TILE)), dim=1, out=maxima[first : first + len(block), row : row + rows]
-            )
-    return maxima
+@dataclass(frozen=True)
+class Points:
+    """A codebook as the product needs it, and the latents that go with it.
 
+    cosine:     score z.c             of z = latent / its largest entry and c = unit codeword - centre
+    euclidean:  score z.c - |c|^2 / 2 of z = latent / scale - centre    and c = codeword / scale - centre
 
-class _Points:
-    """Maps rows to float64 points of which the nearest pair is the one of the largest inner product.
-
-    Codewords are shifted by a centre: that changes all scores of a latent alike (and, if the latents shift along, no
-    distance), so the order stays, while the scores of codewords that lie close together keep more digits.
+    Subtracting the centre changes all scores of a latent alike, so their order stays, and codewords that lie close
+    together keep more digits. The rounding of a score is at most g |z||c|, Euclidean g (|z||c| + |c|^2 / 2), where g
+    counts the roundings of a product with so many columns, twice to be safe. Hence a column g |c| for one |z|; the
+    other part is in the column -|c|^2 / 2, which stands for one of 1.
     """
 
-    def __init__(self, latents: Tensor, codebook: Tensor, metric: str):
-        self.metric = metric
-        self.scale = None if metric == "cosine" else largest_entry(latents, codebook)
-        sample = codebook[:: max(1, len(codebook) // 1024)]
-        self.centre = self._scaled(sample).median(dim=0).values  # a median, so that no far codeword drags it along
+    space: Space
+    codewords: Tensor  # (tiles, tile, columns); the last codeword is repeated until the last tile is full
+    errors: Tensor  # (tiles, 1 or 2): the largest error of a tile's scores for 1 in the latents' last columns
+    centre: Tensor  # (d,) float64
+    places: Tensor  # (3, tiles + tile): times what is near, the number of tiles, of places in a tile, and the index
 
-    def _scaled(self, rows: Tensor) -> Tensor:
-        return unit(rows) if self.scale is None else rows.double() / self.scale
+    @classmethod
+    def of(cls, codebook: Tensor, metric: str, dtype: torch.dtype) -> Points:
+        """Prepare a finite codebook (V, d) for products in ``dtype``."""
+        v, d = codebook.shape
+        tile = 16
+        while tile < 64 and 16 * tile * tile < v:
+            tile *= 2
+        tiles, columns = -(-v // tile), d + (1 if metric == "cosine" else 2)
+        space = Space.of(codebook, metric)
+        # A median, so that no far codeword drags it along.
+        centre = space.points(codebook[:: max(1, v // 1024)]).median(dim=0).values
 
-    def latents(self, rows: Tensor, dtype: torch.dtype) -> Tensor:
-        points = self._scaled(rows)
-        if self.metric == "euclidean":
-            points = torch.nn.functional.pad(points - self.centre, (0, 1), value=1.0)
-        return points.to(dtype)
+        g = (columns + 5) * torch.finfo(dtype).eps
+        codewords = codebook.new_empty(tiles * tile, columns, dtype=dtype)
+        errors = codebook.new_empty(tiles * tile, columns - d, dtype=dtype)
+        for start in range(0, v, CONVERTED):
+            rows = slice(start, min(start + CONVERTED, v))
+            c = space.points(codebook[rows]) - centre
+            length = c.norm(dim=1)
+            codewords[rows, :d] = c
+            if metric == "euclidean":
+                codewords[rows, d] = length.square() * ((g - 1) / 2)
+                errors[rows, 0] = length.square() * (g / 2)
+            else:  # unit rows are rounded to float64, and so are their distances
+                length += 4 * (d + 3) * EPS / g
+            codewords[rows, -1] = errors[rows, -1] = length * g
+        codewords[v:], errors[v:] = codewords[v - 1], errors[v - 1]
+        errors = errors.view(tiles, tile, -1).amax(dim=1)
+        places = torch.zeros(3, tiles + tile, dtype=torch.float32 if v < 1 << 24 else torch.float64, device=c.device)
+        places[0, :tiles], places[1, tiles:] = 1, 1
+        torch.arange(0, tiles * tile, tile, out=places[2, :tiles])
+        torch.arange(tile, out=places[2, tiles:])
+        return cls(space, codewords.view(tiles, tile, -1), errors, centre, places)
 
-    def codewords(self, codebook: Tensor, tiles: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """The codebook as (tiles, TILE, k), and the length of its longest point.
+    def latents(self, rows: Tensor) -> tuple[Tensor, Tensor | float]:
+        """Latents (N, d) as the product needs them: (columns, N); and what else, (N,), a score may be off by.
 
-        The last row is repeated to fill the last tile: its first copy ties, so that a repeated row never wins.
-        A last column -|c|^2 / 2 turns the product into a Euclidean score: |z - c|^2 = |z|^2 - 2 (z.c - |c|^2 / 2).
+        That is underflow, and what float64 rounds off a squared distance, so that distances which float64 cannot tell
+        apart are compared as equal ones.
         """
-        d = codebook.shape[1]
-        points = codebook.new_empty(tiles * TILE, d if self.metric == "cosine" else d + 1, dtype=dtype)
-        longest = self.centre.new_zeros(())
-        for start in range(0, len(codebook), CONVERTED):
-            block = self._scaled(codebook[start : start + CONVERTED]) - self.centre
-            if self.metric == "euclidean":
-                block = torch.cat([block, block.square().sum(dim=1, keepdim=True) / -2], dim=1)
-            points[start : start + len(block)] = block
-            longest = torch.maximum(longest, block.norm(dim=1).amax())
-        points[len(codebook) :] = points[len(codebook) - 1]
-        return points.view(tiles, TILE, -1), longest.to(dtype)
+        dtype, columns = self.codewords.dtype, self.codewords.shape[2]
+        z = rows.new_empty(columns, len(rows), dtype=dtype)
+        underflow = 16 * columns * torch.finfo(dtype).tiny
+        if self.space.metric == "cosine":
+            wide = rows.T.to(torch.promote_types(rows.dtype, dtype), memory_format=torch.contiguous_format)
+            point = torch.div(wide, wide.abs().amax(dim=0).clamp_min(torch.finfo(wide.dtype).tiny), out=z[:-1])
+            torch.sqrt(point.square().sum(dim=0), out=z[-1])
+            return z, underflow
+        wide = self.space.points(rows).T - self.centre.unsqueeze(1)
+        length = wide.square().sum(dim=0).sqrt()
+        shrink = length.clamp_min(1).reciprocal()  # of all columns, since only their relation counts
+        z[:-2], z[-2], z[-1] = wide * shrink, shrink, length * shrink
+        rounding = 4 * (len(wide) + 2) * EPS * length * (length * shrink) + underflow
+        return z, rounding.to(dtype)

@@ -1,13 +1,37 @@
 """Rows of a matrix as points: checks and scaling that all searches share."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 METRICS = ("cosine", "euclidean")
 TINY = torch.finfo(torch.float64).tiny
+SHORT = 1e-12  # rows whose largest entry is at most this get no gradient
 
 
-def check(latents: Tensor, codebook: Tensor, metric: str) -> None:
+def normalize(rows: Tensor, *, order: float = 2.0) -> Tensor:
+    """Scale rows (..., d) to length 1 without overflow or underflow, which `F.normalize` suffers from.
+
+    Every row that is finite and not zero gets length 1, also where its squares leave the range of its dtype. A zero row
+    stays zero. Rows without an entry above 1e-12 get no gradient: it grows with 1 / length, and would drown that of all
+    other rows.
+
+    Args:
+        rows: (..., d), any floating dtype.
+        order: the norm, 2 for the Euclidean length, 1 for the sum of absolute values.
+
+    Returns:
+        The same shape and dtype.
+    """
+    tiny = torch.finfo(rows.dtype).tiny
+    largest = rows.detach().abs().amax(dim=-1, keepdim=True)
+    scaled = torch.where(largest > SHORT, rows, rows.detach()) / largest.clamp_min(tiny)
+    return F.normalize(scaled, p=order, dim=-1, eps=tiny)
+
+
+def check(latents: Tensor, codebook: Tensor, metric: str, k: int) -> None:
     """Raise a clear error for arguments that no search can take; looks at no value, so it costs no device work."""
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
@@ -24,6 +48,8 @@ def check(latents: Tensor, codebook: Tensor, metric: str) -> None:
         )
     if codebook.shape[0] == 0:
         raise ValueError("codebook is empty: there is no codeword to choose")
+    if not 1 <= k <= codebook.shape[0]:
+        raise ValueError(f"k must be from 1 to the {codebook.shape[0]} codewords; got {k}")
 
 
 def finite(rows: Tensor) -> Tensor:
@@ -33,7 +59,7 @@ def finite(rows: Tensor) -> Tensor:
 
 def require_finite(name: str, rows: Tensor) -> None:
     """Raise ValueError, naming how many rows (N, d) hold NaN or infinity and the first of them, if any does."""
-    if torch.isfinite(rows).all():
+    if len(rows) == 0 or all(math.isfinite(bound) for bound in torch.aminmax(rows)):  # NaN is passed on
         return
     bad = (~finite(rows)).nonzero().flatten()
     raise ValueError(
@@ -43,13 +69,8 @@ def require_finite(name: str, rows: Tensor) -> None:
 
 
 def unit(rows: Tensor) -> Tensor:
-    """Rows (N, d) scaled to length 1, float64; a zero row stays zero.
-
-    Divides by the largest entry first, so that neither huge nor subnormal entries overflow or vanish when squared.
-    """
-    rows = rows.double()
-    rows = rows / rows.abs().amax(dim=1, keepdim=True).clamp_min(TINY)
-    return rows / rows.norm(dim=1, keepdim=True).clamp_min(TINY)
+    """Rows (N, d) scaled to length 1, float64; a zero row stays zero."""
+    return normalize(rows.detach().double())
 
 
 def largest_entry(latents: Tensor, codebook: Tensor) -> Tensor:

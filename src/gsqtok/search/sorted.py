@@ -9,28 +9,36 @@ import math
 import torch
 from torch import Tensor
 
+from gsqtok.search.codebook import Codebook
 from gsqtok.search.rows import TINY
 
 
-def nearest_on_line(latents: Tensor, codebook: Tensor) -> Tensor:
+def nearest_on_line(latents: Tensor, codebook: Codebook) -> Tensor:
     """Index of the codeword of nearest value, int64 (N,), for finite latents (N, 1) and codebook (V, 1)."""
-    # Half of each value, since the difference of two of float64's largest would overflow.
-    z, c = latents.flatten().double() / 2, codebook.flatten().double() / 2
-    values, order = torch.sort(c, stable=True)
+    z, (values, order) = _halves(latents), codebook.prepared(_by_value)
     after = torch.searchsorted(values, z)  # the first codeword >= z
     before = torch.searchsorted(values, values[(after - 1).clamp_min(0)])  # first of the equals: the lowest index
     after = after.clamp_max(len(values) - 1)
     return _nearer((z - values[before]).abs(), (z - values[after]).abs(), order[before], order[after])
 
 
-def nearest_on_circle(latents: Tensor, codebook: Tensor) -> Tensor:
+def _halves(rows: Tensor) -> Tensor:
+    """Half of each value, since the difference of two of float64's largest would overflow."""
+    return rows.flatten().double() / 2
+
+
+def _by_value(codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """Half of each value of (V, 1) in order, and where they were."""
+    values, order = torch.sort(_halves(codebook), stable=True)
+    return values, order
+
+
+def nearest_on_circle(latents: Tensor, codebook: Codebook) -> Tensor:
     """Index of the codeword of nearest angle, int64 (N,), for finite latents (N, 2) and codebook (V, 2).
 
     A zero row has similarity 0 to everything, as at a right angle.
     """
-    z, c = _scaled(latents), _scaled(codebook)
-    # A zero codeword has no angle: infinity puts it behind all others, out of the range that is searched.
-    turns, order = torch.sort(_turn(c[:, 0], c[:, 1]).nan_to_num(nan=math.inf), stable=True)
+    z, (c, turns, order) = _scaled(latents), codebook.prepared(_by_angle)
     count = torch.searchsorted(turns, torch.full_like(turns[:1], math.inf))
     last = (count - 1).clamp_min(0)
 
@@ -46,6 +54,16 @@ def nearest_on_circle(latents: Tensor, codebook: Tensor) -> Tensor:
     found = torch.where((similarity < 0) & (first_zero < len(c)), first_zero, found)
     found = torch.where(similarity == 0, torch.minimum(found, first_zero), found)
     return found.masked_fill(~z.any(dim=1), 0)
+
+
+def _by_angle(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The codewords (V, 2) scaled; their turns in order, and where those were.
+
+    A zero codeword has no angle: infinity puts it behind all others, out of the range that is searched.
+    """
+    c = _scaled(codebook)
+    turns, order = torch.sort(_turn(c[:, 0], c[:, 1]).nan_to_num(nan=math.inf), stable=True)
+    return c, turns, order
 
 
 def _nearer(to_first: Tensor, to_second: Tensor, first: Tensor, second: Tensor) -> Tensor:

@@ -85,7 +85,8 @@ class Plan:
 def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = None) -> Tensor:
     """Index of the nearest codeword, int64 (N,), of latents (N, d) in a codebook (V, d); -1 where that is undefined.
 
-    What decides is float64 throughout: its rounding alone may keep the choice from the best. No wait for the device.
+    What decides is float64 throughout: its rounding alone may keep the choice from the best. Euclidean distances are
+    summed term by term, as in blocks. No wait for the device.
     """
     (n, d), v = latents.shape, len(codebook)
     euclidean = metric == "euclidean"
@@ -99,9 +100,9 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
     exact = latents.new_empty((tiles * plan.codewords, depth), dtype=torch.float32)
     inverse = latents.new_empty(0 if euclidean else tiles * plan.codewords, dtype=torch.float64)
     error = latents.new_empty(tiles, dtype=torch.float32)
-    # Euclidean scores are those of codewords shrunk to a length of at most 1.
-    # In float64, as squares of float32 overflow.
-    scale = torch.linalg.vector_norm(codebook, dim=1, dtype=torch.float64).amax().float() if euclidean else error
+    # Euclidean scores are those of codewords shrunk to a length of at most 1. In float64, as lengths of float32 rows
+    # overflow.
+    scale = torch.linalg.vector_norm(codebook, dim=1, dtype=torch.float64).amax() if euclidean else error
     margin = latents.new_empty(n, dtype=torch.float32)
     slots = latents.new_empty((splits, SLOTS, n, 4), dtype=torch.int32)
     found = latents.new_empty(n, dtype=torch.int64)
@@ -119,6 +120,7 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
     _settle[(-(-n // rows),)](
         latents, *latents.stride(), exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits, taken,
         **shape, BM=rows, COLUMNS=columns, ID_BITS=id_bits, num_stages=1,
+        enable_fp_fusion=not euclidean,  # distances to the last bit as a CPU computes them
     )  # fmt: skip
     return found
 

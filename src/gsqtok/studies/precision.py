@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gsqtok.studies import gsq_study  # noqa: F401, which registers the quantizer
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, exceeds, judge, seeds
 from gsqtok.studies.table import Table
@@ -20,12 +21,16 @@ def runs(scale: Scale) -> list[Run]:
     return [
         Run(
             {"G": dim // d, "d": d, "V": v, "search": search, "seed": seed},
-            scale.gsq(dim // d, d, v, options={} if search == "exact" else {"search": search}, seed=seed),
+            scale.gsq(dim // d, d, v, options=_searching(search), seed=seed),
         )
         for seed in seeds(scale)
         for d, v, search in settings
         if search != "float32" or seed == 0
     ]
+
+
+def _searching(search: str) -> dict[str, str]:
+    return {} if search == "exact" else {"name": "gsq_study", "search": search}
 
 
 def findings(table: Table) -> list[Finding]:

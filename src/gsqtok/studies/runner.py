@@ -229,7 +229,7 @@ def _show(tokenizer: ImageTokenizer, images: Tensor, file: Path) -> None:
     from gsqtok.training.images import grid_of
 
     images = images.to(tokenizer.device)
-    restored = tokenizer.decode(tokenizer.encode(images), (images.shape[2], images.shape[3]))
+    restored = tokenizer.decode(tokenizer.encode(images), size=(images.shape[2], images.shape[3]))
     save_image(grid_of(images.cpu(), restored.cpu()), file)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.training.config import AdversarialConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig
 
@@ -45,7 +46,10 @@ class Scale:
         """The run with this quantizer, latent and down-sampling factor; ``changes`` are fields of the configuration."""
         base = self.ablations if ablation else self.config
         model = replace(
-            base.model, latent_dim=latent_dim, quantizer=quantizer, multipliers=self.multipliers[self.factor(factor)]
+            base.model,
+            latent_dim=latent_dim,
+            quantizer=quantizer_options(**quantizer),
+            multipliers=self.multipliers[self.factor(factor)],
         )
         return replace(base, model=model, **changes)
 

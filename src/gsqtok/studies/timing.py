@@ -50,6 +50,7 @@ def time_tokenizer(config: TrainConfig, batch: int, device: torch.device) -> dic
         with autocast():
             out = quantizer(trained)
         (out.quantized.square().mean() + out.loss).backward()
+        quantizer.update(trained, out.indices)
 
     def encode() -> None:
         with autocast():

@@ -1,0 +1,77 @@
+"""The nearest codewords on a CPU by SciPy's k-d tree, where that takes less time than a product with all codewords.
+
+A tree helps in few dimensions, and only for latents that lie among the codewords: far from all of them it would visit
+every leaf. So it looks no farther than a few times the spacing of codewords. What it does not find there, and where
+distances are too close for its rounding, is searched in blocks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.spatial import cKDTree
+from torch import Tensor
+
+from gsqtok.search import chunked
+from gsqtok.search.codebook import Codebook
+from gsqtok.search.space import Space
+
+LARGEST_D = 6
+PAYS = 1024  # latents for which a tree is built that may never be used again
+SAMPLE = 1024  # codewords whose spacing is measured
+SPACED = 0.99  # of which no more than this share are closer to another than the spacing
+INSIDE = 8  # how many times as much volume is searched as lies within the spacing around a codeword
+LATENTS = 1 << 16  # latents at once
+TOLERANCE = 1e-12  # relative; far above the rounding of a distance in float64
+
+
+def pays(latents: Tensor, codebook: Codebook) -> bool:
+    """Whether the tree is faster than blocks, as measured with uniform points on two CPU generations."""
+    v, d = codebook.rows.shape
+    return d <= LARGEST_D and v >= 2 ** (1.5 * d + 5) and (codebook.known or len(latents) >= PAYS)
+
+
+def nearest(latents: Tensor, codebook: Codebook, metric: str, k: int = 1) -> Tensor:
+    """As `chunked.nearest`."""
+    tree = codebook.prepared(Tree.of, metric)
+    found, proven = zip(*(tree.search(block, k) for block in latents.split(LATENTS)), strict=True)
+    indices, rest = torch.cat(found), (~torch.cat(proven)).nonzero().flatten()
+    if len(rest) > 0:
+        indices[rest] = chunked.nearest(latents[rest], codebook, metric, k)
+    return indices
+
+
+@dataclass(frozen=True)
+class Tree:
+    """A k-d tree of a codebook's points."""
+
+    space: Space
+    tree: cKDTree
+    radius: float  # within which it looks
+
+    @classmethod
+    def of(cls, codebook: Tensor, metric: str) -> Tree:
+        """Build the tree of a finite codebook (V, d)."""
+        space = Space.of(codebook, metric)
+        points = space.points(codebook)
+        tree = cKDTree(points.numpy(), balanced_tree=False)
+        # A codeword of zeros is no point on the sphere. Then nothing is found, and all is searched in blocks.
+        if metric == "cosine" and not points.any(dim=1).all():
+            return cls(space, tree, 0.0)
+        sample = points[:: max(1, len(points) // SAMPLE)]
+        spacing = torch.from_numpy(tree.query(sample.numpy(), k=2)[0][:, 1]).quantile(SPACED).item()
+        return cls(space, tree, spacing * INSIDE ** (1 / points.shape[1]))
+
+    def search(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Indices, (N,) or if k > 1 (N, k), and for which latents they are certain."""
+        z = self.space.points(latents)
+        # One more than is wanted. All distances of the others are at least the last, so where no two are too close to
+        # tell apart, neither the tree's rounding nor its order matters.
+        distance, index = self.tree.query(
+            z.numpy(), k=k + 1, distance_upper_bound=self.radius, workers=torch.get_num_threads()
+        )
+        found, distances = torch.from_numpy(index[:, :k]), torch.from_numpy(distance)
+        apart = distances[:, 1:] > distances[:, :-1] * (1 + TOLERANCE)
+        proven = apart.all(dim=1) & distances[:, k - 1].isfinite() & z.any(dim=1)
+        return (found[:, 0] if k == 1 else found), proven
