@@ -162,7 +162,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> Any:
-    value = image.tag_v2.get(tag) if image.format == "TIFF" else None
+    value = getattr(image, "tag_v2", {}).get(tag)
     return value[0] if isinstance(value, tuple) else value
 
 

@@ -24,8 +24,10 @@ from gsqtok.tokenizer import ImageTokenizer
 
 META = "__gsqtok__"
 # What numpy and zipfile raise for files that are damaged or of another kind.
-UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OSError, EOFError, RuntimeError)
-UNREADABLE += (zipfile.BadZipFile, zlib.error)
+UNREADABLE = (
+    *(ValueError, LookupError, TypeError, AttributeError, OSError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
+)
 
 
 class TokenArchiveError(ValueError):

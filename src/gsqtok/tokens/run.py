@@ -186,7 +186,8 @@ class _Encoder:
 
     def __init__(self, tokenizer: ImageTokenizer, options: RunOptions) -> None:
         self._tokenizer, self._options = tokenizer, options
-        self._plain = copy.deepcopy(tokenizer).cpu() if options.engine == "ray" else None  # before it is optimized here
+        # for Ray's actors, before it is optimized here
+        self._plain = copy.deepcopy(tokenizer).cpu() if options.engine == "ray" else tokenizer
         self._here: Encode | None = None
         self._make = functools.partial(
             Encode,
