@@ -12,7 +12,11 @@ matrix    all N x V distances, then argmin
 product   all N x V inner products of the normalised rows, then argmax
 vqp       vector-quantize-pytorch, cosine codebook, evaluation mode (pip install vector-quantize-pytorch)
 flash     flash-kmeans, fused cosine assignment, TF32 (pip install flash-kmeans; CUDA alone)
-faiss     FAISS, flat inner-product index (pip install faiss-cpu; CPU alone)
+On a CPU alone, where peers have what they prepare of the codebook before they are timed, as gsqtok keeps its own:
+first     gsqtok with a codebook that it has not seen
+faiss     FAISS, flat inner-product index (pip install faiss-cpu)
+scipy     SciPy's k-d tree, on as many threads (d up to 8)
+sklearn   scikit-learn's k-d tree (pip install scikit-learn; d up to 8)
 A contender that is not installed, or runs out of memory, is left out of its row.
 
 `agree` is the share of rows with the codeword that float64 finds, `gap` the worst loss of float64 similarity, `extra`
@@ -36,6 +40,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gsqtok.search import codebook as kept_codebooks
 from gsqtok.search import nearest, reference
 
 CUDA_ROWS = [
@@ -57,8 +62,15 @@ CUDA_ROWS = [
     (256, 262_144, 16),
     (4096, 262_144, 16),
 ]
-CPU_ROWS = [(4096, 8192, 8), (1024, 262_144, 8), (4096, 8192, 64), (4096, 65_536, 2)]
-MATRIX_LIMIT = {"cuda": 60 << 30, "cpu": 4 << 30}  # bytes of one N x V matrix above which none is tried
+CPU_ROWS = [
+    (512, 256, 4),
+    (2048, 256, 4),
+    (8192, 256, 4),
+    *((4096, v, d) for d in (2, 3, 4, 6, 8, 16, 64) for v in (1024, 8192, 65_536)),
+    *((256, 1 << 20, d) for d in (2, 3, 4, 6, 8, 16)),
+]
+MATRIX_LIMIT = {"cuda": 60 << 30, "cpu": 2 << 30}  # bytes of one N x V matrix above which none is tried
+SLOW_LIMIT = {"cuda": 60 << 30, "cpu": 1 << 28}  # the same for contenders that need several such matrices
 
 
 def official(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -93,15 +105,42 @@ def flash(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     return lambda: cosine_assign_triton(F.normalize(latents, dim=1)[None], F.normalize(codebook, dim=1)[None])[0].long()
 
 
+def first(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    def search() -> Tensor:
+        kept_codebooks._kept = []
+        return nearest(latents, codebook)
+
+    return search
+
+
 def faiss(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     import faiss
 
+    faiss.omp_set_num_threads(torch.get_num_threads())
+    index = faiss.IndexFlatIP(codebook.shape[1])
+    index.add(F.normalize(codebook, dim=1).numpy())
+    return lambda: torch.from_numpy(index.search(F.normalize(latents, dim=1).numpy(), 1)[1][:, 0])
+
+
+def scipy(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    from scipy.spatial import cKDTree
+
+    tree = cKDTree(F.normalize(codebook.double(), dim=1).numpy(), balanced_tree=False)
+
     def search() -> Tensor:
-        index = faiss.IndexFlatIP(codebook.shape[1])
-        index.add(F.normalize(codebook, dim=1).numpy())
-        return torch.from_numpy(index.search(F.normalize(latents, dim=1).numpy(), 1)[1][:, 0])
+        z = F.normalize(latents.double(), dim=1).numpy()
+        return torch.from_numpy(tree.query(z, workers=torch.get_num_threads())[1])
 
     return search
+
+
+def sklearn(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
+    from sklearn.neighbors import KDTree
+
+    tree = KDTree(F.normalize(codebook.double(), dim=1).numpy())
+    return lambda: torch.from_numpy(
+        tree.query(F.normalize(latents.double(), dim=1).numpy(), return_distance=False)[:, 0]
+    )
 
 
 def contenders(latents: Tensor, codebook: Tensor) -> dict[str, Callable[[], Tensor]]:
@@ -110,16 +149,21 @@ def contenders(latents: Tensor, codebook: Tensor) -> dict[str, Callable[[], Tens
     found: dict[str, Callable[[], Tensor]] = {"gsqtok": lambda: nearest(latents, codebook, use_triton=not on_cpu)}
     if not on_cpu:
         found["blocks"] = lambda: nearest(latents, codebook, use_triton=False)
-    fits = 4 * len(latents) * len(codebook) <= MATRIX_LIMIT[latents.device.type]
-    if fits:
+    size = 4 * len(latents) * len(codebook)
+    if size <= MATRIX_LIMIT[latents.device.type]:
         found["product"] = lambda: product(latents, codebook)
+    fits = size <= SLOW_LIMIT[latents.device.type]
+    if fits:
         found["matrix"] = lambda: matrix(latents, codebook)
         if len(codebook) <= 1 << 24:
             found["official"] = lambda: official(latents, codebook)
     for name, build, possible in [
         ("vqp", vqp, fits),
         ("flash", flash, not on_cpu and codebook.shape[1] > 2),
+        ("first", first, on_cpu),
         ("faiss", faiss, on_cpu),
+        ("scipy", scipy, on_cpu and codebook.shape[1] <= 8),
+        ("sklearn", sklearn, on_cpu and codebook.shape[1] <= 8),
     ]:
         if possible:
             try:
@@ -375,7 +419,7 @@ def main() -> None:
         else f"{cpu_name()}, {torch.get_num_threads()} threads"
     )
     versions = {"torch": torch.__version__, "python": platform.python_version()}
-    for package in ("triton", "vector-quantize-pytorch", "flash-kmeans", "faiss-cpu"):
+    for package in ("triton", "vector-quantize-pytorch", "flash-kmeans", "faiss-cpu", "scipy", "scikit-learn"):
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:

@@ -1,10 +1,9 @@
 """What ranks know together; sums over two are tested where they are used, too (tests/contract, tests/evaluation)."""
 
 import processes
-import pytest
 import torch
 
-from gsqtok.distributed import mean_over_ranks, on_first, own_part, rank_and_size, sum_over_ranks
+from gsqtok.distributed import mean_over_ranks, on_first, rank_and_size, sum_over_ranks
 
 
 def test_one_process_is_left_alone():
@@ -13,9 +12,6 @@ def test_one_process_is_left_alone():
     assert sum_over_ranks(x) is x
     assert mean_over_ranks(x) is x
     assert on_first(3, sum) == 3
-    assert own_part(None, 1) == (0, 1)
-    with pytest.raises(ValueError, match=r"process 1 of 2 was asked for, torch.distributed says 0 of 1"):
-        own_part(1, 2)
 
 
 def run_rank(rank, folder):

@@ -18,18 +18,6 @@ def rank_and_size() -> tuple[int, int]:
     return 0, 1
 
 
-def own_part(rank: int | None, world_size: int | None) -> tuple[int, int]:
-    """Rank and number of processes, None being what torch.distributed says; ValueError where it says otherwise."""
-    actual = rank_and_size()
-    asked = (actual[0] if rank is None else rank, actual[1] if world_size is None else world_size)
-    if asked != actual:
-        raise ValueError(
-            f"process {asked[0]} of {asked[1]} was asked for, torch.distributed says {actual[0]} of {actual[1]}: "
-            "results are gathered over its processes, so leave rank and world_size out"
-        )
-    return actual
-
-
 def sum_over_ranks(x: Tensor) -> Tensor:
     """The sum of ``x`` over all ranks; ``x`` itself where there is one process. No gradient flows."""
     if rank_and_size()[1] == 1:

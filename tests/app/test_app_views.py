@@ -24,7 +24,7 @@ from gsqtok.app.views import (
     swapped,
 )
 from gsqtok.data import to_pil
-from gsqtok.evaluation.report import token_colours
+from gsqtok.evaluation.report.images import token_colours
 
 ALL = (0.0, 0.0, 1.0, 1.0)
 

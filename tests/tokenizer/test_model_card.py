@@ -13,7 +13,7 @@ from gsqtok.tokenizer.model_card import GENERATED, model_card
 @pytest.fixture
 def result(tiny_tokenizer):
     return {
-        "format": "gsqtok-evaluation-1",
+        "format": "gsqtok-evaluation-2",
         "model": {
             "name": "tiny",
             "fingerprint": tiny_tokenizer.fingerprint(),
@@ -34,7 +34,7 @@ def result(tiny_tokenizer):
             "features": {"network": "tf_efficientnet_lite0", "input_size": None},
             "reference": None,
         },
-        "figures": {"psnr": 23.456, "rfid": 1.234, "ssim": None, "images": 50_000},
+        "metrics": {"psnr": 23.456, "rfid": 1.234, "ssim": None, "images": 50_000},
     }
 
 
@@ -101,7 +101,7 @@ def test_a_card_is_renewed_until_somebody_changes_it(tiny_tokenizer, result, tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "is not 'gsqtok-evaluation-1'"),
+        ({"format": "other"}, "is not 'gsqtok-evaluation-2'"),
         ({"model": {"fingerprint": "0123"}}, "measured another tokenizer"),
     ],
 )
@@ -118,6 +118,6 @@ def test_evaluations_that_cannot_be_read(tiny_tokenizer, result, tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match=r"bad\.json is not a JSON file"):
         model_card(tiny_tokenizer, "name", tmp_path / "bad.json")
-    del result["figures"]
-    with pytest.raises(ValueError, match="lacks 'figures'"):
+    del result["metrics"]
+    with pytest.raises(ValueError, match="lacks 'metrics'"):
         model_card(tiny_tokenizer, "name", result)

@@ -15,7 +15,7 @@ from torch import Tensor
 from gsqtok.data import to_pil, to_tensor
 from gsqtok.evaluation.codecs import Codec
 from gsqtok.evaluation.reconstruct import Reconstruction, reconstruct
-from gsqtok.evaluation.report import token_colours
+from gsqtok.evaluation.report.images import token_colours
 from gsqtok.evaluation.similarity import similarity
 from gsqtok.tokenizer import ImageTokenizer
 

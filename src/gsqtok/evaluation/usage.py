@@ -1,6 +1,6 @@
 """How much of its codebook a tokenizer uses.
 
-A module that counts: feed it batch by batch, on as many processes as you like, and `compute` gives the same figures as
+A module that counts: feed it batch by batch, on as many processes as you like, and `compute` gives the same metrics as
 one process that saw everything. Its state dict holds the counts. It is no metric of torchmetrics, whose import takes
 longer than PyTorch's: training counts from the first step on.
 """
@@ -99,7 +99,7 @@ class CodebookUsage(nn.Module):
         self.positions.zero_()
 
     def compute(self) -> dict[str, float | int | list[float]]:
-        """The figures listed above, over all processes; every process must call it.
+        """The metrics listed above, over all processes; every process must call it.
 
         Raises:
             ValueError: no index was seen.

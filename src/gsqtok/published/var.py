@@ -123,8 +123,9 @@ def _names(name: str) -> Sequence[str]:
 
 
 def _build(codebook_size: int, scales: Sequence[int], convolutions: int, **networks: Any) -> Parts:
-    sizes = {"codebook_size": codebook_size, "scales": tuple(scales), "convolutions": convolutions}
-    quantizer = MultiScale(networks["dim"], **sizes)
+    quantizer = MultiScale(
+        networks["dim"], codebook_size=codebook_size, scales=tuple(scales), convolutions=convolutions
+    )
     size = scales[-1] * 2 ** (len(networks["widths"]) - 1)
     length = sum(scale**2 for scale in scales)
     return Parts(Encoder(**networks), quantizer, Decoder(**networks), factor=None, size=size, length=length)

@@ -63,7 +63,8 @@ def nearest(
         TypeError: a dtype that is not floating-point.
     """
     check(latents, codebook, metric, k)
-    return torch.ops.gsqtok.nearest(latents.detach(), codebook.detach(), metric, use_triton, k)
+    found: Tensor = torch.ops.gsqtok.nearest(latents.detach(), codebook.detach(), metric, use_triton, k)
+    return found
 
 
 torch.library.define(
@@ -78,7 +79,8 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
     if len(latents) == 0:
         return _nearest_fake(latents, codebook, metric, use_triton, k)
     if device.type == "mps":  # has no float64
-        return torch.ops.gsqtok.nearest(latents.cpu(), codebook.cpu(), metric, use_triton, k).to(device)
+        found: Tensor = torch.ops.gsqtok.nearest(latents.cpu(), codebook.cpu(), metric, use_triton, k)
+        return found.to(device)
     if device.type == "cpu":
         require_finite("latents", latents)
 
@@ -87,7 +89,7 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
         if obstacle is None:
             from gsqtok.search import sorted_triton, triton
 
-            with torch.cuda.device_of(latents):
+            with torch.cuda.device(latents.get_device()):
                 if latents.shape[1] == 1 or (latents.shape[1] == 2 and metric == "cosine"):
                     return sorted_triton.nearest(latents, codebook)
                 return triton.nearest(latents, codebook, metric)
@@ -102,7 +104,7 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
     rounds = torch.is_autocast_enabled(device.type)
     with torch.inference_mode(), torch.autocast(device.type, enabled=False) if rounds else nullcontext():
         found = _search(latents, kept(codebook) if device.type == "cpu" else Codebook(codebook), metric, k)
-    found = found.clone()
+    found = found.clone()  # out of inference mode, which spares small searches a tenth of their time
     if valid is not None:
         found = found.where(valid.view(-1, *[1] * (found.ndim - 1)), -1)
     return found
@@ -130,7 +132,9 @@ def _obstacle_to_triton(latents: Tensor, codebook: Tensor, k: int) -> str | None
     return triton.obstacle(latents, codebook)
 
 
-@torch.library.register_fake("gsqtok::nearest")
 def _nearest_fake(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | None, k: int = 1) -> Tensor:
     shape = latents.shape[:1] if k == 1 else (latents.shape[0], k)
     return latents.new_empty(shape, dtype=torch.int64)
+
+
+torch.library.register_fake("gsqtok::nearest", _nearest_fake)

@@ -40,7 +40,7 @@ def nearest(latents: Tensor, codebook: Codebook, metric: str, k: int = 1) -> Ten
     rows = max(1, _at_once(latents) // max(tiles, tile * columns))
     if latents.shape[0] <= rows:
         return _search(points, codebook, latents, k)
-    return torch.cat([_search(points, codebook, block, k) for block in latents.split(rows)])
+    return torch.cat([_search(points, codebook, block, k) for block in torch.split(latents, rows)])
 
 
 def _at_once(rows: Tensor) -> int:
@@ -129,7 +129,7 @@ def _settle(
     # Groups of latents, each with about as many products as may be at once.
     group = near.sum(dim=0).cumsum(dim=0) * (tile * columns) // _at_once(z)
     counts = torch.unique_consecutive(group, return_counts=True)[1].tolist()
-    for rows in torch.arange(len(latents), device=z.device).split(counts):
+    for rows in torch.split(torch.arange(len(latents), device=z.device), counts):
         row, within = near[:, rows].T.nonzero(as_tuple=True)
         scores = torch.bmm(points.codewords[within], z.T[rows[row]].unsqueeze(2)).squeeze(2)
         index = within.unsqueeze(1) * tile + torch.arange(tile, device=z.device)

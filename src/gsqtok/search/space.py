@@ -37,7 +37,7 @@ class Space:
         if len(rows) <= at_once:
             return self._points(rows)
         points = torch.empty(rows.shape, dtype=torch.float64, device=rows.device)
-        for part, target in zip(rows.split(at_once), points.split(at_once), strict=True):
+        for part, target in zip(torch.split(rows, at_once), torch.split(points, at_once), strict=True):
             target.copy_(self._points(part))
         return points
 

@@ -31,6 +31,6 @@ def nearest(latents: Tensor, codebook: Tensor, precision: torch.dtype) -> Tensor
         transposed = codebook.to(precision).T
         found = [
             torch.sub(squares, rows.to(precision) @ transposed, alpha=2).argmin(1)
-            for rows in latents.float().split(max(1, _BLOCK // len(codebook)))
+            for rows in torch.split(latents.float(), max(1, _BLOCK // len(codebook)))
         ]
     return torch.cat(found) if found else torch.empty(0, dtype=torch.int64, device=latents.device)

@@ -115,7 +115,7 @@ _MULTIPLIERS = {8: (1, 2, 2, 4), 16: (1, 1, 2, 2, 4), 32: (1, 1, 2, 2, 4, 4), 64
 SCALES = {
     "smoke": Scale(
         name="smoke",
-        summary="a few steps at 32 px, to see that everything works; its figures mean nothing",
+        summary="a few steps at 32 px, to see that everything works; its results mean nothing",
         config=_SMOKE,
         ablations=_SMOKE,
         adversarial=AdversarialConfig(

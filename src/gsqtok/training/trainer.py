@@ -299,8 +299,6 @@ class Trainer:
                 self.validation,
                 transform=ImageTransform(self.config.data.size),
                 workers=self.config.data.workers,
-                rank=self.accelerator.process_index,
-                world_size=self.accelerator.num_processes,
             )
             shown = ("psnr", "ssim", "usage", "perplexity", "bits_per_pixel")
             run_log.measured(step, {f"validation/{name}": float(figures[name]) for name in shown if name in figures})
