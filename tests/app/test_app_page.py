@@ -32,7 +32,14 @@ def tokenizers():
         torch.manual_seed(0)
         for label, dim in zip(LABELS, (6, 8), strict=True):
             quantizer = {"name": "gsq", "groups": 2, "codebook_size": 64}
-            config = TokenizerConfig(dim, 32, (1, 1, 1), 1, 1, 1, 1, quantizer=quantizer)
+            config = TokenizerConfig(
+                latent_dim=dim,
+                channels=32,
+                multipliers=(1, 1, 1),
+                encoder_blocks=1,
+                decoder_blocks=1,
+                quantizer=quantizer,
+            )
             tokenizers[label] = ImageTokenizer(config).eval()
     return tokenizers
 
