@@ -49,9 +49,9 @@ def test_from_images_to_tokens_and_back(family, asked, size, grid, words, images
 
     result = tmp_path / "result.json"
     run("evaluate", model, images, *crop, "--features", "none", "--perceptual", "-o", str(result))
-    figures = json.loads(result.read_text())["figures"]
+    metrics = json.loads(result.read_text())["metrics"]
     bits = np.prod(grid) * np.log2(64 if family == "bsq_vit" else 16)
-    assert figures["bits_per_pixel"] == pytest.approx(bits / size**2)
+    assert metrics["bits_per_pixel"] == pytest.approx(bits / size**2)
 
     folder = str(tmp_path / "set")
     run("tokenize", model, images, "--size", str(size), "--workers", "0", "-o", folder)

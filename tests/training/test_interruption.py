@@ -45,6 +45,7 @@ def test_the_last_step_is_no_reason_to_stop(tiny, monkeypatch):
 
 
 def test_a_second_signal_ends_at_once():
+    set_before = signal.signal(signal.SIGINT, signal.default_int_handler)  # other tests may have left theirs
     before = signal.getsignal(signal.SIGINT)
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
@@ -53,6 +54,7 @@ def test_a_second_signal_ends_at_once():
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGTERM) is not interruption._note
+    signal.signal(signal.SIGINT, set_before)
 
 
 def terminate_the_second_rank():

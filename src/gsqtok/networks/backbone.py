@@ -158,6 +158,7 @@ class Backbone(FrozenNetwork):
         self._depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
         # cut after the last block that is asked for
         self._indices = network.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
+        network.eval()  # what was put in place of layers, too
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
         super()._apply(fn, recurse)

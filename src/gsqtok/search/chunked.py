@@ -205,7 +205,8 @@ class Points:
             codewords[rows, -1] = errors[rows, -1] = length * g
         codewords[v:], errors[v:] = codewords[v - 1], errors[v - 1]
         errors = errors.view(tiles, tile, -1).amax(dim=1)
-        places = torch.zeros(3, tiles + tile, dtype=torch.float32 if v < 1 << 24 else torch.float64, device=c.device)
+        # Whole numbers that the product must not round.
+        places = codebook.new_zeros(3, tiles + tile, dtype=dtype if v < 1 << 24 else torch.float64)
         places[0, :tiles], places[1, tiles:] = 1, 1
         torch.arange(0, tiles * tile, tile, out=places[2, :tiles])
         torch.arange(tile, out=places[2, tiles:])

@@ -1,11 +1,9 @@
-"""The nearest codeword by direct float64 distances: slow, simple, and what the fast searches are tested against."""
-
-import math
+"""The nearest codeword by all distances in float64: slow, simple, and what the fast searches are tested against."""
 
 import torch
 from torch import Tensor
 
-from gsqtok.search.rows import largest_entry, unit
+from gsqtok.search.space import Space
 
 DISTANCES_PER_BLOCK = 1 << 22
 
@@ -16,21 +14,16 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str) -> Tensor:
     Cosine compares chords between unit rows, |z - c|^2 = 2 - 2 z.c, from their differences: at d = 2 and V = 262,144
     neighbours differ by 3e-10 in z.c but by 2e-5 in the chord, which keeps the digits that the product rounds off.
     """
-    on_sphere = metric == "cosine" and latents.shape[1] > 1
-    if on_sphere:
-        latents, codebook = unit(latents), unit(codebook)
-        zero_latents, zero_codewords = ~latents.any(dim=1), ~codebook.any(dim=1)
-    else:
-        scale = largest_entry(latents, codebook)
-        latents, codebook = latents.double() / scale, codebook.double() / scale
-
-    found = torch.empty(len(latents), dtype=torch.int64, device=latents.device)
-    rows = max(1, DISTANCES_PER_BLOCK // len(codebook))
-    for start in range(0, len(latents), rows):
-        block = slice(start, start + rows)
-        distance = torch.cdist(latents[block], codebook, compute_mode="donot_use_mm_for_euclid_dist")
-        if on_sphere:  # similarity 0 is a right angle, a chord of sqrt(2)
-            distance[:, zero_codewords] = math.sqrt(2)
-            distance[zero_latents[block]] = math.sqrt(2)
-        found[block] = distance.argmin(dim=1)
-    return found
+    metric = metric if latents.shape[1] > 1 else "euclidean"
+    space = Space.of(codebook, metric)
+    c = space.points(codebook)
+    found = []
+    for block in torch.split(latents, max(1, DISTANCES_PER_BLOCK // len(codebook))):
+        z = space.points(block)
+        distance = z.new_zeros(len(z), len(c))
+        for a, b in zip(z.T, c.T, strict=True):
+            distance += (a.unsqueeze(1) - b).square()
+        if metric == "cosine":  # a row of zeros is at a right angle to everything
+            distance.masked_fill_(~(z.any(dim=1, keepdim=True) & c.any(dim=1)), 2.0)
+        found.append(distance.argmin(dim=1))
+    return torch.cat(found)

@@ -71,8 +71,3 @@ def require_finite(name: str, rows: Tensor) -> None:
 def unit(rows: Tensor) -> Tensor:
     """Rows (N, d) scaled to length 1, float64; a zero row stays zero."""
     return normalize(rows.detach().double())
-
-
-def largest_entry(latents: Tensor, codebook: Tensor) -> Tensor:
-    """The largest absolute value in either, float64 (): dividing both by it keeps squared distances in range."""
-    return torch.maximum(latents.abs().amax().double(), codebook.abs().amax().double()).clamp_min(TINY)

@@ -102,7 +102,7 @@ def draw_examples(table: Table, runs: Path) -> Figure | None:
     heights = [_WIDTH * image.shape[0] / image.shape[1] + 0.4 for image in images]
     trainings = [RunFolder(run / "training") for _, run in chosen]
     logs = [training.metrics() if training.metrics_file.exists() else [] for training in trainings]
-    places = [[number, number] for number in range(len(chosen))] + [list(CURVES)] * any(logs)
+    places: list[Any] = [[number, number] for number in range(len(chosen))] + [list(CURVES)] * any(logs)
     figure = Figure((_WIDTH, sum(heights) + _CURVES * any(logs)), layout="constrained")
     axes: dict[Any, Axes] = figure.subplot_mosaic(places, height_ratios=heights + [_CURVES] * any(logs))
     for name, title in CURVES.items() if any(logs) else ():

@@ -15,6 +15,7 @@ from gsqtok.studies.study import Run, Study
 from gsqtok.studies.table import Row, Table
 from gsqtok.training.run_folder import as_plain
 
+RESULTS = "results.json"
 Progress = Callable[[str, "Outcome | None", str, int], Any]
 
 
@@ -65,7 +66,6 @@ def run_studies(
     held, output = held_at(SCALES[scale], steps), Path(output)
     plans = [(study, [_with(run, images) for run in study.runs(held)]) for study in studies]
     placed = _place(plans, output / "runs", held)
-    folders = {study.name: output / f"{study.name}-{scale}" for study in studies}
     outcomes = {digest: outcome for digest, run in placed.items() if (outcome := Outcome.of(run.folder)) is not None}
     failures: dict[str, str] = {}
     left = [run for digest, run in placed.items() if digest not in outcomes]
@@ -80,17 +80,17 @@ def run_studies(
             failures[digest] = f"{problem}; {run.folder / LOG} has more"
         for study, runs in plans:
             if digest in (other.digest for other in runs):
-                _save(study, runs, held, command, outcomes, failures, folders[study.name])
+                _table(study, runs, held, command, outcomes, failures).save(output / f"{study.name}-{scale}" / RESULTS)
         left.remove(run)
         progress(run.name, outcome, problem, len(left))
 
     try:
         run_all(left, devices, per_device, report)
     finally:  # also when stopped: the pages say what is done
-        tables = []
-        for study, runs in plans:
-            tables.append(_save(study, runs, held, command, outcomes, failures, folders[study.name]))
-            write_page(study, tables[-1], folders[study.name])
+        tables = [_table(study, runs, held, command, outcomes, failures) for study, runs in plans]
+        for (study, _), table in zip(plans, tables, strict=True):
+            table.save(output / f"{study.name}-{scale}" / RESULTS)
+            write_page(study, table, output / f"{study.name}-{scale}")
     return tables
 
 
@@ -126,21 +126,13 @@ def held_at(scale: Scale, steps: int | None) -> Scale:
     return replace(scale, config=replace(scale.config, steps=steps), ablations=replace(scale.ablations, steps=steps))
 
 
-def _save(
-    study: Study,
-    runs: list[Run],
-    scale: Scale,
-    command: str,
-    outcomes: dict[str, Outcome],
-    failures: dict[str, str],
-    folder: Path,
+def _table(
+    study: Study, runs: list[Run], scale: Scale, command: str, outcomes: dict[str, Outcome], failures: dict[str, str]
 ) -> Table:
-    """The results of a study as far as they are there, written into its folder."""
+    """The results of a study as far as they are there."""
     rows = [_row(run, outcomes.get(run.digest), failures.get(run.digest)) for run in runs]
     environments = [outcomes[run.digest].environment for run in runs if run.digest in outcomes]
-    table = Table(study.name, scale.name, rows, _setting(scale, runs[0], command), of_all(environments))
-    table.save(folder / "results.json")
-    return table
+    return Table(study.name, scale.name, rows, _setting(scale, runs[0], command), of_all(environments))
 
 
 def _row(run: Run, outcome: Outcome | None, failure: str | None) -> Row:

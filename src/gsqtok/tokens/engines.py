@@ -11,6 +11,7 @@ import pickle
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,23 +109,7 @@ def ray(
     Raises:
         ModuleNotFoundError: Ray is not installed.
     """
-    try:
-        import ray.data
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(RAY_MISSING) from None
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(
-            address=address,
-            log_to_driver=False,
-            logging_level="ERROR",
-            include_dashboard=False if address is None else None,
-        )
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    try:
+    with _started(address) as ray:
         resources = ray.cluster_resources()
         gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 1))
         encoders = gpus or max(1, cpus // 4)
@@ -148,6 +133,24 @@ def ray(
         )
         for row in tokens.iter_rows():
             yield pickle.loads(row["tokens"])
+
+
+@contextmanager
+def _started(address: str | None) -> Iterator[Any]:
+    """Ray, quiet; what was started here is shut down."""
+    try:
+        import ray.data
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(RAY_MISSING) from None
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    started_here = not ray.is_initialized()
+    if started_here:
+        dashboard = False if address is None else None
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=dashboard)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    ray.data.DataContext.get_current().enable_progress_bars = False
+    try:
+        yield ray
     finally:
         if started_here:
             ray.shutdown()
