@@ -618,7 +618,6 @@ def train_two_steps(case: Case, rank: int, world: int) -> dict[str, torch.Tensor
 
 
 def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.save([train_two_steps(case, rank, 2) for case in CASES], f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()
