@@ -50,7 +50,7 @@ def _at_once(rows: Tensor) -> int:
 
 def _search(points: Points, codebook: Codebook, latents: Tensor, k: int) -> Tensor:
     z, slack = points.latents(latents)
-    maxima, tiles = _maxima(points.codewords, z), points.codewords.shape[0]
+    maxima, tiles = _maxima(points, z), points.codewords.shape[0]
     lower = torch.addmm(maxima[:tiles], points.errors, z[-points.errors.shape[1] :], alpha=-2)
     threshold = lower.amax(dim=0) if k == 1 else lower.topk(min(k, tiles), dim=0).values[-1]
     threshold = threshold - slack if k <= tiles else torch.full_like(threshold, -torch.inf)
@@ -76,35 +76,33 @@ def _search(points: Points, codebook: Codebook, latents: Tensor, k: int) -> Tens
     return indices
 
 
-def _maxima(codewords: Tensor, z: Tensor) -> Tensor:
+def _maxima(points: Points, z: Tensor) -> Tensor:
     """The largest product of each latent with a tile's codewords; below, with the codewords at one place of all tiles.
 
-    The latter says where in its tile a codeword is. With more codewords than a block has, that is computed again for
+    The latter says where in its tile a codeword is. With more than one block of codewords that is computed again for
     the one tile, which takes less than a second look at all scores, and it is left out here.
 
     Args:
-        codewords: (tiles, tile, c).
+        points: the prepared codebook.
         z: the latents, (c, n).
 
     Returns:
         (tiles + tile, n), or (tiles, n).
     """
-    (tiles, tile, _), n = codewords.shape, z.shape[1]
+    (tiles, tile, _), n = points.codewords.shape, z.shape[1]
     rows = 4096 if z.is_cuda else max(256, 128 * torch.get_num_threads())
-    at_once = CODEWORDS // tile
-    whole = tiles <= at_once
-    maxima = z.new_empty(tiles + tile if whole else tiles, n)
-    scores = z.new_empty(min(tiles, at_once) * tile, min(rows, n))
+    blocks = torch.split(points.codewords.flatten(0, 1), CODEWORDS)
+    maxima = z.new_empty(tiles if len(blocks) > 1 else tiles + tile, n)
+    scores = z.new_empty(len(blocks[0]), min(rows, n))
     for row in range(0, n, rows):
         columns, target = z[:, row : row + rows], maxima[:, row : row + rows]
-        for first in range(0, tiles, at_once):
-            block = codewords[first : first + at_once]
+        for number, block in enumerate(blocks):
             # Codewords down, latents across: the maximum over a tile is then one of whole vectors, not within them.
-            product = torch.mm(block.flatten(0, 1), columns, out=scores[: len(block) * tile, : columns.shape[1]])
-            product = product.view(-1, tile, columns.shape[1])
-            torch.amax(product, dim=1, out=target[first : first + len(block)])
-            if whole:
-                torch.amax(product, dim=0, out=target[tiles:])
+            product = torch.mm(block, columns, out=scores[: len(block), : columns.shape[1]])
+            product, first = product.view(-1, tile, columns.shape[1]), number * CODEWORDS // tile
+            torch.amax(product, dim=1, out=target[first : first + len(product)])
+        if len(blocks) == 1:
+            torch.amax(product, dim=0, out=target[tiles:])
     return maxima
 
 
