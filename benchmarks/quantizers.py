@@ -42,6 +42,7 @@ def ours(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, 
 
     def step(latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = quantizer(latent)
+        quantizer.update(latent, out.indices)  # as the peer does in its forward pass
         return out.quantized, out.loss
 
     return quantizer, step
@@ -60,7 +61,7 @@ def peer(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, 
     elif method == "rvq":
         model = ResidualVQ(dim=d, num_quantizers=options["stages"], codebook_size=options["codebook_size"])
     elif method == "fsq":
-        model = FSQ(levels=build_quantizer(method, **options).level_counts.tolist())
+        model = FSQ(levels=build_quantizer(method, **options).level_counts)
     else:
         model = LFQ(dim=d, codebook_size=2**d, spherical=method == "bsq")
     model = model.to(device).train()

@@ -50,7 +50,7 @@ def measure(model: str, size: int, tile: int, threads: int, target: str) -> None
     import torch
 
     from gsqtok import ImageTokenizer
-    from gsqtok.evaluation import ReconstructionMetrics
+    from gsqtok.evaluation.similarity import similarity
 
     torch.set_num_threads(threads)
     tokenizer = ImageTokenizer.from_pretrained(model or None).eval()
@@ -59,17 +59,15 @@ def measure(model: str, size: int, tile: int, threads: int, target: str) -> None
     start = used()
     tokens = tokenizer.encode(image, tile=tile or None)
     middle = used()
-    restored = tokenizer.decode(tokens, (size, size), tile=tile or None)
+    restored = tokenizer.decode(tokens, size=(size, size), tile=tile or None)
     end = used()
-    metrics = ReconstructionMetrics()
-    metrics.update(restored, image)
     torch.save({"tokens": tokens, "image": restored}, target)
     figures = {
         "encode_s": middle[0] - start[0],
         "decode_s": end[0] - middle[0],
         "encode_mib": middle[1] - start[1],
         "both_mib": end[1] - start[1],
-        "psnr": metrics.compute()["psnr"],
+        "psnr": similarity(restored, image)["psnr"].item(),
     }
     print(json.dumps(figures))
 

@@ -1,4 +1,4 @@
-"""GSQ inside an autoencoder of your own: the quantizer takes and gives (..., channels).
+"""GSQ inside an autoencoder of your own: the quantizer takes and gives (B, channels, ...) or (..., channels).
 
 python examples/own_autoencoder.py
 """
@@ -20,8 +20,8 @@ class Autoencoder(nn.Module):
 
     def forward(self, images):
         """Images (B, 3, H, W) -> their reconstruction, tokens (B, H/4, W/4, 4), the quantizer's loss."""
-        out = self.quantizer(self.encoder(images).movedim(1, -1))
-        return self.decoder(out.quantized.movedim(-1, 1)), out.indices, out.loss
+        quantized, tokens, loss = self.quantizer(self.encoder(images), channel_first=True)
+        return self.decoder(quantized), tokens, loss
 
 
 def main(steps: int = 200) -> list[float]:

@@ -27,9 +27,8 @@ class DropIn(nn.Module):
 
     def forward(self, x):
         """(quantized as x, indices (..., heads) or (...) for one head, loss)."""
-        out = self.quantizer(x.movedim(1, -1) if self.image else x)
-        indices = out.indices.squeeze(-1)  # one head has no dimension of its own there
-        return (out.quantized.movedim(-1, 1) if self.image else out.quantized), indices, out.loss
+        quantized, indices, loss = self.quantizer(x, channel_first=self.image)
+        return quantized, indices.squeeze(-1), loss  # one head has no dimension of its own there
 
     def get_output_from_indices(self, indices):
         """Indices -> quantized (..., dim)."""

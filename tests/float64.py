@@ -3,11 +3,8 @@
 In float32 they differ by 1e-7, and a GAN does not keep that small: where an activation of the discriminator changes
 sign, its LeakyReLU changes slope, and its norms divide by the small spread of a nearly constant image. How a processor
 rounds decides which activations those are. In float64 the difference starts at 1e-16, and no activation is so near 0.
-
-As a program, ``float64.py ARGUMENTS`` is ``gsqtok ARGUMENTS`` so computed.
 """
 
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,10 +19,3 @@ def everywhere(replace: Callable[[Any, str, Any], None] = setattr) -> None:
     torch.set_default_dtype(torch.float64)
     replace(torch.Tensor, "float", torch.Tensor.double)
     replace(loader, "to_tensor", lambda pixels: to_tensor(pixels).double())
-
-
-if __name__ == "__main__":
-    from gsqtok.cli import main
-
-    everywhere()
-    sys.exit(main())

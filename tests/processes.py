@@ -22,6 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch.multiprocessing
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import gsqtok
 
@@ -37,6 +40,7 @@ PRELOADED = [
 ]
 # For commands in processes of their own: this tree, one thread, which rounds alike everywhere, and no device.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONPATH": SOURCE, "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
+STREAMS = ("stdout", "stderr")
 PATIENCE = 900  # seconds after which what hangs is given up; nothing that works comes near, however busy the machine
 
 _context = multiprocessing.get_context("forkserver")
@@ -78,7 +82,7 @@ class Command:
         serve()
         self._printed = tempfile.TemporaryDirectory()
         self._arguments = [str(argument) for argument in arguments]
-        files = [f"{self._printed.name}/{name}" for name in ("stdout", "stderr")]
+        files = [f"{self._printed.name}/{name}" for name in STREAMS]
         self._process = _context.Process(
             target=_run, args=(self._arguments, os.environ | dict(environment), *files, before)
         )
@@ -112,7 +116,7 @@ class Command:
         if late := self.poll() is None:
             self.kill()
             self._process.join()
-        out, err = (Path(self._printed.name, name).read_text() for name in ("stdout", "stderr"))
+        out, err = (Path(self._printed.name, name).read_text() for name in STREAMS)
         self._printed.cleanup()
         if late:
             raise TimeoutError(f"gsqtok {' '.join(self._arguments)} did not end in {timeout} s\n{err}")
@@ -150,6 +154,37 @@ def run_ranks(
                 rank.kill()
             break
     return [rank.finish() for rank in ranks]
+
+
+def torchrun(
+    arguments: Sequence[Any], before: Callable[[], None] | None = None, count: int = 2
+) -> list[subprocess.CompletedProcess[str]]:
+    """The same by PyTorch's launcher: its agent, its rendezvous and its environment, with processes from the server."""
+    serve()
+    arguments = [str(argument) for argument in arguments]
+    with tempfile.TemporaryDirectory() as folder:
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=count,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",  # as --standalone
+            run_id="tests",
+            start_method="forkserver",
+            logs_specs=DefaultLogsSpecs(folder, redirects=Std.ALL),
+        )
+        failed = {}
+        try:
+            elastic_launch(config, _rank)(arguments, before)
+        except ChildFailedError as error:
+            failed = {rank: failure.exitcode for rank, failure in error.failures.items()}
+        printed = [Path(folder).glob(f"*/attempt_0/{rank}/{name}.log") for rank in range(count) for name in STREAMS]
+        texts = [file.read_text() for (file,) in printed]
+    codes = [failed.get(rank, 0) for rank in range(count)]
+    return [
+        subprocess.CompletedProcess(arguments, code, out, err)
+        for code, out, err in zip(codes, texts[::2], texts[1::2], strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -191,9 +226,14 @@ def _run(
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)
+    _rank(arguments, before)
+
+
+def _rank(arguments: list[str], before: Callable[[], None] | None) -> None:
     sys.argv = ["gsqtok", *arguments]
     if before is not None:
         before()
     from gsqtok.cli import main
 
-    sys.exit(main())
+    if status := main():
+        sys.exit(status)

@@ -33,7 +33,7 @@ def collapse() -> None:
     held_out = torch.randn(65_536, 8, generator=generator)
     for init, norm in (("uniform", "none"), ("uniform", "l2"), ("sphere", "none"), ("sphere", "l2")):
         torch.manual_seed(0)
-        quantizer = GSQ(8, 1, 1024, norm=norm, init=init).train()
+        quantizer = GSQ(8, codebook_size=1024, norm=norm, init=init).train()
         optimizer = torch.optim.AdamW(quantizer.parameters(), lr=1e-3, betas=(0.9, 0.99))
         curve = []
         for step in range(1001):

@@ -33,7 +33,7 @@ def measured(codebook: torch.Tensor, latents: int = 4000) -> float:
 def trained(d: int, codewords: int, steps: int = 400) -> torch.Tensor:
     """GSQ's codebook after training by its own loss on uniform latents, 16 of them a codeword and step."""
     torch.manual_seed(0)
-    quantizer = GSQ(d, 1, codewords).train()
+    quantizer = GSQ(d, codebook_size=codewords).train()
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.02)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):

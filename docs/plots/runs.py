@@ -14,9 +14,8 @@ from torch import Tensor
 from gsqtok import ImageTokenizer
 from gsqtok.cli.demo import IMAGES
 from gsqtok.data import ImageTransform, eval_loader, open_source, to_pil
-from gsqtok.evaluation.plots import COLOURS, DPI, style
 from gsqtok.evaluation.reconstruct import reconstruct
-from gsqtok.studies.plots import log_y
+from gsqtok.evaluation.report.plots import COLOURS, DPI, logarithmic_y, style
 from gsqtok.training.run_folder import RunFolder
 
 CELL = 196  # pixels
@@ -62,7 +61,7 @@ def curves(runs: list[Path], path: Path) -> None:
                     axis.plot(*zip(*points, strict=True), color=colour, label=run, marker=marker)
             axis.set(xlabel="step", title=title)
             if name == "loss/reconstruction":
-                log_y(axis)
+                logarithmic_y(axis)
             axis.legend()
         figure.savefig(path, dpi=DPI)
 

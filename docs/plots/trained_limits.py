@@ -13,7 +13,7 @@ from gsqtok import ImageTokenizer
 from gsqtok.data import ImageTransform, open_source
 from gsqtok.quantizers import GSQ
 from gsqtok.quantizers.sphere import random_code_error, random_sphere, sphere_bound
-from gsqtok.studies.chord import chord_error
+from gsqtok.studies.spherical_error import spherical_error
 
 
 def main() -> None:
@@ -33,7 +33,7 @@ def main() -> None:
             raise SystemExit(f"{name} has no gsq quantizer on the sphere")
         d, v = quantizer.group_dim, quantizer.codebook_size
         measure = (tokenizer, open_source(arguments.data), ImageTransform(arguments.size), arguments.images)
-        trained, random = chord_error(*measure), chord_error(*measure, codebook=random_sphere(d, v))
+        trained, random = spherical_error(*measure), spherical_error(*measure, codebook=random_sphere(d, v))
         figures = (sphere_bound(d, v), random_code_error(d, v), random, trained)
         print(f"| {name} | {quantizer.groups} | {d} | {v:,} | {' | '.join(f'{x:.3g}' for x in figures)} |")
 

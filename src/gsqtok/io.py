@@ -102,10 +102,10 @@ def image_paths(folder: str | Path, names: Iterable[str]) -> dict[str, Path]:
         for name, path in paths.items():
             sharing.setdefault(str(path).casefold(), []).append(name)
         changed = False
-        for path, own in sharing.items():
+        for shared, own in sharing.items():
             whole = [name for name in own if attempts[name] > 0]
             for name in own:
-                if path in folders or (len(own) > 1 and name not in whole[:1]):
+                if shared in folders or (len(own) > 1 and name not in whole[:1]):
                     attempts[name] += 1 + (whole.index(name) if name in whole else 0)
                     changed = True
         if not changed:

@@ -3,22 +3,29 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gsqtok.acceleration import tiled
-from gsqtok.networks import Decoder, Encoder
+from gsqtok.networks import CompactDecoder, CompactEncoder, Decoder, Encoder
 
 OPTIONS = [
     {},
     {"depth_to_space": True},
     {"adaptive_norm": True},
     {"adaptive_norm": True, "depth_to_space": True, "middle_attention": True, "attention_factors": (2,)},
+    {"compact": True},
 ]
 
 
 def networks(factor, **options):
     torch.manual_seed(0)
     multipliers = {4: (1, 2, 1), 8: (1, 1, 2, 2)}[factor]  # channels that change either way
-    arguments = (5, 32, multipliers, [1] * len(multipliers), 2)
-    shared = {k: v for k, v in options.items() if k in ("middle_attention", "attention_factors")}
-    pair = Encoder(*arguments, **shared), Decoder(*arguments, **options)
+    if options.pop("compact", False):
+        widths = [32 * multiplier for multiplier in multipliers[1:]]
+        pair = CompactEncoder(5, widths, [1] * len(widths)), CompactDecoder(5, widths, [1] * len(widths))
+        for block in (block for network in pair for block in network.blocks if hasattr(block, "conv2")):
+            torch.nn.init.normal_(block.conv2.weight, std=0.05)  # zero, it would hide the block
+    else:
+        arguments = (5, 32, multipliers, [1] * len(multipliers), 2)
+        shared = {k: v for k, v in options.items() if k in ("middle_attention", "attention_factors")}
+        pair = Encoder(*arguments, **shared), Decoder(*arguments, **options)
     for network in pair:
         for name, parameter in network.named_parameters():  # initial norms and adaptive norms would hide mistakes
             if "norm" in name or "gamma" in name or "beta" in name:

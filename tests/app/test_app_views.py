@@ -24,7 +24,7 @@ from gsqtok.app.views import (
     swapped,
 )
 from gsqtok.data import to_pil
-from gsqtok.evaluation.report import token_colours
+from gsqtok.evaluation.report.images import token_colours
 
 ALL = (0.0, 0.0, 1.0, 1.0)
 
@@ -51,7 +51,7 @@ def test_look_agrees_with_the_tokenizer_and_counts_the_bytes_of_the_jpeg(tiny_to
     seen = look(tiny_tokenizer, original, "a")
     assert seen.ours.tokens.shape == (8, 9, 2)
     assert seen.bits == 8 * 9 * 2 * 6  # 64 codewords
-    again = tiny_tokenizer.decode(seen.ours.tokens[None], (29, 34))[0]
+    again = tiny_tokenizer.decode(seen.ours.tokens[None], size=(29, 34))[0]
     assert torch.equal(again, seen.ours.reconstruction)
     ours, theirs = figures(seen, "tiny")
     assert ours[:3] == ["tokens of tiny", "108", f"{864 / (34 * 29):.3f}"]

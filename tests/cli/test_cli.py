@@ -106,9 +106,9 @@ def test_a_codec_is_evaluated_and_compared(model, images, tmp_path, capsys):
     assert main(["compare", str(ours), str(jpeg), "--markdown", "-o", str(tmp_path / "report")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("| model | bits/px | ")
-    figures = json.loads(jpeg.read_text())["figures"]
-    assert lines[3].startswith(f"| jpeg | {figures['bits_per_pixel']:.3f} |")
-    assert f" {figures['psnr']:.2f} " in lines[3]
+    metrics = json.loads(jpeg.read_text())["metrics"]
+    assert lines[3].startswith(f"| jpeg | {metrics['bits_per_pixel']:.3f} |")
+    assert f" {metrics['psnr']:.2f} " in lines[3]
     assert (tmp_path / "report" / "report.html").is_file()
     assert main(["evaluate", model, *common, "--size", "16", "--crop", "center", "-o", str(ours)]) == 0
     assert main(["compare", str(ours), str(jpeg)]) == 0

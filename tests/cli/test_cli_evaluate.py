@@ -111,6 +111,6 @@ def test_two_processes_equal_one(model, images, network, tmp_path):
     for part in ("model", "data", "protocol", "codebook"):
         assert two[part] == one[part]
     assert two["per_image"]["key"] == one["per_image"]["key"]
-    for name, value in one["figures"].items():
-        if name != "images_per_second" and value is not None:
-            assert two["figures"][name] == pytest.approx(value, rel=1e-5), name
+    for name, value in one["metrics"].items():
+        if not name.endswith("images_per_second") and value is not None:
+            assert two["metrics"][name] == pytest.approx(value, rel=1e-5), name

@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from gsqtok.cli import main
+from gsqtok.cli.tokenize import _summary
 from gsqtok.tokens import manifest
+from gsqtok.tokens.run import RunResult
 
 
 @pytest.fixture
@@ -87,3 +89,14 @@ def test_options_that_do_not_go_together(model, images, tmp_path, capsys, argume
 def test_an_unreadable_source(model, tmp_path, capsys):
     assert main(["tokenize", model, str(tmp_path / "nothing"), "-o", str(tmp_path / "out"), "--workers", "0"]) == 1
     assert "no file or folder" in capsys.readouterr().err
+
+
+def test_advice_takes_more_than_a_moment():
+    metrics = {"images": 5, "of": 5, "seconds": 3.0, "images_per_second": 0.3, "bytes_per_second": 900}
+    metrics |= {"decoded_per_core_second": None, "waiting": 0.9}
+    lines = _summary(RunResult(metrics, None, 2), "out")
+    assert lines[0].startswith("5 images in 3.0 s: 0.3 images/s, 0.0009 MB/s read")
+    for more in ({}, {"seconds": 60.0}, {"images": 5000}):
+        assert not any("is the limit" in line for line in _summary(RunResult(metrics | more, None, 2), "out"))
+    more = {"seconds": 60.0, "images": 5000}
+    assert "waited for images 90% of the time" in _summary(RunResult(metrics | more, None, 2), "out")[1]

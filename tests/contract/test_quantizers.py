@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
 import processes
 import pytest
 import torch
 from safetensors.torch import load, save
 from torch import nn
 from torch._inductor import config as inductor
+from torch.utils.checkpoint import checkpoint
 
+import gsqtok.studies  # noqa: F401, which registers gsq_study
 from gsqtok.quantizers import Quantizer, build_quantizer, list_quantizers
+from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,10 @@ class Case:
     projects: bool = True
     random: bool = False
 
+    @property
+    def draws_indices(self) -> bool:
+        return self.options.get("sample", False)
+
     def build(self) -> Quantizer:
         torch.manual_seed(0)
         return build_quantizer(self.name, **self.options)
@@ -46,11 +55,12 @@ CASES = [
     Case("gsq", {"dim": 3, "groups": 3, "codebook_size": 32}, bits=15),
     Case("gsq", {"dim": 4, "groups": 2, "codebook_size": 50, "norm": "none"}, bits=2 * math.log2(50)),
     Case("gsq", {"dim": 6, "groups": 2, "codebook_size": 32, "norm": "l1", "output": "normalized"}, bits=10),
-    Case("gsq", {"dim": 6, "codebook_size": 32, "entropy_weight": 0.1, "coding_rate_weight": 0.1}, bits=5),
-    Case("gsq", {"dim": 6, "groups": 2, "codebook_size": 32, "sample": True}, bits=10, random=True),
+    Case("gsq_study", {"dim": 6, "codebook_size": 32, "entropy_weight": 0.1, "coding_rate_weight": 0.1}, bits=5),
+    Case("gsq_study", {"dim": 6, "groups": 2, "codebook_size": 32, "sample": True}, bits=10, random=True),
+    Case("gsq_study", {"dim": 6, "groups": 2, "codebook_size": 32, "search": "bf16"}, bits=10),
     Case("vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
     Case("vq", {"dim": 6, "codebook_size": 32, "metric": "cosine", "gradient": "rotation"}, bits=5),
-    Case("vq", {"dim": 6, "codebook_size": 32, "init": "kmeans"}, bits=5, random=True),
+    Case("vq", {"dim": 6, "codebook_size": 8, "init": "kmeans"}, bits=3, random=True),  # starts in the second step
     Case("ema_vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
     Case("ema_vq", {"dim": 6, "codebook_size": 64, "revive_after": 1}, bits=6, random=True),
     Case(
@@ -66,8 +76,8 @@ CASES = [
     Case("rvq", {"dim": 6, "groups": 2, "stages": 3, "codebook_size": 32}, bits=30, projects=False),
     Case(
         "rvq",
-        {"dim": 6, "stages": 2, "codebook_size": 16, "init": "kmeans", "stage_dropout": 0.5},
-        bits=8,
+        {"dim": 6, "stages": 2, "codebook_size": 8, "init": "kmeans", "stage_dropout": 0.5},
+        bits=6,
         projects=False,
         random=True,
     ),
@@ -182,15 +192,215 @@ def test_float32_inside_whatever_comes(case, dtype):
 
 
 @each_case
+@pytest.mark.parametrize("scale", [1e-30, 1e20])
+def test_only_the_direction_counts_on_a_sphere(case, scale):
+    """At lengths whose squares overflow or vanish in float32, too; elsewhere the nearest value is still found."""
+    quantizer = case.build().eval()
+    x = latents(quantizer.dim)
+    out = quantizer(scale * x, check=False)
+    spherical = {"gsq", "gsq_study", "bsq", "rsq", "leech", "random_sphere", "fibonacci_sphere"}
+    if case.name in spherical and "clip" != getattr(quantizer, "norm", "l2") != "none":
+        same = (out.indices == quantizer(x).indices).float().mean()
+        assert same > 0.97  # the last bit of a length may decide between two codewords as near
+    assert (out.indices >= 0).all()
+    assert out.quantized.isfinite().all()
+
+
+@each_case
+def test_what_float32_cannot_hold_is_not_finite(case):
+    quantizer = case.build().train()
+    x = latents(quantizer.dim).double()
+    x[1, 2, 3, 0] = 1e39
+    out = quantizer(x)
+    assert (out.indices[1, 2, 3] == -1).all()
+    assert (out.indices.flatten(0, 2)[:-1] >= 0).all()
+
+
+@each_case
+def test_a_latent_of_zeros_has_a_moderate_gradient(case):
+    quantizer = case.build().train()
+    x = torch.zeros(4, quantizer.dim, requires_grad=True)
+    out = quantizer(x)
+    (out.loss + out.quantized.sum()).backward()
+    assert x.grad.abs().max() < 100
+
+
+@each_case
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_cast_leaves_statistics_in_float32(case, dtype):
+    quantizer = case.build().to(dtype).train()
+    assert {b.dtype for b in quantizer.buffers()} <= {torch.float32, torch.int64}
+    assert {p.dtype for p in quantizer.parameters()} <= {dtype}
+    for seed in range(3):
+        x = latents(quantizer.dim, seed).to(dtype)
+        out = quantizer(x)
+        quantizer.update(x, out.indices)
+        assert out.quantized.dtype == torch.float32
+        assert (out.indices >= 0).all()
+    assert all(value.isfinite().all() for value in quantizer.state_dict().values())
+
+
+@each_case
+@pytest.mark.parametrize("training", [False, True])
+def test_on_the_meta_device(case, training):
+    """Shapes alone; then real memory and a strict load make it what it was, in both ways to give it memory."""
+    reference = case.build().eval()
+    with torch.device("meta"):
+        quantizer, other = case.build(), case.build()
+    assert all(value.is_meta for value in quantizer.state_dict().values())
+    out = quantizer.train(training)(torch.empty(2, 3, quantizer.dim, device="meta"))
+    assert out.quantized.shape == (2, 3, quantizer.dim)
+    assert quantizer.decode(out.indices).shape == (2, 3, quantizer.dim)
+    quantizer.to_empty(device="cpu").load_state_dict(reference.state_dict())
+    other.load_state_dict(reference.state_dict(), assign=True)
+    x = latents(reference.dim)
+    for restored in (quantizer, other):
+        assert torch.equal(restored.eval()(x).quantized, reference(x).quantized)
+        assert torch.equal(restored.decode(reference(x).indices), reference(x).quantized)
+
+
+@each_case
+def test_tokens_of_any_integer_type(case):
+    quantizer = case.build().eval()
+    indices = quantizer(latents(quantizer.dim)).indices
+    for dtype in (torch.uint8, torch.int8, torch.uint16, torch.int16, torch.uint32, torch.int32, torch.uint64):
+        if torch.iinfo(dtype).max >= indices.max():
+            assert torch.equal(quantizer.decode(indices.to(dtype)), quantizer.decode(indices)), dtype
+
+
+@each_case
+def test_channels_first_and_unpacking(case):
+    quantizer = case.build().eval()
+    x = latents(quantizer.dim)
+    expected = quantizer(x)
+    quantized, indices, loss = quantizer(x.movedim(-1, 1), channel_first=True)
+    assert torch.equal(quantized, expected.quantized.movedim(-1, 1))
+    assert torch.equal(indices, expected.indices)
+    assert torch.equal(loss, expected.loss)
+    assert torch.equal(quantizer.decode(indices, channel_first=True), quantized)
+    with pytest.raises(ValueError, match=r"movedim\(1, -1\), or channel_first=True"):
+        quantizer(torch.zeros(2, quantizer.dim, quantizer.dim + 1))
+
+
+@each_case
+def test_a_mask_leaves_positions_out(case):
+    quantizer = case.build().train()
+    x = latents(quantizer.dim).requires_grad_()
+    mask = torch.rand(x.shape[:-1], generator=torch.Generator().manual_seed(0)) < 0.6
+    torch.manual_seed(0)
+    out = quantizer(x, mask=mask)
+    torch.manual_seed(0)
+    kept = quantizer(x[mask])
+    assert torch.equal(out.indices[mask], kept.indices)
+    assert torch.equal(out.quantized[mask], kept.quantized)
+    assert torch.equal(out.loss, kept.loss)
+    assert (out.indices[~mask] == -1).all()
+    assert (out.quantized[~mask] == 0).all()
+    (out.quantized - latents(quantizer.dim, seed=2)).square().sum().backward()
+    assert (x.grad[~mask] == 0).all()
+    assert (x.grad[mask] != 0).any(-1).all()
+    with pytest.raises(ValueError, match="mask must be bool of shape"):
+        quantizer(x, mask=mask[0])
+
+
+@each_case
 def test_state_is_saved_and_loaded(case):
     quantizer = case.build().train()
-    quantizer(latents(quantizer.dim))
+    x = latents(quantizer.dim)
+    quantizer.update(x, quantizer(x).indices)
     torch.manual_seed(123)
     other = build_quantizer(**quantizer.config)
     other.load_state_dict(load(save(quantizer.state_dict())))
     x = latents(quantizer.dim, seed=3)
     assert torch.equal(other.eval()(x).indices, quantizer.eval()(x).indices)
     assert torch.equal(other(x).quantized, quantizer(x).quantized)
+
+
+def state_of(quantizer: Quantizer) -> dict[str, torch.Tensor]:
+    return {name: value.clone() for name, value in quantizer.state_dict().items()}
+
+
+@each_case
+def test_forward_changes_no_state(case):
+    """So it may be computed again, and what a training step's indices decode to is what its decoder got."""
+    quantizer = case.build().train()
+    x, before = latents(quantizer.dim), state_of(quantizer)
+    out = quantizer(x)
+    torch.testing.assert_close(quantizer.state_dict(), before, rtol=0, atol=0)
+    if "stage_dropout" not in case.options:
+        assert torch.equal(quantizer.decode(out.indices), out.quantized)
+
+
+def train_two_steps_alone(case: Case, checkpointed: bool, parts: int) -> dict[str, torch.Tensor]:
+    """Two SGD steps of a trained layer and the quantizer: the state after them."""
+    module = Encoder(case).train()
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+    for step in range(2):
+        torch.manual_seed(step)
+        seen = []
+        for x in latents(module.quantizer.dim, seed=step).flatten(0, 1).chunk(parts):
+            x.requires_grad_()
+            out = checkpoint(module, x, use_reentrant=False) if checkpointed else module(x)
+            ((out.loss + out.quantized.square().mean()) / parts).backward()
+            seen.append((module.linear(x), out.indices))
+        optimizer.step()
+        optimizer.zero_grad()
+        module.quantizer.update(*(torch.cat(each) for each in zip(*seen, strict=True)))
+    return state_of(module)
+
+
+@each_case
+def test_activation_checkpointing_changes_nothing(case):
+    plain, again = (train_two_steps_alone(case, checkpointed, parts=1) for checkpointed in (False, True))
+    torch.testing.assert_close(again, plain, rtol=0, atol=0)
+
+
+@each_case
+def test_accumulated_parts_move_a_codebook_as_the_whole_batch(case):
+    quantizer, other = case.build().train(), case.build().train()
+    x = latents(quantizer.dim).flatten(0, 1)
+    torch.manual_seed(0)
+    quantizer.update(x, quantizer(x).indices)
+    indices = torch.cat([other(part).indices for part in x.chunk(3)])
+    torch.manual_seed(0)
+    other.update(x, indices)
+    if not case.draws_indices:
+        torch.testing.assert_close(other.state_dict(), quantizer.state_dict(), rtol=0, atol=0)
+
+
+@each_case
+@pytest.mark.parametrize("stop", ["frozen", "frozen within", "evaluation"])
+def test_a_frozen_codebook_does_not_move(case, stop):
+    quantizer = case.build().train()
+    if stop == "frozen":
+        quantizer.requires_grad_(False)
+    elif stop == "frozen within":
+        tokenizer = tiny_tokenizer(case).train().requires_grad_(False)
+        quantizer = tokenizer.quantizer
+    else:
+        quantizer.eval()
+    x, before = latents(quantizer.dim), state_of(quantizer)
+    for _ in range(8):
+        quantizer.update(x, quantizer(x).indices)
+    torch.testing.assert_close(quantizer.state_dict(), before, rtol=0, atol=0)
+
+
+def test_codebooks_move_by_update_alone():
+    """What the tests above would not see if nothing moved at all."""
+    for case in CASES:
+        quantizer = case.build().train()
+        x, before = torch.cat([latents(quantizer.dim, seed) for seed in range(8)]), state_of(quantizer)
+        follows = quantizer.follows
+        quantizer.update(x, quantizer(x).indices)
+        moved = any(not torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+        assert moved == follows == (case.name == "ema_vq" or case.options.get("init") == "kmeans"), str(case)
+
+
+def test_update_refuses_another_batch():
+    quantizer = CASES[0].build()
+    x = latents(quantizer.dim)
+    with pytest.raises(ValueError, match="not of one batch"):
+        quantizer.update(x, quantizer(x[:1]).indices)
 
 
 @each_case
@@ -250,12 +460,14 @@ def test_bad_input_is_refused(case):
         quantizer(torch.zeros(2, quantizer.dim + 1))
     with pytest.raises(ValueError, match="last dimension must be dim"):
         quantizer(torch.zeros(()))
-    with pytest.raises(TypeError, match="floating point"):
-        quantizer(torch.zeros(2, quantizer.dim, dtype=torch.int64))
+    for wrong in (torch.zeros(2, quantizer.dim, dtype=torch.int64), numpy.zeros((2, quantizer.dim))):
+        with pytest.raises(TypeError, match="floating-point tensor"):
+            quantizer(wrong)
     with pytest.raises(ValueError, match=f"last dimension of the indices must be {tokens}"):
         quantizer.decode(torch.zeros(2, tokens + 1, dtype=torch.int64))
-    with pytest.raises(TypeError, match="indices must be integers"):
-        quantizer.decode(torch.zeros(2, tokens))
+    for wrong in (torch.zeros(2, tokens), torch.zeros(2, tokens, dtype=torch.bool), numpy.zeros((2, tokens), int)):
+        with pytest.raises(TypeError, match="indices must be a tensor of integers"):
+            quantizer.decode(wrong)
     for wrong in (-1, quantizer.codebook_size):
         with pytest.raises(ValueError, match=f"index {wrong} is out of range"):
             quantizer.decode(torch.full((2, tokens), wrong))
@@ -274,12 +486,14 @@ def test_compiles_without_a_graph_break(case, training):
     check_compiled(case, training, "aot_eager")
 
 
-# The graphs are those above; what is new is the code made of them, for which a C++ compiler takes seconds a graph.
+# The graphs are those above; what is new is the code made of them, for which a C++ compiler takes seconds a graph: of
+# each implementation the first method.
+WRITTEN_APART = list({type(case.build()).quantize: case for case in reversed(FIRST)}.values())
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("case", "training"), [(CASES[0], False), *((case, True) for case in FIRST)], ids=str)
+@pytest.mark.parametrize(("case", "training"), [(CASES[0], False), *((case, True) for case in WRITTEN_APART)], ids=str)
 def test_compiles_with_inductor(case, training):
-    if case.name == "ema_vq" and torch.__version__ < "2.14":
-        pytest.xfail("torch 2.11 on a CPU reads the codewords after they have moved (it is right eagerly, and in 2.14)")
     with inductor.patch(fallback_random=True):  # the same draws as in eager mode
         check_compiled(case, training, "inductor")
 
@@ -312,9 +526,17 @@ def test_exports(case):
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(quantizer, (x,), dynamic_shapes={"latent": {0: batch}})
     larger = torch.cat([x, latents(quantizer.dim, seed=5), x])
-    out, expected = program.module()(larger), quantizer(larger)
-    assert torch.equal(out.indices, expected.indices)
-    assert torch.equal(out.quantized, expected.quantized)
+    torch.export.save(program, file := io.BytesIO())
+    file.seek(0)
+    expected = quantizer(larger)
+    for exported in (program, torch.export.load(file)):
+        out = exported.module()(larger)
+        assert torch.equal(out.indices, expected.indices)
+        assert torch.equal(out.quantized, expected.quantized)
+    out = program.run_decompositions().module()(larger)  # of which parts round otherwise
+    same = (out.indices == expected.indices).all(-1)
+    assert same.float().mean() > 0.95
+    torch.testing.assert_close(out.quantized[same], expected.quantized[same])
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.huge], ids=str)
@@ -338,6 +560,22 @@ def unsquashed(quantizer: Quantizer, values: torch.Tensor) -> torch.Tensor:
     """A latent that FSQ takes to these values, for 8 levels: tanh undone, a little inside the outer levels."""
     half = 3.5 * (1 - 1e-3)
     return torch.atanh((values * 4 + 0.5) * 0.998 / half) - math.tan(0.5 / half)
+
+
+def tiny_tokenizer(case: Case) -> ImageTokenizer:
+    options = {name: value for name, value in case.options.items() if name != "dim"}
+    return ImageTokenizer(
+        TokenizerConfig(
+            latent_dim=case.options["dim"],
+            channels=32,
+            multipliers=(1, 1),
+            encoder_blocks=0,
+            decoder_blocks=0,
+            encoder_middle_blocks=1,
+            decoder_middle_blocks=1,
+            quantizer={"name": case.name, **options},
+        )
+    )
 
 
 class Encoder(nn.Module):
@@ -365,6 +603,7 @@ def train_two_steps(case: Case, rank: int, world: int) -> dict[str, torch.Tensor
         optimizer.zero_grad()
         (out.loss + (out.quantized - target).square().mean()).backward()
         optimizer.step()
+        module.quantizer.update(module.linear(x), out.indices)
     whole = module.eval()(latents(module.quantizer.dim, seed=30))
     state = dict(module.state_dict()) | {"quantized": whole.quantized}
     if module.quantizer.codebook_size < 2**32:  # the last bits of a float32 depend on how a sum was split

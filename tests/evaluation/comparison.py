@@ -20,7 +20,7 @@ def write_result(folder, name, bits, psnr, *, codebook=None, images=(), protocol
         model=model | {"bits_per_position": None, "bits_per_pixel": bits, "precision": "float32", "parameters": None},
         data={"source": "images", "split": None, "images": 3, "skipped": 0, "fingerprint": fingerprint},
         protocol=PROTOCOL | (protocol or {}),
-        figures={"psnr": float(np.mean(psnr)), "ssim": 0.5, "bits_per_pixel": bits, "lpips_vgg": None},
+        metrics={"psnr": float(np.mean(psnr)), "ssim": 0.5, "bits_per_pixel": bits, "lpips_vgg": None},
         per_image={"key": KEYS, "psnr": list(psnr), "bits_per_pixel": [bits] * 3},
         codebook=codebook,
         images=[],

@@ -1,4 +1,4 @@
-"""Codecs against Pillow and scikit-image: sizes within the target, the best quality that fits, figures of the files."""
+"""Codecs against Pillow and scikit-image: sizes within the target, the best quality that fits, metrics of the files."""
 
 import io
 from pathlib import Path

@@ -1,6 +1,6 @@
 """LPIPS and DISTS against their authors' packages, with one file of random trunk weights given to both."""
 
-import math
+import shutil
 
 import DISTS_pytorch.DISTS_pt
 import lpips
@@ -10,28 +10,33 @@ import torchvision
 
 from gsqtok.evaluation import ImageDistance
 from gsqtok.evaluation.perceptual import TRUNKS
+from gsqtok.io import sha256_of
 
 
-def random_features(build):
-    """Of torchvision's network the convolutions alone: nothing else of it is used, and it is most of the file."""
+def random_weights(build):
+    """Of torchvision's network the convolutions; the rest, which nothing looks at and which is most of it, is zeros."""
     with torch.device("meta"):
         network = build()
     network.features.to_empty(device="cpu")
     for layer in network.features:
         if isinstance(layer, torch.nn.Conv2d):
             layer.reset_parameters()
-    return {name: value for name, value in network.state_dict().items() if name.startswith("features.")}
+    return {k: torch.zeros(()).expand(v.shape) if v.is_meta else v for k, v in network.state_dict().items()}
 
 
 @pytest.fixture(scope="module")
 def trunks(tmp_path_factory):
-    """A file of weights for each distance."""
-    folder = tmp_path_factory.mktemp("trunks")
+    """A hub cache of such weights, and its file for each distance."""
+    folder = tmp_path_factory.mktemp("hub") / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    vgg, alex = folder / "vgg16-397923af.pth", folder / "alexnet-owt-7be5be79.pth"
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        torch.save(random_features(torchvision.models.vgg16), folder / "vgg.pth")
-        torch.save(random_features(torchvision.models.alexnet), folder / "alex.pth")
-    return {"lpips_vgg": folder / "vgg.pth", "lpips_alex": folder / "alex.pth", "dists": folder / "vgg.pth"}
+        torch.save(random_weights(torchvision.models.vgg16), vgg)
+        torch.save(random_weights(torchvision.models.alexnet), alex)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(folder.parents[1]))
+        yield {"lpips_vgg": vgg, "lpips_alex": alex, "dists": vgg}
 
 
 def pair(height=64, width=48, batch=3):
@@ -63,54 +68,43 @@ def theirs(name, file, monkeypatch):
 @pytest.mark.parametrize("name", list(TRUNKS))
 def test_equals_the_authors_package(name, trunks, monkeypatch):
     reconstruction, images = pair()
-    metric = ImageDistance(name, trunks[name])
-    metric.update(reconstruction[:2], images[:2])
-    first = metric.last
-    metric.update(reconstruction[2:], images[2:])
+    metric = ImageDistance(name)
+    values = torch.cat([metric(reconstruction[part], images[part]) for part in (slice(2), slice(2, 3))])
     with torch.no_grad():
         expected = theirs(name, trunks[name], monkeypatch)(stored(reconstruction), stored(images)).flatten().double()
-    torch.testing.assert_close(torch.cat([first, metric.last]), expected, rtol=1e-4, atol=1e-7)
+    torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-7)
     assert expected.diff().min() > 0
-    assert metric.compute() == pytest.approx(expected.mean().item(), rel=1e-4)
-    # of other weights than the usual ones, so it must not pass for the usual figure
-    assert metric.figure == f"{name}_{metric.weights_sha256[:8]}"
+    # of other weights than the usual ones, so it must not pass for the usual metric
+    assert metric.metric == f"{name}_{sha256_of(trunks[name])[:8]}"
 
 
 @pytest.mark.parametrize("name", list(TRUNKS))
 def test_extremes(name, trunks):
-    metric = ImageDistance(name, trunks[name])
+    metric = ImageDistance(name)
     _, images = pair()
-    metric.update(images, images)
-    assert metric.last.abs().max() < 1e-6
+    assert metric(images, images).abs().max() < 1e-6
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        metric.update(*(x.bfloat16() for x in pair()))
-        halved = metric.last
-    metric.update(*(x.bfloat16().float() for x in pair()))
-    assert torch.equal(halved, metric.last)  # float32 whatever surrounds it
-    metric.update(*pair(8, 40))
-    assert metric.last.isnan().all()
-    assert math.isnan(metric.compute())
+        halved = metric(*(x.bfloat16() for x in pair()))
+    assert torch.equal(halved, metric(*(x.bfloat16().float() for x in pair())))  # float32 whatever surrounds it
+    assert metric(*pair(8, 40)).isnan().all()
 
 
 def test_smallest_images(trunks):
     for name, smallest in (("lpips_vgg", 16), ("lpips_alex", 31)):
-        metric = ImageDistance(name, trunks[name])
-        metric.update(*pair(smallest, smallest))
-        assert metric.last.isfinite().all()
+        assert ImageDistance(name)(*pair(smallest, smallest)).isfinite().all()
 
 
 def test_absent_and_unfit_weights(trunks, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="no perceptual distance 'lpips'"):
+        ImageDistance("lpips")
+    metric = ImageDistance("lpips_alex")
+    with pytest.raises(ValueError, match="differ"):
+        metric(torch.zeros(1, 3, 32, 32), torch.zeros(2, 3, 32, 32))
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"get https://.*vgg16-397923af.pth and put it at .*hub/checkpoints"):
         ImageDistance("lpips_vgg")
-    with pytest.raises(FileNotFoundError, match=r"absent\.pth; get https://.*alexnet"):
-        ImageDistance("lpips_alex", tmp_path / "absent.pth")
-    with pytest.raises(ValueError, match=r"alex\.pth does not hold"):
-        ImageDistance("dists", trunks["lpips_alex"])
-    with pytest.raises(ValueError, match="no perceptual distance 'lpips'"):
-        ImageDistance("lpips")
-    metric = ImageDistance("lpips_alex", trunks["lpips_alex"])
-    with pytest.raises(ValueError, match="differ"):
-        metric.update(torch.zeros(1, 3, 32, 32), torch.zeros(2, 3, 32, 32))
-    with pytest.raises(ValueError, match="no images"):
-        metric.compute()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    shutil.copy(trunks["lpips_alex"], tmp_path / "hub" / "checkpoints" / "vgg16-397923af.pth")
+    for name in ("dists", "lpips_vgg"):
+        with pytest.raises(ValueError, match=r"vgg16-397923af\.pth does not hold"):
+            ImageDistance(name)

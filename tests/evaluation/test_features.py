@@ -7,8 +7,9 @@ import timm
 import torch
 
 from gsqtok.evaluation import InceptionFeatures, TimmFeatures, build_features
-from gsqtok.evaluation.features import full_precision, hub_file
+from gsqtok.evaluation.features import full_precision
 from gsqtok.io import sha256_of
+from gsqtok.networks.backbone import hub_file
 
 
 def photos(batch=2, height=40, width=56):

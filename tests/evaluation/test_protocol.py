@@ -8,7 +8,7 @@ from PIL import Image
 
 from gsqtok.data import ImageTransform
 from gsqtok.data.decode import BrokenImageError
-from gsqtok.evaluation.protocol import PROTOCOLS, AdmTransform, TimmTransform, named, of_transform
+from gsqtok.evaluation.protocol import PROTOCOLS, AdmTransform, TimmTransform, prepare
 
 SIZES = [(500, 375), (375, 500), (64, 64), (129, 257), (63, 200), (131, 64), (32, 48), (1024, 300), (127, 127)]
 
@@ -92,7 +92,7 @@ def test_flex_gen_equals_timms_evaluation_transform(sides, size):
 
 
 def test_flex_gen_resizes_to_292():
-    transform, record = named("flex_gen")
+    transform, record = prepare("flex_gen")
     assert (transform.resize_to, transform.size) == (292, 256)
     assert record["crop"] == "center of 292"
     assert record["resize_filter"] == "bilinear"
@@ -100,29 +100,30 @@ def test_flex_gen_resizes_to_292():
 
 def test_native_keeps_images():
     image = photo(37, 21)
-    transform, record = named("native")
+    transform, record = prepare("native")
     assert (transform.pixels(image) == np.asarray(image)).all()
     assert (record["size"], record["crop"], record["resize_filter"], record["antialias"]) == (None, "none", None, None)
 
 
 def test_records_tell_protocols_apart():
-    records = [named(name)[1] for name in PROTOCOLS]
-    records += [named("adm", 128)[1], of_transform(ImageTransform(256)), of_transform(ImageTransform(256, crop="none"))]
-    records.append(of_transform(ImageTransform(256, resample="lanczos")))
+    records = [prepare(name)[1] for name in PROTOCOLS]
+    records.append(prepare("adm", 128)[1])
+    own = (ImageTransform(256), ImageTransform(256, crop="none"), ImageTransform(256, resample="lanczos"))
+    records += [prepare(transform=transform)[1] for transform in own]
     assert len({str(record) for record in records}) == len(records)
-    assert of_transform(ImageTransform(None, crop="none")) == named("native")[1]
+    assert prepare(transform=ImageTransform(None, crop="none"))[1] == prepare("native")[1]
     assert all(record["rounding"] == "8 bits" for record in records)
 
 
 def test_bad_input():
     with pytest.raises(ValueError, match="adm, flex_gen, native"):
-        named("imagenet")
+        prepare("imagenet")
     with pytest.raises(ValueError, match="leave the size out"):
-        named("native", 64)
+        prepare("native", 64)
     with pytest.raises(ValueError, match="at least 1"):
-        named("adm", 0)
+        prepare("adm", 0)
     with pytest.raises(ValueError, match="without random"):
-        of_transform(ImageTransform(64, crop="random"))
+        prepare(transform=ImageTransform(64, crop="random"))
     for transform in (AdmTransform(), TimmTransform()):
         with pytest.raises(BrokenImageError, match="60000 x 1"):
             transform.pixels(Image.new("RGB", (60000, 1)))

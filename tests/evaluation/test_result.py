@@ -33,10 +33,10 @@ def result():
             "features": {"network": "inception", "weights_sha256": "ef", "input_size": 299, "resize": "bilinear"},
             "reference": "originals",
         },
-        figures={"psnr": 31.5, "ssim": math.nan, "rfid": 2.0},
+        metrics={"psnr": 31.5, "ssim": math.nan, "rfid": 2.0},
         per_image={"key": ["ä.png", "b.png"], "psnr": [31.0, 32.0], "ssim": [0.9, math.nan]},
         codebook={"counts_sorted": [3, 1], "codebook_size": 4, "groups": 1, "positions": 4},
-        images=[{"key": "ä.png", "rank": "worst", "original": "r.images/a.png"}],
+        images=[{"key": "ä.png", "rank": "worst", "original": "r.images/a.png", "reconstruction": "r.images/b.png"}],
         environment={"torch": "2"},
     )
 
@@ -45,10 +45,10 @@ def test_written_and_read_again(result, tmp_path):
     result.save(tmp_path / "new" / "r.json")
     record = json.loads((tmp_path / "new" / "r.json").read_text("utf-8"))
     assert record["format"] == FORMAT
-    assert record["figures"] == {"psnr": 31.5, "ssim": None, "rfid": 2.0}
+    assert record["metrics"] == {"psnr": 31.5, "ssim": None, "rfid": 2.0}
     again = Result.load(tmp_path / "new" / "r.json")
     assert again.to_dict() == record
-    assert dict(again) == record["figures"]
+    assert dict(again) == record["metrics"]
     assert again["psnr"] == 31.5
     assert "rfid" in again
     assert "lpips_vgg" not in again
@@ -62,13 +62,18 @@ def test_written_and_read_again(result, tmp_path):
         (lambda r: r.update(format="gsqtok-evaluation-0"), "measure again"),
         (lambda r: r.pop("protocol"), "lacks 'protocol'"),
         (lambda r: r["data"].pop("fingerprint"), "'data' lacks 'fingerprint'"),
-        (lambda r: r.update(figures=[1]), "'figures' is not an object"),
-        (lambda r: r["figures"].update(psnr="31"), "'psnr' is not a number"),
-        (lambda r: r["figures"].update(psnr=True), "'psnr' is not a number"),
+        (lambda r: r.update(metrics=[1]), "'metrics' is not an object"),
+        (lambda r: r["metrics"].update(psnr="31"), "'psnr' is not a number but '31'"),
+        (lambda r: r["metrics"].update(psnr=10**400), "'psnr' is not a number but 1000"),
+        (lambda r: r["codebook"].update(codebook_size=0), "'codebook_size' is not a positive integer but 0"),
+        (lambda r: r["model"].update(bits_per_pixel=[1]), "'bits_per_pixel' is not a number"),
+        (lambda r: r["per_image"].update(key=["a", "a"]), "names an image twice"),
+        (lambda r: r["images"].append("a"), "not a list of objects"),
+        (lambda r: r["metrics"].update(psnr=True), "'psnr' is not a number"),
         (lambda r: r["per_image"]["psnr"].pop(), "lists of one length"),
-        (lambda r: r["per_image"].pop("key"), "must hold 'key'"),
+        (lambda r: r["per_image"].pop("key"), "'per_image' lacks 'key'"),
         (lambda r: r["codebook"].pop("groups"), "'codebook' lacks 'groups'"),
-        (lambda r: r["images"][0].update(rank="nicest"), "best, median, worst"),
+        (lambda r: r["images"][0].update(rank="nicest"), "one of best, median, worst but 'nicest'"),
         (lambda r: r.update(more=1), "unknown part 'more'"),
     ],
 )

@@ -79,6 +79,18 @@ def test_onnx_by_the_command(everything, tmp_path, capsys):
         assert abs(photos).max() == 1  # clamped, as decode does
 
 
+def test_compact_networks(small, tmp_path):
+    config = dataclasses.replace(small, network="compact", encoder_blocks=1, decoder_blocks=(1, 0))
+    tokenizer = ImageTokenizer(config).eval()
+    torch.nn.init.normal_(tokenizer.encoder.blocks[0].conv2.weight, std=0.1)
+    assert export(tokenizer, tmp_path).tokens_differing == 0
+    images = torch.rand(2, 3, 16, 12) * 2 - 1
+    session = onnxruntime.InferenceSession(tmp_path / "encoder.onnx")
+    assert torch.equal(
+        torch.from_numpy(session.run(["tokens"], {"images": images.numpy()})[0]), tokenizer.encode(images)
+    )
+
+
 def test_pt2_runs_with_the_search_alone(everything, tmp_path):
     result = export(everything, tmp_path / "out", "pt2")
     assert result.tokens_differing == 0
@@ -123,7 +135,7 @@ class Quantizers(torch.nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.all = torch.nn.ModuleList(build_quantizer(name.split()[0], 24, **o) for name, o in OPTIONS.items())
+        self.all = torch.nn.ModuleList(build_quantizer(name.split()[0], dim=24, **o) for name, o in OPTIONS.items())
 
     def forward(self, latent):
         indices = [quantizer(latent).indices for quantizer in self.all]

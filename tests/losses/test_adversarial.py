@@ -168,6 +168,16 @@ def test_a_small_gan_converges(generator_kind, discriminator_kind):
 # LeCam
 
 
+def test_an_empty_batch_loses_nothing():
+    empty = [torch.empty(0, 1, 4, 4), torch.empty(0, 1)]
+    for kind in ("hinge", "vanilla", "non_saturating"):
+        assert generator_loss(empty, kind) == discriminator_loss(empty, empty, kind) == 0
+    assert r1_penalty(lambda x: [x.flatten(1)], torch.empty(0, 3, 4, 4)) == 0
+    lecam = LeCam()
+    assert lecam(empty, empty) == 0
+    assert not lecam.started
+
+
 def test_lecam_by_hand():
     lecam = LeCam(decay=0.75)
     real, fake = [torch.tensor([[1.0], [3.0]])], [torch.tensor([[-1.0], [0.0]])]

@@ -5,7 +5,6 @@ import timm
 import torch
 from torch import nn
 
-import gsqtok.losses.perceptual
 from gsqtok.losses import PerceptualDistance, build_perceptual
 from gsqtok.networks.backbone import Backbone, load_backbone, random_backbone
 
@@ -70,8 +69,8 @@ def test_lpips_wants_minus_one_to_one(lpips, torchmetrics_lpips, pair):
     assert abs(lpips(*unit) - expected) > 0.01 * expected  # [0, 1] images are not the same thing
 
 
-def test_lpips_heads_are_learnt_and_not_negative():
-    heads = gsqtok.losses.perceptual._lpips_heads()
+def test_lpips_heads_are_learnt_and_not_negative(lpips):
+    heads = list(lpips.buffers(recurse=False))
     assert [len(h) for h in heads] == [64, 128, 256, 512, 512]
     assert all((h >= 0).all() and h.std() > 0 for h in heads)
 
@@ -149,6 +148,10 @@ def test_zero_for_identical_flat_and_larger_for_worse(distance, pair):
 def test_mean_over_the_batch(distance, pair):
     singles = torch.stack([distance(r[None], i[None]) for r, i in zip(*pair, strict=True)])
     torch.testing.assert_close(distance(*pair), singles.mean(), rtol=1e-4, atol=1e-6)
+
+
+def test_an_empty_batch_loses_nothing(distance):
+    assert distance(torch.empty(0, 3, 64, 64), torch.empty(0, 3, 64, 64)) == 0
 
 
 def test_autocast_keeps_the_comparison_in_float32(distance, pair):

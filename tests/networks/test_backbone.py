@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gsqtok.networks.backbone
-from gsqtok.networks.backbone import Backbone, load_backbone, random_backbone
+from gsqtok.networks.backbone import Backbone, load_backbone, random_backbone, random_trunk
 
 LITE = "tf_efficientnet_lite0"
 DINO = "vit_small_patch14_reg4_dinov2"
@@ -283,3 +283,16 @@ def test_lite_wheel_does_not_fit_another_network(lite_state_dict, tmp_path):
     for name in ("resnet18", "tf_efficientnet_lite1"):
         with pytest.raises(ValueError, match=name):
             load_backbone(name, tmp_path / "lite.pth")
+
+
+@pytest.mark.parametrize(("name", "taps"), [("vgg16", (4, 9, 16, 23, 30)), ("alexnet", (2, 5, 8, 10, 12))])
+def test_a_trunk_hands_out_torchvisions_activations(name, taps):
+    trunk = random_trunk(name)
+    images = torch.rand(1, 3, 64, 64) * 2 - 1
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    features = trunk(images)
+    assert [f.shape[1] for f in features] == trunk.channels
+    for tap, ours in zip(taps, features, strict=True):
+        torch.testing.assert_close(ours, trunk.network[:tap]((images / 2 + 0.5 - mean) / std), rtol=1e-4, atol=1e-4)
+    assert not trunk.state_dict()
+    assert not list(trunk.parameters())

@@ -21,7 +21,7 @@ def test_tokens_and_images_are_the_official_ones(fixture):
         decoded = tokenizer.decode_latent(tokenizer.quantizer.decode(tokens).movedim(-1, 1))
     assert (decoded - restored).abs().max() < 1e-4 * restored.abs().max()
     size = tuple(images.shape[2:])
-    torch.testing.assert_close(tokenizer.decode(tokens, size), decoded.clamp(-1, 1), atol=1e-5, rtol=0)
+    torch.testing.assert_close(tokenizer.decode(tokens, size=size), decoded.clamp(-1, 1), atol=1e-5, rtol=0)
     assert not tokenizer.training
     assert all(weight.dtype == torch.float32 for weight in tokenizer.parameters())
     bits = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
@@ -58,7 +58,7 @@ def test_other_sizes(fixture):
         return
     tokens = tokenizer.encode(images)
     assert tokens.shape[1:3] == (-(-27 // tokenizer.factor), -(-21 // tokenizer.factor))
-    assert tokenizer.decode(tokens, (27, 21)).shape == images.shape
+    assert tokenizer.decode(tokens, size=(27, 21)).shape == images.shape
 
 
 @pytest.mark.parametrize("fixture", [f for f in FIXTURES if f.family in ("ibq", "open_magvit2", "wetok")])

@@ -117,9 +117,9 @@ def test_error_of_bsq_in_closed_form(d):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"temperature": 0.0}, "temperature must be above 0"),
-        ({"entropy_bits": 0}, "entropy_bits must be from 1 to 24"),
-        ({"entropy_weight": -1.0}, "entropy_weight must be at least 0"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0"),
+        ({"entropy_bits": 0}, "entropy_bits must be a whole number from 1 to 24"),
+        ({"entropy_weight": -1.0}, "entropy_weight must be a finite number of at least 0"),
         ({"groups": 3}, "multiple of groups"),
     ],
 )

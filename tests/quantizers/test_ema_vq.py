@@ -7,6 +7,12 @@ from vector_quantize_pytorch import VectorQuantize
 from gsqtok.quantizers import EMAVQ
 
 
+def step(quantizer, x):
+    out = quantizer(x)
+    quantizer.update(x, out.indices)
+    return out
+
+
 def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -15,9 +21,9 @@ def test_moving_averages_of_the_paper():
     quantizer = EMAVQ(3, codebook_size=8, decay=0.9, revive_after=0).train()
     codebook = quantizer.codebook.double()
     counts, sums = torch.ones(8).double(), codebook.clone()
-    for step in range(5):
-        x = random(20, 3, seed=step)
-        out = quantizer(x)
+    for seed in range(5):
+        x = random(20, 3, seed=seed)
+        out = step(quantizer, x)
         index = torch.cdist(x.double(), codebook).argmin(-1)
         assert torch.equal(out.indices[:, 0], index)
         chosen = torch.nn.functional.one_hot(index, 8).double()
@@ -29,11 +35,13 @@ def test_moving_averages_of_the_paper():
 
 
 def test_unused_codewords_stay_where_they_were():
+    torch.manual_seed(0)
     quantizer = EMAVQ(2, codebook_size=16, decay=0.9, revive_after=0).train()
-    start = quantizer.codebook.clone()
-    for step in range(200):  # long enough for a count to decay to 1e-9, where smoothing would dominate it
-        out = quantizer(torch.tensor([[50.0, 50.0]]) + random(4, 2, seed=step))
-    used = out.indices.unique()
+    start, ever_used = quantizer.codebook.clone(), set()
+    for seed in range(200):  # long enough for a count to decay to 1e-9, where smoothing would dominate it
+        out = step(quantizer, torch.tensor([[50.0, 50.0]]) + random(4, 2, seed=seed))
+        ever_used.update(out.indices.flatten().tolist())
+    used = torch.tensor(sorted(ever_used))
     unused = torch.ones(16, dtype=torch.bool).index_fill(0, used, False)
     assert unused.sum() >= 14
     assert torch.equal(quantizer.codebook[unused], start[unused])
@@ -43,19 +51,20 @@ def test_unused_codewords_stay_where_they_were():
 def test_dead_codewords_are_revived_at_latents():
     torch.manual_seed(0)
     quantizer = EMAVQ(2, codebook_size=32, revive_after=5).train()
-    for step in range(60):
-        quantizer(torch.tensor([100.0, -100.0]) + random(256, 2, seed=step))
+    for seed in range(60):
+        step(quantizer, torch.tensor([100.0, -100.0]) + random(256, 2, seed=seed))
     near = torch.cdist(quantizer.codebook, torch.tensor([[100.0, -100.0]]))
     assert (near < 5).all(), "all 32 have moved to where the latents are"
     used = quantizer.eval()(torch.tensor([100.0, -100.0]) + random(4096, 2)).indices.unique()
     assert len(used) >= 30
 
 
-def test_revival_waits_for_a_finite_latent():
+def test_a_step_without_a_finite_latent_changes_nothing():
     quantizer = EMAVQ(2, codebook_size=8, revive_after=1).train()
-    start = quantizer.codebook.clone()
-    quantizer(torch.full((4, 2), torch.nan))
-    assert torch.equal(quantizer.codebook, start)
+    step(quantizer, random(4, 2))
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    step(quantizer, torch.full((4, 2), torch.nan))
+    assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
 
 
 def test_same_step_as_vector_quantize_pytorch():
@@ -74,7 +83,7 @@ def test_same_step_as_vector_quantize_pytorch():
         getattr(quantizer, name).copy_(codebook)
     x = random(1, 400, 4, seed=1)
     value, index, loss = peer(x)
-    out = quantizer(x)
+    out = step(quantizer, x)
     assert torch.equal(out.indices[..., 0], index)
     torch.testing.assert_close(out.quantized, value)
     torch.testing.assert_close(out.losses["commitment"], loss.squeeze())

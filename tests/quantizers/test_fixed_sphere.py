@@ -53,7 +53,7 @@ def test_leech_quantizer():
     cosine = (F.normalize(latent.view(200, 2, 24), dim=-1) * out.quantized.view(200, 2, 24)).sum(-1)
     best = (F.normalize(latent.view(200, 2, 24), dim=-1) @ leech_sphere().T).amax(-1)
     torch.testing.assert_close(cosine, best)
-    assert not quantizer.state_dict(), "the lattice is built, not stored"
+    assert torch.equal(quantizer.state_dict()["codebook"], leech_sphere())
     with pytest.raises(ValueError, match="dim must be 24, got 16"):
         Leech(16)
 
@@ -84,8 +84,6 @@ def test_the_same_seed_gives_the_same_codebook():
     a, b, c = (RandomSphere(6, groups=2, codebook_size=64, seed=seed) for seed in (0, 0, 1))
     assert torch.equal(a.codebook, b.codebook)
     assert not torch.equal(a.codebook, c.codebook)
-    assert "codebook" in a.state_dict()
-    assert "codebook" not in FibonacciSphere(6, codebook_size=64).state_dict()
 
 
 @pytest.mark.parametrize(("d", "codewords"), [(2, 16), (2, 4096), (3, 256), (4, 1024), (8, 4096), (16, 4096)])
@@ -136,5 +134,5 @@ def test_leech_lies_between_the_bound_and_a_random_code():
 def test_bad_options():
     with pytest.raises(ValueError, match="groups of at least 2 channels"):
         FibonacciSphere(4, groups=4)
-    with pytest.raises(ValueError, match="codebook_size must be at least 2"):
+    with pytest.raises(ValueError, match="codebook_size must be a whole number of at least 2"):
         RandomSphere(4, codebook_size=1)

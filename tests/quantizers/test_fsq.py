@@ -21,7 +21,8 @@ def test_codes_and_indices_of_the_listing(levels):
     z, count = latent.double().numpy(), np.array(levels)
     half = (count - 1) * (1 - 1e-3) / 2
     offset = np.where(count % 2 == 1, 0.0, 0.5)
-    bounded = np.tanh(z + np.tan(offset / half)) * half - offset
+    shift = np.where(count == 2, 0, np.tan(offset / half))  # of two levels the listing's leaves nearly only one
+    bounded = np.tanh(z + shift) * half - offset
     digits = np.round(bounded) + count // 2
     basis = np.concatenate([[1], np.cumprod(count[:-1])])
 
@@ -37,6 +38,26 @@ def test_all_levels_are_reached_and_no_others():
     assert out.quantized[:, 1].unique().tolist() == [-1, -0.5, 0, 0.5], "an even number of levels is off by half a step"
     assert quantizer.decode(torch.tensor([[0]])).tolist() == [[-1, -1]]
     assert quantizer.decode(torch.tensor([[7]])).tolist() == [[0, -0.5]]  # 7 = 2 + 1 * 5
+
+
+@pytest.mark.parametrize("levels", [2, 3, 500, 1000, 1001, 1002, 2000, 65_536])
+def test_every_level_is_reached(levels):
+    quantizer = FSQ(1, levels=[levels])
+    latent = torch.atanh(torch.linspace(-1, 1, 32 * levels + 1, dtype=torch.float64).clamp(-1 + 1e-9, 1 - 1e-9))
+    assert len(quantizer(latent[:, None].float()).indices.unique()) == levels
+    with pytest.raises(ValueError, match="from 2 to 1048576 levels"):
+        FSQ(1, levels=[2**20 + 1])
+
+
+@pytest.mark.parametrize(("bits", "dim"), [(8, 8), (8, 4), (9, 3), (16, 6)])
+def test_normal_latents_carry_most_of_the_bits(bits, dim):
+    quantizer = FSQ(dim, target_bits=bits)
+    out = quantizer(random(200_000, dim))
+    carried = 0.0  # channels are independent, so their entropies add
+    for channel in range(dim):
+        share = out.quantized[:, channel].unique(return_counts=True)[1] / 200_000
+        carried -= (share * share.log2()).sum().item()
+    assert carried > 0.9 * quantizer.bits
 
 
 def test_same_grid_as_vector_quantize_pytorch():
@@ -78,9 +99,10 @@ def test_levels_chosen_for_bits(bits, channels):
         ({}, "give either levels or target_bits"),
         ({"levels": [5, 5, 5, 5], "target_bits": 8}, "give either"),
         ({"levels": [5, 5]}, "must name the levels of 4 channels"),
-        ({"levels": [5, 5, 5, 1]}, "at least 2 levels"),
+        ({"levels": [5, 5, 5, 1]}, "from 2 to 1048576 levels"),
         ({"levels": [2**16] * 4}, "64.0 bits, an index has 62"),
-        ({"target_bits": 3}, "at least 1 a channel"),
+        ({"target_bits": 3}, "from 1 a channel to 62"),
+        ({"target_bits": 1e9}, "from 1 a channel to 62"),
     ],
 )
 def test_bad_options(options, message):

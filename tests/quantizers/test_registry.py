@@ -1,31 +1,51 @@
+from dataclasses import dataclass
+
 import pytest
 import torch
 
+from gsqtok.options import Count
 from gsqtok.quantizers import (
     GSQ,
     Quantizer,
     QuantizerOutput,
     build_quantizer,
     list_quantizers,
+    quantizer_options,
     register_quantizer,
     registry,
 )
 
 
-class Halves(Quantizer):
-    """Rounds every channel to a multiple of one half within [0, 1]."""
+@dataclass(eq=False, repr=False, kw_only=True)
+class Steps(Quantizer):
+    """Rounds every channel to a multiple of 1 / ``steps`` within [0, 1]."""
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = self.tokens_per_position = dim
-        self.codebook_size = 3
+    steps: Count = 2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokens_per_position = self.dim
+        self.codebook_size = self.steps + 1
 
     def quantize(self, latent):
-        indices = (latent * 2).round().clamp(0, 2).long()
+        indices = (latent * self.steps).round().clamp(0, self.steps).long()
         return QuantizerOutput(self.lookup(indices), indices, latent.new_zeros(()))
 
     def lookup(self, indices):
-        return indices / 2
+        return indices / self.steps
+
+
+class Halves(Quantizer):
+    """The same with a constructor of its own."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim)
+        self.tokens_per_position = dim
+        self.codebook_size = 3
+
+    quantize = Steps.quantize
+    lookup = Steps.lookup
+    steps = 2
 
 
 @pytest.fixture
@@ -34,6 +54,16 @@ def empty_registry(monkeypatch):
 
 
 def test_a_quantizer_of_ones_own(empty_registry):
+    register_quantizer("steps")(Steps)
+    quantizer = build_quantizer("steps", dim=2, steps=4)
+    assert quantizer(torch.tensor([[0.1, 0.6]])).indices.tolist() == [[0, 2]]
+    assert quantizer.config == {"name": "steps", "dim": 2, "steps": 4}
+    assert quantizer_options("steps") == Steps.Options(steps=2)
+    with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1, got 2.5"):
+        quantizer_options("steps", steps=2.5)
+
+
+def test_one_with_a_constructor_of_its_own(empty_registry):
     register_quantizer("halves")(Halves)
     assert list_quantizers() == ["halves"]
     quantizer = build_quantizer("halves", dim=2)
@@ -70,5 +100,5 @@ def test_unknown_names_are_told_with_the_nearest():
         build_quantizer("what", dim=8)
     with pytest.raises(ValueError, match=r"quantizer 'gsq' has no option 'group'; did you mean 'groups'\?"):
         build_quantizer("gsq", dim=8, group=2)
-    with pytest.raises(ValueError, match="quantizer 'gsq':"):
+    with pytest.raises(ValueError, match="dim must be a whole number of at least 1, got 'eight'"):
         build_quantizer("gsq", dim="eight")

@@ -71,14 +71,14 @@ def test_decode_first_refines_with_every_stage(kind):
     if kind is RVQ:
         with_codebooks(quantizer, [random(64, 4, seed=s) * 0.5**s for s in range(4)])
     out = quantizer(latent)
-    errors = [(quantizer.decode_first(out.indices, n) - latent).square().mean().item() for n in range(1, 5)]
+    errors = [(quantizer.decode_first(out.indices, stages=n) - latent).square().mean().item() for n in range(1, 5)]
     assert errors == sorted(errors, reverse=True)
-    assert torch.equal(quantizer.decode_first(out.indices, 4), out.quantized)
+    assert torch.equal(quantizer.decode_first(out.indices, stages=4), out.quantized)
     for wrong in (0, 5):
         with pytest.raises(ValueError, match="stages must be from 1 to 4"):
-            quantizer.decode_first(out.indices, wrong)
+            quantizer.decode_first(out.indices, stages=wrong)
     with pytest.raises(ValueError, match="out of range"):
-        quantizer.decode_first(out.indices + 64, 1)
+        quantizer.decode_first(out.indices + 64, stages=1)
 
 
 def test_stage_dropout_cuts_whole_examples_in_training_only():
@@ -86,7 +86,7 @@ def test_stage_dropout_cuts_whole_examples_in_training_only():
     quantizer = RVQ(4, stages=3, codebook_size=16, stage_dropout=1.0).train()
     latent = random(300, 5, 4)
     out = quantizer(latent)
-    partial = torch.stack([quantizer.decode_first(out.indices, n) for n in (1, 2, 3)])
+    partial = torch.stack([quantizer.decode_first(out.indices, stages=n) for n in (1, 2, 3)])
     same = (partial == out.quantized).flatten(2).all(-1)  # (3, 300)
     share = same.float().mean(1)
     assert same.any(0).all(), "every example is a prefix sum"
@@ -98,7 +98,7 @@ def test_stage_dropout_cuts_whole_examples_in_training_only():
 def test_rsq_starts_as_gsq_and_its_stages_fit_their_residuals():
     torch.manual_seed(0)
     quantizer = RSQ(8, groups=2, stages=3, codebook_size=256).eval()
-    gsq = GSQ(8, 2, 256)
+    gsq = GSQ(8, groups=2, codebook_size=256)
     with torch.no_grad():
         gsq.codebook.copy_(quantizer.quantizers[0].codebook)
     latent = random(3000, 8)
@@ -116,19 +116,18 @@ def test_kmeans_start_of_all_stages():
     torch.manual_seed(0)
     quantizer = RVQ(4, stages=3, codebook_size=32, init="kmeans").train()
     latent = 5 * random(2000, 4)
-    for _ in range(4):
-        quantizer(latent)
+    quantizer.update(latent, quantizer(latent).indices)
     out = quantizer.eval()(latent)
-    errors = [(quantizer.decode_first(out.indices, n) - latent).square().mean().item() for n in (1, 2, 3)]
+    errors = [(quantizer.decode_first(out.indices, stages=n) - latent).square().mean().item() for n in (1, 2, 3)]
     assert errors[2] < 0.5 * errors[1] < 0.25 * errors[0]
 
 
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        (RVQ, {"dim": 4, "stages": 0}, "stages must be at least 1"),
-        (RVQ, {"dim": 4, "stage_dropout": 1.5}, "stage_dropout must be from 0 to 1"),
-        (RVQ, {"dim": 4, "codebook_size": 1}, "codebook_size must be at least 2"),
+        (RVQ, {"dim": 4, "stages": 0}, "stages must be a whole number of at least 1"),
+        (RVQ, {"dim": 4, "stage_dropout": 1.5}, "stage_dropout must be a finite number from 0 to 1"),
+        (RVQ, {"dim": 4, "codebook_size": 1}, "codebook_size must be a whole number of at least 2"),
         (RSQ, {"dim": 4, "groups": 4}, "groups of at least 2 channels"),
     ],
 )

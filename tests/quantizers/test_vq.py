@@ -5,7 +5,7 @@ import torch
 from vector_quantize_pytorch import VectorQuantize
 from vector_quantize_pytorch.vector_quantize_pytorch import rotate_to
 
-from gsqtok.quantizers import VQ
+from gsqtok.quantizers import RVQ, VQ
 from gsqtok.quantizers.rotation import rotation_trick
 
 
@@ -96,45 +96,60 @@ def test_rotation_of_a_zero_or_opposite_latent_is_finite(latent):
     assert latent.grad.norm() < 10
 
 
+def step(quantizer, latent):
+    quantizer.update(latent, quantizer(latent).indices)
+
+
 def test_kmeans_start_finds_the_clusters():
     torch.manual_seed(0)
     centres = 10 * random(8, 4)
     quantizer = VQ(4, codebook_size=64, init="kmeans").train()
-    for step in range(4):
-        points = (centres.repeat(64, 1) + 0.1 * random(512, 4, seed=step)).requires_grad_()
-        quantizer(points)
+    assert quantizer.follows
+    step(quantizer, (centres.repeat(64, 1) + 0.1 * random(512, 4)))
     distance, nearest = torch.cdist(centres, quantizer.codebook).min(-1)
     assert distance.max() < 0.5
     assert len(nearest.unique()) == 8
+    assert not quantizer.follows, "from here on only the optimizer moves the codebook"
     settled = quantizer.codebook.clone()
-    quantizer(points)
-    assert torch.equal(quantizer.codebook, settled), "after four batches only the optimizer moves the codebook"
+    step(quantizer, random(512, 4))
+    assert torch.equal(quantizer.codebook, settled)
+
+
+@pytest.mark.parametrize("kind", [VQ, RVQ])
+def test_kmeans_start_gathers_until_there_are_enough(kind):
+    """Nothing moves until there are 4 latents a codeword, and then no codeword is there twice."""
+    torch.manual_seed(0)
+    quantizer = kind(4, groups=2, codebook_size=256, init="kmeans").train()
+    before = {name: value.clone() for name, value in quantizer.state_dict().items()}
+    for seed in range(8):
+        assert all(torch.equal(value, before[name]) for name, value in quantizer.state_dict().items())
+        latent = random(64, 4, seed=seed)
+        step(quantizer, latent)
+    codebooks = [p for name, p in quantizer.named_parameters() if name.endswith("codebook")]
+    assert all(len(codebook.unique(dim=0)) == 256 for codebook in codebooks)
+    latent = torch.cat([random(64, 4, seed=seed) for seed in range(8)])
+    assert quantizer(latent).losses["codebook"] < 0.1
 
 
 def test_kmeans_start_is_not_repeated_after_a_load():
     quantizer = VQ(4, codebook_size=16, init="kmeans").train()
-    for _ in range(2):
-        quantizer(random(64, 4))
-    resumed = VQ(4, codebook_size=16, init="kmeans").train()
-    resumed.load_state_dict(quantizer.state_dict())
-    assert resumed.kmeans_left == quantizer.kmeans_left == 2
-    for step in range(3):
-        quantizer(random(64, 4, seed=step))
-        resumed(random(64, 4, seed=step))
-    torch.testing.assert_close(resumed.state_dict(), quantizer.state_dict())
+    resumed, early = (VQ(4, codebook_size=16, init="kmeans").train() for _ in range(2))
+    early.load_state_dict(quantizer.state_dict())
+    assert early.follows
+    step(quantizer, random(64, 4))
+    for other in (resumed, early):
+        other.load_state_dict(quantizer.state_dict())
+        assert not other.follows
+        step(other, random(64, 4, seed=1))
+        torch.testing.assert_close(other.state_dict(), quantizer.state_dict())
 
 
-def test_kmeans_takes_the_running_mean():
-    """With codewords far apart, each ends at the mean of all latents that it won, whatever the batches."""
+def test_kmeans_takes_the_mean_of_what_each_centre_won():
     for seed in range(20):
         torch.manual_seed(seed)
         quantizer = VQ(1, codebook_size=2, init="kmeans").train()
-        quantizer(torch.tensor([[-10.0]] * 8 + [[10.0]] * 8))
-        if quantizer.codebook.detach().prod() < 0:  # the two have not started in one cluster
-            break
-    quantizer(torch.tensor([[-13.0]] * 8 + [[16.0]] * 16))
-    expected = torch.tensor([-11.5, (8 * 10 + 16 * 16) / 24])
-    torch.testing.assert_close(quantizer.codebook.detach().flatten().sort().values, expected)
+        step(quantizer, torch.tensor([[-10.0]] * 8 + [[10.0], [13.0]] * 8))
+        torch.testing.assert_close(quantizer.codebook.detach().flatten().sort().values, torch.tensor([-10, 11.5]))
 
 
 def test_start_and_bad_options():

@@ -1,31 +1,42 @@
-"""Every study's table of runs, and what it says of figures whose verdict is known."""
+"""Every study's table of runs, and what it says of metrics whose verdict is known."""
 
 import dataclasses
+import math
+from pathlib import Path
 
+import pandas as pd
 import pytest
 import torch
 
+from gsqtok.evaluation.report.plots import png, style
 from gsqtok.quantizers import build_quantizer
 from gsqtok.studies import STUDIES, plots
-from gsqtok.studies.page import figures_table, page_of, said
+from gsqtok.studies.page import page_of, results_table, said
 from gsqtok.studies.run import of_all
 from gsqtok.studies.scale import SCALES
 from gsqtok.studies.study import Plot, exceeds
 from gsqtok.studies.table import Row, Table, Value
 from gsqtok.tokenizer import ImageTokenizer
 
-FIGURES = {
+METRICS = {
     **dict.fromkeys(("bits_per_pixel", "bits_per_pixel_entropy"), 0.5),
-    **{"psnr": 20.0, "ssim": 0.6, "usage": 0.9, "perplexity": 100.0, "frechet_distance_net": 50.0, "chord_error": 1e-3},
+    **{
+        "psnr": 20.0,
+        "ssim": 0.6,
+        "usage": 0.9,
+        "perplexity": 100.0,
+        "frechet_distance_net": 50.0,
+        "spherical_error": 1e-3,
+    },
     **{"quantizer_ms": 1.0, "quantizer_step_ms": 2.0, "encode_ms": 4.0, "decode_ms": 4.0, "quantizer_share": 0.25},
     **{"skipped_steps": 0.0},
 }
 
 
-def table_of(name, scale="small", figures=lambda varied: {}, state="done"):
-    """A table of made-up figures: FIGURES, but what ``figures`` says of a run."""
+def table_of(name, scale="small", metrics=lambda varied: {}, state="done"):
+    """A table of made-up metrics: METRICS, but what ``metrics`` says of a run."""
     rows = [
-        Row(run.varied, FIGURES | figures(run.varied) if state == "done" else {}, state)
+        Row(run.varied, METRICS | metrics(run.varied) if state == "done" else {}, state)
         for run in STUDIES[name].runs(SCALES[scale])
     ]
     return Table(name, scale, rows)
@@ -42,10 +53,8 @@ def test_runs_differ_and_can_be_built(name, scale):
     assert len({tuple(run.varied.items()) for run in runs}) == len(runs)
     for run in runs:
         model = run.config.model
-        options = {k: v for k, v in model.quantizer.items() if k != "name"}
-        large = options.get("codebook_size", 0) > 1 << 16
-        with torch.device("meta" if large and model.quantizer["name"] != "random_sphere" else "cpu"):
-            quantizer = build_quantizer(model.quantizer["name"], dim=model.latent_dim, **options)
+        with torch.device("meta"):
+            quantizer = build_quantizer(dim=model.latent_dim, **dataclasses.asdict(model.quantizer))
         if "V" in run.varied and run.varied["V"] != "none":
             assert quantizer.codebook_size == run.varied["V"]
         if "G" in run.varied:
@@ -89,11 +98,19 @@ def test_without_figures_nothing_is_claimed(name):
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_every_plot_is_drawn(name, tmp_path):
+def test_every_plot_is_drawn(name):
     pytest.importorskip("matplotlib")
-    for plot in STUDIES[name].plots:
-        assert plots.draw(plot, table_of(name, state="not run"), tmp_path) is None
-        assert plots.draw(plot, table_of(name), tmp_path).stat().st_size > 5000
+    with style():
+        for plot in STUDIES[name].plots:
+            assert plots.draw(plot, table_of(name, state="not run")) is None
+            assert len(png(plots.draw(plot, table_of(name)))) > 5000
+
+
+def points(plot, table):
+    """Line, place and mean of each point; None is the place of a level."""
+    found = plots.points_of(plot, table)
+    rows = found[["line", "x", "mean"]].itertuples(index=False)
+    return [(line, None if pd.isna(x) else x, mean) for line, x, mean in rows]
 
 
 def test_no_quantization_is_a_ceiling_and_no_point():
@@ -106,32 +123,29 @@ def test_no_quantization_is_a_ceiling_and_no_point():
     ]
     table = Table("methods", "small", rows)
     plot = STUDIES["methods"].plots[0]
-    assert plots.curves_of(plot, table, {"run": "trained"}) == {"gsq": [(0.3, 19.0, None)]}
-    assert plots.references_of(plot, table, {"run": "trained"}) == {"no quantization": 20.0}
-    assert plots.references_of(plot, table, {"run": "timed"}) == {}
+    assert points(plot, table) == [("gsq", 0.3, 19.0), ("no quantization", None, 20.0)]
 
 
 def test_no_discriminator_is_a_level_and_no_point():
-    figures = {"psnr": 19.0, "usage": 1.0}
-    rows = [Row({"discriminator": "none", "losses": "", "betas": ""}, figures | {"psnr": 20.0}, "done")]
-    rows += [Row({"discriminator": "patch", "losses": loss, "betas": "b"}, figures, "done") for loss in ("NH", "HH")]
+    metrics = {"psnr": 19.0, "usage": 1.0}
+    rows = [Row({"discriminator": "none", "losses": "", "betas": ""}, metrics | {"psnr": 20.0}, "done")]
+    rows += [Row({"discriminator": "patch", "losses": loss, "betas": "b"}, metrics, "done") for loss in ("NH", "HH")]
     plot, table = Plot("psnr", "losses", "psnr", ("discriminator", "betas")), Table("discriminator", "small", rows)
-    assert plots.curves_of(plot, table, {}) == {"patch, b": [("NH", 19.0, None), ("HH", 19.0, None)]}
-    assert plots.references_of(plot, table, {}) == {"none": 20.0}
+    assert points(plot, table) == [("none", None, 20.0), ("patch, b", "NH", 19.0), ("patch, b", "HH", 19.0)]
 
 
 def test_codebook():
     def usage(varied):
         return {"usage": 0.03 if (varied["init"], varied["norm"]) == ("uniform", "none") else 1.0}
 
-    said_of = verdicts(table_of("codebook", figures=usage))
+    said_of = verdicts(table_of("codebook", metrics=usage))
     assert len(said_of) == 8  # four claims at two V
     for claim, verdict in said_of.items():
         assert verdict == ("supported" if "collapses" in claim else "not supported"), claim
 
 
 def test_groups():
-    said_of = verdicts(table_of("groups", figures=lambda v: {"psnr": 20 + v["G"] * (v["held"] == "V") - v["f"] / 8}))
+    said_of = verdicts(table_of("groups", metrics=lambda v: {"psnr": 20 + v["G"] * (v["held"] == "V") - v["f"] / 8}))
     assert said_of["more groups give better images at f8 and the same V"] == "supported"
     assert said_of["more groups give better images at f8 and the same 32 bits"] == "not supported"
     assert said_of["at G = 1 quality stalls as f grows"] == "supported"
@@ -141,9 +155,9 @@ def test_factor():
     def rate(varied):
         return {"bits_per_pixel": varied["G"] * 12 / varied["f"] ** 2, "psnr": 20 + varied["G"] - varied["f"] / 8}
 
-    table = table_of("factor", figures=lambda v: rate(v) | {"psnr": 25 - v["f"] / 8})
+    table = table_of("factor", metrics=lambda v: rate(v) | {"psnr": 25 - v["f"] / 8})
     assert list(verdicts(table).values()) == ["supported"]
-    table = table_of("factor", figures=lambda v: rate(v) | {"psnr": 25 + v["f"] / 8})
+    table = table_of("factor", metrics=lambda v: rate(v) | {"psnr": 25 + v["f"] / 8})
     assert list(verdicts(table).values()) == ["not supported"]
 
 
@@ -151,7 +165,7 @@ def test_vocabulary():
     def quality(varied):
         return {"psnr": 20 + (varied["V"].bit_length() / 10 if varied["d"] > 4 else 0)}
 
-    said_of = verdicts(table_of("vocabulary", figures=quality))
+    said_of = verdicts(table_of("vocabulary", metrics=quality))
     assert said_of == {
         "quality rises with V at d = 4": "not supported",
         "quality rises with V at d = 8": "supported",
@@ -160,11 +174,11 @@ def test_vocabulary():
 
 
 def test_precision():
-    def figures(varied):
+    def metrics(varied):
         rounded = varied["search"] == "bf16" and varied["d"] <= 2
         return {"usage": 0.01 if rounded else 0.9, "psnr": 20 + 0.01 * varied["seed"] - (0.5 if rounded else 0)}
 
-    said_of = verdicts(table_of("precision", figures=figures))
+    said_of = verdicts(table_of("precision", metrics=metrics))
     assert said_of["rounding to bf16 makes the usage fall at d = 2, V = 65,536"] == "supported"
     assert said_of["rounding to bf16 makes the usage fall at d = 8, V = 65,536"] == "not supported"
     assert said_of["the exact search gives better images than bf16 at d = 2, V = 1,024"] == "supported"
@@ -173,12 +187,12 @@ def test_precision():
 
 @pytest.mark.parametrize(("psnr", "verdict"), [(21, "supported"), (20.05, "undecided"), (19, "not supported")])
 def test_methods(psnr, verdict):
-    said_of = verdicts(table_of("methods", figures=lambda v: {"psnr": psnr if v["method"] == "gsq" else 20.0}))
+    said_of = verdicts(table_of("methods", metrics=lambda v: {"psnr": psnr if v["method"] == "gsq" else 20.0}))
     assert said_of == {f"GSQ gives the best images at {bits} bits a position": verdict for bits in (18, 36, 64)}
 
 
 def test_isolate():
-    said_of = verdicts(table_of("isolate", figures=lambda v: {"psnr": 20 + (v["init"] == "sphere") - (v["G"] > 1)}))
+    said_of = verdicts(table_of("isolate", metrics=lambda v: {"psnr": 20 + (v["init"] == "sphere") - (v["G"] > 1)}))
     assert said_of["the spherical start alone helps over a uniform start, no norm, one group"] == "supported"
     assert said_of["the l2 norm alone helps over a uniform start, no norm, one group"] == "undecided"
     assert said_of["decomposition into 4 groups alone helps over a uniform start, no norm, one group"] == (
@@ -187,17 +201,17 @@ def test_isolate():
 
 
 def test_latency():
-    slow = table_of("latency", figures=lambda v: {"quantizer_ms": 3.0 if v["quantizer"] == "gsq" else 1.0})
+    slow = table_of("latency", metrics=lambda v: {"quantizer_ms": 3.0 if v["quantizer"] == "gsq" else 1.0})
     assert set(verdicts(slow).values()) == {"not supported"}
     assert set(verdicts(table_of("latency")).values()) == {"supported"}
 
 
 def test_discriminator():
-    def figures(varied):
+    def metrics(varied):
         near = varied["discriminator"] == "projected" and varied["losses"] == "NH"
         return {"frechet_distance_net": 20.0 if near else 50.0}
 
-    table = table_of("discriminator", figures=figures)
+    table = table_of("discriminator", metrics=metrics)
     said_of = verdicts(table)
     assert said_of["a projected discriminator brings reconstructions closer in features"] == "supported"
     assert said_of["a patch discriminator brings reconstructions closer in features"] == "not supported"
@@ -212,32 +226,35 @@ def test_discriminator():
 
 
 def test_limits():
-    def figures(varied):
-        return {"chord_error": 0.0, "psnr": 24.0 if varied["V"] in ("none", 2**20) else 20.0}
+    def metrics(varied):
+        return {"spherical_error": 0.0, "psnr": 24.0 if varied["V"] in ("none", 2**20) else 20.0}
 
-    said_of = verdicts(table_of("limits", figures=figures))
+    said_of = verdicts(table_of("limits", metrics=metrics))
     assert set(said_of.values()) == {"supported"}
-    said_of = verdicts(table_of("limits", figures=lambda v: {"chord_error": 1.99, "psnr": 20 + (v["V"] == "none")}))
+    said_of = verdicts(table_of("limits", metrics=lambda v: {"spherical_error": 1.99, "psnr": 20 + (v["V"] == "none")}))
     assert set(said_of.values()) == {"not supported"}
 
 
 def test_exceeds():
-    assert exceeds(Value(21, None, 1), Value(20, None, 1), 0.3) == "supported"
-    assert exceeds(Value(20, None, 1), Value(21, None, 1), 0.3) == "not supported"
-    assert exceeds(Value(20.2, None, 1), Value(20, None, 1), 0.3) == "undecided"
+    assert exceeds(Value(21), Value(20), 0.3) == "supported"
+    assert exceeds(Value(20), Value(21), 0.3) == "not supported"
+    assert exceeds(Value(20.2), Value(20), 0.3) == "undecided"
     assert exceeds(Value(21, 0.6, 3), Value(20, 0.1, 3), 0.3) == "undecided"  # within twice the spread
-    assert exceeds(None, Value(20, None, 1), 0.3) == "not tested"
+    assert exceeds(Value(21, 0.6, 3), Value(20), 0.3) == "undecided"
+    assert exceeds(Value(math.nan, seeds=0), Value(20), 0.3) == "not tested"
 
 
 def test_means_over_seeds_and_their_spread():
     rows = [Row({"d": d, "seed": s}, {"psnr": 20.0 + d + s}, "done") for d in (1, 2) for s in (0, 1, 2)]
     table = Table("precision", "small", [*rows, Row({"d": 2, "seed": 3}, {}, "failed", "why")])
     assert table.value("psnr", d=1) == Value(22.0, 1.0, 3)
-    assert table.value("psnr", d=1, seed=0) == Value(21.0, None, 1)
-    assert table.value("psnr", d=3) is None
-    assert table.value("ssim", d=1) is None
+    alone = table.value("psnr", d=1, seed=0)
+    assert (alone.mean, alone.seeds, str(alone)) == (21.0, 1, "21")
+    assert math.isnan(alone.spread)
+    assert not table.value("psnr", d=3)
+    assert not table.value("ssim", d=1)
     assert table.settings() == [{"d": 1}, {"d": 2}]
-    assert "| 1 | 22.00 ± 1.00 | 3 |" in figures_table(STUDIES["precision"], table)
+    assert "| 1 | 22.00 ± 1.00 | 3 |" in results_table(STUDIES["precision"], table)
 
 
 def test_a_study_that_went_on_elsewhere_names_both_devices():
@@ -251,8 +268,8 @@ def test_a_study_that_went_on_elsewhere_names_both_devices():
 
 
 def test_figures_of_a_network_have_columns():
-    figures = {"psnr": 20.0, "psnr_pooled": 19.0, "frechet_distance_net": 50.0, "lpips_vgg": 0.1}
-    head = figures_table(STUDIES["isolate"], Table("isolate", "small", [Row({"V": 4}, figures, "done")])).splitlines()[
+    metrics = {"psnr": 20.0, "psnr_pooled": 19.0, "frechet_distance_net": 50.0, "lpips_vgg": 0.1}
+    head = results_table(STUDIES["isolate"], Table("isolate", "small", [Row({"V": 4}, metrics, "done")])).splitlines()[
         0
     ]
     assert head == "| V | PSNR, dB | Fréchet distance net | LPIPS vgg |"  # and no pooled PSNR
@@ -263,11 +280,20 @@ def test_results_on_disk(tmp_path):
     table = Table("isolate", "small", rows, {"command": "gsqtok study isolate"}, {"torch": "2"})
     table.save(tmp_path / "results.json")
     again = Table.load(tmp_path / "results.json")
-    assert again.rows[0].figures == {"psnr": 20.0, "ssim": None}  # JSON has no NaN
+    assert again.rows[0].metrics == {"psnr": 20.0, "ssim": None}  # JSON has no NaN
     assert again.rows[1] == rows[1]
     assert (again.setting, again.environment) == (table.setting, table.environment)
-    assert again.value("ssim") is None
+    assert not again.value("ssim")
     for content in ("nothing", "[]", "{}"):
         (tmp_path / "other.json").write_text(content)
         with pytest.raises(ValueError, match=r"other\.json"):
             Table.load(tmp_path / "other.json")
+
+
+@pytest.mark.parametrize("file", sorted(Path(__file__).parents[2].glob("docs/studies/*/results.json")), ids=str)
+def test_published_results_are_read_and_say_what_their_page_says(file):
+    table = Table.load(file)
+    page = file.with_name("README.md").read_text("utf-8")
+    plots_of = [f"{plot.file}.png" for plot in STUDIES[table.study].plots]
+    drawn = [name for name in (*plots_of, "examples.jpg") if file.with_name(name).exists()]
+    assert page_of(STUDIES[table.study], table, drawn) == page

@@ -5,15 +5,16 @@ import json
 import pytest
 from PIL import Image
 
-from gsqtok.studies.examples import choose, draw_examples
+from gsqtok.evaluation.report.plots import style
 from gsqtok.studies.page import write_page
+from gsqtok.studies.plots import choose, draw_examples
 from gsqtok.studies.study import Study
 from gsqtok.studies.table import Row, Table
 
 
 def row(name, psnr, usage, state="done"):
-    figures = {"psnr": psnr} | ({} if usage is None else {"usage": usage})
-    return Row({"method": name}, figures, state, digest=f"{name}-digest")
+    metrics = {"psnr": psnr} | ({} if usage is None else {"usage": usage})
+    return Row({"method": name}, metrics, state, digest=f"{name}-digest")
 
 
 @pytest.fixture
@@ -50,8 +51,12 @@ def test_they_are_drawn_and_on_the_page(runs, tmp_path):
     assert "![examples](examples.jpg)" in page
     assert (folder / "examples.jpg").stat().st_size > 5000
     with_curves = Image.open(folder / "examples.jpg").size
-    draw_examples(Table("methods", "small", [row("c", 19.0, 0.01), row("c", 19.0, 0.01)]), runs, folder)
+    write_page(study, Table("methods", "small", [row("c", 19.0, 0.01), row("c", 19.0, 0.01)]), folder)
     assert Image.open(folder / "examples.jpg").size[1] < with_curves[1] / 2  # no empty axes where no run left a log
+    with style():
+        assert draw_examples(table, tmp_path / "nowhere") is None
+    for run in runs.iterdir():
+        (run / "images.png").unlink()
+    assert "![examples]" in write_page(study, table, folder).read_text()  # what was drawn while the runs were there
     (folder / "examples.jpg").unlink()
-    assert draw_examples(table, tmp_path / "nowhere", folder) is None
     assert "examples" not in write_page(study, Table("methods", "small", []), folder).read_text()

@@ -3,8 +3,10 @@
 import dataclasses
 import multiprocessing
 import os
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
+from typing import ClassVar
 
 import processes
 import pytest
@@ -14,15 +16,14 @@ from PIL import Image
 import gsqtok
 from gsqtok.cli import main
 from gsqtok.data import ImageTransform, eval_loader, open_source
-from gsqtok.studies import STUDIES, schedule
-from gsqtok.studies.chord import chord_error
+from gsqtok.studies import STUDIES, runner
 from gsqtok.studies.run import Images, run_studies
+from gsqtok.studies.runner import Outcome, PlacedRun, execute, run_all
 from gsqtok.studies.scale import SCALES
-from gsqtok.studies.schedule import do_all
-from gsqtok.studies.study import Study
+from gsqtok.studies.spherical_error import spherical_error
+from gsqtok.studies.study import Run, Study
 from gsqtok.studies.table import Table
 from gsqtok.studies.timing import time_tokenizer
-from gsqtok.studies.work import Job, Outcome, work
 
 DEMO = str(Path(gsqtok.__file__).parent / "demo_images" / "*.png")
 
@@ -30,7 +31,7 @@ DEMO = str(Path(gsqtok.__file__).parent / "demo_images" / "*.png")
 class Deadly:
     """Ends the process that unpickles it."""
 
-    name, batch, folder = "deadly", None, Path("deadly")
+    name, run, folder = "deadly", Run({}, SCALES["smoke"].config), Path("deadly")
 
     def __reduce__(self):
         return os._exit, (3,)
@@ -42,12 +43,12 @@ def _forked(monkeypatch):
     processes.serve()
     context = multiprocessing.get_context("forkserver")
     forked = SimpleNamespace(get_context=lambda method: context, active_children=multiprocessing.active_children)
-    monkeypatch.setattr(schedule, "multiprocessing", forked)
+    monkeypatch.setattr(runner, "multiprocessing", forked)
 
 
 def test_workers_start_processes_as_any_other_process_does():
     """One that is spawned would spawn those that load its images, which takes seconds for each of them."""
-    worker = schedule._worker(None, 1)
+    worker = runner._pool(None, 1)
     try:
         assert worker.submit(multiprocessing.get_start_method).result() == multiprocessing.get_all_start_methods()[0]
     finally:
@@ -85,11 +86,11 @@ def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
     folder = tmp_path / "vocabulary-smoke"
     table = Table.load(folder / "results.json")
     assert [row.state for row in table.rows] == ["done", "done"]
-    trained, timed = (row.figures for row in table.rows)
+    trained, timed = (row.metrics for row in table.rows)
     assert 5 < trained["psnr"] < 30
     assert trained["bits_per_pixel"] == 0.25  # four bits for a position of 4 x 4 pixels
     assert 0 < trained["usage"] <= 1
-    assert trained["chord_error"] > 0
+    assert trained["spherical_error"] > 0
     assert timed["encode_ms"] > timed["quantizer_ms"] > 0
     page = (folder / "README.md").read_text()
     assert "gsqtok study vocabulary --scale smoke" in page
@@ -108,7 +109,7 @@ def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
     assert (folder / "README.md").read_text() == page
     assert {file: file.stat().st_mtime_ns for file in (tmp_path / "runs").rglob("outcome.json")} == before
     (other,) = run_studies([dataclasses.replace(study, name="other")], "smoke", Images(DEMO, DEMO), tmp_path)
-    assert [row.figures for row in other.rows] == [row.figures for row in table.rows]
+    assert [row.metrics for row in other.rows] == [row.metrics for row in table.rows]
 
 
 @pytest.mark.slow
@@ -116,11 +117,11 @@ def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
 def test_a_dead_worker_and_a_missing_source_stop_nothing(tmp_path):
     config = dataclasses.replace(SCALES["smoke"].gsq(1, 4, 16), batch_size=2, steps=1)
     data = dataclasses.replace(config.data, train=str(tmp_path / "nowhere"), validation=DEMO)
-    lost = Job("lost", tmp_path / "lost", dataclasses.replace(config, data=data), None, None, ())
-    timed = Job("timed", tmp_path / "timed", config, 1, None, ())
+    lost = PlacedRun("lost", Run({}, dataclasses.replace(config, data=data)), tmp_path / "lost", SCALES["smoke"])
+    timed = PlacedRun("timed", Run({}, config, batch=1), tmp_path / "timed", SCALES["smoke"])
     seen = {}
-    do_all(
-        [Deadly(), lost, timed], [None], 1, lambda job, outcome, problem: seen.update({job.name: (outcome, problem)})
+    run_all(
+        [Deadly(), lost, timed], [None], 1, lambda run, outcome, problem: seen.update({run.name: (outcome, problem)})
     )
     assert "was killed" in seen["deadly"][1]
     assert "nowhere" in seen["lost"][1]
@@ -129,13 +130,51 @@ def test_a_dead_worker_and_a_missing_source_stop_nothing(tmp_path):
     assert Outcome.of(tmp_path / "lost") is None  # so that the next start tries again
 
 
-def test_timings_come_last_and_one_at_a_time(monkeypatch, tmp_path):
-    config = SCALES["smoke"].gsq(1, 4, 16)
-    jobs = [Job(name, tmp_path / name, config, batch, None, ()) for name, batch in (("a", 4), ("b", None), ("c", 8))]
-    shared = []
-    monkeypatch.setattr(schedule, "_share_out", lambda jobs, slots, _: shared.append(([j.name for j in jobs], slots)))
-    schedule.do_all(jobs, [0, 1], 2, lambda *_: None)
-    assert shared == [(["b"], [0, 1, 0, 1]), (["a", "c"], [0])]
+def placed(name, batch=None):
+    return PlacedRun(name, Run({}, SCALES["smoke"].config, batch), Path(name), SCALES["smoke"])
+
+
+def test_timings_come_last_and_one_at_a_time(monkeypatch):
+    runs, spread = [placed("a", 4), placed("b"), placed("c", 8)], []
+    monkeypatch.setattr(runner, "_spread", lambda runs, slots, _: spread.append(([r.name for r in runs], slots)))
+    run_all(runs, [0, 1], 2, lambda *_: None)
+    assert spread == [(["b"], [0, 1, 0, 1]), (["a", "c"], [0])]
+
+
+class Pool:
+    """A pool of one process, in a thread: what it is given to do ends when the test says so."""
+
+    made: ClassVar[list] = []
+
+    def __init__(self, slot):
+        self.slot, self.pending = slot, []
+        Pool.made.append(self)
+
+    def submit(self, _, run):
+        self.pending.append((run, Future()))
+        return self.pending[-1][1]
+
+    def shutdown(self):
+        self.slot = "shut down"
+
+
+def test_each_slot_has_a_run_as_long_as_there_are_any(monkeypatch):
+    monkeypatch.setattr(Pool, "made", [])
+    monkeypatch.setattr(runner, "_pool", lambda device, slots: Pool(device))
+    told, ends = [], iter([(1, "b"), (0, "a"), (1, "c"), (0, OSError("full\ndisk"))])
+
+    def wait(busy, return_when):
+        assert len(busy) == min(2, 4 - len(told))
+        slot, result = next(ends)
+        _, future = Pool.made[slot].pending[-1]
+        future.set_exception(result) if isinstance(result, Exception) else future.set_result(result)
+        return SimpleNamespace(done={future})
+
+    monkeypatch.setattr(runner, "wait", wait)
+    run_all([placed(name) for name in "abcd"], [0, 1], 1, lambda run, *end: told.append((run.name, *end)))
+    assert told == [("b", "b", ""), ("a", "a", ""), ("c", "c", ""), ("d", None, "OSError: full disk")]
+    assert [[run.name for run, _ in pool.pending] for pool in Pool.made] == [["a", "d"], ["b", "c"]]
+    assert all(pool.slot == "shut down" for pool in Pool.made)
 
 
 def test_a_run_that_diverges_is_a_result(tmp_path):
@@ -145,19 +184,19 @@ def test_a_run_that_diverges_is_a_result(tmp_path):
         data=dataclasses.replace(config.data, train=DEMO, validation=DEMO),
         optimizer=dataclasses.replace(config.optimizer, learning_rate=1e30),
     )
-    outcome = work(Job("steep", tmp_path / "steep", config, None, None, ()))
+    outcome = execute(PlacedRun("steep", Run({}, config), tmp_path / "steep", SCALES["smoke"]))
     assert outcome.state == "diverged"
     assert "20 steps in a row" in outcome.message
     assert Outcome.of(tmp_path / "steep") == outcome
 
 
 def test_timing_of_a_model():
-    figures = time_tokenizer(SCALES["smoke"].gsq(2, 2, 16), 2, torch.device("cpu"))
-    assert set(figures) == {"quantizer_ms", "quantizer_step_ms", "encode_ms", "decode_ms", "quantizer_share"}
-    assert all(value > 0 for value in figures.values())
+    metrics = time_tokenizer(SCALES["smoke"].gsq(2, 2, 16), 2, torch.device("cpu"))
+    assert set(metrics) == {"quantizer_ms", "quantizer_step_ms", "encode_ms", "decode_ms", "quantizer_share"}
+    assert all(value > 0 for value in metrics.values())
 
 
-def test_chord_error_against_all_pairs(tiny_tokenizer):
+def test_spherical_error_against_all_pairs(tiny_tokenizer):
     source, transform = open_source(DEMO), ImageTransform(32)
     images = torch.cat([batch["image"] for batch in eval_loader(source, transform, batch_size=5)])
     with torch.no_grad():
@@ -165,9 +204,9 @@ def test_chord_error_against_all_pairs(tiny_tokenizer):
     codebook = tiny_tokenizer.quantizer.codebook.detach().double()
     latent, codebook = (x / x.norm(dim=1, keepdim=True) for x in (latent, codebook))
     expected = torch.cdist(latent, codebook).square().amin(1).mean().item()
-    assert chord_error(tiny_tokenizer, source, transform, images=5) == pytest.approx(expected, rel=1e-5)
+    assert spherical_error(tiny_tokenizer, source, transform, images=5) == pytest.approx(expected, rel=1e-5)
     rotated = codebook.flip(0)
-    assert chord_error(tiny_tokenizer, source, transform, 5, rotated.float()) == pytest.approx(expected, rel=1e-5)
+    assert spherical_error(tiny_tokenizer, source, transform, 5, rotated.float()) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,19 @@
 import dataclasses
 import errno
 import json
+import math
+import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 import gsqtok.tokenizer as module
 import gsqtok.tokenizer.checkpoint
+import gsqtok.tokenizer.model
+from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
 
 
@@ -64,7 +69,7 @@ def test_decode_of_encode_is_the_reconstruction_at_any_size(tiny_config, size, o
     with torch.no_grad():
         reconstruction = tokenizer(images).reconstruction
     assert reconstruction.abs().max() > 1
-    torch.testing.assert_close(tokenizer.decode(tokens, size), reconstruction.clamp(-1, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(tokenizer.decode(tokens, size=size), reconstruction.clamp(-1, 1), atol=1e-5, rtol=1e-5)
     assert tokenizer.decode(tokens).shape[2:] == (tokens.shape[1] * 4, tokens.shape[2] * 4)
 
 
@@ -75,10 +80,41 @@ def test_padding_repeats_the_edges(tiny_tokenizer, images):
     assert torch.equal(tiny_tokenizer.encode(ragged), tiny_tokenizer.encode(padded))
 
 
-def test_decode_takes_small_integers(tiny_tokenizer, images):
+def test_decode_takes_any_integers(tiny_tokenizer, images):
+    """Also as numpy has them, whose files hold tokens."""
     tokens = tiny_tokenizer.encode(images)
-    for dtype in (torch.uint8, torch.int16, torch.int32):
-        assert torch.equal(tiny_tokenizer.decode(tokens.to(dtype)), tiny_tokenizer.decode(tokens))
+    expected = tiny_tokenizer.decode(tokens)
+    for dtype in (torch.uint8, torch.int16, torch.int32, torch.uint16, torch.uint32, torch.uint64):
+        assert torch.equal(tiny_tokenizer.decode(tokens.to(dtype)), expected)
+        assert torch.equal(tiny_tokenizer.decode(tokens.numpy().astype(str(dtype).removeprefix("torch."))), expected)
+    assert torch.equal(tiny_tokenizer.decode(tokens.to(torch.uint16), tile=8), tiny_tokenizer.decode(tokens, tile=8))
+    with pytest.raises(TypeError, match="integers"):
+        tiny_tokenizer.decode(tokens.numpy().astype(float))
+
+
+@pytest.mark.parametrize("tile", [None, 16])
+@pytest.mark.parametrize("training", [False, True])
+def test_an_empty_batch(tiny_tokenizer, tile, training):
+    tokens = tiny_tokenizer.encode(torch.empty(0, 3, 30, 32), tile=tile)
+    assert tokens.shape == (0, 8, 8, 2)
+    assert tokens.dtype == torch.int64
+    assert tiny_tokenizer.decode(tokens, tile=tile).shape == (0, 3, 32, 32)
+    assert tiny_tokenizer.decode(tokens, size=(30, 32), tile=tile).shape == (0, 3, 30, 32)
+    out = tiny_tokenizer.train(training)(torch.empty(0, 3, 32, 32))
+    assert out.reconstruction.shape == (0, 3, 32, 32)
+    assert out.quantizer_loss == 0
+
+
+@pytest.mark.parametrize("call", ["encode", "__call__"])
+def test_images_between_0_and_1_are_warned_about_once(tiny_tokenizer, caplog, call):
+    gsqtok.tokenizer.model._warn_of_other_range.cache_clear()
+    photo = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for fine in (photo * 2 - 1, photo[:, :, :8, :8], torch.full((1, 3, 64, 64), 0.5)):
+        getattr(tiny_tokenizer, call)(fine)
+    assert not caplog.records
+    for _ in range(2):
+        getattr(tiny_tokenizer, call)(photo)
+    assert ["pass images * 2 - 1" in record.getMessage() for record in caplog.records] == [True]
 
 
 def test_half_precision_images(tiny_tokenizer, images):
@@ -111,6 +147,7 @@ def test_bits_per_pixel(tiny_tokenizer):
         (torch.zeros(1, 4, 8, 8), ValueError, r"got \(1, 4, 8, 8\)"),
         (torch.zeros(1, 3, 0, 8), ValueError, "at least one pixel"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.uint8), TypeError, "127.5"),
+        (np.zeros((1, 3, 8, 8), np.float32), TypeError, "must be a tensor, got ndarray; torch.from_numpy"),
     ],
 )
 def test_bad_images_in_encode_and_forward(tiny_tokenizer, bad, error, message):
@@ -122,8 +159,16 @@ def test_bad_images_in_encode_and_forward(tiny_tokenizer, bad, error, message):
 @pytest.mark.parametrize("value", [255.0, -1.5, float("nan"), float("inf")])
 def test_one_bad_value_is_refused(tiny_tokenizer, images, value):
     images[1, 2, 3, 4] = value
-    with pytest.raises(ValueError, match=r"must lie in \[-1, 1\]"):
-        tiny_tokenizer.encode(images)
+    for call in (tiny_tokenizer.encode, tiny_tokenizer, tiny_tokenizer.train()):
+        with pytest.raises(ValueError, match=r"must lie in \[-1, 1\]"):
+            call(images)
+    tiny_tokenizer(images, check=False)
+
+
+def test_forward_on_the_meta_device(tiny_config):
+    with torch.device("meta"):
+        out = ImageTokenizer(tiny_config)(torch.empty(2, 3, 16, 12))
+    assert out.reconstruction.shape == (2, 3, 16, 12)
 
 
 def test_broken_weights_are_refused(tiny_tokenizer, images):
@@ -142,6 +187,7 @@ def test_tokens_do_not_depend_on_checking(tiny_tokenizer, images):
     ("bad", "error", "message"),
     [
         (torch.zeros(2, 2, 2, dtype=torch.int64), ValueError, r"shape \(B, h, w, G\)"),
+        (torch.zeros(1, 4, 0, 2, dtype=torch.int64), ValueError, r"with a position at least, got \(1, 4, 0, 2\)"),
         (torch.zeros(1, 2, 2, 3, dtype=torch.int64), ValueError, "last dimension"),
         (torch.zeros(1, 2, 2, 2), TypeError, "integers"),
         (torch.zeros(1, 2, 2, 2, dtype=torch.bool), TypeError, "integers"),
@@ -154,10 +200,10 @@ def test_bad_tokens(tiny_tokenizer, bad, error, message):
         tiny_tokenizer.decode(bad)
 
 
-@pytest.mark.parametrize("size", [(9, 8), (8, 4), (4, 8), (0, 8), (8, -1)])
+@pytest.mark.parametrize("size", [(9, 8), (8, 4), (4, 8), (0, 8), (8, -1), (8, 8, 3), (8,)])
 def test_impossible_sizes(tiny_tokenizer, size):
     with pytest.raises(ValueError, match="makes 8x8 pixels"):
-        tiny_tokenizer.decode(torch.zeros(1, 2, 2, 2, dtype=torch.int64), size)
+        tiny_tokenizer.decode(torch.zeros(1, 2, 2, 2, dtype=torch.int64), size=size)
 
 
 def test_a_image_of_one_position_and_one_value_a_group(tiny_config):
@@ -186,9 +232,9 @@ def test_tiles_give_the_tokens_and_the_image_of_the_whole(tiny_config, size, opt
     tokens = tokenizer.encode(images)
     told = []
     assert torch.equal(tokenizer.encode(images, tile=8, progress=lambda *numbers: told.append(numbers)), tokens)
-    tiled = tokenizer.decode(tokens, size, tile=8, progress=lambda *numbers: told.append(numbers))
+    tiled = tokenizer.decode(tokens, size=size, tile=8, progress=lambda *numbers: told.append(numbers))
     assert sum(done == total for done, total in told) == 2
-    torch.testing.assert_close(tiled, tokenizer.decode(tokens, size), atol=1e-9, rtol=1e-9)
+    torch.testing.assert_close(tiled, tokenizer.decode(tokens, size=size), atol=1e-9, rtol=1e-9)
 
 
 def test_tiles_of_the_embedded_tokenizer():
@@ -224,6 +270,16 @@ def test_config_round_trip(tiny_tokenizer):
     assert TokenizerConfig.from_dict(json.loads(text)) == config
 
 
+def test_configurations_are_values():
+    """They can be hashed, compared and sent to another process."""
+    config = TokenizerConfig()
+    assert config == TokenizerConfig(quantizer={"name": "gsq", "groups": 8, "codebook_size": 8192, "dim": 16})
+    assert hash(config) == hash(TokenizerConfig())
+    assert pickle.loads(pickle.dumps(config)) == config
+    assert TokenizerConfig(quantizer={"name": "vq", "groups": 8}) != config
+    assert quantizer_options("fsq", levels=[8, 5]) == quantizer_options("fsq", levels=(8, 5))
+
+
 def test_a_saved_config_names_every_quantizer_option(saved):
     options = json.loads((saved / "config.json").read_text())["quantizer"]
     assert options["name"] == "gsq"
@@ -237,13 +293,25 @@ def test_a_saved_config_names_every_quantizer_option(saved):
         ({"multipliers": ()}, "multipliers"),
         ({"multipliers": (1, 0)}, "multipliers"),
         ({"channels": 48}, "multiple of 32"),
-        ({"channels": 0}, "multiple of 32"),
+        ({"channels": 0}, "channels must be a whole number of at least 1"),
         ({"latent_dim": 0}, "latent_dim"),
         ({"encoder_blocks": (1, 1)}, "encoder_blocks names 2 levels"),
-        ({"decoder_blocks": -1}, "decoder_blocks must not be negative"),
+        ({"decoder_blocks": -1}, "decoder_blocks must be a whole number of at least 0 or a list"),
         ({"encoder_middle_blocks": -1}, "middle_blocks"),
         ({"attention_factors": (8,)}, r"among \[1, 2, 4\], got \[8\]"),
+        ({"middle_attention": "x"}, "middle_attention must be true or false, got 'x'"),
+        ({"encoder_blocks": 1.5}, "encoder_blocks must be a whole number"),
         ({"quantizer": {"groups": 2}}, "must name its method"),
+        ({"quantizer": {"name": "gsqq"}}, "unknown quantizer 'gsqq'; did you mean 'gsq'"),
+        ({"quantizer": {"name": "gsq", "group": 2}}, "has no option 'group'; did you mean 'groups'"),
+        ({"quantizer": {"name": "gsq", "codebook_size": 2.9}}, "codebook_size must be a whole number of at least 2"),
+        ({"quantizer": {"name": "gsq", "codebook_size": 64.0}}, "codebook_size must be a whole number of at least 2"),
+        ({"quantizer": {"name": "gsq", "codebook_size": math.inf}}, "codebook_size must be a whole number"),
+        ({"quantizer": {"name": "gsq", "commitment_weight": math.inf}}, "commitment_weight must be a finite number"),
+        ({"quantizer": {"name": "lfq", "entropy_bits": 9.0}}, "entropy_bits must be a whole number from 1 to 24"),
+        ({"quantizer": {"name": "fsq", "levels": [2.5] * 8}}, "levels must be a list, each a whole number"),
+        ({"quantizer": {"name": "gsq", "dim": 16}}, "quantizer has dim = 16, latent_dim is 8"),
+        ({"quantizer": "gsq"}, "quantizer must be QuantizerOptions, got 'gsq'"),
     ],
 )
 def test_bad_configurations(tiny_config, change, message):
@@ -298,7 +366,7 @@ def test_the_fingerprint_sees_weights_and_configuration(tiny_tokenizer, tiny_con
     with torch.no_grad():
         other.decoder.conv_out.bias[0] += 1e-3
     assert other.fingerprint() != tiny_tokenizer.fingerprint()
-    options = tiny_config.quantizer | {"output": "normalized"}
+    options = dataclasses.replace(tiny_config.quantizer, output="normalized")
     third = ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options))
     third.load_state_dict(tiny_tokenizer.state_dict())
     assert third.fingerprint() != tiny_tokenizer.fingerprint()
@@ -487,14 +555,14 @@ def test_optimized_on_a_gpu(tiny_config, options, dtype):
     tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, **options)).eval()
     images = torch.rand(4, 3, 36, 52) * 2 - 1
     tokens = tokenizer.encode(images)
-    decoded = tokenizer.decode(tokens, (36, 52))
+    decoded = tokenizer.decode(tokens, size=(36, 52))
     tokenizer.cuda().optimize(dtype)
     bounds = (0.95, 5e-3) if dtype == torch.float32 else (0.8, 0.03)
     found = []
     for _ in range(4):  # plain, recorded, replayed
         again = tokenizer.encode(images.cuda())
         assert (again.cpu() == tokens).float().mean() > bounds[0]
-        out = tokenizer.decode(tokens.cuda(), (36, 52))
+        out = tokenizer.decode(tokens.cuda(), size=(36, 52))
         assert (out.cpu().float() - decoded).norm() / decoded.norm() < bounds[1]
         found.append((again, out))
     assert len(tokenizer._replays.graphs) == 2

@@ -13,7 +13,7 @@ from gsqtok.tokenizer.model_card import GENERATED, model_card
 @pytest.fixture
 def result(tiny_tokenizer):
     return {
-        "format": "gsqtok-evaluation-1",
+        "format": "gsqtok-evaluation-2",
         "model": {
             "name": "tiny",
             "fingerprint": tiny_tokenizer.fingerprint(),
@@ -34,7 +34,7 @@ def result(tiny_tokenizer):
             "features": {"network": "tf_efficientnet_lite0", "input_size": None},
             "reference": None,
         },
-        "figures": {"psnr": 23.456, "rfid": 1.234, "ssim": None, "images": 50_000},
+        "metrics": {"psnr": 23.456, "rfid": 1.234, "ssim": None, "images": 50_000},
     }
 
 
@@ -46,7 +46,7 @@ def test_the_card_says_what_the_tokenizer_is(tiny_config):
         "| down-sampling factor | 4 |",
         "| tokens per position | 2, each one of 64 |",
         "| bits per pixel | 0.75 (12 bits per position) |",
-        "`gsq` (groups = 2, codebook_size = 64, norm = l2",
+        "`gsq` (codebook_size = 64, groups = 2, norm = l2",
         "32 channels x [1, 1, 2], adaptive norm, attention at factors [4]",
         tokenizer.fingerprint(),
     ):
@@ -101,7 +101,7 @@ def test_a_card_is_renewed_until_somebody_changes_it(tiny_tokenizer, result, tmp
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"format": "other"}, "is not 'gsqtok-evaluation-1'"),
+        ({"format": "other"}, "is not 'gsqtok-evaluation-2'"),
         ({"model": {"fingerprint": "0123"}}, "measured another tokenizer"),
     ],
 )
@@ -118,6 +118,6 @@ def test_evaluations_that_cannot_be_read(tiny_tokenizer, result, tmp_path):
     (tmp_path / "bad.json").write_text("{")
     with pytest.raises(ValueError, match=r"bad\.json is not a JSON file"):
         model_card(tiny_tokenizer, "name", tmp_path / "bad.json")
-    del result["figures"]
-    with pytest.raises(ValueError, match="lacks 'figures'"):
+    del result["metrics"]
+    with pytest.raises(ValueError, match="lacks 'metrics'"):
         model_card(tiny_tokenizer, "name", result)

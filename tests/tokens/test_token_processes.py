@@ -50,13 +50,7 @@ def test_kill_and_resume_at_random_points(many, tmp_path, run, command):
     assert verify(out) == []
 
 
-def torchrun(arguments, count):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    environment = os.environ | processes.ENVIRONMENT
-    return [subprocess.run([*command, "-m", "gsqtok", *arguments], env=environment, stderr=subprocess.PIPE, text=True)]
-
-
-@pytest.mark.parametrize(("launch", "count"), [(torchrun, 2), (processes.run_ranks, 3)])
+@pytest.mark.parametrize(("launch", "count"), [(processes.torchrun, 2), (processes.run_ranks, 3)])
 def test_several_processes_give_the_same_shards(many, tmp_path, run, command, launch, count):
     run(many, tmp_path / "whole")
     for done in launch(command(many, tmp_path / "out"), count=count):

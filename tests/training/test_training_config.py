@@ -7,8 +7,9 @@ import torch
 
 from gsqtok.cli import parser
 from gsqtok.cli.train import train
+from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
-from gsqtok.training import TrainConfig, recipes
+from gsqtok.training import AdversarialConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig, recipes
 
 RECIPES = recipes.names()
 COUNTS = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate_every", "save_every")
@@ -26,6 +27,30 @@ def test_names_what_is_wrong(values, named):
         TrainConfig(**values)
     assert named in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values", "named"),
+    [
+        (
+            OptimizerConfig,
+            {"learning_rate": float("nan")},
+            "optimizer.learning_rate must be a finite number of at least 0",
+        ),
+        (OptimizerConfig, {"betas": (0.9, 1.0)}, "optimizer.betas must be a list of 2, each a finite number from 0 to"),
+        (OptimizerConfig, {"clip": 0}, "optimizer.clip must be a finite number above 0"),
+        (OptimizerConfig, {"schedule": "linear"}, "optimizer.schedule must be one of constant, cosine"),
+        (DataConfig, {"size": 64.5}, "data.size must be a whole number of at least 1"),
+        (DataConfig, {"train": 3}, "data.train must be text or a list, each text"),
+        (LossConfig, {"quantizer_weight": float("inf")}, "loss.quantizer_weight must be a finite number of at least 0"),
+        (AdversarialConfig, {"r1_every": 0}, "adversarial.r1_every must be a whole number of at least 1"),
+        (TrainConfig, {"data": None}, "data must be DataConfig, got None"),
+    ],
+)
+def test_every_section_checks_its_values(kind, values, named):
+    with pytest.raises(ValueError) as error:
+        kind(**values)
+    assert str(error.value).startswith(named)
 
 
 def parse(argv):
@@ -50,7 +75,8 @@ def test_every_recipe_builds_its_tokenizer(recipe):
     assert config.optimizer.learning_rate == written["optimizer"]["learning_rate"]
     tokenizer = undrawn(config.model)
     assert tokenizer.quantizer.name == written["model"]["quantizer"]["name"]
-    assert tokenizer.factor == 2 ** (len(written["model"]["multipliers"]) - 1)
+    levels = len(written["model"]["multipliers"]) - (written["model"].get("network") != "compact")
+    assert tokenizer.factor == 2**levels
     first, launch = recipes.find(recipe).read_text().splitlines()[:2]
     assert first.startswith("# ")
     assert f"gsqtok train {recipe} --data.train " in launch
@@ -91,15 +117,25 @@ def test_options_override_the_recipe(tmp_path):
     assert resume
     assert (config.steps, config.model.channels, config.data.train) == (70, 32, "a")
     assert config.optimizer.betas == (0.5, 0.7)
-    assert config.model.quantizer == {"name": "gsq", "groups": 4, "codebook_size": 32}
+    assert config.model.quantizer == quantizer_options("gsq", groups=4, codebook_size=32)
     assert config.batch_size == TrainConfig().batch_size
 
 
 def test_quantizer_options(tmp_path):
     config, _ = parse(["smoke", "--model.quantizer", "{name: fsq, levels: [8, 8]}"])
-    assert config.model.quantizer == {"name": "fsq", "levels": [8, 8]}
+    assert config.model.quantizer == quantizer_options("fsq", levels=[8, 8])
     config, _ = parse(["smoke", "--model.quantizer.groups", "4"])
-    assert config.model.quantizer == {"name": "gsq", "groups": 4, "codebook_size": 256}
+    assert config.model.quantizer == quantizer_options("gsq", groups=4, codebook_size=256)
+    config, _ = parse(["smoke", "--model.quantizer.codebook-size=64"])
+    assert config.model.quantizer.codebook_size == 64
+
+
+def test_help_shows_the_options_of_the_quantizer(capsys):
+    with pytest.raises(SystemExit):
+        parse(["smoke", "--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "number of groups G; each position gets G tokens. (default: 8)" in said
+    assert "--model.quantizer.output {raw,normalized}" in said
 
 
 def test_several_sources():
@@ -120,6 +156,9 @@ def test_several_sources():
         (["smoke", "--adversarial.optimizer.rate", "1"], "rate"),
         (["smoke", "--adversarial.weight", "-1"], "weight"),
         (["smoke", "--model.channels", "33"], "channels"),
+        (["smoke", "--model.quantizer.group", "2"], "did you mean 'groups'?"),
+        (["smoke", "--model.quantizer.groups", "2.5"], "groups must be a whole number of at least 1, got 2.5"),
+        (["smoke", "--model.quantizer.name", "gvq"], "unknown quantizer 'gvq'"),
     ],
 )
 def test_a_wrong_option_ends_with_a_line_that_names_it(arguments, named, capsys):

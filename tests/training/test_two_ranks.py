@@ -3,8 +3,6 @@
 import errno
 import os
 import signal
-import subprocess
-import sys
 
 import float64
 import processes
@@ -18,20 +16,11 @@ GAN = ["--adversarial.augment", "[color, translation, cutout]"]
 PENALTIES = ["--adversarial.r1", "1", "--adversarial.r1_every", "2", "--adversarial.adaptive_weight", "true"]
 
 
-def ranks(arguments, count):
-    """``gsqtok`` in processes that talk through gloo; a launcher that does not say which device."""
-    done = processes.run_ranks(arguments, float64.everywhere, count)
+def ranks(arguments, count, launch=processes.run_ranks):
+    """What ``gsqtok`` in so many processes, which talk through gloo, says."""
+    done = launch(arguments, float64.everywhere, count)
     assert [rank.returncode for rank in done] == [0] * count, [rank.stderr for rank in done]
     return "".join(rank.stderr for rank in done)
-
-
-def torchrun(arguments, count):
-    """The same, by PyTorch's own launcher."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    environment = os.environ | processes.ENVIRONMENT
-    done = subprocess.run([*command, float64.__file__, *arguments], env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
 
 
 @pytest.fixture
@@ -50,10 +39,10 @@ def arguments(demo_copy):
 @pytest.mark.parametrize(
     ("recipe", "launch", "more"),
     [
-        ("smoke", torchrun, []),
-        ("smoke", ranks, ["--gradient_accumulation", "2"]),
-        ("smoke-gan", ranks, [*GAN, *PENALTIES, "--adversarial.start_step", "1"]),
-        ("smoke-gan", ranks, [*GAN, "--adversarial.start_step", "0", "--gradient_accumulation", "2"]),
+        ("smoke", processes.torchrun, []),
+        ("smoke", processes.run_ranks, ["--gradient_accumulation", "2"]),
+        ("smoke-gan", processes.run_ranks, [*GAN, *PENALTIES, "--adversarial.start_step", "1"]),
+        ("smoke-gan", processes.run_ranks, [*GAN, "--adversarial.start_step", "0", "--gradient_accumulation", "2"]),
     ],
     ids=["vae", "vae in parts", "gan with penalties", "gan in parts"],
 )
@@ -61,7 +50,7 @@ def test_two_ranks_equal_one(tmp_path, arguments, metrics, demo_copy, recipe, la
     """Gradients and update of a step from the same weights, then two more, which see what the first left behind."""
     more = [*more, "--data.validation", str(demo_copy)]
     ranks(arguments(recipe, tmp_path / "one", *more), 1)
-    said = launch(arguments(recipe, tmp_path / "two", *more), 2)
+    said = ranks(arguments(recipe, tmp_path / "two", *more), 2, launch)
     assert "on 2 x cpu" in said
     assert said.count("done:") == 1
     compare_runs(tmp_path / "one", tmp_path / "two", metrics, steps=3)

@@ -43,7 +43,7 @@ def test_every_recipe_is_valid(recipe, demo_copy, tmp_path, monkeypatch):
     config = parse("train", train_command, words)["config"]
     report = validate(config)
     # weights that this machine may lack are the one thing that a recipe cannot bring along
-    assert all("weights for" in problem or "VGG16" in problem for problem in report.problems), report.problems
+    assert all("weights for" in problem or "weights of" in problem for problem in report.problems), report.problems
     assert {"images", "tokens", "tokenizer", "batch", "GPU memory"} <= set(report.facts)
     assert ("discriminator" in report.facts) == (config.adversarial.discriminator != "none")
     assert f"{ImageTokenizer(config.model).bits_per_pixel:.4g} bits/px" in report.facts["tokens"]

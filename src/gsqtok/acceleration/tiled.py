@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsqtok.networks import AnyDecoder, AnyEncoder
 from gsqtok.networks.blocks import (
     NORM_GROUPS,
     AdaptiveGroupNorm,
@@ -29,10 +30,10 @@ from gsqtok.networks.blocks import (
     ResidualBlock,
     interleaved,
 )
-from gsqtok.networks.decoder import Decoder
-from gsqtok.networks.encoder import Encoder
+from gsqtok.networks.compact import FOLD, CompactBlock, CompactDecoder, CompactEncoder, Merge, RMSNorm, Split
 
 Window = tuple[int, int, int, int]  # first and last + 1 row, first and last + 1 column
+Network = AnyEncoder | AnyDecoder
 Layer = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]  # gets the number of tiles that are done, and of all
 
@@ -132,12 +133,14 @@ class Tiled:
             out.write(tuple(n // stride for n in window), tile, normed)
         return out
 
-    def upsample(self, block: NearestUpsample | DepthToSpaceUpsample, source: FeatureMap) -> FeatureMap:
+    def upsample(self, block: NearestUpsample | DepthToSpaceUpsample | Split, source: FeatureMap) -> FeatureMap:
         """Twice the height and width."""
         x, conv, out = source.values, block.conv, None
         for window in self.windows(x, 2):
-            tile = self._read(x, window, 1)
-            if isinstance(block, NearestUpsample):
+            tile = self._read(x, window, conv.padding[0])
+            if isinstance(block, Split):
+                tile = block(tile)
+            elif isinstance(block, NearestUpsample):
                 tile = F.interpolate(tile, scale_factor=2, mode="nearest")[:, :, 1:-1, 1:-1]
                 tile = F.conv2d(tile, conv.weight, conv.bias)
             else:
@@ -146,13 +149,14 @@ class Tiled:
             out.write(tuple(2 * n for n in window), tile, True)
         return out
 
-    def residual(self, block: ResidualBlock, source: FeatureMap) -> FeatureMap:
+    def residual(self, block: ResidualBlock | CompactBlock, source: FeatureMap) -> FeatureMap:
         """The block's result takes the place of its input where it has no more channels."""
         x = source.values
         h = self.convolve(source, block.conv1, _norm(block.norm1, source))
+        skip = block.skip if isinstance(block, ResidualBlock) else nn.Identity()
 
         def add(tile: Tensor, window: Window) -> Tensor:
-            return block.skip(self._read(x, window, 0)) + tile
+            return skip(self._read(x, window, 0)) + tile
 
         channels = block.conv2.out_channels
         into = x[:, :channels] if channels <= x.shape[1] else None
@@ -219,25 +223,29 @@ def _affine(scale: Tensor, offset: Tensor, silu: bool = False) -> Layer:
     return layer
 
 
-def _norm(norm: GroupNorm, source: FeatureMap) -> Layer:
+def _norm(norm: GroupNorm | RMSNorm, source: FeatureMap) -> Layer:
+    if isinstance(norm, RMSNorm):  # which sees one position alone
+        return norm
     return _affine(*source.factors(norm.eps, norm.weight, norm.bias), norm.silu)
 
 
-def count(network: Encoder | Decoder, size: tuple[int, int], tile: int) -> int:
+def count(network: Network, size: tuple[int, int], tile: int) -> int:
     """How many tiles ``run`` computes, over all layers, for an input of height and width ``size``."""
     total, (height, width) = 0, size
+    if isinstance(network, CompactEncoder):
+        height, width = height // FOLD, width // FOLD
     for block in (network.conv_in, *network.blocks, network.conv_out):
-        upsamples = isinstance(block, NearestUpsample | DepthToSpaceUpsample)
+        upsamples = isinstance(block, NearestUpsample | DepthToSpaceUpsample | Split)
         step = tile // 2 if upsamples else tile
-        passes = 2 if isinstance(block, ResidualBlock | Attention) else 1
+        passes = 2 if isinstance(block, ResidualBlock | CompactBlock | Attention) else 1
         total += passes * math.ceil(height / step) * math.ceil(width / step)
-        scale = 2 if upsamples else 0.5 if isinstance(block, Downsample) else 1
+        scale = 2 if upsamples else 0.5 if isinstance(block, Downsample | Merge) else 1
         height, width = int(height * scale), int(width * scale)
     return total
 
 
 @torch.no_grad()
-def run(network: Encoder | Decoder, x: Tensor, tile: int, progress: Progress | None = None) -> Tensor:
+def run(network: Network, x: Tensor, tile: int, progress: Progress | None = None) -> Tensor:
     """``network(x)`` without gradient, in tiles.
 
     Two feature maps at a time are kept where x is, three where a block has fewer channels than its input.
@@ -254,20 +262,23 @@ def run(network: Encoder | Decoder, x: Tensor, tile: int, progress: Progress | N
     Raises:
         ValueError: ``tile`` is not a positive even number; a network of another project.
     """
-    if not isinstance(network, Encoder | Decoder):
+    if not isinstance(network, Network):
         raise ValueError("tiles are for the networks of this package; this tokenizer has others: leave out tile")
     tiled = Tiled(tile, network.conv_in.weight.device)
     if progress is not None:
         done, total = itertools.count(1), count(network, tuple(x.shape[2:]), tile)
         tiled.done = lambda: progress(next(done), total)
-    current = tiled.convolve(FeatureMap(x), network.conv_in)
+    folded = F.pixel_unshuffle(x, FOLD) if isinstance(network, CompactEncoder) else x
+    current = tiled.convolve(FeatureMap(folded), network.conv_in)
     for block in network.blocks:
         match block:
-            case ResidualBlock():
+            case ResidualBlock() | CompactBlock():
                 current = tiled.residual(block, current)
             case Downsample():
                 current = tiled.convolve(current, block.conv)
-            case NearestUpsample() | DepthToSpaceUpsample():
+            case Merge():
+                current = tiled.convolve(current, block)
+            case NearestUpsample() | DepthToSpaceUpsample() | Split():
                 current = tiled.upsample(block, current)
             case AdaptiveGroupNorm():
                 current = tiled.adapt(block, current, x)
@@ -275,4 +286,5 @@ def run(network: Encoder | Decoder, x: Tensor, tile: int, progress: Progress | N
                 current = tiled.attend(block, current)
             case _:
                 raise TypeError(f"{type(block).__name__} cannot run in tiles")
-    return tiled.convolve(current, network.conv_out, _norm(network.norm_out, current), normed=False).values
+    out = tiled.convolve(current, network.conv_out, _norm(network.norm_out, current), normed=False).values
+    return F.pixel_shuffle(out, FOLD) if isinstance(network, CompactDecoder) else out

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gsqtok.evaluation.plots import COLOURS, style
+from gsqtok.evaluation.report.plots import COLOURS, style
 from gsqtok.quantizers import Quantizer
 
 MAX_SEARCHED = 2**18  # codewords whose values are all looked up

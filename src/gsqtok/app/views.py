@@ -15,7 +15,7 @@ from torch import Tensor
 from gsqtok.data import to_pil, to_tensor
 from gsqtok.evaluation.codecs import Codec
 from gsqtok.evaluation.reconstruct import Reconstruction, reconstruct
-from gsqtok.evaluation.report import token_colours
+from gsqtok.evaluation.report.images import token_colours
 from gsqtok.evaluation.similarity import similarity
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -86,7 +86,7 @@ def encoded(tokenizer: ImageTokenizer, image: Image.Image, progress: Progress | 
     """Tokens (h, w, G) of an image, on the CPU; in tiles if it is large."""
     tile = tile_for(image.size)
     pixels = to_tensor(image)[None].to(tokenizer.input_device(tile))
-    return tokenizer.encode(pixels, tile, progress and partial(progress, "encoding"))[0].cpu()
+    return tokenizer.encode(pixels, tile=tile, progress=progress and partial(progress, "encoding"))[0].cpu()
 
 
 def decoded(
@@ -95,7 +95,9 @@ def decoded(
     """The image, ``size`` (width, height), of tokens (h, w, G); in tiles if it is large."""
     tile = tile_for(size)
     tokens = tokens[None].to(tokenizer.input_device(tile))
-    return to_pil(tokenizer.decode(tokens, size[::-1], tile, progress and partial(progress, "decoding"))[0])
+    return to_pil(
+        tokenizer.decode(tokens, size=size[::-1], tile=tile, progress=progress and partial(progress, "decoding"))[0]
+    )
 
 
 def figures(seen: Look, label: str) -> list[list[str]]:

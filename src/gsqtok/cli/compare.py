@@ -26,29 +26,26 @@ def compare(results: list[str], *, output: str | None = None, markdown: bool = F
           gsqtok evaluate codec:webp@1.0 images/ -o webp.json
           gsqtok compare mine.json webp.json -o report/
     """
-    from gsqtok.evaluation.compare import Comparison, figure_of
+    from gsqtok.evaluation.report import Comparison, as_text, markdown_table, write_report
 
     if output:
         check_output_folder(output)
     comparison = Comparison.load(results)
-    titles = ["model", *(figure_of(name).title for name in comparison.columns())]
+    table = as_text(comparison.metrics())
     if markdown:
-        lines = [titles, ["---", *["--:"] * (len(titles) - 1)], *comparison.rows()]
-        print("\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines))
+        print(markdown_table(table))
     else:
-        for table in tables(titles, comparison.rows(), console.width):
-            console.print(table)
+        for part in tables(list(table.columns), table.to_numpy().tolist(), console.width):
+            console.print(part)
     for line in comparison.warnings:
         messages.print(f"warning: {line}")
     if output:
-        from gsqtok.evaluation.report import write_report
-
         for path in write_report(comparison, output):
             messages.print(f"wrote {path}")
 
 
 def tables(titles: list[str], rows: list[list[str]], width: int) -> list[Table]:
-    """As many tables as it takes to keep to a terminal's width, each with the model and its bits/px before figures."""
+    """As many tables as it takes to keep to a terminal's width, each beginning with the model and its bits/px."""
     from rich.table import Table
 
     widths = [max(map(len, column)) + 3 for column in zip(titles, *rows, strict=True)]  # with a border and padding

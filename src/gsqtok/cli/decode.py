@@ -27,6 +27,6 @@ def decode(model: str | None, tokens: str, *, output: str, tile: int | None = No
     paths = image_paths(output, archive.sizes)
     with progress("decoding") as bar:
         for name, grid, size in bar.track(archive, total=len(archive)):
-            image = tokenizer.decode(grid[None].to(tokenizer.input_device(tile)), size, tile)[0]
+            image = tokenizer.decode(grid[None].to(tokenizer.input_device(tile)), size=size, tile=tile)[0]
             save_image(to_pil(image), paths[name])
     console.print(f"{len(archive)} images -> {output}")

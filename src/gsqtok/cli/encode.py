@@ -43,7 +43,7 @@ def encode(
     with TokenArchiveWriter(output, tokenizer) as archive, progress("encoding") as bar:
         task = bar.add_task("", total=count(images))
         for batch in loader:
-            tokens = tokenizer.encode(batch["image"].to(tokenizer.input_device(tile)), tile)
+            tokens = tokenizer.encode(batch["image"].to(tokenizer.input_device(tile)), tile=tile)
             for name, grid in zip(batch["keys"], tokens, strict=True):
                 archive.add(name, grid, tuple(batch["image"].shape[2:]))
             positions += tokens[..., 0].numel()

@@ -71,7 +71,7 @@ def evaluate(
         neighbours: measure precision, recall, density and coverage, too
         reference: compare with the statistics in this file instead of the originals
         save_reference: write the originals' statistics to this file (.npz)
-        streaming: read the source in place, without a cache
+        streaming: read a data set of the hub over the network instead of downloading it
         output: write the result to this JSON file, with images beside it
         images_as: with -o, show the images that this result shows (default: the best, median and worst)
         precision: of the tokenizer; the metrics keep theirs
@@ -121,7 +121,7 @@ def evaluate(
         if rank:
             return
         result.environment["command"] = options.command
-        console.print(_figures(result))
+        console.print(_metrics(result))
         console.print(_circumstances(result))
         if output:
             save_examples(reconstruct, images, prepare(**prepared)[0], result, output, where, like)
@@ -202,12 +202,12 @@ def _perceptual(names: list[str] | None) -> list[ImageDistance]:
     return distances
 
 
-def _figures(result: Result) -> Table:
+def _metrics(result: Result) -> Table:
     from rich.table import Table
 
-    table = Table("figure", "value")
+    table = Table("metric", "value")
     table.columns[1].justify = "right"
-    for name, value in result.figures.items():
+    for name, value in result.metrics.items():
         table.add_row(name, "not defined" if value != value else f"{value:.6g}")
     return table
 

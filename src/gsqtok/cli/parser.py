@@ -63,7 +63,7 @@ def parse(verb: str, function: Callable[..., Any], argv: list[str]) -> dict[str,
     or the name of one (`gsqtok.training.recipes`), over which the options go.
     """
     hints = _hints(function)
-    parser = build(verb, function)
+    parser = build(verb, function, explain=bool({"-h", "--help"} & set(argv)))
     configs = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     argv = _with_known_names(argv, parser)
     namespace = None
@@ -81,8 +81,11 @@ def parse(verb: str, function: Callable[..., Any], argv: list[str]) -> dict[str,
     return made | {name: values[name] for name in hints if name not in made}
 
 
-def build(verb: str, function: Callable[..., Any]) -> Parser:
+def build(verb: str, function: Callable[..., Any], *, explain: bool = True) -> Parser:
     """The parser of a command.
+
+    A quantizer's options depend on its method, which may be named last. To parse (``explain=False``) they are therefore
+    one mapping, which the configuration checks; to explain they are those of the default method.
 
     Positional parameters become positional arguments (optional ones if they may be None, several if they are lists),
     keyword-only ones options, and a dataclass an option for each of its fields. Help comes from the docstring, and
@@ -103,10 +106,24 @@ def build(verb: str, function: Callable[..., Any]) -> Parser:
         parser.usage = f"gsqtok {verb} [RECIPE] [--option VALUE ...]"
     for name, parameter in inspect.signature(function).parameters.items():
         if dataclasses.is_dataclass(hints[name]):
-            parser.add_class_arguments(hints[name], None)
+            _add_config(parser, hints[name], explain)
         else:
             _add(parser, parameter, hints[name], helps[name])
     return parser
+
+
+def _add_config(parser: Parser, config: Any, explain: bool) -> None:
+    """An option for each field of a training configuration."""
+    from gsqtok.quantizers import options_type
+    from gsqtok.tokenizer import TokenizerConfig
+
+    parser.add_class_arguments(config, None, skip={"model"})
+    parser.add_class_arguments(TokenizerConfig, "model", skip={"quantizer"})
+    default = dataclasses.asdict(TokenizerConfig().quantizer)
+    if explain:
+        parser.add_class_arguments(options_type(default["name"]), "model.quantizer", default=default)
+    else:
+        parser.add_argument("--model.quantizer", type=dict[str, Any], default=default)
 
 
 def _add(parser: Parser, parameter: inspect.Parameter, hint: Any, text: str) -> None:
@@ -182,7 +199,9 @@ def _with_known_names(argv: list[str], parser: Parser) -> list[str]:
     words = []
     for word in argv:
         name, sign, value = word.partition("=")
-        words.append(known.get(name.replace("-", "_"), name) + sign + value if word.startswith("--") else word)
+        plain = name.replace("-", "_")
+        name = known.get(plain, "--" + plain[2:] if "." in name else name)
+        words.append(name + sign + value if word.startswith("--") else word)
     return words
 
 

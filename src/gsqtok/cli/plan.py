@@ -36,7 +36,7 @@ def plan(
     """
     from gsqtok.quantizers import planning
 
-    settings = planning.plan(bits_per_pixel, factor, methods, tolerance)
+    settings = planning.plan(bits_per_pixel, factor=factor, methods=methods, tolerance=tolerance)
     if json:
         console.print(text_of.dumps([vars(s) | {"group_dim": s.group_dim} for s in settings], indent=1))
         return

@@ -10,7 +10,7 @@ from gsqtok.cli.options import check_output_folder, console, progress
 
 if TYPE_CHECKING:
     from gsqtok.studies.run import Images
-    from gsqtok.studies.work import Job, Outcome
+    from gsqtok.studies.runner import Outcome
 
 
 def study(
@@ -82,7 +82,8 @@ def study(
         failed += sum(row.state in ("failed", "not run") for row in table.rows)
         console.print(f"{output}/{study.name}-{scale}/README.md")
         for finding in said(study, table):
-            console.print(f"  {finding.verdict}: {finding.claim}. {finding.because}")
+            because = "" if finding.verdict == "not tested" else f" {finding.because}"
+            console.print(f"  {finding.verdict}: {finding.claim}.{because}")
     if failed:
         raise ValueError(f"{failed} runs failed; their reasons are on the page, and the same command tries them again")
 
@@ -99,11 +100,11 @@ class _Watched:
     def __exit__(self, *_: object) -> None:
         self.bar.stop()
 
-    def seen(self, job: Job, outcome: Outcome | None, problem: str, left: int) -> None:
+    def seen(self, name: str, outcome: Outcome | None, problem: str, left: int) -> None:
         """Say how a run ended."""
         done = int(self.bar.tasks[self.task].completed) + 1
         self.bar.update(self.task, completed=done, total=done + left)
-        console.print(f"{job.name}: {_told(outcome, problem)}  [{time.monotonic() - self.began:,.0f} s, {left} left]")
+        console.print(f"{name}: {_told(outcome, problem)}  [{time.monotonic() - self.began:,.0f} s, {left} left]")
 
 
 def _told(outcome: Outcome | None, problem: str) -> str:
@@ -111,11 +112,11 @@ def _told(outcome: Outcome | None, problem: str) -> str:
         return f"failed, {problem}"
     if outcome.state != "done":
         return f"{outcome.state}, {outcome.message}"
-    figures = outcome.figures
-    if "psnr" in figures:
-        usage = f", usage {figures['usage']:.2%}" if "usage" in figures else ""
-        return f"{figures['psnr']:.2f} dB at {figures['bits_per_pixel']:.4g} bits/px{usage}"
-    return f"quantizer {figures['quantizer_ms']:.3g} ms, encode {figures['encode_ms']:.3g} ms"
+    metrics = outcome.metrics
+    if "psnr" in metrics:
+        usage = f", usage {metrics['usage']:.2%}" if "usage" in metrics else ""
+        return f"{metrics['psnr']:.2f} dB at {metrics['bits_per_pixel']:.4g} bits/px{usage}"
+    return f"quantizer {metrics['quantizer_ms']:.3g} ms, encode {metrics['encode_ms']:.3g} ms"
 
 
 def _list(scale: str, steps: int | None) -> None:

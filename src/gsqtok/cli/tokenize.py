@@ -10,7 +10,8 @@ from gsqtok.cli.options import check_output_folder, console, load_model
 if TYPE_CHECKING:
     from gsqtok.tokens.run import RunResult
 
-_TELLING = 30  # seconds after which the time spent waiting says something; before, processes are being started
+# Seconds and images after which the time spent waiting says something; before, it is spent on starting processes.
+_TELLING_SECONDS, _TELLING_IMAGES = 30, 1000
 
 
 def tokenize(
@@ -26,7 +27,7 @@ def tokenize(
     resample: Literal["bicubic", "lanczos"] = "bicubic",
     fast_resize: bool = False,
     max_pixels: int | None = None,
-    carry: list[str] = ["label", "caption"],  # noqa: B006 (only read)
+    columns: list[str] = ["label", "caption"],  # noqa: B006 (only read)
     shard_size: int = 8192,
     batch_size: int | None = None,
     workers: int | None = None,
@@ -57,7 +58,7 @@ def tokenize(
         resample: filter for resizing
         fast_resize: resize with torch instead of Pillow; pixels differ by at most 2 of 255
         max_pixels: skip larger images (default: above 89 million pixels)
-        carry: extra columns of the source that go into the shards
+        columns: extra columns of the source that go into the shards, where it has them
         shard_size: images in a shard, at most
         batch_size: images that are encoded together (default: found by trying)
         workers: processes that decode images (default: one for each processor)
@@ -87,7 +88,7 @@ def tokenize(
     options = run.RunOptions(
         crops=Crops(size or None, crop or ("center" if size else "none"), resize, flip, resample, fast_resize),
         split=split,
-        columns=tuple(carry),
+        columns=tuple(columns),
         shard_size=shard_size,
         batch_size=batch_size,
         workers=workers,
@@ -125,7 +126,8 @@ def _summary(result: RunResult, output: str) -> list[str]:
             f"{rate(metrics['images_per_second'])} images/s, {rate(metrics['bytes_per_second'] / 1e6)} MB/s read; "
             f"decoding {rate(metrics['decoded_per_core_second'])} images/s a core, {result.workers or 1} at work"
         )
-        if metrics["waiting"] > 0.15 and result.workers and metrics["seconds"] > _TELLING:
+        telling = metrics["seconds"] > _TELLING_SECONDS and metrics["images"] >= _TELLING_IMAGES
+        if telling and result.workers and metrics["waiting"] > 0.15:
             lines.append(f"the model waited for images {metrics['waiting']:.0%} of the time: decoding is the limit")
     if result.manifest is None:
         return [*lines, "this process has done its share; others are still at work"]

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from PIL import Image, ImageFile
+from PIL import Image, ImageFile, ImageOps
 
 from gsqtok.io import one_line, read_bytes
 
@@ -24,36 +24,13 @@ except ImportError:  # faster, never needed
 
 # Raster formats only: EPS would start Ghostscript, and the rest are stubs without a decoder.
 _FORMATS = (
-    "JPEG",
-    "PNG",
-    "WEBP",
-    "GIF",
-    "BMP",
-    "TIFF",
-    "PPM",
-    "JPEG2000",
-    "AVIF",
-    "DIB",
-    "ICO",
-    "MPO",
-    "PCX",
-    "QOI",
-    "TGA",
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"),
+    *("AVIF", "DIB", "ICO", "MPO", "PCX", "QOI", "TGA"),
 )
-
 _ORIENTATION_TAG = 0x0112
 _BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339  # tags of TIFF
 _SIGNED = 2  # as a sample format
 _PNG_DEPTH = 24  # the byte with the bits of a sample
-_UPRIGHT = {  # EXIF orientation -> the transposition that undoes it (EXIF 2.32, section 4.6.4)
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class BrokenImageError(ValueError):
@@ -87,7 +64,9 @@ def decode_image(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pix
                 return pixels
             _check_samples(image)
             image.load()
-            return _upright(_rgb(image, encoded), _orientation(image))
+            if _orientation(image) != 1:
+                ImageOps.exif_transpose(image, in_place=True)
+            return _rgb(image, encoded)
     except (BrokenImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
@@ -182,13 +161,8 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
-def _upright(image: Image.Image, orientation: int) -> Image.Image:
-    method = _UPRIGHT.get(orientation)
-    return image if method is None else image.transpose(method)
-
-
 def _tiff_tag(image: Image.Image, tag: int) -> Any:
-    value = image.tag_v2.get(tag) if image.format == "TIFF" else None
+    value = getattr(image, "tag_v2", {}).get(tag)
     return value[0] if isinstance(value, tuple) else value
 
 

@@ -6,6 +6,7 @@ import itertools
 import zlib
 from collections import deque
 from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -74,6 +75,7 @@ class ImageDataset(Dataset[Sample]):
         return _first_readable(itertools.chain([row], following), self.transform, lambda row: generator(), len(self))
 
 
+@dataclass(eq=False)
 class ImageStream(IterableDataset[Sample]):
     """Training images read in the order of their files, epoch after epoch without end.
 
@@ -85,37 +87,20 @@ class ImageStream(IterableDataset[Sample]):
     In the place of a skipped image stands the next readable one, which also keeps its own place: every batch takes
     the same number of rows, so what to leave out does not depend on what could be read.
 
-    Args:
-        source: see ``open_source``.
-        transform: makes all images the same size.
+    Attributes:
         batch_size: the batch of this rank, which its ``DataLoader`` must use, too.
-        seed: not negative.
-        rank: of ``world_size``.
-        world_size: number of ranks.
-        start_step: the first batch to give out.
-        shuffle_buffer: rows (encoded images) that each reader holds to shuffle them.
+        shuffle_buffer: rows (encoded images) that each reader holds to shuffle them; for the others, see
+            ``train_loader``.
     """
 
-    def __init__(
-        self,
-        source: ImageSource,
-        transform: ImageTransform,
-        *,
-        batch_size: int,
-        seed: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        start_step: int = 0,
-        shuffle_buffer: int = 1000,
-    ) -> None:
-        self.source = source
-        self.transform = transform
-        self.batch_size = batch_size
-        self.seed = seed
-        self.rank = rank
-        self.world_size = world_size
-        self.start_step = start_step
-        self.shuffle_buffer = shuffle_buffer
+    source: ImageSource
+    transform: ImageTransform
+    batch_size: int
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    start_step: int = 0
+    shuffle_buffer: int = 1000
 
     def __iter__(self) -> Iterator[Sample]:
         """Yield the samples of this worker's batches.
@@ -232,16 +217,7 @@ def train_loader(
     local_size = local_batch_size(batch_size, rank, world_size)
     if seed < 0 or start_step < 0:
         raise ValueError(f"seed and start_step must not be negative, got {seed} and {start_step}")
-    stream = ImageStream(
-        source,
-        transform,
-        batch_size=local_size,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        start_step=start_step,
-        shuffle_buffer=shuffle_buffer,
-    )
+    stream = ImageStream(source, transform, local_size, seed, rank, world_size, start_step, shuffle_buffer)
     return DataLoader(stream, batch_size=local_size, **options)
 
 
@@ -408,9 +384,11 @@ class _Groups:
                 yield Span(span.part, span.first + own.start, len(own))
 
 
+@dataclass
 class _Decoding(Dataset[_Decoded]):
-    def __init__(self, transform: ImageTransform, keys: Container[str] | None, columns: tuple[str, ...]) -> None:
-        self.transform, self.keys, self.columns = transform, keys, columns
+    transform: ImageTransform
+    keys: Container[str] | None
+    columns: tuple[str, ...]
 
     def __getitem__(self, group: list[Reader]) -> _Decoded:
         read, skipped = [], []

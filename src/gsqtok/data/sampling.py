@@ -46,7 +46,7 @@ class EpochSampler(Sampler[list[tuple[int, int]]]):
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         """Yield this rank's part of the batches ``start_step``, ``start_step + 1``, ..."""
-        shuffled_epoch, permutation = -1, []
+        shuffled_epoch, permutation = -1, torch.empty(0, dtype=torch.int64)
         for step in itertools.count(self.start_step):
             first = step * self.batch_size + self.rank * self.local_size
             batch = []

@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
+
+from gsqtok.distributed import rank_and_size
 
 _SHIFT = 1 / 8  # translation, at most, as a part of a side
 _CUT = 1 / 2  # side of the square that is cut out, as a part of the image's
@@ -72,9 +74,8 @@ def _below(images: Tensor, end: int) -> Tensor:
 
 def _own(images: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
     """Of a draw for the images of all ranks, those of this one: every rank makes the draw of the whole batch."""
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return draw(len(images))
-    return draw(len(images) * distributed.get_world_size()).narrow(0, distributed.get_rank() * len(images), len(images))
+    rank, ranks = rank_and_size()
+    return draw(len(images) * ranks).narrow(0, rank * len(images), len(images))
 
 
 def _color(images: Tensor) -> Tensor:

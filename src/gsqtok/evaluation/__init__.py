@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from gsqtok.evaluation.distribution import DistributionMetrics
     from gsqtok.evaluation.features import InceptionFeatures, TimmFeatures, build_features
     from gsqtok.evaluation.frechet import FrechetDistance, Reference, ReferenceSetError
-    from gsqtok.evaluation.metrics import ReconstructionMetrics
     from gsqtok.evaluation.neighbours import precision_recall_density_coverage
     from gsqtok.evaluation.perceptual import ImageDistance
     from gsqtok.evaluation.protocol import PROTOCOLS
@@ -29,7 +28,6 @@ __all__ = [
     "ImageDistance",
     "InceptionFeatures",
     "Reconstruction",
-    "ReconstructionMetrics",
     "Reference",
     "ReferenceSetError",
     "Result",
@@ -50,7 +48,6 @@ _HOMES = {
     **dict.fromkeys(("FrechetDistance", "Reference", "ReferenceSetError"), "frechet"),
     **dict.fromkeys(("InceptionFeatures", "TimmFeatures", "build_features"), "features"),
     "ImageDistance": "perceptual",
-    "ReconstructionMetrics": "metrics",
     **dict.fromkeys(("Result", "ResultError", "differences"), "result"),
     "precision_recall_density_coverage": "neighbours",
 }

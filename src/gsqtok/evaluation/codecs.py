@@ -1,6 +1,6 @@
 """JPEG, WebP and AVIF as yardsticks: what the same number of bits buys from an ordinary image codec.
 
-A codec is measured like a tokenizer, on the same images with the same figures. Each image is stored at the highest
+A codec is measured like a tokenizer, on the same images with the same metrics. Each image is stored at the highest
 quality whose file is no larger than the target, so no image borrows bits from another: that is how a tokenizer of a
 fixed rate spends them. The whole file counts, headers and quantization tables included (some hundred bytes, which at
 256 px and 0.25 bits/px is much of a JPEG file): a stored image needs them, while tokens need the tokenizer's weights.
@@ -77,7 +77,7 @@ class Codec:
 
     @property
     def model(self) -> dict[str, Any]:
-        """The part ``model`` of a `Result`; ``bits_per_pixel`` is the target, the figures hold what was used."""
+        """The part ``model`` of a `Result`; ``bits_per_pixel`` is the target, the metrics hold what was used."""
         return {
             "name": self.name,
             "fingerprint": None,
@@ -137,7 +137,7 @@ def evaluate_codec(codec: Codec, dataset: Any, **options: Any) -> Result:
         options: everything that `measure` takes by keyword.
 
     Returns:
-        A `Result` whose ``per_image["bits_per_pixel"]`` and ``figures["bits_per_pixel"]`` are of the files.
+        A `Result` whose ``per_image["bits_per_pixel"]`` and ``metrics["bits_per_pixel"]`` are of the files.
         images_per_second is left out: most of the time goes into the search for the quality.
 
     Raises:
@@ -146,5 +146,5 @@ def evaluate_codec(codec: Codec, dataset: Any, **options: Any) -> Result:
     from gsqtok.evaluation.run import measure
 
     result = measure(codec, dataset, model=codec.model, **options)
-    del result.figures["images_per_second"]
+    del result.metrics["images_per_second"]
     return result

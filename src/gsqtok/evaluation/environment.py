@@ -1,4 +1,4 @@
-"""With what a figure was measured: versions, device, date."""
+"""With what something was measured: versions, device, date."""
 
 from __future__ import annotations
 

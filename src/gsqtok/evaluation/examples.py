@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,22 +46,28 @@ def save_examples(
     Raises:
         ValueError: none of the images that ``like`` shows were measured.
     """
+    prepared: Any = transform
     path = Path(path)
     folder = path.with_name(f"{path.stem}.images")
+    keys = result.per_image["key"]
     if like is None:
-        chosen, ranked_by = choose(result.per_image["key"], result.per_image["psnr"]), result.model["name"]
+        chosen, ranked_by = choose(keys, result.per_image["psnr"]), result.model["name"]
     else:
-        chosen, ranked_by = shown_by(like, result.per_image["key"]), like.model["name"]
+        measured, ranked_by = set(keys), like.model["name"]
+        chosen = {image["key"]: image["rank"] for image in like.images if image["key"] in measured}
+        if not chosen:
+            raise ValueError(f"none of the {len(like.images)} images that the other result shows were measured")
+    numbers = {key: number for number, key in enumerate(chosen, 1)}
     found = {}
-    for batch in eval_loader(dataset, transform, batch_size=1, keys=chosen):
+    for batch in eval_loader(dataset, prepared, batch_size=1, keys=chosen):
         (key,) = batch["keys"]
-        rank, number = chosen[key]
+        rank, number = chosen[key], numbers[key]
         out = reconstruct(batch["image"].to(device))
-        names = {part: f"{rank}-{number}-{part}.png" for part in ("original", "reconstruction")}
+        names = {part: f"{number:02}-{rank}-{part}.png" for part in ("original", "reconstruction")}
         save_image(to_pil(batch["image"][0]), folder / names["original"])
         save_image(to_pil(out.images[0]), folder / names["reconstruction"])
         if out.tokens is not None:
-            names["tokens"] = f"{rank}-{number}-tokens.npz"
+            names["tokens"] = f"{number:02}-{rank}-tokens.npz"
             with atomic_write(folder / names["tokens"]) as aside, aside.open("wb") as file:
                 np.savez_compressed(file, tokens=out.tokens[0].cpu().numpy())
         paths = {part: f"{folder.name}/{name}" for part, name in names.items()}
@@ -70,30 +75,16 @@ def save_examples(
     result.images = [found[key] for key in chosen if key in found]
 
 
-def shown_by(result: Result, keys: list[str]) -> dict[str, tuple[str, int]]:
-    """The images that a result shows, as `choose` gives them; raises ValueError if none is among ``keys``."""
-    measured, numbers = set(keys), Counter()
-    chosen: dict[str, tuple[str, int]] = {}
-    for image in result.images:
-        numbers[image["rank"]] += 1
-        if image["key"] in measured:
-            chosen[image["key"]] = (image["rank"], numbers[image["rank"]])
-    if not chosen:
-        raise ValueError(f"none of the {len(result.images)} images that the other result shows were measured")
-    return chosen
+def choose(keys: list[str], psnr: list[float]) -> dict[str, str]:
+    """Rank the best, the median and the worst images, `EACH` of them, or fewer of fewer than 12 images.
 
-
-def choose(keys: list[str], psnr: list[float]) -> dict[str, tuple[str, int]]:
-    """Key -> ("best", "median" or "worst", number from 1 on): `EACH` of them, fewer of fewer than 12 images.
-
-    No image is chosen twice.
+    Returns:
+        Key -> "best", "median" or "worst", in this order, the most telling first; no image is ranked twice.
     """
-    order = sorted(range(len(keys)), key=lambda i: (-psnr[i], keys[i]))
+    order = [key for _, key in sorted((-value, key) for value, key in zip(psnr, keys, strict=True))]
     each = min(EACH, max(1, len(order) // 3))
     middle = (len(order) - each) // 2
-    ranks = {"best": order[:each], "median": order[middle : middle + each], "worst": order[::-1][:each]}
-    chosen: dict[str, tuple[str, int]] = {}
-    for rank in ("best", "worst", "median"):
-        for number, i in enumerate(ranks[rank], 1):
-            chosen.setdefault(keys[i], (rank, number))
-    return dict(sorted(chosen.items(), key=lambda item: (list(ranks).index(item[1][0]), item[1][1])))
+    chosen = dict.fromkeys(order[:each], "best")
+    worst = {key: "worst" for key in order[::-1][:each] if key not in chosen}
+    median = {key: "median" for key in order[middle : middle + each] if key not in chosen and key not in worst}
+    return chosen | median | worst

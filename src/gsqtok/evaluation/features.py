@@ -2,9 +2,9 @@
 
 The usual one is Inception v3 with the weights of the original FID (Heusel et al. 2017, arXiv 1706.08500) as
 torch-fidelity restates it. Any network of timm will do where those weights are absent, or where one wants another
-opinion; its figures carry its name.
+opinion; its metrics carry its name.
 
-Features are float32 whatever precision the model ran in: autocast is off and TF32 is off, so that the figures of two
+Features are float32 whatever precision the model ran in: autocast is off and TF32 is off, so that the metrics of two
 models differ by the models alone.
 """
 
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from gsqtok.io import sha256_of
+from gsqtok.networks.backbone import hub_file, load_backbone
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = f"https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/{INCEPTION_FILE}"
@@ -45,7 +46,7 @@ class FeatureNetwork(Protocol):
     """What the metrics ask of a network.
 
     Attributes:
-        suffix: what figures' names end with, "" for Inception v3 with its usual weights.
+        suffix: what metrics' names end with, "" for Inception v3 with its usual weights.
         dim: D.
     """
 
@@ -86,7 +87,9 @@ class InceptionFeatures:
             from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
         except ImportError as error:
             raise ImportError("Inception v3 needs torch-fidelity: pip install 'gsqtok[evaluation]'") from error
-        file = hub_file(INCEPTION_URL, "rFID", download=download) if weights is None else Path(weights)
+        file = (
+            hub_file(INCEPTION_URL, "Inception v3, for rFID", download=download) if weights is None else Path(weights)
+        )
         if not file.is_file():
             raise FileNotFoundError(f"no weights at {file}: get {INCEPTION_URL}")
         try:
@@ -146,13 +149,11 @@ class TimmFeatures:
     def __init__(self, name: str, weights: str | Path | None = None) -> None:
         import timm
 
-        from gsqtok.networks.backbone import load_backbone
-
-        if not timm.is_model(name):
+        config = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+        if config is None:
             raise ValueError(f"timm has no network {name!r}; timm.list_models() lists those it has")
-        size = tuple(timm.get_pretrained_cfg(name).input_size[-2:])
-        self.network = load_backbone(name, weights, out_indices=(-1,), input_size=size)
-        self.name, self.input_size = name, size
+        self.name, self.input_size = name, (config.input_size[-2], config.input_size[-1])
+        self.network = load_backbone(name, weights, out_indices=(-1,), input_size=self.input_size)
         self.dim = self.network.channels[0]
         self.suffix = f"_{name}"
 
@@ -199,39 +200,17 @@ def build_features(name: str, weights: str | Path | None = None, *, download: bo
 @contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
     """float32 arithmetic to the letter: no autocast, no TF32."""
-    backends = torch.backends
+    backends: Any = torch.backends
     if hasattr(backends.cudnn, "conv"):  # from torch 2.9 on
-        switches, value = [(backends.cuda.matmul, "fp32_precision"), (backends.cudnn.conv, "fp32_precision")], "ieee"
+        switches = [(backends.cuda.matmul, "fp32_precision"), (backends.cudnn.conv, "fp32_precision")]
     else:
-        switches, value = [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")], False
+        switches = [(backends.cuda.matmul, "allow_tf32"), (backends.cudnn, "allow_tf32")]
     before = [getattr(module, name) for module, name in switches]
     try:
         for module, name in switches:
-            setattr(module, name, value)
+            setattr(module, name, "ieee" if name == "fp32_precision" else False)
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
         for (module, name), old in zip(switches, before, strict=True):
             setattr(module, name, old)
-
-
-def hub_file(url: str, purpose: str, *, download: bool) -> Path:
-    """A file of weights in torch's hub cache, whose name ends in the start of its SHA-256; fetched if asked for.
-
-    Raises:
-        FileNotFoundError: it is not there; the message says what to get and where to put it.
-    """
-    name = url.rsplit("/", 1)[1]
-    file = Path(torch.hub.get_dir(), "checkpoints", name)
-    if file.is_file():
-        return file
-    if download:
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(file), hash_prefix=Path(name).stem.rsplit("-", 1)[1])
-            return file
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"{purpose} needs weights that cannot be downloaded ({error}): get {url} and put it at {file}"
-            ) from error
-    raise FileNotFoundError(f"{purpose} needs weights that are not here: get {url} and put it at {file}")

@@ -81,7 +81,7 @@ class FrechetDistance(FrechetInceptionDistance):
         if min(counts) <= self.dim:
             log.warning(
                 "a Fréchet distance of %d features from %d images: the covariance is not of full rank; good for "
-                "comparing models on the same images, not with published figures",
+                "comparing models on the same images, not with published values",
                 *(self.dim, min(counts)),
             )
         (mean, covariance), (other_mean, other) = self._of("real"), self._of("fake")
@@ -148,12 +148,13 @@ class Reference:
 
     def save(self, path: str | Path) -> None:
         """Write the file, whole or not at all."""
-        arrays = {"mu": self.pooled.mean, "sigma": self.pooled.covariance}
+        arrays: dict[str, Any] = {"mu": self.pooled.mean, "sigma": self.pooled.covariance}
         if self.spatial is not None:
             arrays |= {"mu_s": self.spatial.mean, "sigma_s": self.spatial.covariance}
         record = json.dumps({"protocol": self.protocol, "data": self.data, "count": self.pooled.count})
+        arrays["record"] = np.array(record)
         with atomic_write(path) as aside, aside.open("wb") as file:
-            np.savez(file, record=np.array(record), **arrays)
+            np.savez(file, **arrays)
 
     @classmethod
     def load(cls, path: str | Path) -> Reference:

@@ -22,23 +22,37 @@ _MAX_RESIZED_PIXELS = 2**26
 class EvaluationTransform(Protocol):
     """What an evaluation loader asks of a transform: `gsqtok.data.ImageTransform` and the classes here have it."""
 
-    random: bool
+    @property
+    def random(self) -> bool:
+        """Whether the result depends on a generator."""
 
     def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
         """RGB image, or uint8 (H, W, 3) -> uint8 (H, W, 3)."""
 
 
 @dataclass(frozen=True)
-class AdmTransform:
+class _Square:
+    """A transform that gives ``size`` x ``size`` pixels."""
+
+    size: int = 256
+    random = False
+
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
+        raise NotImplementedError
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """RGB image -> float32 (3, size, size) in [-1, 1]."""
+        return to_tensor(self.pixels(image))
+
+
+class AdmTransform(_Square):
     """The centre crop of guided-diffusion (Dhariwal and Nichol 2021, arXiv 2105.05233), which most rFIDs are under.
 
     While the short side is at least twice ``size``, the image is halved with a box filter, each side rounded down;
     then the short side becomes ``size`` by Pillow's bicubic filter, the long side rounded to the nearest even where it
     is a tie; then the centre is cut out, an odd margin leaving the extra pixel at the right and the bottom.
     """
-
-    size: int = 256
-    random = False
 
     def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
         """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
@@ -47,24 +61,15 @@ class AdmTransform:
             image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
         scale = self.size / min(image.size)
         image = _resized(image, round(image.width * scale), round(image.height * scale), Image.Resampling.BICUBIC)
-        left, top = (image.width - self.size) // 2, (image.height - self.size) // 2
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """RGB image -> float32 (3, size, size) in [-1, 1]."""
-        return to_tensor(self.pixels(image))
+        return _cut(image, (image.width - self.size) // 2, (image.height - self.size) // 2, self.size)
 
 
-@dataclass(frozen=True)
-class TimmTransform:
+class TimmTransform(_Square):
     """timm's evaluation transform at its defaults: short side to size / 0.875 (292 for 256), bilinear, centre crop.
 
     Pixel for pixel ``timm.data.create_transform(size)`` before its normalisation: Pillow's antialiased filter, the long
     side rounded down.
     """
-
-    size: int = 256
-    random = False
 
     @property
     def resize_to(self) -> int:
@@ -74,15 +79,9 @@ class TimmTransform:
     def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
         """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
         image = _as_image(image)
-        short = min(image.size)
-        width, height = (int(self.resize_to * side / short) for side in image.size)
+        width, height = (int(self.resize_to * side / min(image.size)) for side in image.size)
         image = _resized(image, width, height, Image.Resampling.BILINEAR)
-        left, top = round((width - self.size) / 2), round((height - self.size) / 2)
-        return np.asarray(image.crop((left, top, left + self.size, top + self.size)))
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """RGB image -> float32 (3, size, size) in [-1, 1]."""
-        return to_tensor(self.pixels(image))
+        return _cut(image, round((width - self.size) / 2), round((height - self.size) / 2), self.size)
 
 
 def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
@@ -95,6 +94,10 @@ def _resized(image: Image.Image, width: int, height: int, resample: Image.Resamp
     return image if image.size == (width, height) else image.resize((width, height), resample)
 
 
+def _cut(image: Image.Image, left: int, top: int, size: int) -> np.ndarray:
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
 PROTOCOLS = {
     "adm": "short side to SIZE (256) by box halving and bicubic, centre crop, as guided-diffusion; most rFIDs",
     "flex_gen": "short side to SIZE / 0.875 (292 for 256), bilinear, centre crop SIZE, as the original GSQ evaluation",
@@ -102,68 +105,47 @@ PROTOCOLS = {
 }
 
 
-def named(name: str, size: int | None = None) -> tuple[EvaluationTransform, dict[str, Any]]:
-    """A named protocol's transform, and what goes on record about it.
+def prepare(
+    protocol: str | None = None, size: int | None = None, transform: ImageTransform | None = None
+) -> tuple[EvaluationTransform, dict[str, Any]]:
+    """Return the transform of a protocol, and what goes on record about it.
 
     Args:
-        name: one of ``PROTOCOLS``.
+        protocol: one of ``PROTOCOLS``; None means ``"native"``.
         size: pixels of a side; None means the protocol's own, 256.
+        transform: one of your own instead, which goes on record as "custom".
 
     Raises:
-        ValueError: an unknown name, a size under 1, or a size for ``native``.
+        ValueError: an unknown name, a size under 1 or for ``native``, a protocol (or a size) and a transform at once,
+            or a transform with random parts.
     """
+    if transform is not None:
+        if protocol is not None or size is not None:
+            raise ValueError("name a protocol (and its size) or give a transform, not both")
+        if transform.random:
+            raise ValueError("evaluation takes every image as it is: use a transform without random crop or flip")
+        if transform.size is not None:
+            return transform, _record("custom", transform.size, transform.crop, transform.resample)
+        return transform, _record("native", None, "none", None)
+    name = protocol or "native"
     if name not in PROTOCOLS:
         raise ValueError(f"no protocol {name!r}; there are {', '.join(PROTOCOLS)}")
     if size is not None and size < 1:
         raise ValueError(f"size must be at least 1 pixel, got {size}")
-    if name == "native":
-        if size is not None:
-            raise ValueError("the protocol 'native' keeps images as they are: leave the size out")
-        return ImageTransform(None, crop="none"), _record(name, None, "none", None)
     if name == "adm":
         return AdmTransform(size or 256), _record(name, size or 256, "center", "box halving, bicubic")
-    transform = TimmTransform(size or 256)
-    return transform, _record(name, transform.size, f"center of {transform.resize_to}", "bilinear")
-
-
-def prepare(
-    protocol: str | None = None, size: int | None = None, transform: ImageTransform | None = None
-) -> tuple[EvaluationTransform, dict[str, Any]]:
-    """A named protocol, ``"native"`` by default, or a transform of one's own, and what goes on record about it.
-
-    Raises:
-        ValueError: both at once, and what `named` and `of_transform` raise.
-    """
-    if transform is None:
-        return named(protocol or "native", size)
-    if protocol is not None or size is not None:
-        raise ValueError("name a protocol (and its size) or give a transform, not both")
-    return transform, of_transform(transform)
-
-
-def of_transform(transform: ImageTransform) -> dict[str, Any]:
-    """What goes on record about a transform of your own; the protocol's name is "custom".
-
-    Raises:
-        ValueError: a transform with random parts.
-    """
-    if transform.random:
-        raise ValueError("evaluation takes every image as it is: use a transform without random crop or flip")
-    if transform.size is None:
-        return named("native")[1]
-    return _record("custom", transform.size, transform.crop, transform.resample)
+    if name == "flex_gen":
+        timm = TimmTransform(size or 256)
+        return timm, _record(name, timm.size, f"center of {timm.resize_to}", "bilinear")
+    if size is not None:
+        raise ValueError("the protocol 'native' keeps images as they are: leave the size out")
+    return ImageTransform(None, crop="none"), _record(name, None, "none", None)
 
 
 def _record(name: str, size: int | None, crop: str, resize_filter: str | None) -> dict[str, Any]:
     # Pillow's filters widen with the reduction, which is what antialiasing means; nothing here resizes otherwise.
     antialias = None if resize_filter is None else True
     return {
-        "name": name,
-        "size": size,
-        "crop": crop,
-        "resize_filter": resize_filter,
-        "antialias": antialias,
-        "rounding": "8 bits",
-        "features": None,
-        "reference": None,
+        **{"name": name, "size": size, "crop": crop, "resize_filter": resize_filter, "antialias": antialias},
+        **{"rounding": "8 bits", "features": None, "reference": None},
     }

@@ -1,4 +1,4 @@
-"""Images through a tokenizer and back, one by one, with figures and something to look at."""
+"""Images through a tokenizer and back, one by one, with metrics and something to look at."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def reconstruct(
     encoding, decoding = (progress and partial(progress, what) for what in ("encoding", "decoding"))
     for batch in batches:
         images = batch["image"].to(tokenizer.input_device(tile))
-        tokens = tokenizer.encode(images, tile, encoding)
-        reconstructions = tokenizer.decode(tokens, tuple(images.shape[2:]), tile, decoding).cpu()
+        tokens = tokenizer.encode(images, tile=tile, progress=encoding)
+        reconstructions = tokenizer.decode(tokens, size=tuple(images.shape[2:]), tile=tile, progress=decoding).cpu()
         for name, original, new, grid in zip(batch["keys"], batch["image"], reconstructions, tokens.cpu(), strict=True):
-            figures = similarity(new[None], original[None])
-            yield Reconstruction(name, original, new, grid, figures["psnr"].item(), figures["ssim"].item())
+            metrics = similarity(new[None], original[None])
+            yield Reconstruction(name, original, new, grid, metrics["psnr"].item(), metrics["ssim"].item())
 
 
 def side_by_side(results: list[Reconstruction], caption: str = "", height: int | None = None) -> Image.Image:
-    """One image a row, the original on the left, its reconstruction on the right, figures below.
+    """One image a row, the original on the left, its reconstruction on the right, metrics below.
 
     Args:
         results: what to show.

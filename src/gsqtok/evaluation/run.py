@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import time
-import warnings
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 from torch import Tensor
 
 from gsqtok.data import ImageTransform, eval_loader, open_source
+from gsqtok.distributed import on_first, rank_and_size
 from gsqtok.evaluation.distribution import DistributionMetrics
 from gsqtok.evaluation.environment import environment
 from gsqtok.evaluation.features import FeatureNetwork, build_features
 from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.frechet import Reference
-from gsqtok.evaluation.metrics import ReconstructionMetrics
 from gsqtok.evaluation.perceptual import ImageDistance
-from gsqtok.evaluation.processes import on_first, own_part
 from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
-from gsqtok.evaluation.similarity import to_8_bits
+from gsqtok.evaluation.similarity import PEAK, PSNR_CAP, similarity, to_8_bits
 from gsqtok.evaluation.usage import CodebookUsage, usage_of
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -37,11 +38,13 @@ class Reconstruction:
         images: (B, 3, H, W) in [-1, 1], the size of what came in.
         tokens: (B, h, w, G) integers, counted where `measure` is given a codebook; None without one.
         bits: (B,), what each image costs; None where that means nothing.
+        seconds: what parts of it took, such as ``{"encode": 0.1, "decode": 0.2}``; the whole is timed by `measure`.
     """
 
     images: Tensor
     tokens: Tensor | None = None
     bits: Tensor | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
 
 
 def evaluate(
@@ -65,11 +68,11 @@ def evaluate(
             ``perceptual=("lpips_vgg",)``, ``batch_size=32``.
 
     Returns:
-        A `Result`; as a mapping it is its figures: psnr (dB, mean over images), psnr_pooled, ssim, ms_ssim, mse,
+        A `Result`; as a mapping it is its metrics: psnr (dB, mean over images), psnr_pooled, ssim, ms_ssim, mse,
         usage, perplexity, entropy_bits (left out for a codebook beyond ``MAX_COUNTED``), bits_per_pixel (of the tokens
         that were made, padding to whole positions included), bits_per_pixel_entropy (if every index cost the entropy
-        instead), images_per_second (of the tokenizer, decoding of files left out), and those of ``features`` and
-        ``perceptual``.
+        instead), images_per_second, encode_images_per_second and decode_images_per_second (of the tokenizer, without
+        reading files), and those of ``features`` and ``perceptual``.
 
     Raises:
         ValueError: no image could be read, on any process; and what `measure` raises.
@@ -110,12 +113,21 @@ def reconstructor(
     With ``tile`` feature maps are kept on the CPU; what comes out is on the device of the images all the same.
     """
 
+    def now(device: torch.device) -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
     def reconstruct(images: Tensor) -> Reconstruction:
-        with nullcontext() if precision is None else torch.autocast(tokenizer.device.type, precision):
-            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile)
-            reconstruction = tokenizer.decode(tokens, tuple(images.shape[2:]), tile).to(images.device)
+        device, size = tokenizer.device, (images.shape[2], images.shape[3])
+        with nullcontext() if precision is None else torch.autocast(device.type, precision):
+            start = now(device)
+            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile=tile)
+            middle = now(device)
+            reconstruction = tokenizer.decode(tokens, size=size, tile=tile).to(images.device)
+            seconds = {"encode": middle - start, "decode": now(device) - middle}
         bits = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
-        return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64))
+        return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64), seconds)
 
     return reconstruct
 
@@ -140,8 +152,6 @@ def measure(
     device: torch.device | str = "cpu",
     batch_size: int = 32,
     workers: int = 0,
-    rank: int | None = None,
-    world_size: int | None = None,
     on_progress: Callable[[int], Any] | None = None,
 ) -> Result:
     """Measure what turns images into images: a tokenizer, an image codec, a function.
@@ -167,92 +177,139 @@ def measure(
         device: where images are handed to ``reconstruct``.
         batch_size: images of equal size that share a batch.
         workers: processes that decode images.
-        rank: this process; None asks torch.distributed, which must agree with it.
-        world_size: likewise, the number of processes.
         on_progress: called with the number of this process's images done since the last call.
 
     Raises:
         ValueError: no image could be read, on any process; two images of one name; a protocol and a transform at
-            once; another number of processes than torch.distributed has; neighbours or a reference without features.
+            once; neighbours or a reference without features.
         FileNotFoundError: weights or data that are not there; the message says what to get.
         ReferenceSetError: a reference of other features.
     """
     began = time.perf_counter()
-    rank, world_size = own_part(rank, world_size)
+    rank, processes = rank_and_size()
     if isinstance(dataset, (str, Path)):
         source, dataset = source or str(dataset), open_source(dataset, split=split)
-    transform, protocol_record = prepare(protocol, size, transform)
-
+    prepared: Any
+    prepared, record = prepare(protocol, size, transform)
     device = torch.device(device)
     where = device if device.type == "cuda" else torch.device("cpu")  # not every other device has float64
-    quality = ReconstructionMetrics(ms_ssim=True).to(where)
-    codebook = codebook and codebook.to(where)
-    distances = [d if isinstance(d, ImageDistance) else ImageDistance(d, download=True) for d in perceptual]
-    for distance in distances:
-        distance.to(where).reset()
-    distribution = _distribution(features, reference, save_reference, neighbours, protocol_record, where)
-
-    fingerprint, seconds, pixels, bits = SetFingerprint(), 0.0, 0, []
-    columns: dict[str, list[Any]] = {"key": []}
-    loader = eval_loader(dataset, transform, batch_size=batch_size, workers=workers, rank=rank, world_size=world_size)
+    distances = [ImageDistance(d, download=True) if isinstance(d, str) else d for d in perceptual]
+    distribution = _distribution(features, reference, save_reference, neighbours, record, where)
+    seen = _Seen(where, codebook, distances, distribution)
+    loader = eval_loader(dataset, prepared, batch_size=batch_size, workers=workers, rank=rank, world_size=processes)
     for batch in loader:
         images = batch["image"].to(device)
         start = time.perf_counter()
         out = reconstruct(images)
         if out.images.is_cuda:
             torch.cuda.synchronize(out.images.device)
-        seconds += time.perf_counter() - start
-        columns["key"] += batch["keys"]
-        quality.update(out.images, images)
-        for name, values in quality.last.items():
-            columns.setdefault(name, []).extend(values.tolist())
-        for distance in distances:
-            distance.update(out.images, images)
-            columns.setdefault(distance.figure, []).extend(distance.last.tolist())
-        if codebook is not None:
-            codebook.update(out.tokens)
-        originals = to_8_bits(images)
-        fingerprint.add(originals)
-        if distribution is not None:
-            distribution.update(to_8_bits(out.images), originals, batch["keys"])
-        size = images.shape[2] * images.shape[3]
-        pixels += len(images) * size
-        if out.bits is not None:
-            bits += out.bits.tolist()
-            columns.setdefault("bits_per_pixel", []).extend((out.bits.double() / size).tolist())
+        seen.update(out, images, batch["keys"], time.perf_counter() - start)
         if on_progress is not None:
             on_progress(len(images) + len(batch["skipped"]))
 
-    speed = len(columns["key"]) / seconds if seconds else 0.0
-    part = (columns, fingerprint.total, pixels, sum(bits), bool(bits), speed, len(loader.skipped))
-    part = (*part, loader.skipped.summary())
+    part = (*seen.part(), len(loader.skipped), loader.skipped.summary())
     whole = on_first(part, lambda parts: _together(parts, loader.in_order))
-    with warnings.catch_warnings():  # a process without images has not been updated, and that is fine
-        warnings.filterwarnings("ignore", message=".*before the ``update``", category=UserWarning)
-        figures: dict[str, float] = quality.compute()
-        images_measured = figures.pop("images")
-        figures |= {distance.figure: distance.compute() for distance in distances}
-        if distribution is not None:
-            figures |= distribution.compute()
-        codes = codebook and codebook.compute()
-        ranked = codebook and codebook.ranked_counts()
-    data = {"source": source, "split": split, "images": images_measured, "skipped": whole["skipped"]}
-    data["fingerprint"] = whole["fingerprint"]
-    if save_reference is not None:
+    per_image, metrics = whole["per_image"], whole["metrics"]
+    if distribution is not None:
+        metrics |= distribution.compute()
+    counts = None if codebook is None else _codebook(codebook, metrics, whole["pixels"])
+    data = {"source": source, "split": split, "images": len(per_image["key"])}
+    data |= {"skipped": whole["skipped"], "fingerprint": whole["fingerprint"]}
+    if distribution is not None and save_reference is not None:
         pooled, spatial = distribution.moments()
         if rank == 0:
-            Reference(pooled, spatial, protocol_record, data).save(save_reference)
-    if codes is not None:
-        figures |= {name: codes.pop(name) for name in ("usage", "perplexity", "entropy_bits")}
-        codes |= {"counts_sorted": ranked, "codebook_size": codebook.codebook_size, "groups": codebook.groups}
-    if whole["bits"] is not None:
-        figures["bits_per_pixel"] = whole["bits"] / whole["pixels"]
-    if codes is not None:
-        indices = codes["positions"] * codebook.groups
-        figures["bits_per_pixel_entropy"] = figures["entropy_bits"] * indices / whole["pixels"]
-    figures["images_per_second"] = whole["speed"]
-    surroundings = environment(device) | {"processes": world_size, "seconds": time.perf_counter() - began}
-    return Result(model, data, protocol_record, figures, whole["columns"], codes, environment=surroundings)
+            Reference(pooled, spatial, record, data).save(save_reference)
+    surroundings = environment(device) | {"processes": processes, "seconds": time.perf_counter() - began}
+    return Result(model, data, record, metrics | whole["speeds"], per_image, counts, environment=surroundings)
+
+
+def _codebook(codebook: CodebookUsage, metrics: dict[str, float], pixels: int) -> dict[str, Any]:
+    """How the codebook was used; ``metrics`` gets its part of it. Every process must call it."""
+    counts: dict[str, Any] = codebook.compute()
+    metrics |= {name: counts.pop(name) for name in ("usage", "perplexity", "entropy_bits")}
+    metrics["bits_per_pixel_entropy"] = metrics["entropy_bits"] * counts["positions"] * codebook.groups / pixels
+    counts |= {"counts_sorted": codebook.ranked_counts(), "codebook_size": codebook.codebook_size}
+    return counts | {"groups": codebook.groups}
+
+
+class _Seen:
+    """What a process gathers of the images that it measures.
+
+    Args:
+        device: where metrics are computed.
+        codebook: counts the tokens; None where there are none.
+        distances: perceptual ones, of each pair of images.
+        distribution: of the two sets.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        codebook: CodebookUsage | None,
+        distances: Sequence[ImageDistance],
+        distribution: DistributionMetrics | None,
+    ) -> None:
+        self.device, self.codebook, self.distribution = device, codebook and codebook.to(device), distribution
+        self.distances = [distance.to(device) for distance in distances]
+        self.fingerprint = SetFingerprint()
+        self.columns: dict[str, list[Any]] = defaultdict(list)
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def update(self, out: Reconstruction, images: Tensor, keys: list[str], seconds: float) -> None:
+        """Measure a batch: what came out of the images (B, 3, H, W) with these names in so many seconds."""
+        ours, theirs = out.images.to(self.device), images.to(self.device)
+        of_each = similarity(ours, theirs, ms_ssim=True)
+        of_each |= {distance.metric: distance(ours, theirs) for distance in self.distances}
+        if out.bits is not None:
+            of_each["bits"] = out.bits.double()
+        for name, values in of_each.items():
+            self.columns[name] += values.tolist()
+        self.columns["key"] += keys
+        self.columns["pixels"] += [images.shape[2] * images.shape[3]] * len(images)
+        if self.codebook is not None and out.tokens is not None:
+            self.codebook.update(out.tokens)
+        originals = to_8_bits(theirs)
+        self.fingerprint.add(originals)
+        if self.distribution is not None:
+            self.distribution.update(to_8_bits(ours), originals, keys)
+        self.seconds["images_per_second"] += seconds
+        for part, took in out.seconds.items():
+            self.seconds[f"{part}_images_per_second"] += took
+
+    def part(self) -> tuple[pd.DataFrame, int, dict[str, float]]:
+        """Return what is to be put together with the parts of other processes."""
+        keys = pd.Series(self.columns["key"], dtype=object)  # pandas' own text cannot hold every file's name
+        table = pd.DataFrame({**self.columns, "key": keys})
+        return table, self.fingerprint.total, {name: len(table) / took for name, took in self.seconds.items() if took}
+
+
+def _together(parts: list[tuple[pd.DataFrame, int, dict[str, float], int, str]], in_order: bool) -> dict[str, Any]:
+    """The images of all processes, in order, and the metrics that are means or sums over them."""
+    shares, totals, speeds, skipped, reasons = zip(*parts, strict=True)
+    images = pd.concat([share for share in shares if len(share)] or shares, ignore_index=True)
+    if images.empty:
+        raise ValueError(f"no image could be read: {'; '.join(dict.fromkeys(reasons))}")
+    if images["key"].duplicated().any():
+        twice = images["key"][images["key"].duplicated()].iloc[0]
+        raise ValueError(f"the image '{twice}' came twice: keys must be unique")
+    if not in_order and len(parts) > 1:  # a stream is dealt out to the processes; by name is the order that is left
+        images = images.sort_values("key")
+    errors, pixels = images.pop("squared_error"), images.pop("pixels")
+    bits = images.pop("bits") if "bits" in images else None
+    metrics = images.drop(columns="key").mean(skipna=False).to_dict()
+    mse = int(errors.sum()) / int(3 * pixels.sum())
+    metrics |= {"psnr_pooled": min(PSNR_CAP, 10 * math.log10(PEAK**2 / mse)) if mse else PSNR_CAP, "mse": mse}
+    if bits is not None:
+        metrics["bits_per_pixel"] = float(bits.sum() / pixels.sum())
+        images["bits_per_pixel"] = bits / pixels
+    return {
+        "per_image": {"key": images.pop("key").tolist(), **images.to_dict("list")},
+        "metrics": metrics,
+        "pixels": int(pixels.sum()),
+        "fingerprint": SetFingerprint().hexdigest(totals),
+        "speeds": dict(sum(map(Counter, speeds), Counter())),
+        "skipped": sum(skipped),
+    }
 
 
 def _distribution(
@@ -273,36 +330,11 @@ def _distribution(
         raise ValueError("a reference is saved from the originals: leave reference out")
     network = build_features(features) if isinstance(features, str) else features
     protocol["features"] = network.record()
-    saved = None if reference is None else Reference.load(reference)
-    protocol["reference"] = "originals"
-    if saved is not None:
+    protocol["reference"], saved = "originals", None
+    if reference is not None:
+        saved = Reference.load(reference)
         saved.check(reference, protocol)
         protocol["reference"] = {name: saved.data.get(name) for name in ("source", "images", "fingerprint")}
         if not saved.data:
             protocol["reference"]["source"] = str(reference)
     return DistributionMetrics(network, reference=saved, neighbours=neighbours, device=device)
-
-
-def _together(parts: list[Any], in_order: bool) -> dict[str, Any]:
-    """The shares of all processes, in order."""
-    shares, totals, pixels, bits, costed, speeds, skipped, summaries = zip(*parts, strict=True)
-    names = {name: None for share in shares for name in share}
-    columns = {name: [value for share in shares for value in share.get(name, [])] for name in names}
-    keys = columns["key"]
-    if not keys:
-        raise ValueError(f"no image could be read: {'; '.join(dict.fromkeys(summaries))}")
-    if len(set(keys)) < len(keys):
-        seen: set[str] = set()
-        twice = next(key for key in keys if key in seen or seen.add(key))
-        raise ValueError(f"the image '{twice}' came twice: keys must be unique")
-    if not in_order and len(parts) > 1:  # a stream is dealt out to the processes; by name is the order that is left
-        order = sorted(range(len(keys)), key=keys.__getitem__)
-        columns = {name: [column[i] for i in order] for name, column in columns.items()}
-    return {
-        "columns": columns,
-        "fingerprint": SetFingerprint().hexdigest(totals),
-        "pixels": sum(pixels),
-        "bits": sum(bits) if any(costed) else None,
-        "speed": sum(speeds),
-        "skipped": sum(skipped),
-    }

@@ -1,6 +1,6 @@
 """How much of its codebook a tokenizer uses.
 
-A module that counts: feed it batch by batch, on as many processes as you like, and `compute` gives the same figures as
+A module that counts: feed it batch by batch, on as many processes as you like, and `compute` gives the same metrics as
 one process that saw everything. Its state dict holds the counts. It is no metric of torchmetrics, whose import takes
 longer than PyTorch's: training counts from the first step on.
 """
@@ -13,8 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+from gsqtok.distributed import sum_over_ranks
 from gsqtok.quantizers import Quantizer
-from gsqtok.quantizers.statistics import sum_over_ranks
 
 log = logging.getLogger("gsqtok.evaluation")
 
@@ -99,7 +99,7 @@ class CodebookUsage(nn.Module):
         self.positions.zero_()
 
     def compute(self) -> dict[str, float | int | list[float]]:
-        """The figures listed above, over all processes; every process must call it.
+        """The metrics listed above, over all processes; every process must call it.
 
         Raises:
             ValueError: no index was seen.

@@ -12,10 +12,11 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from gsqtok.distributed import mean_over_ranks
 
 Kind = Literal["hinge", "vanilla", "non_saturating"]
 
@@ -115,9 +116,8 @@ class LeCam(nn.Module):
 
     @torch.no_grad()
     def _update(self, real_logits: list[Tensor], fake_logits: list[Tensor]) -> None:
-        means = _mean_over_ranks(
-            torch.stack([_mean([logits.float() for logits in side]) for side in (real_logits, fake_logits)])
-        )
+        sides = [torch.stack([logits.float().mean() for logits in side]) for side in (real_logits, fake_logits)]
+        means = mean_over_ranks(torch.stack(sides).mean(1))  # NaN for an empty batch, which leaves the averages, too
         averages = torch.stack([self.real, self.fake])
         moved = torch.where(self.started, averages.lerp(means, 1 - self.decay), means)
         finite = means.isfinite().all()
@@ -145,7 +145,7 @@ def r1_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
         maps = discriminator(images)
         verdict = sum(logits.flatten(1).mean(1).sum() for logits in maps) / len(maps)
         (gradient,) = torch.autograd.grad(verdict, images, create_graph=True)
-        return gradient.flatten(1).square().sum(1).mean()
+        return gradient.square().sum() / max(1, len(gradient))
 
 
 def adaptive_weight(
@@ -175,7 +175,7 @@ def adaptive_weight(
     ]
     zero = torch.zeros_like(last_layer_weight)
     both = torch.stack([zero if gradient is None else gradient for gradient in gradients]).detach().float()
-    reconstruction, adversarial = _mean_over_ranks(both).flatten(1).norm(dim=1)
+    reconstruction, adversarial = mean_over_ranks(both).flatten(1).norm(dim=1)
     return (reconstruction / (adversarial + 1e-6)).clamp(0, limit)
 
 
@@ -187,11 +187,4 @@ def _check(kind: str, *sides: list[Tensor]) -> None:
 
 
 def _mean(maps: list[Tensor]) -> Tensor:
-    return torch.stack([values.mean() for values in maps]).mean()
-
-
-def _mean_over_ranks(values: Tensor) -> Tensor:
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(values)
-        values = values / dist.get_world_size()
-    return values
+    return torch.stack([values.sum() / max(1, values.numel()) for values in maps]).mean()

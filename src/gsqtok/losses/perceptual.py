@@ -8,16 +8,13 @@ backbone of timm.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.util import find_spec
+from importlib.metadata import distribution
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gsqtok.networks.backbone import Backbone, load_backbone
-
-_VGG16_FILE = "vgg16-397923af.pth"  # torchvision's IMAGENET1K_V1, the trunk that LPIPS's heads were trained on
-_VGG16_URL = f"https://download.pytorch.org/models/{_VGG16_FILE}"
+from gsqtok.networks.backbone import FrozenNetwork, load_backbone, load_trunk
 
 
 class PerceptualDistance(nn.Module):
@@ -32,7 +29,7 @@ class PerceptualDistance(nn.Module):
             stages by 1 / number of stages, which makes the distance a mean over stages.
     """
 
-    def __init__(self, backbone: Backbone, channel_weights: Sequence[Tensor] | None = None) -> None:
+    def __init__(self, backbone: FrozenNetwork, channel_weights: Sequence[Tensor] | None = None) -> None:
         super().__init__()
         if channel_weights is None:
             channel_weights = [torch.full((c,), 1 / len(backbone.channels)) for c in backbone.channels]
@@ -43,14 +40,18 @@ class PerceptualDistance(nn.Module):
             self.register_buffer(f"weight{stage}", weight.detach().float().clone(), persistent=False)
 
     def forward(self, reconstruction: Tensor, images: Tensor) -> Tensor:
-        """Mean distance over the batch.
+        """Compute the mean of `distances` over the batch, a scalar; 0 for an empty one."""
+        return self.distances(reconstruction, images).sum() / max(1, len(images))
+
+    def distances(self, reconstruction: Tensor, images: Tensor) -> Tensor:
+        """Compute the distance of each pair.
 
         Args:
             reconstruction: (B, 3, H, W), nominally in [-1, 1]; gradients flow here alone.
             images: (B, 3, H, W) in [-1, 1].
 
         Returns:
-            A float32 scalar, at least 0. The backbone follows the surrounding autocast, the comparison is float32.
+            Float32 (B,), at least 0. The backbone follows the surrounding autocast, the comparison is float32.
         """
         if reconstruction.shape != images.shape:
             raise ValueError(
@@ -58,11 +59,11 @@ class PerceptualDistance(nn.Module):
             )
         with torch.no_grad():
             target = [_unit_length(features) for features in self.backbone(images)]
-        distance = torch.zeros((), device=images.device)
+        distance = torch.zeros(len(images), device=images.device)
         for stage, features in enumerate(self.backbone(reconstruction)):
             difference = (_unit_length(features) - target[stage]).square()
-            weight = getattr(self, f"weight{stage}").view(1, -1, 1, 1)
-            distance = distance + (difference * weight).sum(dim=1).mean()
+            weight = self.get_buffer(f"weight{stage}").view(1, -1, 1, 1)
+            distance = distance + (difference * weight).sum(dim=1).mean(dim=(1, 2))
         return distance
 
 
@@ -80,38 +81,26 @@ def build_perceptual(name: str, weights: str | Path | None = None) -> Perceptual
         FileNotFoundError: no weights; the message says what to get from where.
     """
     if name == "lpips":
-        # The five activations before VGG16's max-poolings. LPIPS's "scaling layer" is ImageNet's mean and standard
-        # deviation restated for [-1, 1], which is how Backbone normalises.
-        trunk = load_backbone("vgg16", _vgg16_file() if weights is None else weights, out_indices=(0, 1, 2, 3, 4))
-        return PerceptualDistance(trunk, _lpips_heads())
+        return lpips("vgg16", weights)
     kind, _, network = name.partition(":")
     if kind == "timm" and network:
         return PerceptualDistance(load_backbone(network, weights))
     raise ValueError(f"perceptual distance must be 'lpips' or 'timm:NETWORK', got {name!r}")
 
 
+def lpips(network: str, weights: str | Path | None = None, *, download: bool = True) -> PerceptualDistance:
+    """Build LPIPS, version 0.1, on ``"vgg16"`` or ``"alexnet"``; arguments and errors are those of `load_trunk`.
+
+    torchmetrics ships the learnt channel weights. LPIPS's "scaling layer" is ImageNet's mean and standard deviation
+    restated for [-1, 1], which is how the trunk normalises.
+    """
+    trunk = load_trunk(network, weights, download=download)
+    heads_of = {"vgg16": "vgg.pth", "alexnet": "alex.pth"}
+    file = f"torchmetrics/functional/image/lpips_models/{heads_of[network]}"
+    heads = torch.load(str(distribution("torchmetrics").locate_file(file)), map_location="cpu", weights_only=True)
+    return PerceptualDistance(trunk, [heads[f"lin{stage}.model.1.weight"].flatten() for stage in range(5)])
+
+
 def _unit_length(features: Tensor) -> Tensor:
     features = features.float()
     return features * torch.rsqrt(features.square().sum(dim=1, keepdim=True) + 1e-8)
-
-
-def _lpips_heads() -> list[Tensor]:
-    """Channel weights of the five stages, from the file that torchmetrics ships."""
-    package = find_spec("torchmetrics").submodule_search_locations[0]
-    heads = torch.load(Path(package, "functional/image/lpips_models/vgg.pth"), map_location="cpu", weights_only=True)
-    return [heads[f"lin{stage}.model.1.weight"].flatten() for stage in range(5)]
-
-
-def _vgg16_file() -> Path:
-    """Torchvision's VGG16 in torch's hub cache, downloaded at need as torchvision would."""
-    file = Path(torch.hub.get_dir(), "checkpoints", _VGG16_FILE)
-    if not file.is_file():
-        try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(_VGG16_URL, str(file), hash_prefix=_VGG16_FILE[6:14])
-        except (OSError, RuntimeError) as error:
-            raise FileNotFoundError(
-                f"LPIPS needs VGG16, and it cannot be downloaded ({error}): get {_VGG16_URL} and put it at {file}, "
-                f"or pass weights=FILE"
-            ) from error
-    return file

@@ -1,7 +1,7 @@
-"""Frozen pretrained networks as feature extractors, on timm.
+"""Frozen pretrained networks as feature extractors, of timm and torchvision.
 
-The perceptual loss and the projected discriminator look at images through a network that somebody else trained. This
-module finds its weights, checks that they are the right ones, and hands out feature maps.
+Perceptual distances, the projected discriminator and the distribution metrics look at images through a network that
+somebody else trained. This module is where weights are found or fetched and checked, and it hands out feature maps.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import importlib.util
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -39,13 +40,73 @@ _LITE_EXPANDING_BLOCK = {
 }
 _LITE_PLAIN_BLOCK = {"_depthwise_conv": "conv_dw", "_bn1": "bn1", "_project_conv": "conv_pw", "_bn2": "bn2"}
 
+# torchvision's networks that LPIPS and DISTS were made with: file, and the activations that LPIPS compares.
+_TORCHVISION = "https://download.pytorch.org/models/"
+_TRUNKS = {
+    "vgg16": ("vgg16-397923af.pth", (3, 8, 15, 22, 29)),
+    "alexnet": ("alexnet-owt-7be5be79.pth", (1, 4, 7, 9, 11)),
+}
+_IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and standard deviation of [0, 1]
 
-class Backbone(nn.Module):
-    """A frozen network that turns images into a list of feature maps.
 
-    The network is kept outside the module tree: it follows ``.to(device)``, and that is all it follows. A parent's
-    ``train()``, ``parameters()``, ``state_dict()``, its optimizer and its checkpoints never see it.
-    Gradients flow through it to the images, never into it.
+class FrozenNetwork(nn.Module):
+    """A network outside the module tree, for images in [-1, 1].
+
+    It follows ``.to(device)``, and that is all it follows. A parent's ``train()``, ``parameters()``, ``state_dict()``,
+    its optimizer and its checkpoints never see it. Gradients flow through it to the images, never into it.
+
+    Attributes:
+        weights_sha256: digest of the file that the weights came from; None for random weights.
+        channels: channels of each feature map.
+    """
+
+    mean: Tensor
+    std: Tensor
+    channels: list[int]
+
+    def __init__(
+        self, network: nn.Module, mean: Sequence[float], std: Sequence[float], weights_sha256: str | None
+    ) -> None:
+        super().__init__()
+        self.weights_sha256 = weights_sha256
+        # of images in [0, 1], restated for [-1, 1]
+        self.register_buffer("mean", 2 * torch.tensor(mean).view(1, 3, 1, 1) - 1, persistent=False)
+        self.register_buffer("std", 2 * torch.tensor(std).view(1, 3, 1, 1), persistent=False)
+        self._outside_the_tree = (network.eval().requires_grad_(False),)
+
+    @property
+    def network(self) -> nn.Module:
+        """The network; in evaluation mode, without gradients."""
+        return self._outside_the_tree[0]
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenNetwork:
+        self.network._apply(fn, recurse)
+        return super()._apply(fn, recurse)
+
+
+class Trunk(FrozenNetwork):
+    """The convolutions of torchvision's VGG16 or AlexNet, which hand out the activations that LPIPS compares."""
+
+    def __init__(self, name: str, network: nn.Sequential, weights_sha256: str | None = None) -> None:
+        super().__init__(network, *_IMAGENET, weights_sha256)
+        self.name = name
+        self._taps = _TRUNKS[name][1]
+        layers: list[Any] = list(network)
+        self.channels = [layers[tap - 1].out_channels for tap in self._taps]  # a convolution, then its activation
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Images (B, 3, H, W) in [-1, 1] -> five feature maps (B, C_i, h_i, w_i)."""
+        features = []
+        x = (images.float() - self.mean) / self.std
+        for number, layer in enumerate(self.network.children()):
+            x = layer(x)
+            if number in self._taps:
+                features.append(x)
+        return features
+
+
+class Backbone(FrozenNetwork):
+    """A network of timm that turns images into a list of feature maps.
 
     Images keep their size in a convolutional network. A vision transformer gets them resized to the nearest multiple
     of its patch, a network of one fixed size (MLP-Mixer) to that size. ``input_size`` overrides all three.
@@ -53,14 +114,9 @@ class Backbone(nn.Module):
 
     Attributes:
         name: timm's name of the network.
-        weights_sha256: digest of the file that the weights came from; None for random weights.
-        channels: channels of each feature map.
         reductions: pixels of the (resized) image per position of each feature map, along a side.
         is_transformer: whether the maps are a vision transformer's patch tokens.
     """
-
-    mean: Tensor
-    std: Tensor
 
     def __init__(
         self,
@@ -74,13 +130,12 @@ class Backbone(nn.Module):
         import timm
         from timm.models.vision_transformer import VisionTransformer
 
-        super().__init__()
         if not hasattr(network, "forward_intermediates"):
             raise ValueError(
                 f"timm {timm.__version__} cannot hand out the features of {name!r}; choose another network"
             )
+        super().__init__(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"], weights_sha256)
         self.name = name
-        self.weights_sha256 = weights_sha256
         self.is_transformer = isinstance(network, VisionTransformer)
         indices = _resolve_indices(out_indices, len(network.feature_info), name)
         shown = [network.feature_info[i] for i in indices]
@@ -99,25 +154,16 @@ class Backbone(nn.Module):
             input_size = tuple(network.pretrained_cfg["input_size"][-2:])
         self.input_size = input_size
 
-        for statistic in ("mean", "std"):  # of images in [0, 1], restated for [-1, 1]
-            value = 2 * torch.tensor(network.pretrained_cfg[statistic], dtype=torch.float32).view(1, 3, 1, 1)
-            self.register_buffer(statistic, value - 1 if statistic == "mean" else value, persistent=False)
-
         # cuDNN launches a kernel for each channel of a depthwise convolution over channels-last images
         self._depthwise = any(isinstance(m, nn.Conv2d) and m.groups > 1 for m in network.modules())
+        # cut after the last block that is asked for
         self._indices = network.prune_intermediate_layers(indices, prune_norm=True, prune_head=True)
-        self._outside_the_tree = (network.eval().requires_grad_(False),)
-
-    @property
-    def network(self) -> nn.Module:
-        """The timm network, cut after the last block that is asked for; in evaluation mode, without gradients."""
-        return self._outside_the_tree[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Backbone:
-        self.network._apply(fn, recurse)
+        super()._apply(fn, recurse)
         if self._depthwise:
             self.network.to(memory_format=torch.contiguous_format)
-        return super()._apply(fn, recurse)
+        return self
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Images (B, 3, H, W) in [-1, 1] -> one feature map (B, C_i, h_i, w_i) for each of ``channels``."""
@@ -195,6 +241,78 @@ def random_backbone(
 ) -> Backbone:
     """The same network with random weights: for tests, and as the control of an experiment."""
     return Backbone(_create(name, None, None), name, None, out_indices, input_size, embedding)
+
+
+def load_trunk(name: str, weights: str | Path | None = None, *, download: bool = True) -> Trunk:
+    """Load torchvision's ``"vgg16"`` or ``"alexnet"``.
+
+    Args:
+        name: which.
+        weights: torchvision's state dict as a file, or a folder that holds one; None takes torch's hub cache.
+        download: fetch the file into the cache where it is absent.
+
+    Raises:
+        FileNotFoundError: no weights; the message says what to get and where to put it.
+        ValueError: weights that do not fit.
+    """
+    file = trunk_file(name, download=download) if weights is None else _file_in(Path(weights), name)
+    state_dict = _read_state_dict(file)
+    convolutions = {k.removeprefix("features."): v for k, v in state_dict.items() if k.startswith("features.")}
+    network = _trunk_layers(name)
+    try:
+        network.load_state_dict(convolutions, assign=True)
+    except RuntimeError as error:
+        problem = " ".join(str(error).split())[:300]
+        raise ValueError(f"{file} does not hold the weights of torchvision's {name!r}: {problem}") from error
+    return Trunk(name, network, sha256_of(file))
+
+
+def random_trunk(name: str) -> Trunk:
+    """The same network with random weights."""
+    network = _trunk_layers(name).to_empty(device="cpu")
+    for layer in network:
+        if isinstance(layer, nn.Conv2d):
+            layer.reset_parameters()
+    return Trunk(name, network)
+
+
+def trunk_file(name: str, *, download: bool) -> Path:
+    """Where torch's hub cache holds torchvision's ``"vgg16"`` or ``"alexnet"``; see `hub_file`."""
+    return hub_file(_TORCHVISION + _TRUNKS[name][0], f"torchvision's {name}", download=download)
+
+
+def hub_file(url: str, what: str, *, download: bool) -> Path:
+    """A file of weights in torch's hub cache, whose name ends in the start of its SHA-256.
+
+    Args:
+        url: where it is published.
+        what: it holds, for the message.
+        download: fetch it where it is absent.
+
+    Raises:
+        FileNotFoundError: it is not there; the message says what to get and where to put it.
+    """
+    name = url.rsplit("/", 1)[1]
+    file = Path(torch.hub.get_dir(), "checkpoints", name)
+    problem = ""
+    if not file.is_file() and download:
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=Path(name).stem.rsplit("-", 1)[1])
+        except (OSError, RuntimeError) as error:
+            problem = f" and cannot be downloaded ({error})"
+    if not file.is_file():
+        raise FileNotFoundError(f"the weights of {what} are not here{problem}: get {url} and put it at {file}")
+    return file
+
+
+def _trunk_layers(name: str) -> nn.Sequential:
+    """torchvision's convolutional layers, up to the last activation that is looked at, without memory for weights."""
+    import torchvision
+
+    with torch.device("meta"):
+        layers = getattr(torchvision.models, name)().features
+    return layers[: _TRUNKS[name][1][-1] + 1]
 
 
 def _resolve_indices(out_indices: Sequence[int] | None, stages: int, name: str) -> list[int]:

@@ -68,14 +68,14 @@ def _configure(source: Source) -> TokenizerConfig:
         if len(codebook) != 2:
             raise ValueError(f"its codebook {_CODEBOOK} has other than two dimensions")
         try:
-            return TokenizerConfig(**_config(_DEFAULTS | arguments, (codebook[0], codebook[1]), len(source.weights)))
+            return TokenizerConfig(**_config(_DEFAULTS | arguments, (codebook[0], codebook[1])))
         except (TypeError, AttributeError, KeyError) as error:  # values of another type than expected
             raise ValueError(f"its config does not describe a tokenizer: {error}") from error
     except ValueError as error:
         raise CheckpointError(f"{source.path}: {error}") from error
 
 
-def _config(arguments: dict[str, Any], codebook: tuple[int, int], tensors: int) -> dict[str, Any]:
+def _config(arguments: dict[str, Any], codebook: tuple[int, int]) -> dict[str, Any]:
     for name in _FIXED:
         if arguments[name] != 3:
             raise ValueError(f"its {name} is {arguments[name]}; only 3 is supported")
@@ -88,8 +88,6 @@ def _config(arguments: dict[str, Any], codebook: tuple[int, int], tensors: int) 
                 f"its {part}_layer_configs names {len(counts)} counts, expected {levels + 1}: one for each of "
                 f"{levels} levels, and the middle"
             )
-        if sum(counts) > tensors:  # before such a network is built
-            raise ValueError(f"its {part}_layer_configs asks for {sum(counts)} blocks, it holds {tensors} tensors")
         blocks |= {f"{part}_blocks": counts[:-1], f"{part}_middle_blocks": counts[-1]}
     dim = arguments["embedding_dim"]
     return {

@@ -37,19 +37,14 @@ def open_checkpoint(path: Path, family: str | None = None, options: Mapping[str,
     try:
         found = chosen.configure(source, **options)
         config = found if isinstance(found, TokenizerConfig) else PublishedConfig(chosen.name, found)
-        with torch.device("meta"):  # nothing is allocated for a configuration that does not fit its weights
-            tokenizer = ImageTokenizer(config)
+        tokenizer = ImageTokenizer.on_meta(config, len(source.weights))
     except CheckpointError:
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]
         raise CheckpointError(f"{path} is no {chosen.name} checkpoint that can be read: {reason}") from error
     state = _state(tokenizer, chosen, found, source.averaged(ema) if source.has_average else source.weights, path)
-    tokenizer.load_state_dict(state, assign=True)
-    if any(buffer.is_meta for buffer in tokenizer.buffers()):  # constants that are no weights
-        tokenizer = ImageTokenizer(config)
-        tokenizer.load_state_dict(state, assign=True)
-    return tokenizer.eval()
+    return tokenizer.filled(state)
 
 
 def _family(source: Source) -> Family:

@@ -7,6 +7,7 @@ make. Networks as taming's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsqtok.options import Count
 from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.published.taming_net import Decoder, Encoder, shape_options, taming_name
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, straight_through
-from gsqtok.quantizers.codebook import nearest_codewords, take_codewords
+from gsqtok.quantizers.base import Quantizer, QuantizerOutput, exact_arithmetic, straight_through
+from gsqtok.quantizers.codebook import CodebookSize, nearest_codewords, take_codewords
 from gsqtok.tokenizer import CheckpointError, Parts
 
 SCALES = (1, 2, 3, 4, 5, 6, 8, 10, 13, 16)  # of the published one, which hold for 256 px
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class MultiScale(Quantizer):
     """Residual quantization of a square latent at ever finer resolutions, with one codebook.
 
@@ -38,19 +41,22 @@ class MultiScale(Quantizer):
 
     name = "multi_scale"
 
-    def __init__(self, dim: int, codebook_size: int, scales: Sequence[int], convolutions: int) -> None:
-        super().__init__()
-        self.dim, self.codebook_size, self.tokens_per_position = dim, codebook_size, 1
-        self.scales, self.convolutions = list(scales), convolutions
-        self.codebook = nn.Parameter(torch.empty(codebook_size, dim))
-        self.phi = nn.ModuleList(nn.Conv2d(dim, dim, 3, padding=1) for _ in range(convolutions))
+    codebook_size: CodebookSize
+    scales: tuple[Count, ...]
+    convolutions: Count
 
-    def forward(self, latent: Tensor, check: bool = True) -> QuantizerOutput:
-        """See ``Quantizer.forward``; a latent that is not finite makes a whole image's indices -1."""
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokens_per_position = 1
+        self.codebook = nn.Parameter(torch.empty(self.codebook_size, self.dim))
+        self.phi = nn.ModuleList(nn.Conv2d(self.dim, self.dim, 3, padding=1) for _ in range(self.convolutions))
+
+    def quantize_checked(self, latent: Tensor, check: bool) -> QuantizerOutput:
+        """See ``Quantizer.quantize_checked``; a latent that is not finite makes a whole image's indices -1."""
         finite = latent.isfinite().flatten(1).all(1)
         if check and not self.training and not finite.all():
             raise ValueError("the latent holds NaN or infinity")
-        with torch.autocast(latent.device.type, enabled=False):
+        with exact_arithmetic(latent.device):
             out = self.quantize(torch.where(finite[:, None, None, None], latent.float(), 0))
         out.indices = torch.where(finite[:, None, None, None], out.indices, -1)
         return out
@@ -117,7 +123,9 @@ def _names(name: str) -> Sequence[str]:
 
 
 def _build(codebook_size: int, scales: Sequence[int], convolutions: int, **networks: Any) -> Parts:
-    quantizer = MultiScale(networks["dim"], codebook_size, scales, convolutions)
+    quantizer = MultiScale(
+        networks["dim"], codebook_size=codebook_size, scales=tuple(scales), convolutions=convolutions
+    )
     size = scales[-1] * 2 ** (len(networks["widths"]) - 1)
     length = sum(scale**2 for scale in scales)
     return Parts(Encoder(**networks), quantizer, Decoder(**networks), factor=None, size=size, length=length)

@@ -1,6 +1,6 @@
 """Quantizers: one method, one file, one contract (``base.py``), one registry."""
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput
+from gsqtok.quantizers.base import Quantizer, QuantizerOptions, QuantizerOutput
 from gsqtok.quantizers.bsq import BSQ
 from gsqtok.quantizers.ema_vq import EMAVQ
 from gsqtok.quantizers.fixed_sphere import FibonacciSphere, Leech, RandomSphere
@@ -8,7 +8,13 @@ from gsqtok.quantizers.fsq import FSQ
 from gsqtok.quantizers.gsq import GSQ
 from gsqtok.quantizers.identity import Identity
 from gsqtok.quantizers.lfq import LFQ
-from gsqtok.quantizers.registry import build_quantizer, list_quantizers, register_quantizer
+from gsqtok.quantizers.registry import (
+    build_quantizer,
+    list_quantizers,
+    options_type,
+    quantizer_options,
+    register_quantizer,
+)
 from gsqtok.quantizers.rvq import RSQ, RVQ
 from gsqtok.quantizers.vq import VQ
 
@@ -25,9 +31,12 @@ __all__ = [
     "Identity",
     "Leech",
     "Quantizer",
+    "QuantizerOptions",
     "QuantizerOutput",
     "RandomSphere",
     "build_quantizer",
     "list_quantizers",
+    "options_type",
+    "quantizer_options",
     "register_quantizer",
 ]

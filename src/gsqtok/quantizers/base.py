@@ -15,11 +15,18 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from gsqtok.options import Count, check
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 @dataclass
@@ -38,27 +45,54 @@ class QuantizerOutput:
     loss: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
 
+    def __iter__(self) -> Iterator[Tensor]:
+        """The first three, for ``quantized, indices, loss = quantizer(latent)``."""
+        return iter((self.quantized, self.indices, self.loss))
 
-torch.export.register_dataclass(QuantizerOutput)
+
+torch.export.register_dataclass(QuantizerOutput, serialized_type_name="gsqtok.QuantizerOutput")
 
 
+@dataclass(frozen=True)
+class QuantizerOptions:
+    """Name and options of a quantizer, without its ``dim``; each method has a subclass with its own fields.
+
+    Made by ``quantizer_options``. ``dataclasses.asdict`` gives the form of JSON and YAML: {"name": "gsq", "groups": 4}.
+    """
+
+    name: str
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(eq=False, repr=False)
 class Quantizer(nn.Module, ABC):
     """Base of all quantizers.
 
-    A subclass stores every parameter of its constructor in an attribute of the same name: that is what ``config``
-    reads, so that a saved quantizer is rebuilt by ``build_quantizer(**config)``.
+    A method is a dataclass: its fields are its options, checked against their annotations (`gsqtok.options`), and
+    ``build_quantizer(**quantizer.config)`` builds it again. ``__post_init__`` makes what it stores.
+
+    Args:
+        dim: channels D of the latent.
 
     Attributes:
         name: the name in the registry.
-        dim: channels D of the latent.
+        Options: the dataclass of its options without ``dim``, for configurations.
         codebook_size: number of values V that one index can take.
         tokens_per_position: indices per latent vector (groups, or groups times stages).
     """
 
-    name: str
-    dim: int
-    codebook_size: int
-    tokens_per_position: int
+    name: ClassVar[str]
+    Options: ClassVar[type[QuantizerOptions]]
+    dim: Count
+    codebook_size: int = field(init=False)
+    tokens_per_position: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.frozen = False
+        check(self)
 
     @property
     def bits(self) -> float:
@@ -71,58 +105,89 @@ class Quantizer(nn.Module, ABC):
         parameters = list(inspect.signature(type(self).__init__).parameters)[1:]
         return {"name": self.name} | {p: getattr(self, p) for p in parameters}
 
-    def forward(self, latent: Tensor, check: bool = True) -> QuantizerOutput:
-        """Quantize latents.
+    def forward(
+        self, latent: Tensor, *, check: bool = True, channel_first: bool = False, mask: Tensor | None = None
+    ) -> QuantizerOutput:
+        """Quantize latents. No state changes; see ``update``.
 
         Args:
             latent: (..., dim), any float type; quantized in float32.
             check: outside training, raise for latents that are not finite, for which the host waits for the device;
                 False treats them as in training.
+            channel_first: the latent is (B, dim, ...), and so is ``quantized``; the indices stay (B, ..., tokens).
+            mask: (...) bool, the positions that count, where others only pad; those take no part in the losses, have
+                index -1 and value 0.
 
         Raises:
-            ValueError: the last dimension is not ``dim``, or, outside training, a latent is NaN or infinite. In
-                training such a position gets index -1 and a NaN value, and the loss is NaN, so that a guard can skip
-                the update without a synchronisation at every step.
-            TypeError: the latent is not floating point.
+            ValueError: the channels are not ``dim``, the mask has another shape, or, outside training, a latent is NaN
+                or infinite. In training such a position gets index -1 and a NaN value, and the loss is NaN, so that a
+                guard can skip the update without a synchronisation at every step.
+            TypeError: the latent is not a floating-point tensor.
         """
+        if not isinstance(latent, Tensor) or not latent.is_floating_point():
+            raise TypeError(f"the latent must be a floating-point tensor, got {getattr(latent, 'dtype', type(latent))}")
+        if channel_first:
+            latent = latent.movedim(1, -1)
         if latent.shape[-1:] != (self.dim,):
-            raise ValueError(f"the latent's last dimension must be dim = {self.dim}, got shape {tuple(latent.shape)}")
-        if not latent.is_floating_point():
-            raise TypeError(f"the latent must be floating point, got {latent.dtype}")
-        with torch.autocast(latent.device.type, enabled=False):
+            hint = "; channels come last here: use latent.movedim(1, -1), or channel_first=True"
+            raise ValueError(
+                f"the latent's last dimension must be dim = {self.dim}, got shape {tuple(latent.shape)}"
+                + (hint if latent.shape[1:2] == (self.dim,) else "")
+            )
+        if mask is not None and (mask.dtype != torch.bool or mask.shape != latent.shape[:-1]):
+            raise ValueError(f"the mask must be bool of shape {tuple(latent.shape[:-1])}, got {tuple(mask.shape)}")
+        out = self.quantize_checked(latent if mask is None else latent[mask], check)
+        if mask is not None:
+            everywhere = mask.unsqueeze(-1)
+            indices = out.indices.new_full((*mask.shape, self.tokens_per_position), -1)
+            out.indices = indices.masked_scatter(everywhere, out.indices)
+            out.quantized = out.quantized.new_zeros(latent.shape).masked_scatter(everywhere, out.quantized)
+        if channel_first:
+            out.quantized = out.quantized.movedim(-1, 1)
+        return out
+
+    def quantize_checked(self, latent: Tensor, check: bool) -> QuantizerOutput:
+        """``quantize`` in float32, of latents among which some may not be finite; see ``forward``."""
+        with exact_arithmetic(latent.device):
+            latent = latent.float()  # before anything is asked of it: what float32 cannot hold is infinite here
             finite = latent.isfinite().all(-1, keepdim=True)
-            latent = torch.where(finite, latent.float(), 0)
-            out = self.quantize(latent)
+            out = self.quantize(torch.where(finite, latent, 0))
             found = finite & (out.indices >= 0).all(-1, keepdim=True)
-            if check and not self.training and not torch.compiler.is_compiling() and not found.all():
+            looking = check and not self.training and not latent.is_meta and not torch.compiler.is_compiling()
+            if looking and not found.all():
                 bad = (~found).sum().item()
                 raise ValueError(f"{bad} of {found.numel()} latent vectors, or the codebook, hold NaN or infinity")
             out.indices = torch.where(found, out.indices, -1)
             out.quantized = torch.where(found, out.quantized, torch.nan)
             out.loss = out.loss + torch.where(found.all(), 0.0, torch.nan)
-            if self.training:
-                self.observe(latent.detach(), out.indices)
         return out
 
-    def decode(self, indices: Tensor) -> Tensor:
+    def decode(self, indices: Tensor, *, channel_first: bool = False) -> Tensor:
         """Values of indices: (..., tokens_per_position) integers -> (..., dim) float32.
+
+        Args:
+            indices: of any integer type.
+            channel_first: give (B, dim, ...) for (B, ..., tokens_per_position).
 
         Raises:
             ValueError: wrong last dimension, or (outside compiled code) an index out of range.
-            TypeError: the indices are not integers.
+            TypeError: the indices are not a tensor of integers.
         """
+        whole = isinstance(indices, Tensor) and not (indices.is_floating_point() or indices.is_complex())
+        if not whole or indices.dtype == torch.bool:
+            raise TypeError(f"indices must be a tensor of integers, got {getattr(indices, 'dtype', type(indices))}")
         if indices.shape[-1:] != (self.tokens_per_position,):
             expected = self.tokens_per_position
             raise ValueError(f"the last dimension of the indices must be {expected}, got shape {tuple(indices.shape)}")
-        if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-            raise TypeError(f"indices must be integers, got {indices.dtype}")
-        if indices.numel() and not torch.compiler.is_compiling():
+        indices = indices.long()  # first: uint16 to uint64 know next to no operation but this
+        if indices.numel() and not indices.is_meta and not torch.compiler.is_compiling():
             low, high = (int(x) for x in torch.aminmax(indices))
             if low < 0 or high >= self.codebook_size:
                 wrong = low if low < 0 else high
                 raise ValueError(f"index {wrong} is out of range: the codebook has {self.codebook_size} codewords")
-        with torch.autocast(indices.device.type, enabled=False):
-            return self.lookup(indices.long())
+        with exact_arithmetic(indices.device):
+            values = self.lookup(indices)
+        return values.movedim(-1, 1) if channel_first else values
 
     @abstractmethod
     def quantize(self, latent: Tensor) -> QuantizerOutput:
@@ -132,18 +197,96 @@ class Quantizer(nn.Module, ABC):
     def lookup(self, indices: Tensor) -> Tensor:
         """The inverse: (..., tokens_per_position) int64, checked -> (..., dim) float32."""
 
-    def observe(self, latent: Tensor, indices: Tensor) -> None:
-        """Called in training after ``quantize``: for codebooks that follow the latents without a gradient.
+    @property
+    def follows(self) -> bool:
+        """Whether ``update`` would move a codebook."""
+        return False
+
+    @torch.no_grad()
+    def update(self, latent: Tensor, indices: Tensor) -> None:
+        """Move the codebooks that follow the latents without a gradient: moving averages, a k-means start.
+
+        ``forward`` moves nothing, so that it can be computed again (activation checkpointing), compiled and exported,
+        and ``decode(out.indices)`` gives ``out.quantized`` until this is called. Call it once after each optimizer
+        step, on every rank, with all that the step has seen (the parts of an accumulated step together). Nothing
+        happens in evaluation mode, after ``requires_grad_(False)``, and in methods that learn by gradient alone.
 
         Args:
-            latent: (..., dim) float32, detached; zero where it was not finite.
-            indices: (..., tokens_per_position) int64; -1 where the latent was not finite.
+            latent: (..., dim), what ``forward`` got.
+            indices: (..., tokens_per_position), what it gave; a position with an index of -1 does not count.
+
+        Raises:
+            ValueError: shapes that do not belong together.
         """
+        if latent.shape[:-1] != indices.shape[:-1]:
+            raise ValueError(f"latent {tuple(latent.shape)} and indices {tuple(indices.shape)} are not of one batch")
+        if self.follows:
+            with exact_arithmetic(latent.device):
+                found = (indices >= 0).all(-1, keepdim=True)
+                self.move(torch.where(found, latent.float(), 0), torch.where(found, indices, -1))
+
+    def move(self, latent: Tensor, indices: Tensor) -> None:
+        """Do what ``update`` says, for methods that follow: (..., dim) float32, zero where the index is -1."""
+        raise NotImplementedError
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As in every module; False also keeps codebooks from following the latents."""
+        self.frozen = not requires_grad
+        return super().requires_grad_(requires_grad)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Moves and casts as every module does, but buffers (statistics, fixed codebooks) stay in float32."""
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, old in before.items():
+            new = self._buffers[name]
+            if old is not None and new is not None and new.dtype != old.dtype:
+                self._buffers[name] = old.to(new.device)
+        return self
 
     def extra_repr(self) -> str:
         """The configuration and the bits, shown by ``print(quantizer)``."""
         options = ", ".join(f"{k}={v}" for k, v in self.config.items() if k != "name")
         return f"{options}, bits={self.bits:g}"
+
+
+@dataclass(eq=False, repr=False, kw_only=True)
+class GroupedQuantizer(Quantizer):
+    """Base of the methods that quantize groups of d = D / G neighbouring channels, each by itself.
+
+    Args:
+        dim: channels D of the latent, a multiple of ``groups``.
+        groups: number of groups G; each position gets G tokens.
+    """
+
+    groups: Count = 1
+    least_group_dim: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dim % self.groups:
+            raise ValueError(f"dim must be a multiple of groups, got dim = {self.dim}, groups = {self.groups}")
+        if self.group_dim < self.least_group_dim:
+            raise ValueError(
+                f"{self.name} needs groups of at least {self.least_group_dim} channels, got dim = {self.dim}, "
+                f"groups = {self.groups}"
+            )
+        self.tokens_per_position = self.groups
+
+    @property
+    def group_dim(self) -> int:
+        """Channels d of one group."""
+        return self.dim // self.groups
+
+    def split(self, latent: Tensor) -> Tensor:
+        """Latents by group: (..., dim) -> (..., groups, group_dim)."""
+        by_group: Tensor = latent.unflatten(-1, (self.groups, self.group_dim))
+        return by_group
+
+
+def exact_arithmetic(device: torch.device) -> AbstractContextManager[Any]:
+    """Inside, autocast rounds nothing; the meta device knows no autocast."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
 
 
 def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
@@ -153,24 +296,3 @@ def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:
     return what the decoder was trained on. Adding a difference that is exactly zero is not.
     """
     return quantized.detach() + (latent - latent.detach())
-
-
-def group_size(dim: int, groups: int) -> int:
-    """Channels of one group, dim / groups; ValueError if that is not a positive whole number."""
-    if groups < 1 or dim < 1 or dim % groups:
-        raise ValueError(f"dim must be a positive multiple of groups, got dim = {dim}, groups = {groups}")
-    return dim // groups
-
-
-def one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    """``value``, if it is allowed; a ValueError that lists what is, if not."""
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(allowed)}, got '{value}'")
-    return value
-
-
-def not_below(name: str, value: float, least: float) -> float:
-    """``value``, if it is at least ``least``; a ValueError if not."""
-    if not value >= least:
-        raise ValueError(f"{name} must be at least {least:g}, got {value}")
-    return value

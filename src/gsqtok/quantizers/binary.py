@@ -3,51 +3,42 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_below, straight_through
+from gsqtok.distributed import mean_over_ranks
+from gsqtok.options import Positive, Rule, Weight
+from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import mean_square
-from gsqtok.quantizers.statistics import mean_over_ranks
 
 MAX_BITS = 62  # of an int64 index, its sign aside
+EntropyBits = Annotated[int, Rule("from 1 to 24", lambda bits: 1 <= bits <= 24)]
 
 
-class BinaryQuantizer(Quantizer):
+@dataclass(eq=False, repr=False, kw_only=True)
+class BinaryQuantizer(GroupedQuantizer):
     """Signs of the channels as bits: what LFQ and BSQ share.
 
-    Token bit i is 1 where channel i of the group is above 0. A subclass says where a latent lies (``project``), how far
-    from 0 its codes are (``magnitude``), and how surely a bit is 1 (``bit_logits``).
+    Token bit i is 1 where channel i of the group is above 0. A subclass says where a latent lies (``project``) and how
+    far from 0 its codes are (``magnitude``).
     """
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int,
-        entropy_weight: float,
-        diversity: float,
-        temperature: float,
-        entropy_bits: int,
-        commitment_weight: float,
-    ) -> None:
-        super().__init__()
-        d = group_size(dim, groups)
-        if d > MAX_BITS:
+    entropy_weight: Weight = 0.1
+    diversity: Weight = 1.0
+    temperature: Positive = 1.0
+    entropy_bits: EntropyBits = 9
+    commitment_weight: Weight
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_dim > MAX_BITS:
+            d = self.group_dim
             raise ValueError(f"a group of {d} channels gives {d} bits, an index has {MAX_BITS}; use more groups")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be above 0, got {temperature}")
-        if not 1 <= entropy_bits <= 24:
-            raise ValueError(f"entropy_bits must be from 1 to 24, got {entropy_bits}")
-        self.dim = dim
-        self.groups = self.tokens_per_position = groups
-        self.codebook_size = 2**d
-        self.entropy_weight = not_below("entropy_weight", entropy_weight, 0)
-        self.diversity = not_below("diversity", diversity, 0)
-        self.temperature = temperature
-        self.entropy_bits = entropy_bits
-        self.commitment_weight = not_below("commitment_weight", commitment_weight, 0)
+        self.codebook_size = 2**self.group_dim
 
     @property
     @abstractmethod
@@ -58,19 +49,18 @@ class BinaryQuantizer(Quantizer):
     def project(self, latent: Tensor) -> Tensor:
         """Latents (..., d) to where they are compared."""
 
-    @abstractmethod
-    def bit_logits(self, projected: Tensor) -> Tensor:
-        """log(p / (1 - p)) of each bit being 1 under the soft assignment: (..., d) -> (..., d)."""
-
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        projected = self.project(latent.unflatten(-1, (self.groups, -1)))
+        projected = self.project(self.split(latent))
         shifts = torch.arange(projected.shape[-1], device=latent.device)
         indices = torch.bitwise_left_shift((projected > 0).long(), shifts).sum(-1)  # "<<" has no ONNX translation
         codes = self.lookup(indices).view_as(projected)
-        loss, losses = latent.new_zeros(()), {}
+        loss = latent.new_zeros(())
+        losses: dict[str, Tensor] = {}
         if self.entropy_weight:
-            sample, batch = binary_entropies(self.bit_logits(projected).flatten(0, -2), self.entropy_bits)
+            # log(p / (1 - p)) of a bit being 1: what its two codes differ by in -|projected - code|^2 / temperature
+            logits = 4 * self.magnitude / self.temperature * projected
+            sample, batch = binary_entropies(logits.flatten(0, -2), self.entropy_bits)
             losses |= {"sample_entropy": sample, "batch_entropy": batch}
             loss = loss + self.entropy_weight * (sample - self.diversity * batch)
         if self.commitment_weight:
@@ -80,7 +70,7 @@ class BinaryQuantizer(Quantizer):
 
     def lookup(self, indices: Tensor) -> Tensor:
         """See ``Quantizer.decode``."""
-        shifts = torch.arange(self.dim // self.groups, device=indices.device)
+        shifts = torch.arange(self.group_dim, device=indices.device)
         bits = torch.bitwise_right_shift(indices[..., None], shifts) & 1
         return ((2 * bits - 1) * self.magnitude).float().flatten(-2)
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional as F
+import math
+from dataclasses import dataclass
 
+from torch import Tensor
+
+from gsqtok.options import Weight
 from gsqtok.quantizers.binary import BinaryQuantizer
 from gsqtok.quantizers.registry import register_quantizer
+from gsqtok.search import normalize
 
 
 @register_quantizer("bsq")
+@dataclass(eq=False, repr=False, kw_only=True)
 class BSQ(BinaryQuantizer):
     """Binary Spherical Quantization: latents on the unit sphere, codes at the corners {-1, +1}^d / sqrt(d) of a cube.
 
@@ -32,27 +37,13 @@ class BSQ(BinaryQuantizer):
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int = 1,
-        entropy_weight: float = 0.1,
-        diversity: float = 1.0,
-        temperature: float = 1.0,
-        entropy_bits: int = 9,
-        commitment_weight: float = 0.0,
-    ) -> None:
-        super().__init__(dim, groups, entropy_weight, diversity, temperature, entropy_bits, commitment_weight)
+    commitment_weight: Weight = 0.0
 
     @property
     def magnitude(self) -> float:
         """See ``BinaryQuantizer.magnitude``."""
-        return (self.dim // self.groups) ** -0.5
+        return 1 / math.sqrt(self.group_dim)
 
     def project(self, latent: Tensor) -> Tensor:
         """See ``BinaryQuantizer.project``."""
-        return F.normalize(latent, dim=-1)
-
-    def bit_logits(self, projected: Tensor) -> Tensor:
-        """See ``BinaryQuantizer.bit_logits``."""
-        return 4 * self.magnitude / self.temperature * projected
+        return normalize(latent)

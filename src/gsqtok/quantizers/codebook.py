@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from torch import Tensor
 from torch.nn import functional as F
 
+from gsqtok.options import Rule
 from gsqtok.search import nearest
+
+CodebookSize = Annotated[int, Rule("of at least 2", lambda n: n >= 2)]
 
 
 def nearest_codewords(latent: Tensor, codebook: Tensor, metric: Literal["cosine", "euclidean"]) -> Tensor:

@@ -6,31 +6,35 @@ the commitment loss is left.
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_below, straight_through
-from gsqtok.quantizers.codebook import mean_square, nearest_codewords, take_codewords
+import torch
+from torch import Tensor, nn
+
+from gsqtok.options import Decay, Natural, Weight
+from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
+from gsqtok.quantizers.codebook import CodebookSize, mean_square, nearest_codewords, take_codewords
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.statistics import clusters
 
 
 @register_quantizer("ema_vq")
-class EMAVQ(Quantizer):
+@dataclass(eq=False, repr=False, kw_only=True)
+class EMAVQ(GroupedQuantizer):
     """Vector quantization whose codewords follow their latents, with dead ones revived.
 
-    In training, after each batch: N_j <- decay N_j + (1 - decay) n_j and m_j <- decay m_j + (1 - decay) (sum of the n_j
-    latents that chose j), and c_j = m_j / N_j (Razavi 2019, equation 2). N_j starts at 1 and m_j at c_j, and codewords
-    that no latent chose stay where they are: the usual start at 0 with Laplace smoothing pulls them to the origin. All
-    sums run over all ranks.
+    ``update``, after each training step: N_j <- decay N_j + (1 - decay) n_j and m_j <- decay m_j + (1 - decay) (sum of
+    the n_j latents that chose j), and c_j = m_j / N_j (Razavi 2019, equation 2). N_j starts at 1 and m_j at c_j, and
+    codewords that no latent chose stay where they are: the usual start at 0 with Laplace smoothing pulls them to the
+    origin. All sums run over all ranks.
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
         groups: number of groups G, which share the codebook; each position gets G tokens.
         codebook_size: number of codewords V; they start from N(0, 1).
         decay: of the moving averages, in [0, 1).
-        revive_after: training batches without use after which a codeword moves to a latent of the current batch, drawn
-            at random (after Dhariwal et al. 2020, arXiv 2005.00341, section 3.1); 0 for never. Choose it well above
+        revive_after: training steps without use after which a codeword moves to a latent of the current one, drawn at
+            random (after Dhariwal et al. 2020, arXiv 2005.00341, section 3.1); 0 for never. Choose it well above
             V / (latents per batch), or codewords that are merely rare move too.
         commitment_weight: weight of the commitment loss.
 
@@ -40,43 +44,21 @@ class EMAVQ(Quantizer):
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    codebook: Tensor
-    counts: Tensor
-    sums: Tensor
-    idle: Tensor
+    codebook_size: CodebookSize = 8192
+    decay: Decay = 0.99
+    revive_after: Natural = 100
+    commitment_weight: Weight = 0.25
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int = 1,
-        codebook_size: int = 8192,
-        decay: float = 0.99,
-        revive_after: int = 100,
-        commitment_weight: float = 0.25,
-    ) -> None:
-        super().__init__()
-        d = group_size(dim, groups)
-        if not 0 <= decay < 1:
-            raise ValueError(f"decay must be in [0, 1), got {decay}")
-        self.dim = dim
-        self.groups = self.tokens_per_position = groups
-        self.codebook_size = not_below("codebook_size", codebook_size, 2)
-        self.decay = decay
-        self.revive_after = not_below("revive_after", revive_after, 0)
-        self.commitment_weight = not_below("commitment_weight", commitment_weight, 0)
-        self.register_buffer("codebook", torch.randn(codebook_size, d))
-        self.register_buffer("counts", torch.ones(codebook_size))
-        self.register_buffer("sums", self.codebook.clone())
-        self.register_buffer("idle", torch.zeros(codebook_size, dtype=torch.int64))
-
-    @property
-    def group_dim(self) -> int:
-        """Channels d of one group."""
-        return self.codebook.shape[1]
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.codebook = nn.Buffer(torch.randn(self.codebook_size, self.group_dim))
+        self.counts = nn.Buffer(torch.ones(self.codebook_size))
+        self.sums = nn.Buffer(self.codebook.clone())
+        self.idle = nn.Buffer(torch.zeros(self.codebook_size, dtype=torch.int64))
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        latent = latent.unflatten(-1, (self.groups, self.group_dim))
+        latent = self.split(latent)
         indices = nearest_codewords(latent, self.codebook, "euclidean")
         codewords = take_codewords(self.codebook, indices)
         commitment = mean_square(latent - codewords)
@@ -91,17 +73,22 @@ class EMAVQ(Quantizer):
         """See ``Quantizer.decode``."""
         return take_codewords(self.codebook, indices).flatten(-2)
 
-    @torch.no_grad()
-    def observe(self, latent: Tensor, indices: Tensor) -> None:
-        """Move the codewords to their latents; see the class."""
+    @property
+    def follows(self) -> bool:
+        """See ``Quantizer.follows``."""
+        return self.training and not self.frozen
+
+    def move(self, latent: Tensor, indices: Tensor) -> None:
+        """See ``Quantizer.update``, and the class. A step without any latent that counts changes nothing."""
         batch = clusters(latent.reshape(-1, self.group_dim), indices.flatten(), self.codebook_size)
         used = batch.counts > 0
-        self.counts.lerp_(batch.counts, 1 - self.decay)
-        self.sums.lerp_(batch.sums, 1 - self.decay)
+        new = (1 - self.decay) * used.any()
+        self.counts.lerp_(batch.counts, new)
+        self.sums.lerp_(batch.sums, new)
         mean = self.sums / self.counts[:, None]
         self.codebook.copy_(torch.where(used[:, None], mean, self.codebook))
         if self.revive_after:
-            self.idle.copy_(torch.where(used, 0, self.idle + 1))
+            self.idle.copy_(torch.where(used, 0, self.idle + used.any()))
             dead = (self.idle >= self.revive_after) & batch.sampled
             self.codebook.copy_(torch.where(dead[:, None], batch.samples, self.codebook))
             self.sums.copy_(torch.where(dead[:, None], batch.samples, self.sums))

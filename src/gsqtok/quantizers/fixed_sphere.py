@@ -5,34 +5,43 @@ The Leech lattice's: Spherical Leech Quantization, Zhao et al., CVPR 2026, https
 
 from __future__ import annotations
 
-from torch import Tensor
-from torch.nn import functional as F
+from abc import abstractmethod
+from dataclasses import dataclass, field
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_below, straight_through
-from gsqtok.quantizers.codebook import nearest_codewords, take_codewords
+import torch
+from torch import Tensor, nn
+
+from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
+from gsqtok.quantizers.codebook import CodebookSize, nearest_codewords, take_codewords
 from gsqtok.quantizers.leech import KISSING_NUMBER, leech_sphere
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.sphere import fibonacci_sphere, random_sphere
+from gsqtok.search import normalize
 
 
-class FixedSphere(Quantizer):
+@dataclass(eq=False, repr=False, kw_only=True)
+class FixedSphere(GroupedQuantizer):
     """A latent of each group goes to the nearest direction of a fixed codebook on the unit sphere.
 
     There is no loss: the straight-through gradient passes through the l2-normalised latent, and no codebook is trained.
     """
 
-    codebook: Tensor
+    least_group_dim = 2
 
-    def __init__(self, dim: int, groups: int, codebook: Tensor, persistent: bool) -> None:
-        super().__init__()
-        self.dim = dim
-        self.groups = self.tokens_per_position = groups
-        self.codebook_size = len(codebook)
-        self.register_buffer("codebook", codebook.clone(), persistent=persistent)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        # Saved, though it can be made again: generators and rounding change between versions.
+        where = torch.empty(0).device  # on the meta device nothing is computed
+        shape = (self.codebook_size, self.group_dim)
+        self.codebook = nn.Buffer(torch.empty(shape) if where.type == "meta" else self.points().to(where, copy=True))
+
+    @abstractmethod
+    def points(self) -> Tensor:
+        """The codebook: (codebook_size, d) float32, rows of length 1."""
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        latent = F.normalize(latent.unflatten(-1, (self.groups, -1)), dim=-1)
+        latent = normalize(self.split(latent))
         indices = nearest_codewords(latent, self.codebook, "cosine")
         value = straight_through(latent.flatten(-2), self.lookup(indices))
         return QuantizerOutput(value, indices, latent.new_zeros(()))
@@ -43,6 +52,7 @@ class FixedSphere(Quantizer):
 
 
 @register_quantizer("leech")
+@dataclass(eq=False, repr=False, kw_only=True)
 class Leech(FixedSphere):
     """Spherical Leech Quantization: the 196,560 shortest vectors of the Leech lattice, 17.58 bits a token.
 
@@ -54,14 +64,21 @@ class Leech(FixedSphere):
         ValueError: ``dim`` is not 24 times ``groups``.
     """
 
-    def __init__(self, dim: int, groups: int = 1) -> None:
-        if group_size(dim, groups) != 24:
-            raise ValueError(f"the Leech lattice has 24 channels a group: dim must be {24 * groups}, got {dim}")
-        super().__init__(dim, groups, leech_sphere(), persistent=False)
-        assert self.codebook_size == KISSING_NUMBER
+    codebook_size: int = field(init=False, default=KISSING_NUMBER)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_dim != 24:
+            dim = 24 * self.groups
+            raise ValueError(f"the Leech lattice has 24 channels a group: dim must be {dim}, got {self.dim}")
+
+    def points(self) -> Tensor:
+        """See ``FixedSphere.points``."""
+        return leech_sphere()
 
 
 @register_quantizer("random_sphere")
+@dataclass(eq=False, repr=False, kw_only=True)
 class RandomSphere(FixedSphere):
     """Codewords drawn uniformly on the sphere once: GSQ's start, never trained.
 
@@ -69,19 +86,22 @@ class RandomSphere(FixedSphere):
         dim: channels D of the latent, a multiple of ``groups``, at least 2 a group.
         groups: number of groups G; each position gets G tokens.
         codebook_size: number of codewords V.
-        seed: of the draw. The codebook is saved all the same, since generators change between versions.
+        seed: of the draw.
 
     Raises:
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    def __init__(self, dim: int, groups: int = 1, codebook_size: int = 8192, seed: int = 0) -> None:
-        points = random_sphere(_sphere_channels(dim, groups), int(not_below("codebook_size", codebook_size, 2)), seed)
-        super().__init__(dim, groups, points, persistent=True)
-        self.seed = seed
+    codebook_size: CodebookSize = 8192
+    seed: int = 0
+
+    def points(self) -> Tensor:
+        """See ``FixedSphere.points``."""
+        return random_sphere(self.group_dim, self.codebook_size, self.seed)
 
 
 @register_quantizer("fibonacci_sphere")
+@dataclass(eq=False, repr=False, kw_only=True)
 class FibonacciSphere(FixedSphere):
     """Codewords on a Fibonacci lattice of the sphere; see ``sphere.fibonacci_sphere``.
 
@@ -94,12 +114,8 @@ class FibonacciSphere(FixedSphere):
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    def __init__(self, dim: int, groups: int = 1, codebook_size: int = 8192) -> None:
-        points = fibonacci_sphere(_sphere_channels(dim, groups), int(not_below("codebook_size", codebook_size, 2)))
-        super().__init__(dim, groups, points, persistent=False)
+    codebook_size: CodebookSize = 8192
 
-
-def _sphere_channels(dim: int, groups: int) -> int:
-    if group_size(dim, groups) < 2:
-        raise ValueError(f"a sphere needs groups of at least 2 channels, got dim = {dim}, groups = {groups}")
-    return dim // groups
+    def points(self) -> Tensor:
+        """See ``FixedSphere.points``."""
+        return fibonacci_sphere(self.group_dim, self.codebook_size)

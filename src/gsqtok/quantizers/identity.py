@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, not_below
+from gsqtok.quantizers.base import Quantizer, QuantizerOutput
 from gsqtok.quantizers.registry import register_quantizer
 
 
 @register_quantizer("identity")
+@dataclass(eq=False, repr=False, kw_only=True)
 class Identity(Quantizer):
     """Hands the latent on as it is, in float32.
 
@@ -20,9 +23,9 @@ class Identity(Quantizer):
         dim: channels D of the latent; each position gets D tokens.
     """
 
-    def __init__(self, dim: int) -> None:
-        super().__init__()
-        self.dim = self.tokens_per_position = int(not_below("dim", dim, 1))
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokens_per_position = self.dim
         self.codebook_size = 2**32
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:

@@ -51,4 +51,5 @@ def leech_sphere() -> Tensor:
 
     ones = (1 - 2 * golay)[:, None, :] * (1 - 4 * torch.eye(24, dtype=torch.int64))
     vectors = torch.cat([shape.reshape(-1, 24) for shape in (fours, twos, ones)])
-    return (vectors.double() / 32**0.5).float()
+    scaled: Tensor = vectors.double() / 32**0.5
+    return scaled.float()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
+from gsqtok.options import Weight
 from gsqtok.quantizers.binary import BinaryQuantizer
 from gsqtok.quantizers.registry import register_quantizer
 
 
 @register_quantizer("lfq")
+@dataclass(eq=False, repr=False, kw_only=True)
 class LFQ(BinaryQuantizer):
     """Lookup-Free Quantization: the codes are {-1, +1}^d, the index is made of the signs (equations 3 and 4).
 
@@ -28,24 +32,13 @@ class LFQ(BinaryQuantizer):
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    magnitude = 1.0
+    commitment_weight: Weight = 0.25
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int = 1,
-        entropy_weight: float = 0.1,
-        diversity: float = 1.0,
-        temperature: float = 1.0,
-        entropy_bits: int = 9,
-        commitment_weight: float = 0.25,
-    ) -> None:
-        super().__init__(dim, groups, entropy_weight, diversity, temperature, entropy_bits, commitment_weight)
+    @property
+    def magnitude(self) -> float:
+        """See ``BinaryQuantizer.magnitude``."""
+        return 1.0
 
     def project(self, latent: Tensor) -> Tensor:
         """See ``BinaryQuantizer.project``."""
         return latent
-
-    def bit_logits(self, projected: Tensor) -> Tensor:
-        """See ``BinaryQuantizer.bit_logits``."""
-        return 4 / self.temperature * projected

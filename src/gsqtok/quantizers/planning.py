@@ -62,7 +62,7 @@ class Setting:
         return self.dim // self.groups
 
 
-def plan(bits_per_pixel: float, factor: int, methods: str = "*", tolerance: float = 0.02) -> list[Setting]:
+def plan(bits_per_pixel: float, *, factor: int, methods: str = "*", tolerance: float = 0.02) -> list[Setting]:
     """Settings that spend ``bits_per_pixel`` at a down-sampling factor, ordered by method and expected error.
 
     Args:
@@ -75,8 +75,10 @@ def plan(bits_per_pixel: float, factor: int, methods: str = "*", tolerance: floa
     Raises:
         ValueError: a value out of its range, no such method, or no setting within the tolerance.
     """
-    if not bits_per_pixel > 0:
-        raise ValueError(f"bits_per_pixel must be above 0, got {bits_per_pixel}")
+    if not 0 < bits_per_pixel <= 24:
+        raise ValueError(
+            f"bits_per_pixel must be above 0 and at most 24, an uncompressed image's, got {bits_per_pixel}"
+        )
     if factor < 1:
         raise ValueError(f"factor must be at least 1, got {factor}")
     if not 0 <= tolerance < 1:

@@ -1,26 +1,31 @@
-"""One registry of quantizers: names, patterns, and building from a configuration."""
+"""One registry of quantizers: names, patterns, typed options, and building from a configuration."""
 
 from __future__ import annotations
 
-import difflib
+import dataclasses
 import fnmatch
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_type_hints
 
-from gsqtok.quantizers.base import Quantizer
+from gsqtok.options import check_names
+from gsqtok.quantizers.base import Quantizer, QuantizerOptions
 
 _REGISTRY: dict[str, type[Quantizer]] = {}
 Q = TypeVar("Q", bound=type[Quantizer])
 
 
 def register_quantizer(name: str) -> Callable[[Q], Q]:
-    """Class decorator: make a quantizer known by ``name``. A name that is taken raises ValueError."""
+    """Class decorator: make a quantizer known by ``name``. A name that is taken raises ValueError.
+
+    The class gets an attribute ``Options``: the typed options of its constructor, but for ``dim``.
+    """
 
     def add(cls: Q) -> Q:
         if name in _REGISTRY:
             raise ValueError(f"quantizer '{name}' is registered already, by {_REGISTRY[name].__qualname__}")
         cls.name = name
+        cls.Options = _typed_options(name, cls)
         _REGISTRY[name] = cls
         return cls
 
@@ -32,7 +37,37 @@ def list_quantizers(pattern: str = "*") -> list[str]:
     return sorted(fnmatch.filter(_REGISTRY, pattern))
 
 
-def build_quantizer(name: str, dim: int, **options: Any) -> Quantizer:
+def options_type(name: str) -> type[QuantizerOptions]:
+    """The dataclass of a method's options, which a command line can be made of.
+
+    Raises:
+        ValueError: an unknown name; the message names the nearest known one.
+    """
+    check_names([name], list_quantizers(), "unknown quantizer")
+    return _REGISTRY[name].Options
+
+
+def quantizer_options(name: str, **options: Any) -> QuantizerOptions:
+    """Options of a quantizer, checked.
+
+    Args:
+        name: one of ``list_quantizers()``.
+        options: the method's own options; ``help(type(quantizer))`` explains them.
+
+    Raises:
+        ValueError: an unknown name or option (the message names the nearest known one), or a value of another type or
+            out of its range.
+    """
+    typed = options_type(name)
+    known = [field.name for field in dataclasses.fields(typed)]
+    check_names(options, known[1:], f"quantizer '{name}' has no option")
+    try:
+        return typed(name, **options)
+    except TypeError as error:  # one that has no default
+        raise ValueError(f"quantizer '{name}': {error}") from error
+
+
+def build_quantizer(name: str, *, dim: int, **options: Any) -> Quantizer:
     """Build a quantizer by name.
 
     Args:
@@ -41,21 +76,23 @@ def build_quantizer(name: str, dim: int, **options: Any) -> Quantizer:
         options: the method's own options; ``help(type(quantizer))`` explains them.
 
     Raises:
-        ValueError: an unknown name or option (the message names the nearest known one), or a value that the method
-            refuses.
+        ValueError: as ``quantizer_options``, or values that do not go together.
     """
-    if name not in _REGISTRY:
-        raise ValueError(f"unknown quantizer '{name}'{_did_you_mean(name, list_quantizers())}")
-    known = [p for p in inspect.signature(_REGISTRY[name].__init__).parameters if p != "self"]
-    for option in options:
-        if option not in known:
-            raise ValueError(f"quantizer '{name}' has no option '{option}'{_did_you_mean(option, known)}")
-    try:
-        return _REGISTRY[name](dim=dim, **options)
-    except TypeError as error:
-        raise ValueError(f"quantizer '{name}': {error}") from error
+    typed = quantizer_options(name, **options)
+    return _REGISTRY[name](dim, **{option: getattr(typed, option) for option in options})
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    return f"; did you mean '{close[0]}'?" if close else f"; known: {', '.join(known)}"
+def _typed_options(name: str, cls: type[Quantizer]) -> type[QuantizerOptions]:
+    """A frozen dataclass of the constructor's parameters but for ``dim``."""
+    hints = get_type_hints(cls, include_extras=True)
+    fields: list[tuple[str, Any, Any]] = [("name", Literal[name], name)]
+    for parameter in list(inspect.signature(cls.__init__).parameters.values())[2:]:
+        default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
+        fields.append(
+            (parameter.name, hints.get(parameter.name, Any), dataclasses.field(default=default, kw_only=True))
+        )
+    typed = dataclasses.make_dataclass(
+        "Options", fields, bases=(QuantizerOptions,), frozen=True, namespace={"__doc__": cls.__doc__}
+    )
+    typed.__module__, typed.__qualname__ = cls.__module__, f"{cls.__qualname__}.Options"  # where pickle looks
+    return typed

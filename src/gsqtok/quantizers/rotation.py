@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from gsqtok.search import normalize
+
+SHORT = 1e-12
 
 
 def rotation_trick(latent: Tensor, quantized: Tensor) -> Tensor:
@@ -18,13 +21,14 @@ def rotation_trick(latent: Tensor, quantized: Tensor) -> Tensor:
         latent: (..., d) float32.
         quantized: (..., d) float32, the codeword of each latent.
     """
-    e = latent.detach()
-    a, b = F.normalize(e, dim=-1), F.normalize(quantized.detach(), dim=-1)
-    r = F.normalize(a + b, dim=-1)
-    length = e.norm(dim=-1, keepdim=True)
-    # A latent of length 0 has no direction to rotate from: its gradient passes unscaled.
-    scale = torch.where(length > 1e-12, quantized.detach().norm(dim=-1, keepdim=True) / length.clamp_min(1e-12), 1)
+    e, q = latent.detach(), quantized.detach()
+    a, b = normalize(e), normalize(q)
+    r = normalize(a + b)
+    # |q| / |e|: projected on their own directions, since a square may overflow. A latent of length 0 has no direction
+    # to rotate from: its gradient passes unscaled.
+    length = (e * a).sum(-1, keepdim=True)
+    scale = torch.where(length > SHORT, (q * b).sum(-1, keepdim=True) / length.clamp_min(SHORT), 1)
     along_r = (latent * r).sum(-1, keepdim=True)
     along_a = (latent * a).sum(-1, keepdim=True)
     rotated = scale * (latent - 2 * along_r * r + 2 * along_a * b)
-    return quantized.detach() + (rotated - rotated.detach())
+    return q + (rotated - rotated.detach())

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_below, straight_through
-from gsqtok.quantizers.codebook import nearest_codewords, take_codewords
+from gsqtok.options import Count, Share, Weight
+from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
+from gsqtok.quantizers.codebook import CodebookSize, nearest_codewords, take_codewords
+from gsqtok.quantizers.kmeans import KMeansStart, kmeans
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.sphere import residual_stages
 from gsqtok.quantizers.vq import VQ
+from gsqtok.search import normalize
 
 
 @register_quantizer("rvq")
-class RVQ(Quantizer):
+@dataclass(eq=False, repr=False, kw_only=True)
+class RVQ(GroupedQuantizer):
     """Residual vector quantization: each stage quantizes, and is trained on, what the stages before it left.
 
     Tokens are ordered by group, then by stage: index t = group * stages + stage.
@@ -39,42 +43,35 @@ class RVQ(Quantizer):
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int = 1,
-        stages: int = 4,
-        codebook_size: int = 1024,
-        init: Literal["uniform", "kmeans"] = "uniform",
-        stage_dropout: float = 0.0,
-        commitment_weight: float = 0.25,
-    ) -> None:
-        super().__init__()
-        self.dim = dim
-        self.groups = groups
-        self.stages = int(not_below("stages", stages, 1))
-        self.tokens_per_position = groups * stages
-        self.codebook_size = codebook_size
-        self.init = init
-        if not 0 <= stage_dropout <= 1:
-            raise ValueError(f"stage_dropout must be from 0 to 1, got {stage_dropout}")
-        self.stage_dropout = stage_dropout
-        self.commitment_weight = commitment_weight
-        self.quantizers = nn.ModuleList(self._stage(stage) for stage in range(stages))
+    stages: Count = 4
+    codebook_size: CodebookSize = 1024
+    init: Literal["uniform", "kmeans"] = "uniform"
+    stage_dropout: Share = 0.0
+    commitment_weight: Weight = 0.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.tokens_per_position = self.groups * self.stages
+        self.start = KMeansStart(self.codebook_size) if self.init == "kmeans" else None
+        self.quantizers = nn.ModuleList(self._stage(stage) for stage in range(self.stages))
 
     def _stage(self, stage: int) -> VQ:
-        return VQ(self.dim, self.groups, self.codebook_size, init=self.init, commitment_weight=self.commitment_weight)
+        return VQ(self.dim, **self._of_stages())
+
+    def _of_stages(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("groups", "codebook_size", "commitment_weight")}
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        residual, indices, loss, losses = latent, [], latent.new_zeros(()), {}
-        for quantizer in self.quantizers:
+        residual, loss, found = latent, latent.new_zeros(()), []
+        losses: dict[str, Tensor] = {}
+        for quantizer in self._vqs():
             out = quantizer.quantize(residual)
             residual = residual - quantizer.lookup(out.indices).detach()
-            indices.append(out.indices)
+            found.append(out.indices)
             loss = loss + out.loss
             losses = {name: losses.get(name, 0) + value for name, value in out.losses.items()}
-        indices = torch.stack(indices, dim=-1).flatten(-2)
+        indices = torch.stack(found, dim=-1).flatten(-2)
         stages_kept = self._draw_stages(latent) if self.training and self.stage_dropout else None
         return QuantizerOutput(straight_through(latent, self._sum(indices, stages_kept)), indices, loss, losses)
 
@@ -82,7 +79,7 @@ class RVQ(Quantizer):
         """See ``Quantizer.decode``: the sum of the stages."""
         return self._sum(indices, None)
 
-    def decode_first(self, indices: Tensor, stages: int) -> Tensor:
+    def decode_first(self, indices: Tensor, *, stages: int) -> Tensor:
         """Values of the first stages only: (..., tokens_per_position) integers -> (..., dim) float32.
 
         Raises:
@@ -93,23 +90,33 @@ class RVQ(Quantizer):
         self.decode(indices)
         return self._sum(indices.long(), torch.tensor(stages, device=indices.device))
 
-    @torch.no_grad()
-    def observe(self, latent: Tensor, indices: Tensor) -> None:
-        """k-means of the stages in turn, each on what the moved codewords of those before it leave."""
-        if all(quantizer.kmeans_left == 0 for quantizer in self.quantizers):
-            return
-        valid, residual = (indices >= 0).all(-1, keepdim=True), latent
-        for quantizer in self.quantizers:
-            quantizer.observe(residual, torch.where(valid, quantizer.quantize(residual).indices, -1))
-            residual = residual - quantizer.lookup(quantizer.quantize(residual).indices)
+    @property
+    def follows(self) -> bool:
+        """See ``Quantizer.follows``."""
+        trained = all(parameter.requires_grad for parameter in self.parameters())
+        return self.training and trained and self.start is not None and self.start.pending
+
+    def move(self, latent: Tensor, indices: Tensor) -> None:
+        """See ``Quantizer.update``: k-means of the stages in turn, each on what those before it leave."""
+        assert self.start is not None
+        found = indices.unflatten(-1, (self.groups, self.stages))[..., 0] >= 0
+        residual = self.start.gather(self.split(latent)[found])
+        if residual is not None:
+            for stage in self._vqs():
+                stage.codebook.copy_(kmeans(residual, self.codebook_size))
+                nearest = nearest_codewords(residual, stage.codebook, "euclidean")
+                residual = residual - take_codewords(stage.codebook, nearest)
+
+    def _vqs(self) -> list[VQ]:
+        return cast("list[VQ]", list(self.quantizers))
 
     def _by_stage(self, indices: Tensor) -> Iterator[Tensor]:
         return iter(indices.unflatten(-1, (self.groups, self.stages)).unbind(-1))
 
     def _sum(self, indices: Tensor, stages_kept: Tensor | None) -> Tensor:
         """Sum of the stages, or of the first ``stages_kept``, a tensor that broadcasts with (..., dim)."""
-        total: Tensor | float = 0.0
-        for stage, (quantizer, of_stage) in enumerate(zip(self.quantizers, self._by_stage(indices), strict=True)):
+        total = torch.zeros((), device=indices.device)
+        for stage, (quantizer, of_stage) in enumerate(zip(self._vqs(), self._by_stage(indices), strict=True)):
             value = quantizer.lookup(of_stage)
             total = total + (value if stages_kept is None else torch.where(stages_kept > stage, value, 0))
         return total
@@ -123,6 +130,7 @@ class RVQ(Quantizer):
 
 
 @register_quantizer("rsq")
+@dataclass(eq=False, repr=False, kw_only=True)
 class RSQ(RVQ):
     """Residual spherical quantization: RVQ with GSQ's start and lookup in every stage, a fair rival of it.
 
@@ -144,38 +152,28 @@ class RSQ(RVQ):
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int = 1,
-        stages: int = 4,
-        codebook_size: int = 1024,
-        stage_dropout: float = 0.0,
-        commitment_weight: float = 0.25,
-    ) -> None:
-        if group_size(dim, groups) < 2:
-            raise ValueError(f"a sphere needs groups of at least 2 channels, got dim = {dim}, groups = {groups}")
-        super().__init__(
-            dim, groups, stages, codebook_size, stage_dropout=stage_dropout, commitment_weight=commitment_weight
-        )
+    init: Literal["uniform", "kmeans"] = field(init=False, default="uniform")
+    least_group_dim = 2
 
     def _stage(self, stage: int) -> VQ:
-        radius, _ = residual_stages(self.dim // self.groups, self.codebook_size, stage + 1)[-1]
-        return _SphericalStage(self.dim, self.groups, self.codebook_size, self.commitment_weight, radius)
+        radius, _ = residual_stages(self.group_dim, self.codebook_size, stage + 1)[-1]
+        return _SphericalStage(self.dim, radius=radius, **self._of_stages())
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        return super().quantize(F.normalize(latent.unflatten(-1, (self.groups, -1)), dim=-1).flatten(-2))
+        return super().quantize(normalize(self.split(latent)).flatten(-2))
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class _SphericalStage(VQ):
-    """A stage that searches by direction and hands on the raw codeword."""
+    """A stage that searches by direction, starts on a sphere of this radius, and hands on the raw codeword."""
 
-    def __init__(self, dim: int, groups: int, codebook_size: int, commitment_weight: float, radius: float) -> None:
-        super().__init__(dim, groups, codebook_size, commitment_weight=commitment_weight)
-        self.radius = radius
+    radius: float
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
         with torch.no_grad():
-            self.codebook.copy_(radius * F.normalize(torch.randn_like(self.codebook), dim=-1))
+            self.codebook.copy_(self.radius * normalize(torch.randn_like(self.codebook)))
 
     def _search(self, latent: Tensor) -> Tensor:
         return nearest_codewords(latent, self.codebook, "cosine")

@@ -6,11 +6,13 @@ Distances are chords of the unit sphere S^(d-1), as in the GSQ loss: |a - b|^2 =
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 STEPS = 60_001  # of the integrals over the angle: relative error below 1e-6
+CPU: Any = {"device": "cpu", "dtype": torch.float64}  # whatever the default device: these numbers are looked at
 
 
 def random_code_error(d: int, codewords: int) -> float:
@@ -79,7 +81,7 @@ def bsq_error(d: int) -> float:
 
 def random_sphere(d: int, codewords: int, seed: int = 0) -> Tensor:
     """V points drawn uniformly on S^(d-1), (V, d) float32, the same for the same seed."""
-    points = torch.randn(codewords, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    points = torch.randn(codewords, d, generator=torch.Generator().manual_seed(seed), **CPU)
     return torch.nn.functional.normalize(points, dim=-1).float()
 
 
@@ -95,7 +97,7 @@ def fibonacci_sphere(d: int, codewords: int) -> Tensor:
         d: channels, at least 2.
         codewords: V.
     """
-    j = torch.arange(codewords, dtype=torch.float64)
+    j = torch.arange(codewords, **CPU)
     others = d - 2
     ratio = 2.0
     for _ in range(64):
@@ -121,9 +123,9 @@ def _cap_shares(d: int) -> tuple[Tensor, Tensor]:
     """
     if d < 2:
         raise ValueError(f"a sphere needs at least 2 channels, got {d}")
-    half = torch.logspace(-30, 0, STEPS // 2, dtype=torch.float64) * (math.pi / 2)
-    angle = torch.cat([torch.zeros(1, dtype=torch.float64), half, math.pi - half[:-1].flip(0)])
+    half = torch.logspace(-30, 0, STEPS // 2, **CPU) * (math.pi / 2)
+    angle = torch.cat([torch.zeros(1, **CPU), half, math.pi - half[:-1].flip(0)])
     weight = angle.sin().clamp_min(0) ** (d - 2)
     share = torch.cumulative_trapezoid(weight, angle)
-    share = torch.cat([torch.zeros(1, dtype=torch.float64), share])
+    share = torch.cat([torch.zeros(1, **CPU), share])
     return angle, share / share[-1]

@@ -1,28 +1,29 @@
 """Vector quantization: van den Oord et al. 2017, https://arxiv.org/abs/1711.00937.
 
 Optional: lookup by cosine as in ViT-VQGAN (Yu et al. 2022, arXiv 2110.04627, section 3.2), the rotation trick for the
-gradient (Fifty et al. 2024, arXiv 2410.06424), a codebook that starts as cluster centres of the first batches.
+gradient (Fifty et al. 2024, arXiv 2410.06424), a codebook that starts as cluster centres of the first latents.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from gsqtok.quantizers.base import Quantizer, QuantizerOutput, group_size, not_below, one_of, straight_through
-from gsqtok.quantizers.codebook import codebook_and_commitment, nearest_codewords, take_codewords
+from gsqtok.options import Weight
+from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
+from gsqtok.quantizers.codebook import CodebookSize, codebook_and_commitment, nearest_codewords, take_codewords
+from gsqtok.quantizers.kmeans import KMeansStart, kmeans
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.rotation import rotation_trick
-from gsqtok.quantizers.statistics import clusters
-
-KMEANS_BATCHES = 4  # a compiled model is compiled once for each of them
+from gsqtok.search import normalize
 
 
 @register_quantizer("vq")
-class VQ(Quantizer):
+@dataclass(eq=False, repr=False, kw_only=True)
+class VQ(GroupedQuantizer):
     """Plain vector quantization with a codebook that is trained by its own loss.
 
     Args:
@@ -31,9 +32,8 @@ class VQ(Quantizer):
         codebook_size: number of codewords V.
         metric: ``"euclidean"``: the nearest codeword; ``"cosine"``: both sides are l2-normalised, and so is the
             codeword that the decoder gets.
-        init: ``"uniform"``: U(-1/V, 1/V); ``"kmeans"``: as uniform until the first training batch, whose latents
-            replace the codewords at random; that and the next batches then also move the codewords to their latents'
-            running means (mini-batch k-means, Sculley 2010), 4 batches in all.
+        init: ``"uniform"``: U(-1/V, 1/V); ``"kmeans"``: as uniform until training has seen 4 latents a codeword (of
+            groups), whose cluster centres then become the codewords; see ``Quantizer.update``.
         gradient: how the decoder's gradient reaches the latent: ``"straight_through"`` or ``"rotation"``.
         commitment_weight: weight of the commitment loss beside the codebook loss.
 
@@ -43,45 +43,23 @@ class VQ(Quantizer):
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
-    kmeans_counts: Tensor
-    kmeans_done: Tensor
+    codebook_size: CodebookSize = 8192
+    metric: Literal["euclidean", "cosine"] = "euclidean"
+    init: Literal["uniform", "kmeans"] = "uniform"
+    gradient: Literal["straight_through", "rotation"] = "straight_through"
+    commitment_weight: Weight = 0.25
 
-    def __init__(
-        self,
-        dim: int,
-        groups: int = 1,
-        codebook_size: int = 8192,
-        metric: Literal["euclidean", "cosine"] = "euclidean",
-        init: Literal["uniform", "kmeans"] = "uniform",
-        gradient: Literal["straight_through", "rotation"] = "straight_through",
-        commitment_weight: float = 0.25,
-    ) -> None:
-        super().__init__()
-        d = group_size(dim, groups)
-        self.dim = dim
-        self.groups = self.tokens_per_position = groups
-        self.codebook_size = not_below("codebook_size", codebook_size, 2)
-        self.metric = one_of("metric", metric, ("euclidean", "cosine"))
-        if d == 1 and metric == "cosine":
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.group_dim == 1 and self.metric == "cosine":
             raise ValueError("metric 'cosine' leaves only the sign of groups of one channel; use euclidean")
-        self.init = one_of("init", init, ("uniform", "kmeans"))
-        self.gradient = one_of("gradient", gradient, ("straight_through", "rotation"))
-        self.commitment_weight = not_below("commitment_weight", commitment_weight, 0)
-        self.codebook = nn.Parameter(torch.empty(codebook_size, d).uniform_(-1 / codebook_size, 1 / codebook_size))
-        self.kmeans_left = KMEANS_BATCHES if init == "kmeans" else 0
-        if init == "kmeans":
-            self.register_buffer("kmeans_counts", torch.zeros(codebook_size))
-            self.register_buffer("kmeans_done", torch.tensor(0))
-            self.register_load_state_dict_post_hook(_resume_kmeans)
-
-    @property
-    def group_dim(self) -> int:
-        """Channels d of one group."""
-        return self.codebook.shape[1]
+        size = self.codebook_size
+        self.codebook = nn.Parameter(torch.empty(size, self.group_dim).uniform_(-1 / size, 1 / size))
+        self.start = KMeansStart(size) if self.init == "kmeans" else None
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        latent = self._normalize(latent.unflatten(-1, (self.groups, self.group_dim)))
+        latent = self._normalize(self.split(latent))
         indices = self._search(latent)
         codewords = self._codewords(indices)
         loss, losses = codebook_and_commitment(latent, codewords, self.commitment_weight)
@@ -92,24 +70,17 @@ class VQ(Quantizer):
         """See ``Quantizer.decode``."""
         return self._codewords(indices).flatten(-2)
 
-    @torch.no_grad()
-    def observe(self, latent: Tensor, indices: Tensor) -> None:
-        """One step of mini-batch k-means, in the first training batches if ``init`` is ``"kmeans"``."""
-        if self.kmeans_left == 0:
-            return
-        rows = self._normalize(latent.unflatten(-1, (self.groups, self.group_dim))).reshape(-1, self.group_dim)
-        if self.kmeans_left == KMEANS_BATCHES:
-            drawn = clusters(rows, indices.flatten(), self.codebook_size)
-            self.codebook.copy_(torch.where(drawn.sampled[:, None], drawn.samples, self.codebook))
-            valid = indices.flatten() >= 0
-            indices = torch.where(valid, nearest_codewords(rows, self.codebook, "euclidean"), -1)
-        batch = clusters(rows, indices.flatten(), self.codebook_size)
-        total = self.kmeans_counts + batch.counts
-        mean = (self.codebook * self.kmeans_counts[:, None] + batch.sums) / total[:, None].clamp_min(1)
-        self.codebook.copy_(torch.where(batch.counts[:, None] > 0, mean, self.codebook))
-        self.kmeans_counts.copy_(total)
-        self.kmeans_done += 1
-        self.kmeans_left -= 1
+    @property
+    def follows(self) -> bool:
+        """See ``Quantizer.follows``."""
+        return self.training and self.codebook.requires_grad and self.start is not None and self.start.pending
+
+    def move(self, latent: Tensor, indices: Tensor) -> None:
+        """See ``Quantizer.update``: the start by k-means."""
+        assert self.start is not None
+        rows = self.start.gather(self._normalize(self.split(latent))[indices >= 0])
+        if rows is not None:
+            self.codebook.copy_(kmeans(rows, self.codebook_size))
 
     def _search(self, latent: Tensor) -> Tensor:
         return nearest_codewords(latent, self.codebook, self.metric)
@@ -119,9 +90,4 @@ class VQ(Quantizer):
         return self._normalize(take_codewords(self.codebook, indices))
 
     def _normalize(self, x: Tensor) -> Tensor:
-        return F.normalize(x, dim=-1) if self.metric == "cosine" else x
-
-
-def _resume_kmeans(quantizer: VQ, incompatible_keys: object) -> None:
-    """Go on where a loaded state was: a count on the host, since looking at the device's would wait for it."""
-    quantizer.kmeans_left = KMEANS_BATCHES - int(quantizer.kmeans_done)
+        return normalize(x) if self.metric == "cosine" else x

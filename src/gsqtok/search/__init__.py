@@ -73,6 +73,7 @@ torch.library.define(
 
 
 @torch.library.impl("gsqtok::nearest", "CompositeExplicitAutograd")
+@torch.no_grad()  # an exported program may have lost the detach above
 def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | None, k: int = 1) -> Tensor:
     device = latents.device
     if len(latents) == 0:

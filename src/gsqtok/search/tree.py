@@ -8,14 +8,17 @@ distances are too close for its rounding, is searched in blocks.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
-from scipy.spatial import cKDTree
 from torch import Tensor
 
 from gsqtok.search import chunked
 from gsqtok.search.codebook import Codebook
 from gsqtok.search.space import Space
+
+if TYPE_CHECKING:
+    from scipy.spatial import cKDTree
 
 LARGEST_D = 6
 PAYS = 1024  # latents for which a tree is built that may never be used again
@@ -53,6 +56,8 @@ class Tree:
     @classmethod
     def of(cls, codebook: Tensor, metric: str) -> Tree:
         """Build the tree of a finite codebook (V, d)."""
+        from scipy.spatial import cKDTree  # takes a second to import
+
         space = Space.of(codebook, metric)
         points = space.points(codebook)
         tree = cKDTree(points.numpy(), balanced_tree=False)

@@ -1,33 +1,9 @@
 """The experiments of the paper and its open questions, as tables of runs that anyone can repeat."""
 
-from gsqtok.studies import (
-    codebook,
-    discriminator,
-    factor,
-    groups,
-    isolate,
-    latency,
-    limits,
-    methods,
-    precision,
-    vocabulary,
-)
+from importlib import import_module
 
-STUDIES = {
-    module.STUDY.name: module.STUDY
-    for module in (
-        codebook,
-        groups,
-        factor,
-        vocabulary,
-        precision,
-        methods,
-        isolate,
-        latency,
-        discriminator,
-        limits,
-    )
-}
+_NAMES = ("codebook", "groups", "factor", "vocabulary", "precision", "methods", "isolate", "latency", "discriminator")
+STUDIES = {name: import_module(f"gsqtok.studies.{name}").STUDY for name in (*_NAMES, "limits")}
 """Every study by name."""
 
 __all__ = ["STUDIES"]

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, exceeds
+from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, Verdict, exceeds, judge
 from gsqtok.studies.table import Table
 from gsqtok.training.config import AdversarialConfig
 
-LOSSES = {  # generator, discriminator
+LOSSES: dict[str, tuple[Any, Any]] = {  # generator, discriminator
     "NH": ("non_saturating", "hinge"),
     "NV": ("non_saturating", "vanilla"),
     "NN": ("non_saturating", "non_saturating"),
@@ -18,7 +19,11 @@ LOSSES = {  # generator, discriminator
     "HN": ("hinge", "non_saturating"),
 }
 PAIRS = {"smoke": ("NH",), "small": ("NH", "HH"), "paper": tuple(LOSSES)}
-KINDS = {"smoke": ("patch",), "small": ("patch", "stylegan", "projected"), "paper": ("patch", "stylegan", "projected")}
+KINDS: dict[str, tuple[Any, ...]] = {
+    "smoke": ("patch",),
+    "small": ("patch", "stylegan", "projected"),
+    "paper": ("patch", "stylegan", "projected"),
+}
 BETAS = ((0.5, 0.9), (0.9, 0.99))
 QUANTIZER = {"smoke": (2, 2, 16), "small": (4, 4, 4096), "paper": (1, 8, 8192)}  # G, d, V
 
@@ -48,39 +53,28 @@ def runs(scale: Scale) -> list[Run]:
 
 def findings(table: Table) -> list[Finding]:
     """Distance in features against no discriminator; how many runs diverged or skipped steps."""
-    names = {name for row in table.rows for name in row.figures}
+    names = {name for row in table.rows for name in row.metrics}
     distance = next((n for n in ("rfid", *sorted(names)) if n in names and n.startswith(("rfid", "frechet"))), "psnr")
-    best: dict[str, tuple[str, float]] = {}
+    without = table.value(distance, discriminator="none")
     found = []
-    for kind in table.values("discriminator"):
-        done = [row for row in table.rows_of(discriminator=kind) if distance in row.figures]
-        if done:
-            row = min(done, key=lambda row: row.figures[distance])
-            best[kind] = (f"{row.varied['losses']}, betas {row.varied['betas']}", row.figures[distance])
     for kind in ("patch", "stylegan", "projected"):
         claim = f"a {kind} discriminator brings reconstructions closer in features"
-        if kind not in best or "none" not in best:
-            found.append(Finding(claim, "not tested", ""))
+        done = [row for row in table.rows_of(discriminator=kind) if distance in row.metrics]
+        if not done or not without:
+            found.append(Finding(claim, "not tested"))
             continue
-        setting, value = best[kind]
-        verdict = "supported" if value < 0.97 * best["none"][1] else "not supported"
-        because = f"{distance.replace('_', ' ')} {value:.4g} at its best ({setting}), {best['none'][1]:.4g} without"
-        found.append(Finding(claim, verdict, because))
-    stylegan = table.rows_of(discriminator="stylegan")
-    tried = [row for row in stylegan if row.state in ("done", "diverged")]
-    broken = [row for row in tried if row.state == "diverged" or row.figures.get("skipped_steps", 0) > 0]
-    verdict = "not tested" if not tried else "supported" if broken else "not supported"
-    because = f"{len(broken)} of {len(tried)} runs had steps that were not finite" if tried else ""
+        best = min(done, key=lambda row: row.metrics[distance])
+        setting, value = f"{best.varied['losses']}, betas {best.varied['betas']}", best.metrics[distance]
+        because = f"{distance.replace('_', ' ')} {value:.4g} at its best ({setting}), {without.mean:.4g} without"
+        found.append(Finding(claim, judge(value < 0.97 * without.mean, without), because))
+    tried = [row for row in table.rows_of(discriminator="stylegan") if row.state in ("done", "diverged")]
+    broken = [row for row in tried if row.state == "diverged" or row.metrics.get("skipped_steps", 0) > 0]
+    verdict: Verdict = "not tested" if not tried else "supported" if broken else "not supported"
+    because = f"{len(broken)} of {len(tried)} runs had steps that were not finite"
     found.append(Finding("with the StyleGAN discriminator training breaks (NaN)", verdict, because))
     wide, paper = (table.value("psnr", discriminator="patch", losses="NH", betas=b) for b in ("0.5, 0.9", "0.9, 0.99"))
-    found.append(
-        Finding(
-            "PatchGAN is better at betas (0.9, 0.99) than at (0.5, 0.9), in PSNR",
-            exceeds(paper, wide, 0.1),
-            f"{paper} against {wide} dB" if wide and paper else "",
-        )
-    )
-    return found
+    claim = "PatchGAN is better at betas (0.9, 0.99) than at (0.5, 0.9), in PSNR"
+    return [*found, Finding(claim, exceeds(paper, wide, 0.1), f"{paper} against {wide} dB")]
 
 
 STUDY = Study(
@@ -88,12 +82,13 @@ STUDY = Study(
     question="Which discriminator, losses and Adam betas give the best images, and which of them break?",
     source="arXiv 2412.02632, the GAN stage's tables",
     runs=runs,
-    figures=("frechet_distance", *QUALITY, "usage", "skipped_steps", "training_memory_gib"),
+    metrics=("frechet_distance", *QUALITY, "usage", "skipped_steps", "training_memory_gib"),
     plots=(
         Plot("psnr", "losses", "psnr", ("discriminator", "betas")),
         Plot("ssim", "losses", "ssim", ("discriminator", "betas")),
     ),
     findings=findings,
-    silent="One seed a setting. The Fréchet distance is taken in a network of the family that the projected "
-    "discriminator and the perceptual term look through at the small scale, which favours them: look at the images.",
+    limitations="One seed a setting. The Fréchet distance is taken in a network of the family that the projected "
+    "discriminator and the perceptual term look through at the small scale, which favours them: look at the "
+    "images.",
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds
-from gsqtok.studies.table import Table
+from gsqtok.studies.table import Table, known
 
 D = {"smoke": 4, "small": 16, "paper": 16}
 CODEBOOK_SIZE = {"smoke": 16, "small": 4096, "paper": 262_144}
@@ -40,26 +40,20 @@ def findings(table: Table) -> list[Finding]:
     for held in table.values("held"):
         for f in table.values("f", held=held):
             groups = sorted(table.values("G", held=held, f=f))
-            values = {g: table.value("psnr", held=held, f=f, G=g) for g in groups}
-            known = {g: value for g, value in values.items() if value is not None}
+            psnr = known((g, table.value("psnr", held=held, f=f, G=g)) for g in groups)
             claim = f"more groups give better images at f{f} and the same {held}"
-            if len(known) < 2:
-                found.append(Finding(claim, "not tested", ""))
+            if len(psnr) < 2:
+                found.append(Finding(claim, "not tested"))
                 continue
-            first, best = min(known), max(known, key=lambda g: known[g].mean)
-            verdict = exceeds(known[best], known[first], 0.3) if best != first else "not supported"
-            curve = ", ".join(f"G = {g}: {value.mean:.2f}" for g, value in known.items())
+            first, best = min(psnr), max(psnr, key=lambda g: psnr[g].mean)
+            verdict = exceeds(psnr[best], psnr[first], 0.3) if best != first else "not supported"
+            curve = ", ".join(f"G = {g}: {value.mean:.2f}" for g, value in psnr.items())
             found.append(Finding(claim, verdict, f"PSNR, dB: {curve}; the best is G = {best}"))
-    one = {f: table.value("psnr", held="V", f=f, G=1) for f in table.values("f", held="V")}
-    if len(one) > 1 and all(one.values()):
-        low, high = min(one), max(one)
-        found.append(
-            Finding(
-                "at G = 1 quality stalls as f grows",
-                exceeds(one[low], one[high], 0.3),
-                "; ".join(f"f{f}: {value.mean:.2f} dB" for f, value in one.items()),
-            )
-        )
+    one = known((f, table.value("psnr", held="V", f=f, G=1)) for f in table.values("f", held="V"))
+    if len(one) > 1:
+        because = "; ".join(f"f{f}: {value.mean:.2f} dB" for f, value in one.items())
+        verdict = exceeds(one[min(one)], one[max(one)], 0.3)
+        found.append(Finding("at G = 1 quality stalls as f grows", verdict, because))
     return found
 
 
@@ -68,12 +62,12 @@ STUDY = Study(
     question="Does splitting the same channels into more groups give better images, or only more bits?",
     source="arXiv 2412.02632, the tables of groups at f8, f16, f32, which compare at equal V; equal bits are ours",
     runs=runs,
-    figures=(*QUALITY, *CODEBOOK),
+    metrics=(*QUALITY, *CODEBOOK),
     plots=(
         Plot("equal-v", "bits_per_pixel", "psnr", ("f",), log_x=True, only=(("held", "V"),)),
         Plot("groups", "G", "psnr", ("held", "f"), log_x=True),
     ),
     findings=findings,
-    silent="One seed a setting. At 64 px an f32 grid has four positions: images of another size may rank factors "
+    limitations="One seed a setting. At 64 px an f32 grid has four positions: images of another size may rank factors "
     "otherwise. Equal nominal bits are not equal entropies; the table has both.",
 )

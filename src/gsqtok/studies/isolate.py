@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds
 from gsqtok.studies.table import Table
@@ -26,21 +28,21 @@ def runs(scale: Scale) -> list[Run]:
 
 def findings(table: Table) -> list[Finding]:
     """The gain of each alone over plain vector quantization."""
-    plain = {"init": "uniform", "norm": "none", "G": 1}
+    plain: dict[str, Any] = {"init": "uniform", "norm": "none", "G": 1}
     found = []
-    for claim, change in (
+    changes: list[tuple[str, dict[str, Any]]] = [
         ("the spherical start alone helps", {"init": "sphere"}),
         ("the l2 norm alone helps", {"norm": "l2"}),
         ("decomposition into 2 groups alone helps", {"G": 2}),
         ("decomposition into 4 groups alone helps", {"G": 4}),
         ("start and norm together help", {"init": "sphere", "norm": "l2"}),
         ("all three together (4 groups) help", {"init": "sphere", "norm": "l2", "G": 4}),
-    ):
-        before, after = (table.value("psnr", **setting) for setting in (plain, plain | change))
-        usage = [table.value("usage", **setting) for setting in (plain, plain | change)]
-        because = ""
-        if before is not None and after is not None:
-            because = f"{before} to {after} dB; usage {usage[0].mean:.2%} to {usage[1].mean:.2%}"
+    ]
+    for claim, change in changes:
+        settings = (plain, plain | change)
+        before, after = (table.value("psnr", **setting) for setting in settings)
+        usage = [table.value("usage", **setting).mean for setting in settings]
+        because = f"{before} to {after} dB; usage {usage[0]:.2%} to {usage[1]:.2%}"
         found.append(Finding(f"{claim} over a uniform start, no norm, one group", exceeds(after, before, 0.3), because))
     return found
 
@@ -50,11 +52,11 @@ STUDY = Study(
     question="Which of GSQ's parts does what at equal bits: the spherical start, the l2 norm, the decomposition?",
     source="arXiv 2412.02632 never takes start and decomposition apart",
     runs=runs,
-    figures=(*QUALITY, *CODEBOOK),
+    metrics=(*QUALITY, *CODEBOOK),
     plots=(
         Plot("psnr", "G", "psnr", ("init", "norm"), log_x=True),
         Plot("usage", "G", "usage", ("init", "norm"), log_x=True),
     ),
     findings=findings,
-    silent="One seed a setting, one number of bits, one training length.",
+    limitations="One seed a setting, one number of bits, one training length.",
 )

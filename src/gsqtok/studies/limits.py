@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gsqtok.quantizers.sphere import random_code_error, sphere_bound
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, Verdict, judge
 from gsqtok.studies.table import Table
 
 D = {"smoke": 4, "small": 16, "paper": 16}
@@ -27,31 +27,26 @@ def findings(table: Table) -> list[Finding]:
     """Each codebook's error beside the random code's and the bound; and how near lossless the images come."""
     found = []
     for d in table.values("d"):
-        inside, total, because = 0, 0, []
+        if d == 1:
+            continue
+        inside, because = [], []
         for size in table.values("V", d=d):
-            error = None if size == "none" else table.value("chord_error", d=d, V=size)
-            if error is None:
-                continue
-            bound, random = sphere_bound(d, size), random_code_error(d, size)
-            total, inside = total + 1, inside + (error.mean < random)
-            because.append(f"V = {size:,}: {error.mean:.3g} (bound {bound:.3g}, random {random:.3g})")
-        if d > 1:
-            verdict = "not tested" if not total else "supported" if inside == total else "not supported"
-            claim = f"a trained codebook is closer to its latents than a random code to uniform ones, at d = {d}"
-            found.append(Finding(claim, verdict, "; ".join(because)))
+            if error := table.value("spherical_error", d=d, V=size):
+                bound, random = sphere_bound(d, size), random_code_error(d, size)
+                inside.append(error.mean < random)
+                because.append(f"V = {size:,}: {error.mean:.3g} (bound {bound:.3g}, random {random:.3g})")
+        claim = f"a trained codebook is closer to its latents than a random code to uniform ones, at d = {d}"
+        verdict: Verdict = "not tested" if not inside else "supported" if all(inside) else "not supported"
+        found.append(Finding(claim, verdict, "; ".join(because)))
     ceiling = table.value("psnr", V="none")
-    best = max(
-        (row for row in table.rows if "psnr" in row.figures and row.varied["V"] != "none"),
-        key=lambda row: row.figures["psnr"],
-        default=None,
-    )
+    quantized = [row for row in table.rows if "psnr" in row.metrics and row.varied["V"] != "none"]
     claim = "as the quantizer nears lossless, images near those of no quantization (within 0.3 dB)"
-    if ceiling is None or best is None:
-        return [*found, Finding(claim, "not tested", "")]
-    gap = ceiling.mean - best.figures["psnr"]
-    where = f"G = {best.varied['G']}, d = {best.varied['d']}, V = {best.varied['V']:,}"
-    because = f"{best.figures['psnr']:.2f} dB with {where}; {ceiling.mean:.2f} dB without quantization"
-    return [*found, Finding(claim, "supported" if gap < 0.3 else "not supported", because)]
+    if not ceiling or not quantized:
+        return [*found, Finding(claim, "not tested")]
+    best = max(quantized, key=lambda row: row.metrics["psnr"])
+    psnr, where = best.metrics["psnr"], f"G = {best.varied['G']}, d = {best.varied['d']}, V = {best.varied['V']:,}"
+    result = f"{psnr:.2f} dB with {where}; {ceiling.mean:.2f} dB without quantization"
+    return [*found, Finding(claim, judge(ceiling.mean - psnr < 0.3, ceiling), result)]
 
 
 STUDY = Study(
@@ -60,12 +55,12 @@ STUDY = Study(
     "of no quantization?",
     source="arXiv 2412.02632 leaves the limits of near-lossless reconstruction open; docs/limits.md derives the bounds",
     runs=runs,
-    figures=("chord_error", *QUALITY, *CODEBOOK),
+    metrics=("spherical_error", *QUALITY, *CODEBOOK),
     plots=(
-        Plot("error", "V", "chord_error", ("d",), log_x=True, log_y=True),
+        Plot("error", "V", "spherical_error", ("d",), log_x=True, log_y=True),
         Plot("psnr", "bits_per_pixel", "psnr", ("d",), log_x=True),
     ),
     findings=findings,
-    silent="One seed a setting. The bound is for latents spread evenly over the sphere; those of a trained encoder are "
-    "not, so that an error below the bound is no contradiction.",
+    limitations="One seed a setting. The bound is for latents spread evenly over the sphere; those of a trained "
+    "encoder are not, so that an error below the bound is no contradiction.",
 )

@@ -6,7 +6,7 @@ from typing import Any
 
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds, seeds
-from gsqtok.studies.table import Table, shown
+from gsqtok.studies.table import Table, known, ranking
 
 _ONE_CODEBOOK = ("gsq", "vq", "ema_vq", "random_sphere")
 _RESIDUAL = ("rvq", "rsq")
@@ -36,7 +36,7 @@ SETTINGS: dict[int, dict[str, dict[str, Any]]] = {
         "leech": {"dim": 96, "groups": 4},
     },
 }
-SMOKE = {
+SMOKE: dict[int, dict[str, dict[str, Any]]] = {
     8: {
         "gsq": {"dim": 4, "groups": 2, "codebook_size": 16},
         "vq": {"dim": 4, "groups": 2, "codebook_size": 16},
@@ -48,7 +48,9 @@ SMOKE = {
 def runs(scale: Scale) -> list[Run]:
     """Every method at every number of bits, trained from each seed and timed; and no quantization, the ceiling."""
     settings = SMOKE if scale.name == "smoke" else SETTINGS
-    cases = [(bits, method, options) for bits, methods in settings.items() for method, options in methods.items()]
+    cases: list[tuple[Any, str, dict[str, Any]]] = [
+        (bits, method, options) for bits, methods in settings.items() for method, options in methods.items()
+    ]
     cases.append(("none", "identity", {"dim": 16}))
     trained, timed = [], []
     for seed in seeds(scale):
@@ -66,20 +68,16 @@ def findings(table: Table) -> list[Finding]:
     """Where GSQ stands at each number of bits."""
     found = []
     for bits in table.values("bits"):
-        values = {m: table.value("psnr", run="trained", bits=bits, method=m) for m in table.values("method", bits=bits)}
-        known = {m: v for m, v in values.items() if v is not None}
         if bits == "none":
             continue
+        methods = table.values("method", bits=bits)
+        psnr = known((m, table.value("psnr", run="trained", bits=bits, method=m)) for m in methods)
         claim = f"GSQ gives the best images at {bits} bits a position"
-        if "gsq" not in known or len(known) < 2:
-            found.append(Finding(claim, "not tested", ""))
+        if "gsq" not in psnr or len(psnr) < 2:
+            found.append(Finding(claim, "not tested"))
             continue
-        ranked = sorted(known, key=lambda method: known[method].mean, reverse=True)
-        best_other = next(m for m in ranked if m != "gsq")
-        verdict = exceeds(known["gsq"], known[best_other], 0.1)
-        found.append(
-            Finding(claim, verdict, "PSNR, dB: " + ", ".join(f"{m} {shown('psnr', known[m])}" for m in ranked))
-        )
+        best_other = max((value for method, value in psnr.items() if method != "gsq"), key=lambda value: value.mean)
+        found.append(Finding(claim, exceeds(psnr["gsq"], best_other, 0.1), f"PSNR, dB: {ranking('psnr', psnr)}"))
     return found
 
 
@@ -88,12 +86,12 @@ STUDY = Study(
     question="Which quantizer gives the best images at equal bits, and at what cost?",
     source="arXiv 2412.02632 compares GSQ with FSQ and RVQ at equal V; it leaves the comparison at equal bits open",
     runs=runs,
-    figures=(*QUALITY, *CODEBOOK, "quantizer_ms", "quantizer_step_ms", "quantizer_memory_mib", "training_memory_gib"),
+    metrics=(*QUALITY, *CODEBOOK, "quantizer_ms", "quantizer_step_ms", "quantizer_memory_mib", "training_memory_gib"),
     plots=(
         Plot("psnr", "bits_per_pixel", "psnr", ("method",), log_x=True, only=(("run", "trained"),)),
         Plot("ssim", "bits_per_pixel", "ssim", ("method",), log_x=True, only=(("run", "trained"),)),
     ),
     findings=findings,
-    silent="Each method with its defaults and its usual number of channels: tuning may move any of them. leech has "
-    "17.6 bits a group, and four of its groups have 70.3.",
+    limitations="Each method with its defaults and its usual number of channels: tuning may move any of them. leech "
+    "has 17.6 bits a group, and four of its groups have 70.3.",
 )

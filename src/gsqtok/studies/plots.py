@@ -1,141 +1,137 @@
-"""Plots of a study's table."""
+"""Plots of a study's table, and what its runs looked like."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsqtok.evaluation.plots import COLOURS, DPI, MARKERS, legend, style
+import pandas as pd
+
+from gsqtok.evaluation.report.metrics import metric_of
+from gsqtok.evaluation.report.plots import COLOURS, legend, line, logarithmic_y, panels, powers_of_two
 from gsqtok.studies.study import Plot
-from gsqtok.studies.table import Table, title_of
+from gsqtok.studies.table import Row, Table, described
+from gsqtok.training.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
-_PANEL = (4.4, 3.6)  # inches
+_WIDTH, _CURVES = 8.0, 3.0  # inches: of all examples, and the height of their curves
+CURVES = {"loss/reconstruction": "reconstruction loss (training)", "codebook/perplexity": "perplexity (training)"}
 
 
-def draw(plot: Plot, table: Table, folder: Path) -> Path | None:
-    """Draw a plot into the folder as PNG; None where the table holds nothing for it.
+def draw(plot: Plot, table: Table) -> Figure | None:
+    """Draw a plot; None where the table holds nothing for it."""
+    points = points_of(plot, table)
+    placed = points.dropna(subset=["x"])
+    if placed.empty:
+        return None
+    categories = list(dict.fromkeys(placed["x"])) if isinstance(placed["x"].iloc[0], str) else []
+    lines = list(dict.fromkeys(placed["line"]))
+    shown = list(dict.fromkeys(placed["panel"]))
+    figure, axes = panels(len(shown), in_a_row=len(shown), share_y=True)
+    for axis, panel in zip(axes, shown, strict=True):
+        here = placed[placed["panel"] == panel]
+        for label in dict.fromkeys(here["line"]):
+            curve = here[here["line"] == label]
+            curve = curve if categories else curve.sort_values("x")
+            spread = curve["spread"].fillna(0) if placed["spread"].any() else None
+            x = [categories.index(value) for value in curve["x"]] if categories else curve["x"]
+            line(axis, lines.index(label), label, x, curve["mean"], spread)
+        if categories:
+            axis.set_xticks(range(len(categories)), categories)
+        axis.set_xlabel(metric_of(plot.x).title)
+        axis.set_title(panel)
+        if plot.log_x:
+            powers_of_two(axis, list(here["x"]))
+        for label, level in points[points["x"].isna()].groupby("line")["mean"].last().items():
+            axis.axhline(level, color="0.4", linestyle=":", label=label)
+        if plot.log_y:
+            logarithmic_y(axis)
+    axes[0].set_ylabel(metric_of(plot.y).title)
+    if plot.lines:
+        legend(figure, axes)
+    return figure
 
-    Raises:
-        ImportError: no matplotlib.
+
+def points_of(plot: Plot, table: Table) -> pd.DataFrame:
+    """Gather what a plot shows: panel, line, x, mean and spread of each setting that has it.
+
+    A setting without a place on the x axis (no quantization, no discriminator) has None for x: it is a level to compare
+    with.
     """
-    only = dict(plot.only)
-    panels = table.values(plot.panels, **only) if plot.panels else [None]
-    curves = {panel: curves_of(plot, table, only | ({plot.panels: panel} if plot.panels else {})) for panel in panels}
-    curves = {panel: lines for panel, lines in curves.items() if lines}
-    if not curves:
+    found = []
+    statistics = table.statistics()
+    for place, setting in enumerate(table.settings()):
+        numbers = statistics.loc[place]
+        if not dict(plot.only).items() <= setting.items() or pd.isna(numbers.get((plot.y, "mean"))):
+            continue
+        # where images were measured, but no codebook, its bits and codewords mean nothing
+        without_tokens = pd.notna(numbers.get(("psnr", "mean"))) and pd.isna(numbers.get(("usage", "mean")))
+        x = None if without_tokens else setting.get(plot.x, numbers.get((plot.x, "mean")))
+        if x == "" or (plot.log_x and isinstance(x, str)):
+            x = None
+        names = [_label(column, setting[column]) for column in plot.lines if setting.get(column, "") != ""]
+        found.append(
+            {
+                "panel": _label(plot.panels, setting[plot.panels]) if plot.panels else "",
+                "line": "no quantization" if without_tokens else ", ".join(names),
+                "x": x,
+                "mean": numbers[plot.y, "mean"],
+                "spread": numbers[plot.y, "std"],
+            }
+        )
+    return pd.DataFrame(found, columns=["panel", "line", "x", "mean", "spread"]).astype({"x": object})
+
+
+def draw_examples(table: Table, runs: Path) -> Figure | None:
+    """Draw images of the best and the worst run beside their curves; None where no run has left images.
+
+    Args:
+        table: the study's results.
+        runs: the folder of all runs; that of a run ends in its digest.
+    """
+    chosen = choose(table, runs)
+    if not chosen:
         return None
-    references = references_of(plot, table, only)
-    categories = list(dict.fromkeys(x for lines in curves.values() for p in lines.values() for x, *_ in p))
-    named = isinstance(categories[0], str)
-    with style():
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.figure import Figure
+    from matplotlib.image import imread
 
-        figure = Figure((max(5.4, _PANEL[0] * len(curves)), _PANEL[1] + 0.5), layout="constrained")
-        axes = figure.subplots(1, len(curves), squeeze=False, sharey=True)[0]
-        labels = list(dict.fromkeys(label for lines in curves.values() for label in lines))
-        for axis, (panel, lines) in zip(axes, curves.items(), strict=True):
-            for label, points in lines.items():
-                number = labels.index(label)
-                x, y, spread = zip(*points, strict=True)
-                axis.errorbar(
-                    [categories.index(value) for value in x] if named else x,
-                    y,
-                    yerr=[s or 0 for s in spread] if any(spread) else None,
-                    color=COLOURS[number % len(COLOURS)],
-                    linestyle="-" if number < len(COLOURS) else "--",
-                    marker=MARKERS[number % len(MARKERS)],
-                    markersize=5,
-                    linewidth=1.5,
-                    capsize=3,
-                    label=label,
-                )
-            if named:
-                axis.set_xticks(range(len(categories)), categories)
-            axis.set_xlabel(title_of(plot.x))
-            if panel is not None:
-                axis.set_title(_label(plot.panels, panel))
-            if plot.log_x:
-                low, high = (end(x for points in lines.values() for x, *_ in points) for end in (min, max))
-                axis.set_xscale("log", base=2)
-                axis.xaxis.set_major_locator(LogLocator(2, (1.0,) if high > 8 * low else (1.0, 1.25, 1.5), numticks=7))
-                axis.xaxis.set_major_formatter(lambda value, _: _short(value))
-                axis.xaxis.set_minor_formatter(NullFormatter())
-            for label, y in references.items():
-                axis.axhline(y, color="0.4", linestyle=":", label=label)
-            if plot.log_y:
-                log_y(axis)
-        axes[0].set_ylabel(title_of(plot.y))
-        if plot.lines:
-            legend(figure, list(axes))
-        path = folder / f"{plot.file}.png"
-        figure.savefig(path, dpi=DPI)
-    return path
+    images = [imread(run / "images.png") for _, run in chosen]
+    heights = [_WIDTH * image.shape[0] / image.shape[1] + 0.4 for image in images]
+    trainings = [RunFolder(run / "training") for _, run in chosen]
+    logs = [training.metrics() if training.metrics_file.exists() else [] for training in trainings]
+    places = [[number, number] for number in range(len(chosen))] + [list(CURVES)] * any(logs)
+    figure = Figure((_WIDTH, sum(heights) + _CURVES * any(logs)), layout="constrained")
+    axes: dict[Any, Axes] = figure.subplot_mosaic(places, height_ratios=heights + [_CURVES] * any(logs))
+    for name, title in CURVES.items() if any(logs) else ():
+        for number, log in enumerate(logs):
+            points = pd.DataFrame(log, columns=["step", name]).dropna()
+            if len(points):
+                line(axes[name], number, "", points["step"], points[name])
+        axes[name].set(xlabel="step", title=title)
+        logarithmic_y(axes[name])
+    for number, (image, (row, _)) in enumerate(zip(images, chosen, strict=True)):
+        axes[number].imshow(image)
+        axes[number].set_axis_off()
+        usage = row.metrics.get("usage")
+        caption = f"{described(row.varied)}: {row.metrics['psnr']:.2f} dB"
+        caption += "" if usage is None else f", usage {usage:.2%}"
+        axes[number].set_title(caption, fontsize="medium", color=COLOURS[number])
+    return figure
 
 
-def log_y(axis: Axes) -> None:
-    """A logarithmic axis with a few plain numbers on it, however short it is."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-
-    axis.set_yscale("log")
-    low, high = axis.get_ylim()
-    decades = LogLocator(10, (1, 2, 5) if high < 100 * low else (1,))
-    axis.yaxis.set_major_locator(MaxNLocator(6) if high < 10 * low else decades)
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.yaxis.set_minor_formatter(NullFormatter())
-
-
-def curves_of(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, list[tuple[Any, float, float | None]]]:
-    """Points (x, mean, spread) of each line."""
-    lines: dict[str, list[tuple[Any, float, float | None]]] = {}
-    for label, setting in _labelled(plot, table, only):
-        x, y = _place(plot, table, setting), table.value(plot.y, **setting)
-        if x is not None and y is not None:
-            lines.setdefault(label, []).append((x, y.mean, y.spread))
-    return {label: points if isinstance(points[0][0], str) else sorted(points) for label, points in lines.items()}
-
-
-def references_of(plot: Plot, table: Table, only: dict[str, Any]) -> dict[str, float]:
-    """What has no place on the x axis, as a level to compare with: no quantization, no discriminator."""
-    levels = {}
-    for label, setting in _labelled(plot, table, only):
-        y = table.value(plot.y, **setting)
-        if y is not None and _place(plot, table, setting) is None:
-            levels["no quantization" if _without_tokens(table, setting) else label] = y.mean
-    return levels
-
-
-def _labelled(plot: Plot, table: Table, only: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The settings with these values, each with the name of its line."""
-    settings = [setting for setting in table.settings() if only.items() <= setting.items()]
-    named = [[_label(column, s[column]) for column in plot.lines if s.get(column, "") != ""] for s in settings]
-    return [(", ".join(names), setting) for names, setting in zip(named, settings, strict=True)]
-
-
-def _place(plot: Plot, table: Table, setting: dict[str, Any]) -> Any:
-    """Where a setting stands on the x axis: what it varies, or the mean of what was measured; None for nowhere."""
-    if _without_tokens(table, setting):
-        return None
-    x = setting.get(plot.x)
-    if x is None and (measured := table.value(plot.x, **setting)) is not None:
-        return measured.mean
-    return None if x == "" or (plot.log_x and isinstance(x, str)) else x
-
-
-def _without_tokens(table: Table, setting: dict[str, Any]) -> bool:
-    """Whether images were measured, but no codebook: bits and codewords of it mean nothing."""
-    return table.value("psnr", **setting) is not None and table.value("usage", **setting) is None
-
-
-def _short(value: float) -> str:
-    """A tick of an axis in powers of two: 0.0156, 512, 64k, 1M."""
-    for unit, name in ((2**20, "M"), (2**10, "k")):
-        if value >= unit:
-            return f"{value / unit:.3g}{name}"
-    return f"{value:.3g}"
+def choose(table: Table, runs: Path) -> list[tuple[Row, Path]]:
+    """Choose of the runs with images the best and the worst by PSNR, and the one that uses the fewest codewords."""
+    measured = [row for row in table.rows if "psnr" in row.metrics]
+    shown = [(row, images.parent) for row in measured for images in sorted(runs.glob(f"*-{row.digest}/images.png"))[:1]]
+    if not shown:
+        return []
+    shown = [pair for pair in shown if pair[0].metrics.get("usage") is not None] or shown
+    by_psnr = sorted(shown, key=lambda pair: pair[0].metrics["psnr"], reverse=True)
+    fewest = min(shown, key=lambda pair: pair[0].metrics.get("usage", 1.0))
+    return list({row.digest: (row, run) for row, run in (by_psnr[0], by_psnr[-1], fewest)}.values())
 
 
 def _label(column: str, value: Any) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from gsqtok.studies import gsq_study  # noqa: F401, which registers the quantizer
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, exceeds, seeds
+from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, exceeds, judge, seeds
 from gsqtok.studies.table import Table
 
 SEARCHES = ("bf16", "float32", "exact")
 D = {"smoke": 4, "small": 16, "paper": 16}
 CODEBOOK_SIZE = {"smoke": 16, "small": 65_536, "paper": 262_144}
-OTHER_SIZES = {"smoke": (), "small": (1024,), "paper": (8192, 65_536)}  # where d is 2 or 4
+OTHER_SIZES: dict[str, tuple[int, ...]] = {"smoke": (), "small": (1024,), "paper": (8192, 65_536)}  # where d is 2 or 4
 
 
 def runs(scale: Scale) -> list[Run]:
@@ -20,7 +21,7 @@ def runs(scale: Scale) -> list[Run]:
     return [
         Run(
             {"G": dim // d, "d": d, "V": v, "search": search, "seed": seed},
-            scale.gsq(dim // d, d, v, options={} if search == "exact" else {"search": search}, seed=seed),
+            scale.gsq(dim // d, d, v, options=_searching(search), seed=seed),
         )
         for seed in seeds(scale)
         for d, v, search in settings
@@ -28,26 +29,23 @@ def runs(scale: Scale) -> list[Run]:
     ]
 
 
+def _searching(search: str) -> dict[str, str]:
+    return {} if search == "exact" else {"name": "gsq_study", "search": search}
+
+
 def findings(table: Table) -> list[Finding]:
     """Usage and quality of the exact search against bf16, for each d and V."""
     found = []
     for d in table.values("d"):
         for size in table.values("V", d=d):
-            exact, rounded = (
-                {figure: table.value(figure, d=d, V=size, search=search) for figure in ("usage", "psnr")}
-                for search in ("exact", "bf16")
-            )
             where = f"at d = {d}, V = {size:,}"
-            verdict = "not tested"
-            if exact["usage"] is not None and rounded["usage"] is not None:
-                verdict = "supported" if rounded["usage"].mean < 0.9 * exact["usage"].mean else "not supported"
-                usage = f"{rounded['usage'].mean:.2%} against {exact['usage'].mean:.2%} of the codewords"
-                psnr = f"{rounded['psnr']} against {exact['psnr']} dB"
-            else:
-                usage = psnr = ""
-            found.append(Finding(f"rounding to bf16 makes the usage fall {where}", verdict, usage))
-            verdict = exceeds(exact["psnr"], rounded["psnr"], 0.05)
-            found.append(Finding(f"the exact search gives better images than bf16 {where}", verdict, psnr))
+            usage, low_usage = (table.value("usage", d=d, V=size, search=search) for search in ("exact", "bf16"))
+            because = f"{low_usage.mean:.2%} against {usage.mean:.2%} of the codewords"
+            verdict = judge(low_usage.mean < 0.9 * usage.mean, low_usage, usage)
+            found.append(Finding(f"rounding to bf16 makes the usage fall {where}", verdict, because))
+            psnr, low_psnr = (table.value("psnr", d=d, V=size, search=search) for search in ("exact", "bf16"))
+            claim = f"the exact search gives better images than bf16 {where}"
+            found.append(Finding(claim, exceeds(psnr, low_psnr, 0.05), f"{low_psnr} against {psnr} dB"))
     return found
 
 
@@ -57,12 +55,12 @@ STUDY = Study(
     "or of a search in bf16? Does the exact search give better images?",
     source="arXiv 2412.02632, usage at 4 x 4, 8 x 2, 16 x 1 (62%, 47%, 0.5%); the exact search is ours",
     runs=runs,
-    figures=("usage", "perplexity", *QUALITY, "bits_per_pixel_entropy", "chord_error"),
+    metrics=("usage", "perplexity", *QUALITY, "bits_per_pixel_entropy", "spherical_error"),
     plots=(
         Plot("usage", "d", "usage", ("search",), panels="V", log_x=True),
         Plot("psnr", "d", "psnr", ("search",), panels="V", log_x=True),
     ),
     findings=findings,
-    silent="Usage is counted on the validation images. float32 is torch's matrix product without TF32; the paper's "
-    "runs are under bf16 autocast, as `search: bf16` here.",
+    limitations="Usage is counted on the validation images. float32 is torch's matrix product without TF32; the "
+    "paper's runs are under bf16 autocast, as `search: bf16` here.",
 )

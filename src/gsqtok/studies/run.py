@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gsqtok.studies.page import write_page
+from gsqtok.studies.runner import LOG, Outcome, PlacedRun, run_all
 from gsqtok.studies.scale import SCALES, Scale
-from gsqtok.studies.schedule import do_all
 from gsqtok.studies.study import Run, Study
 from gsqtok.studies.table import Row, Table
-from gsqtok.studies.work import Job, Outcome
 from gsqtok.training.run_folder import as_plain
 
-Progress = Callable[[Job, "Outcome | None", str, int], Any]
+Progress = Callable[[str, "Outcome | None", str, int], Any]
 
 
 @dataclass(frozen=True)
@@ -42,7 +40,7 @@ def run_studies(
     command: str = "",
     progress: Progress = lambda *_: None,
 ) -> list[Table]:
-    """Do the runs of some studies that are not done yet, and write results, page and plots of each.
+    """Execute the runs of some studies that are not done yet, and write results, page and plots of each.
 
     Runs lie in ``output/runs``, the results of a study in ``output/NAME-SCALE``. Runs that two studies have in common
     are done once.
@@ -56,7 +54,7 @@ def run_studies(
         per_device: runs that share a device.
         steps: of each training, instead of the scale's.
         command: for the record.
-        progress: called after each run with its job, its outcome or None and why it failed, and how many are left.
+        progress: called after each run with its name, its outcome or None and why it failed, and how many are left.
 
     Returns:
         The tables, in the order of ``studies``.
@@ -64,112 +62,101 @@ def run_studies(
     Raises:
         FileNotFoundError: a network that measures has no weights here; nothing has been trained then.
     """
-    output = Path(output)
-    held = held_at(SCALES[scale], steps)
-    folders: dict[str, Path] = {}
-    tables = [_Plan(study, held, images, output, command, folders) for study in studies]
-    jobs = {job.folder: job for table in tables for job in table.jobs}
-    outcomes = {folder: outcome for folder in jobs if (outcome := Outcome.of(folder)) is not None}
-    failures: dict[Path, str] = {}
-    left = jobs.keys() - outcomes.keys()
-    _check_networks([jobs[folder] for folder in left])
+    held, output = held_at(SCALES[scale], steps), Path(output)
+    plans = [(study, [_with(run, images) for run in study.runs(held)]) for study in studies]
+    placed = _place(plans, output / "runs", held)
+    folders = {study.name: output / f"{study.name}-{scale}" for study in studies}
+    outcomes = {digest: outcome for digest, run in placed.items() if (outcome := Outcome.of(run.folder)) is not None}
+    failures: dict[str, str] = {}
+    left = [run for digest, run in placed.items() if digest not in outcomes]
+    if any(run.run.batch is None for run in left):
+        _check_networks(held)
 
-    def report(job: Job, outcome: Outcome | None, problem: str) -> None:
+    def report(run: PlacedRun, outcome: Outcome | None, problem: str) -> None:
+        digest = run.run.digest
         if outcome is not None:
-            outcomes[job.folder] = outcome
+            outcomes[digest] = outcome
         else:
-            failures[job.folder] = f"{problem}; {job.folder / 'log.txt'} has more"
-        for table in tables:
-            if any(other.folder == job.folder for other in table.jobs):
-                table.results(outcomes, failures).save(table.folder / "results.json")
-        left.discard(job.folder)
-        progress(job, outcome, problem, len(left))
+            failures[digest] = f"{problem}; {run.folder / LOG} has more"
+        for study, runs in plans:
+            if digest in (other.digest for other in runs):
+                _save(study, runs, held, command, outcomes, failures, folders[study.name])
+        left.remove(run)
+        progress(run.name, outcome, problem, len(left))
 
     try:
-        do_all([job for folder, job in jobs.items() if folder in left], devices, per_device, report)
+        run_all(left, devices, per_device, report)
     finally:  # also when stopped: the pages say what is done
-        results = [table.results(outcomes, failures) for table in tables]
-        for table, result in zip(tables, results, strict=True):
-            result.save(table.folder / "results.json")
-            write_page(table.study, result, table.folder)
-    return results
+        tables = []
+        for study, runs in plans:
+            tables.append(_save(study, runs, held, command, outcomes, failures, folders[study.name]))
+            write_page(study, tables[-1], folders[study.name])
+    return tables
 
 
-def _check_networks(jobs: Sequence[Job]) -> None:
+def _place(plans: Sequence[tuple[Study, list[Run]]], runs: Path, scale: Scale) -> dict[str, PlacedRun]:
+    """Each run by its digest, in the folder that an earlier start or another study may have given it."""
+    placed: dict[str, PlacedRun] = {}
+    for study, planned in plans:
+        for run in planned:
+            name = "-".join(str(value) for value in run.varied.values())
+            slug = re.sub(r"[^a-z0-9.]+", "-", f"{study.name}-{name}".lower())
+            folder = next(iter(sorted(runs.glob(f"*-{run.digest}"))), runs / f"{slug}-{run.digest}")
+            placed.setdefault(run.digest, PlacedRun(f"{study.name}: {name}", run, folder, scale))
+    return placed
+
+
+def _check_networks(scale: Scale) -> None:
     """Load the networks that measure, once: without their weights every run would train first, and fail then."""
     from gsqtok.evaluation.features import build_features
     from gsqtok.evaluation.perceptual import ImageDistance
 
-    trained = [job for job in jobs if job.batch is None]
-    for name in {job.features for job in trained} - {None}:
-        build_features(name)
-    for name in {name for job in trained for name in job.perceptual}:
+    if scale.features is not None:
+        build_features(scale.features)
+    for name in scale.perceptual:
         ImageDistance(name, download=True)
 
 
 def held_at(scale: Scale, steps: int | None) -> Scale:
-    """The scale with another number of steps."""
+    """Return the scale with another number of steps."""
     if steps is None:
         return scale
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    return dataclasses.replace(
-        scale,
-        config=dataclasses.replace(scale.config, steps=steps),
-        ablations=dataclasses.replace(scale.ablations, steps=steps),
-    )
+    return replace(scale, config=replace(scale.config, steps=steps), ablations=replace(scale.ablations, steps=steps))
 
 
-class _Plan:
-    """The jobs of a study, and its results as far as they are there."""
+def _save(
+    study: Study,
+    runs: list[Run],
+    scale: Scale,
+    command: str,
+    outcomes: dict[str, Outcome],
+    failures: dict[str, str],
+    folder: Path,
+) -> Table:
+    """The results of a study as far as they are there, written into its folder."""
+    rows = [_row(run, outcomes.get(run.digest), failures.get(run.digest)) for run in runs]
+    environments = [outcomes[run.digest].environment for run in runs if run.digest in outcomes]
+    table = Table(study.name, scale.name, rows, _setting(scale, runs[0], command), of_all(environments))
+    table.save(folder / "results.json")
+    return table
 
-    def __init__(
-        self,
-        study: Study,
-        scale: Scale,
-        images: Images,
-        output: Path,
-        command: str,
-        folders: dict[str, Path],
-    ) -> None:
-        self.study, self.scale, self.command = study, scale, command
-        self.folder = output / f"{study.name}-{scale.name}"
-        runs = study.runs(scale)
-        self.runs = [dataclasses.replace(run, config=_with(run.config, images)) for run in runs]
-        self.jobs = [self._job(run, output / "runs", folders) for run in self.runs]
 
-    def _job(self, run: Run, runs: Path, folders: dict[str, Path]) -> Job:
-        """The run's job, in the folder that another study may have given it."""
-        name = "-".join(str(value) for value in run.varied.values())
-        digest = run.digest
-        if digest not in folders:
-            there = sorted(runs.glob(f"*-{digest}"))
-            slug = re.sub(r"[^a-z0-9.]+", "-", f"{self.study.name}-{name}".lower())
-            folders[digest] = there[0] if there else runs / f"{slug}-{digest}"
-        folder = folders[digest]
-        return Job(
-            f"{self.study.name}: {name}", folder, run.config, run.batch, self.scale.features, self.scale.perceptual
-        )
+def _row(run: Run, outcome: Outcome | None, failure: str | None) -> Row:
+    if outcome is not None:
+        return Row(run.varied, outcome.metrics, outcome.state, outcome.message, run.digest)
+    return Row(run.varied, {}, "not run" if failure is None else "failed", failure or "", run.digest)
 
-    def results(self, outcomes: dict[Path, Outcome], failures: dict[Path, str]) -> Table:
-        rows, environments = [], []
-        for run, job in zip(self.runs, self.jobs, strict=True):
-            outcome = outcomes.get(job.folder)
-            if outcome is not None:
-                rows.append(Row(run.varied, outcome.figures, outcome.state, outcome.message, run.digest))
-                environments.append(outcome.environment)
-            else:
-                state = "failed" if job.folder in failures else "not run"
-                rows.append(Row(run.varied, {}, state, failures.get(job.folder, ""), run.digest))
-        held = as_plain(self.runs[0].config)
-        for name in ("output", "initialize_from", "freeze"):
-            held.pop(name)
-        setting = {"summary": self.scale.summary, "command": self.command, "features": self.scale.features}
-        return Table(self.study.name, self.scale.name, rows, setting | {"first_run": held}, of_all(environments))
+
+def _setting(scale: Scale, run: Run, command: str) -> dict[str, Any]:
+    config = as_plain(run.config)
+    held = {name: value for name, value in config.items() if name not in ("output", "initialize_from", "freeze")}
+    return {"summary": scale.summary, "command": command, "features": scale.features, "first_run": held}
 
 
 def of_all(environments: list[dict[str, Any]]) -> dict[str, Any]:
-    """The newest run's environment, with the devices of all and the date of the first: a study may go on elsewhere."""
+    """Return the newest run's environment, all devices and the first date: a study may go on elsewhere."""
     if not environments:
         return {}
     by_date = sorted(environments, key=lambda environment: environment["date"])
@@ -177,5 +164,6 @@ def of_all(environments: list[dict[str, Any]]) -> dict[str, Any]:
     return by_date[-1] | {"device": " and ".join(devices), "first_date": by_date[0]["date"]}
 
 
-def _with(config: Any, images: Images) -> Any:
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, **dataclasses.asdict(images)))
+def _with(run: Run, images: Images) -> Run:
+    data = replace(run.config.data, **asdict(images))
+    return replace(run, config=replace(run.config, data=data))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.training.config import AdversarialConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig
 
@@ -45,7 +46,10 @@ class Scale:
         """The run with this quantizer, latent and down-sampling factor; ``changes`` are fields of the configuration."""
         base = self.ablations if ablation else self.config
         model = replace(
-            base.model, latent_dim=latent_dim, quantizer=quantizer, multipliers=self.multipliers[self.factor(factor)]
+            base.model,
+            latent_dim=latent_dim,
+            quantizer=quantizer_options(**quantizer),
+            multipliers=self.multipliers[self.factor(factor)],
         )
         return replace(base, model=model, **changes)
 
@@ -111,7 +115,7 @@ _MULTIPLIERS = {8: (1, 2, 2, 4), 16: (1, 1, 2, 2, 4), 32: (1, 1, 2, 2, 4, 4), 64
 SCALES = {
     "smoke": Scale(
         name="smoke",
-        summary="a few steps at 32 px, to see that everything works; its figures mean nothing",
+        summary="a few steps at 32 px, to see that everything works; its results mean nothing",
         config=_SMOKE,
         ablations=_SMOKE,
         adversarial=AdversarialConfig(

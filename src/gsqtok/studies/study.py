@@ -1,4 +1,4 @@
-"""What a study is: a question, a table of runs (what varies, what is held), and what its figures say."""
+"""What a study is: a question, a table of runs (what varies, what is held), and what its results say."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from gsqtok.studies.scale import Scale
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from gsqtok.studies.table import Table, Value
 
 Verdict = Literal["supported", "not supported", "undecided", "not tested"]
-# What does not change a run's figures:
+# What does not change a run's results:
 _IMMATERIAL = ("output", "log_every", "save_every", "validate_every", "keep_checkpoints", "trackers", "cuda_graphs")
 
 
@@ -34,9 +35,9 @@ class Run:
     config: TrainConfig
     batch: int | None = None
 
-    @property
+    @cached_property
     def digest(self) -> str:
-        """Of everything that changes the figures: runs of two studies with the same one are the same run."""
+        """Of everything that changes the results: runs of two studies with the same one are the same run."""
         plain = {name: value for name, value in as_plain(self.config).items() if name not in _IMMATERIAL}
         plain["data"].pop("workers")
         return hashlib.sha256(json.dumps([plain, self.batch], sort_keys=True).encode()).hexdigest()[:12]
@@ -44,27 +45,27 @@ class Run:
 
 @dataclass(frozen=True)
 class Finding:
-    """What the figures say about a claim.
+    """What the results say about a claim.
 
     Attributes:
         claim: the claim, with its source.
         verdict: supported, not supported, undecided (the seeds do not tell), or not tested (runs are missing).
-        because: the figures, in a sentence.
+        because: the results, in a sentence; means nothing where nothing was tested.
     """
 
     claim: str
     verdict: Verdict
-    because: str
+    because: str = ""
 
 
 @dataclass(frozen=True)
 class Plot:
-    """An image of a study: a figure over what varies, one line for each value of ``lines``, one panel for ``panels``.
+    """A plot of a study: a metric over what varies, one line for each value of ``lines``, one panel for ``panels``.
 
     Attributes:
         file: its name, without suffix.
-        x: a column of what varies, or a figure such as bits_per_pixel.
-        y: a figure.
+        x: a column of what varies, or a metric such as bits_per_pixel.
+        y: a metric.
         lines: columns whose values name a line.
         panels: a column whose values make panels.
         log_x: logarithmic.
@@ -91,20 +92,20 @@ class Study:
         question: in one or two sentences.
         source: where the question comes from.
         runs: the table at a scale.
-        figures: the columns of the results' table, first the most telling.
-        plots: the images.
+        metrics: the columns of the results' table, first the most telling.
+        plots: the plots.
         findings: what the results say about each claim.
-        silent: what the study cannot say.
+        limitations: what the study cannot say.
     """
 
     name: str
     question: str
     source: str
     runs: Callable[[Scale], list[Run]]
-    figures: tuple[str, ...]
+    metrics: tuple[str, ...]
     plots: tuple[Plot, ...]
     findings: Callable[[Table], list[Finding]]
-    silent: str
+    limitations: str
 
 
 QUALITY = ("bits_per_pixel", "psnr", "ssim", "frechet_distance", "lpips", "rfid")
@@ -112,16 +113,23 @@ CODEBOOK = ("usage", "perplexity", "bits_per_pixel_entropy")
 
 
 def seeds(scale: Scale, count: int = 3) -> range:
-    """The seeds of a study that shows error bars; one at the smoke scale."""
+    """Return the seeds of a study that shows error bars; one at the smoke scale."""
     return range(1 if scale.name == "smoke" else count)
 
 
-def exceeds(a: Value | None, b: Value | None, least: float) -> Verdict:
-    """Whether a is above b by at least ``least`` and by twice the spread over seeds: the verdict on "a > b"."""
-    if a is None or b is None:
+def judge(supported: bool, *values: Value) -> Verdict:
+    """Give the verdict on a claim that the values support or not; not tested where one of them is missing."""
+    if not values or not all(values):
+        return "not tested"
+    return "supported" if supported else "not supported"
+
+
+def exceeds(a: Value, b: Value, least: float) -> Verdict:
+    """Give the verdict on "a > b": above by at least ``least`` and by twice the spread over seeds, or undecided."""
+    if not (a and b):
         return "not tested"
     gap = a.mean - b.mean
-    threshold = max(least, 2 * max(a.spread or 0.0, b.spread or 0.0))
-    if abs(gap) < threshold:
+    spreads = [2 * value.spread for value in (a, b) if value.seeds > 1]
+    if abs(gap) < max(least, *spreads, 0.0):
         return "undecided"
-    return "supported" if gap > 0 else "not supported"
+    return judge(gap > 0, a, b)

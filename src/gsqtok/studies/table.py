@@ -4,38 +4,34 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from gsqtok.evaluation.compare import figure_of
+import pandas as pd
+
+from gsqtok.evaluation.report.metrics import text_of
 from gsqtok.io import atomic_write, json_values
 
-FORMAT = "gsqtok-study-1"
-TITLES = {
-    "chord_error": ("error on the sphere", ".3g"),
-    "training_memory_gib": ("training memory, GiB", ".1f"),
-    "training_seconds": ("training, s", ".0f"),
-    "skipped_steps": ("skipped steps", ".0f"),
-    "quantizer_ms": ("quantizer, ms", ".3g"),
-    "quantizer_step_ms": ("quantizer's training step, ms", ".3g"),
-    "quantizer_memory_mib": ("quantizer's memory, MiB", ".3g"),
-    "encode_ms": ("encode, ms", ".3g"),
-    "decode_ms": ("decode, ms", ".3g"),
-    "quantizer_share": ("quantizer / encode", ".1%"),
-}
+FORMAT = "gsqtok-study-2"
 
 
 class Value(NamedTuple):
-    """A figure over the seeds of a setting: ``spread`` is the standard deviation of a sample, None for one seed."""
+    """A metric over the seeds of a setting; false, with a mean of nan, where there is none.
+
+    ``spread`` is the standard deviation of a sample, nan for one seed.
+    """
 
     mean: float
-    spread: float | None
-    count: int
+    spread: float = math.nan
+    seeds: int = 1
+
+    def __bool__(self) -> bool:
+        return self.seeds > 0
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g}" + (f" ± {self.spread:.2g}" if self.spread is not None else "")
+        return f"{self.mean:.4g}" + (f" ± {self.spread:.2g}" if math.isfinite(self.spread) else "")
 
 
 @dataclass(frozen=True)
@@ -44,17 +40,21 @@ class Row:
 
     Attributes:
         varied: see ``Run``.
-        figures: by name; empty if the run is not done.
+        metrics: by name; empty if the run is not done.
         state: "done", "diverged" (stopped by the guard against non-finite steps), "failed" or "not run".
         message: why, where it is not done.
         digest: of the run's configuration; the name of its folder ends with it.
     """
 
     varied: dict[str, Any]
-    figures: dict[str, float]
+    metrics: dict[str, float]
     state: str
     message: str = ""
     digest: str = ""
+
+    def has(self, varied: dict[str, Any]) -> bool:
+        """Tell whether these columns have these values."""
+        return varied.items() <= self.varied.items()
 
 
 @dataclass
@@ -75,32 +75,30 @@ class Table:
     setting: dict[str, Any] = field(default_factory=dict)
     environment: dict[str, Any] = field(default_factory=dict)
 
-    def value(self, figure: str, **varied: Any) -> Value | None:
-        """A figure's mean over the done runs whose varied columns have these values; None where there is none."""
-        found = [
-            row.figures[figure]
-            for row in self.rows
-            if _has(row, varied) and _number(row.figures.get(figure)) is not None
-        ]
-        if not found:
-            return None
-        spread = statistics.stdev(found) if len(found) > 1 else None
-        return Value(statistics.fmean(found), spread, len(found))
+    def rows_of(self, **varied: Any) -> list[Row]:
+        """Return the rows whose varied columns have these values."""
+        return [row for row in self.rows if row.has(varied)]
+
+    def value(self, metric: str, **varied: Any) -> Value:
+        """Average a metric over the done runs whose varied columns have these values."""
+        found = pd.Series([row.metrics.get(metric) for row in self.rows_of(**varied)], dtype=float).dropna()
+        return Value(found.mean(), found.std(), len(found))
 
     def values(self, column: str, **varied: Any) -> list[Any]:
-        """The different values of a column, in order of appearance."""
-        return list(
-            dict.fromkeys(row.varied[column] for row in self.rows if column in row.varied and _has(row, varied))
-        )
+        """Return the different values of a column, in order of appearance."""
+        return list(dict.fromkeys(row.varied[column] for row in self.rows_of(**varied) if column in row.varied))
 
     def settings(self) -> list[dict[str, Any]]:
-        """What varies but the seed, each combination once."""
-        without = [{k: v for k, v in row.varied.items() if k != "seed"} for row in self.rows]
-        return [dict(pairs) for pairs in dict.fromkeys(tuple(setting.items()) for setting in without)]
+        """Return what varies but the seed, each combination once."""
+        return [dict(pairs) for pairs in dict.fromkeys(map(_without_seed, self.rows))]
 
-    def rows_of(self, **varied: Any) -> list[Row]:
-        """The rows whose varied columns have these values."""
-        return [row for row in self.rows if _has(row, varied)]
+    def statistics(self) -> pd.DataFrame:
+        """Return mean, standard deviation and number of seeds of each metric (two levels of columns), by setting."""
+        metrics = pd.DataFrame([row.metrics for row in self.rows]).astype(float)
+        places = {setting: place for place, setting in enumerate(dict.fromkeys(map(_without_seed, self.rows)))}
+        if metrics.empty:
+            return pd.DataFrame(index=range(len(places)), columns=pd.MultiIndex.from_product([[], ["mean"]]))
+        return metrics.groupby([places[_without_seed(row)] for row in self.rows]).agg(["mean", "std", "count"])
 
     def save(self, path: Path) -> None:
         """Write the JSON file, whole or not at all."""
@@ -120,35 +118,30 @@ class Table:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} is not a JSON file: {error}") from error
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} is no result of gsqtok study")
+            raise ValueError(f"{path} is no result of gsqtok study, or one of another version")
         return cls(**content | {"rows": [Row(**row) for row in content["rows"]]})
 
 
-def cell(value: Any) -> str:
-    """A value of what varies, as people read it."""
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
 def described(varied: dict[str, Any]) -> str:
-    """What varies in a run: G 8, d 2, V 1,024."""
+    """Write what varies in a run: G 8, d 2, V 1,024."""
     return ", ".join(f"{column} {cell(value)}" for column, value in varied.items() if value != "")
 
 
-def title_of(name: str) -> str:
-    """How a figure is called on the page."""
-    return TITLES[name][0] if name in TITLES else figure_of(name).title
+def cell(value: Any) -> str:
+    """Write a value of what varies."""
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def shown(name: str, value: Value) -> str:
-    """A figure with its spread, where that is not nothing."""
-    form = TITLES[name][1] if name in TITLES else figure_of(name).format
-    spread = None if value.spread is None else format(value.spread, form)
-    return format(value.mean, form) + (f" ± {spread}" if spread and float(spread.strip("%").replace(",", "")) else "")
+def ranking(metric: str, values: dict[Any, Value]) -> str:
+    """Write a metric of several settings, best first: ``gsq 20.1 ± 0.1, vq 19.9``."""
+    best_first = sorted(values.items(), key=lambda item: item[1].mean, reverse=True)
+    return ", ".join(f"{name} {text_of(metric, value.mean, value.spread)}" for name, value in best_first)
 
 
-def _has(row: Row, varied: dict[str, Any]) -> bool:
-    return all(column in row.varied and row.varied[column] == value for column, value in varied.items())
+def known(values: Iterable[tuple[Any, Value]]) -> dict[Any, Value]:
+    """Leave out the values that are not there."""
+    return {name: value for name, value in values if value}
 
 
-def _number(value: Any) -> float | None:
-    return value if isinstance(value, (int, float)) and math.isfinite(value) else None
+def _without_seed(row: Row) -> tuple[tuple[str, Any], ...]:
+    return tuple((column, value) for column, value in row.varied.items() if column != "seed")

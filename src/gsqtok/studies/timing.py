@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
-from contextlib import nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch.utils.benchmark import Timer
 
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.config import TrainConfig
 
 _SECONDS = 0.5  # that each measurement takes, about
-_LEAST = 5
 
 
 def time_tokenizer(config: TrainConfig, batch: int, device: torch.device) -> dict[str, float]:
-    """Milliseconds of each part, untrained weights, the median of many calls, each waited for.
+    """Time each part of an untrained model, in milliseconds: the median of many calls, each waited for.
 
     Args:
         config: its model, image size and precision.
@@ -33,9 +30,9 @@ def time_tokenizer(config: TrainConfig, batch: int, device: torch.device) -> dic
     torch.manual_seed(0)
     tokenizer = ImageTokenizer(config.model).to(device).eval()
     size, quantizer = config.data.size, tokenizer.quantizer
-    bf16 = config.precision == "bfloat16" and device.type == "cuda"
 
-    def autocast() -> Any:
+    def autocast() -> AbstractContextManager:
+        bf16 = config.precision == "bfloat16" and device.type == "cuda"
         return torch.autocast("cuda", torch.bfloat16) if bf16 else nullcontext()
 
     images = torch.rand(batch, 3, size, size, device=device) * 2 - 1
@@ -53,6 +50,7 @@ def time_tokenizer(config: TrainConfig, batch: int, device: torch.device) -> dic
         with autocast():
             out = quantizer(trained)
         (out.quantized.square().mean() + out.loss).backward()
+        quantizer.update(trained, out.indices)
 
     def encode() -> None:
         with autocast():
@@ -64,28 +62,21 @@ def time_tokenizer(config: TrainConfig, batch: int, device: torch.device) -> dic
         with autocast():
             tokenizer.decode(tokens)
 
-    figures = {"quantizer_ms": _median_ms(look_up, device)}
+    metrics = {"quantizer_ms": _median_ms(look_up)}
     quantizer.train()
     if device.type == "cuda":
         step()
         before = torch.cuda.memory_allocated(device)
         torch.cuda.reset_peak_memory_stats(device)
         step()
-        figures["quantizer_memory_mib"] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
-    figures["quantizer_step_ms"] = _median_ms(step, device)
+        metrics["quantizer_memory_mib"] = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    metrics["quantizer_step_ms"] = _median_ms(step)
     quantizer.eval()
-    figures |= {"encode_ms": _median_ms(encode, device), "decode_ms": _median_ms(decode, device)}
-    return figures | {"quantizer_share": figures["quantizer_ms"] / figures["encode_ms"]}
+    metrics |= {"encode_ms": _median_ms(encode), "decode_ms": _median_ms(decode)}
+    return metrics | {"quantizer_share": metrics["quantizer_ms"] / metrics["encode_ms"]}
 
 
-def _median_ms(call: Callable[[], None], device: torch.device) -> float:
-    def once() -> float:
-        began = time.perf_counter()
-        call()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        return 1000 * (time.perf_counter() - began)
-
-    for _ in range(3):
-        once()
-    return statistics.median(once() for _ in range(max(_LEAST, int(1000 * _SECONDS / max(once(), 0.01)))))
+def _median_ms(call: Callable[[], None]) -> float:
+    wait = "; torch.cuda.synchronize()" if torch.cuda.is_available() else ""
+    timer = Timer(f"call(){wait}", globals={"call": call, "torch": torch}, num_threads=torch.get_num_threads())
+    return 1000 * timer.blocked_autorange(min_run_time=_SECONDS).median

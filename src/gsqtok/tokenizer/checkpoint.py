@@ -17,7 +17,8 @@ from urllib.parse import parse_qsl
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
@@ -35,6 +36,7 @@ CHECKPOINT_FILE = "checkpoint.pt"  # of the official GSQ implementation
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # suffixes of files that torch.save wrote
 PUBLISHED = "gsqtok.published"  # opens what is none of ours; a layer above, so it is loaded by name when it is needed
+MODULES_PER_WEIGHT = 20  # blocks hold modules without weights, too
 RUN_TOKENIZER = "tokenizer"  # where a training run keeps its newest weights
 
 
@@ -46,10 +48,16 @@ class Pretrained(nn.Module):
     """Saving and loading, for a module that is made from a configuration and keeps it as ``config``."""
 
     config: Any
+    encoder: nn.Module
+    decoder: nn.Module
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
+
+    def weights(self) -> dict[str, Tensor]:
+        """The state by its usual names, also where a network was replaced by ``torch.compile(network)``."""
+        return {name.replace("_orig_mod.", ""): value for name, value in self.state_dict().items()}
 
     def save_pretrained(
         self,
@@ -91,7 +99,7 @@ class Pretrained(nn.Module):
             raise NotADirectoryError(f"{target} is a file; a tokenizer is saved as a folder")
         state = {  # whole numbers, such as counts, would not survive a float type
             name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-            for name, value in self.state_dict().items()
+            for name, value in self.weights().items()
         }
         aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
@@ -154,31 +162,45 @@ class Pretrained(nn.Module):
         local_files_only: bool = False,
         force_download: bool = False,
         token: str | bool | None = None,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
     ) -> Self:
-        """Load a tokenizer, in evaluation mode, in float32, on the CPU.
+        """Load a tokenizer, in evaluation mode.
 
         Args:
             source: a folder written by ``save_pretrained`` or by a training run; a checkpoint of another project (a
                 file, or a folder with one), whose family is found by what it holds, or named and told more:
                 ``"FAMILY:PATH?option=value"``; or a hub repository (``owner/name``, or ``owner/name/file``) that holds
                 either. None loads the small default tokenizer inside the package.
-            revision: branch, tag or commit of a hub repository; the rest are huggingface_hub's own.
+            revision: branch, tag or commit of a hub repository.
+            cache_dir, local_files_only, force_download, token: huggingface_hub's own.
+            device: where it is to run.
+            dtype: of the networks' weights; the quantizer's stay in float32, since rounding them changes tokens.
 
         Raises:
             FileNotFoundError: no such folder or repository.
             CheckpointError: unreadable files, or files of another kind; the message names the file.
         """
+        hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
+        with torch.device("cpu"):  # whatever the caller's default is
+            tokenizer = cls._load(source, hub | {"force_download": force_download, "token": token})
+        for network in (tokenizer.encoder, tokenizer.decoder):
+            network.to(dtype)
+        return tokenizer.to(device)
+
+    @classmethod
+    def _load(cls, source: str | Path | None, hub: dict[str, Any]) -> Self:
         family: str | None = None
         options: dict[str, Any] = {}
         path = EMBEDDED
         if source is not None:
             family, name, options = split_name(source)
-            hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
-            path = _located(name, hub | {"force_download": force_download, "token": token})
+            path = _located(name, hub)
         if path.name == WEIGHTS_FILE and _is_own(path.parent):
             raise CheckpointError(f"{path} is a file: name the folder that it is in")
         if family is not None or options or not _is_own(path):
-            return import_module(PUBLISHED).open_checkpoint(path, family, options)
+            opened: Self = import_module(PUBLISHED).open_checkpoint(path, family, options)
+            return opened
         for file in (path / CONFIG_FILE, path / WEIGHTS_FILE):
             if not file.is_file():
                 raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
@@ -187,22 +209,75 @@ class Pretrained(nn.Module):
     @classmethod
     def _from_files(cls, config_file: Path, weights_file: Path) -> Self:
         try:
-            values = json.loads(config_file.read_text())
-            own = "family" not in values
-            config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
-            tokenizer = cls(config)
-        except (ValueError, TypeError, AttributeError, LookupError, RuntimeError) as error:
-            raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {error}") from error
-        try:
             state = load_file(weights_file)
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights_file} cannot be read: {error}") from error
         try:
-            tokenizer.load_state_dict(state)
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{weights_file} does not fit {config_file.name}: {reason[:300]}") from error
+            values = json.loads(config_file.read_text())
+            own = "family" not in values
+            config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
+            tokenizer = cls.on_meta(config, len(state))
+        except (ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:
+            raise CheckpointError(f"{config_file} is not a tokenizer's configuration: {_in_a_line(error)}") from error
+        try:
+            return tokenizer.filled(state)
+        except (ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{weights_file} does not fit {config_file.name}: {_in_a_line(error)}") from error
+
+    @classmethod
+    def on_meta(cls, config: Config, weights: int) -> Self:
+        """Make a tokenizer without memory, to compare it with what a file holds.
+
+        Args:
+            config: what it is made of.
+            weights: how many tensors the file holds.
+
+        Raises:
+            ValueError: it asks for many more modules than so many weights could fill.
+        """
+        most = MODULES_PER_WEIGHT * weights + 100
+        left = most
+
+        def count(*_: Any) -> None:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise ValueError(f"it asks for more than {most} modules, and its file holds {weights} weights")
+
+        hook = register_module_module_registration_hook(count)
+        try:
+            with torch.device("meta"):
+                return cls(config)
+        finally:
+            hook.remove()
+
+    def filled(self, state: Mapping[str, Tensor]) -> Self:
+        """This tokenizer from ``on_meta`` with copies of these weights, in float32, in evaluation mode.
+
+        Raises:
+            ValueError: names or shapes that it does not have.
+        """
+        expected = self.state_dict()
+        for what, names in (("lacks", expected.keys() - state), ("has no place for", state.keys() - expected)):
+            if names:
+                raise ValueError(f"it {what} {len(names)} weights, such as {min(names)}")
+        for name, value in state.items():
+            if value.shape != expected[name].shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}, expected {tuple(expected[name].shape)}")
+        copies = {  # what was loaded may be a view of the file
+            name: value.to(torch.float32 if value.is_floating_point() else value.dtype, copy=True)
+            for name, value in state.items()
+        }
+        tokenizer = self
+        if any(buffer.is_meta for name, buffer in self.named_buffers() if name not in expected):
+            with torch.device("cpu"):  # constants that are no weights, and must be computed
+                tokenizer = type(self)(self.config)
+        tokenizer.load_state_dict(copies, assign=True)
         return tokenizer.eval()
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:300]
 
 
 def split_name(source: str | Path) -> tuple[str | None, str, dict[str, Any]]:

@@ -5,20 +5,31 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from functools import cache
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsqtok.acceleration import cpu, tiled
 from gsqtok.acceleration.replay import Replays
-from gsqtok.networks import Decoder, Encoder
+from gsqtok.networks import AnyDecoder, AnyEncoder
+from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer.checkpoint import Pretrained
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+log = logging.getLogger("gsqtok.tokenizer")
+MANY_PIXELS = 4096  # of which none is below mid-grey: hardly a batch of photographs in [-1, 1]
 
 
 @dataclass
@@ -60,8 +71,8 @@ class ImageTokenizer(Pretrained):
         length: tokens of an image, where they are a sequence.
     """
 
-    encoder: Encoder  # or a module of another project that does the same
-    decoder: Decoder
+    encoder: AnyEncoder  # or a module of another project that does the same
+    decoder: AnyDecoder
 
     def __init__(self, config: Config | None = None) -> None:
         config = config or TokenizerConfig()
@@ -72,8 +83,13 @@ class ImageTokenizer(Pretrained):
         if isinstance(config, TokenizerConfig):
             # With the quantizer's options resolved, so that a default that changes later changes no saved tokenizer.
             options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
-            self.config = dataclasses.replace(config, quantizer=options)
+            self.config = dataclasses.replace(config, quantizer=quantizer_options(**options))
         self._replays: Replays | None = None
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As in every module; False also keeps the quantizer's codebook from following the latents."""
+        self.quantizer.requires_grad_(requires_grad)
+        return super().requires_grad_(requires_grad)
 
     @property
     def factor(self) -> int | None:
@@ -132,7 +148,7 @@ class ImageTokenizer(Pretrained):
         """Where ``encode`` and ``decode`` take their input with this ``tile``: tiles are cut from host memory."""
         return self.device if tile is None else torch.device("cpu")
 
-    def optimize(self, dtype: torch.dtype | None = None, cuda_graphs: bool = True) -> ImageTokenizer:
+    def optimize(self, dtype: torch.dtype | None = None, *, cuda_graphs: bool = True) -> ImageTokenizer:
         """Make ``encode`` and ``decode`` fast, in place, for inference only.
 
         Channels become innermost in memory, for which convolutions are fastest; on CUDA the stages between them then
@@ -157,18 +173,23 @@ class ImageTokenizer(Pretrained):
         cuda = self.device.type == "cuda"
         dtype = dtype or (torch.bfloat16 if cuda else torch.float32)
         for network in (self.encoder, self.decoder):
-            if not isinstance(network, Encoder | Decoder):  # of another project: no part of it stays in float32
+            if not isinstance(network, tiled.Network):  # of another project: no part of it stays in float32
                 network.to(dtype)
             for module in network.modules():
                 if isinstance(module, nn.Conv2d):
                     module.to(memory_format=torch.channels_last).to(dtype)
-        if isinstance(self.encoder, Encoder):
+        if isinstance(self.encoder, AnyEncoder):
             self.encoder.conv_out.float()
         self._replays = Replays() if cuda and cuda_graphs else None
         return self.eval()
 
     def _run(
-        self, network: Encoder | Decoder, x: Tensor, pixels: int, tile: int | None, progress: tiled.Progress | None
+        self,
+        network: AnyEncoder | AnyDecoder,
+        x: Tensor,
+        pixels: int,
+        tile: int | None,
+        progress: tiled.Progress | None,
     ) -> Tensor:
         if tile is not None:
             return tiled.run(network, x, tile, progress)
@@ -180,6 +201,7 @@ class ImageTokenizer(Pretrained):
     def encode(
         self,
         images: Tensor,
+        *,
         tile: int | None = None,
         progress: tiled.Progress | None = None,
         check: bool = True,
@@ -203,17 +225,13 @@ class ImageTokenizer(Pretrained):
             ValueError: wrong rank or channels, an empty image, values outside [-1, 1] or not finite; an odd tile.
             TypeError: not floating point.
         """
-        _check_images(images)
-        if check and images.numel():
-            low, high = (float(x) for x in torch.aminmax(images))
-            if not (low >= -1.001 and high <= 1.001):  # also refuses NaN
-                raise ValueError(
-                    f"images must lie in [-1, 1], got [{low:g}, {high:g}]; 8-bit images become so by "
-                    "images.float() / 127.5 - 1"
-                )
+        _check_images(images, check)
+        if not len(images):
+            grid = self.grid(images.shape[2], images.shape[3])
+            return torch.empty(0, *grid, self.quantizer.tokens_per_position, dtype=torch.int64, device=images.device)
         images = self._pad(images)
         latent = self._run(self.encoder, images, images[:, 0].numel(), tile, progress).movedim(1, -1)
-        indices = self._in_rows(lambda rows: self.quantizer(rows, check).indices, latent, tile)
+        indices = self._in_rows(lambda rows: self.quantizer(rows, check=check).indices, latent, tile)
         if check and (indices < 0).any():
             raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
         return indices
@@ -221,7 +239,8 @@ class ImageTokenizer(Pretrained):
     @torch.no_grad()
     def decode(
         self,
-        tokens: Tensor,
+        tokens: Tensor | NDArray[np.integer],
+        *,
         size: tuple[int, int] | None = None,
         tile: int | None = None,
         progress: tiled.Progress | None = None,
@@ -229,7 +248,8 @@ class ImageTokenizer(Pretrained):
         """Tokens to images.
 
         Args:
-            tokens: (B, h, w, G) integers in [0, V).
+            tokens: (B, h, w, G) integers in [0, V), of any integer type; an array of numpy, which is moved to where it
+                is decoded, too.
             size: height and width in pixels to crop to; None keeps h * f and w * f.
             tile: as for ``encode``; feature maps are kept where ``tokens`` are.
             progress: as for ``encode``.
@@ -241,14 +261,18 @@ class ImageTokenizer(Pretrained):
             ValueError: wrong rank or G, a token out of range, a size that the grid does not have, an odd tile.
             TypeError: tokens that are not integers.
         """
-        if tokens.ndim != 4:
-            raise ValueError(f"tokens must have shape (B, h, w, G), got {tuple(tokens.shape)}")
-        grid = tuple(tokens.shape[1:3])
+        if isinstance(tokens, np.ndarray):
+            tokens = torch.from_numpy(tokens).to(self.input_device(tile))
+        if tokens.ndim != 4 or 0 in tokens.shape[1:3]:
+            raise ValueError(f"tokens must have shape (B, h, w, G) with a position at least, got {tuple(tokens.shape)}")
+        grid = (tokens.shape[1], tokens.shape[2])
         height, width = self.image_size(*grid)
-        if size is not None and self.grid(*size) != grid:
+        if size is not None and (len(size) != 2 or self.grid(*size) != grid):
             raise ValueError(f"a grid of {grid} tokens makes {height}x{width} pixels, not {tuple(size)}")
         quantized = self._in_rows(self.quantizer.decode, tokens, tile).movedim(-1, 1)
         quantized = quantized.to(_dtype(self.decoder))
+        if not len(tokens):
+            tile = None  # nothing to cut
         images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp_(-1, 1)
         return images if size is None else images[:, :, : size[0], : size[1]]
 
@@ -261,13 +285,22 @@ class ImageTokenizer(Pretrained):
 
     def decode_latent(self, quantized: Tensor) -> Tensor:
         """Quantized latents (B, D, h, w) to images (B, 3, h * f, w * f), not clamped, with gradient."""
-        return self.decoder(quantized.to(_dtype(self.decoder)))
+        images: Tensor = self.decoder(quantized.to(_dtype(self.decoder)))
+        return images
 
-    def forward(self, images: Tensor) -> TokenizerOutput:
-        """Reconstruct images, with everything that training needs: (B, 3, H, W) in [-1, 1]."""
-        _check_images(images)
+    def forward(self, images: Tensor, *, check: bool = True) -> TokenizerOutput:
+        """Reconstruct images, with everything that training needs.
+
+        Args:
+            images: (B, 3, H, W) floating point in [-1, 1].
+            check: as for ``encode``; a training loop that knows its images need not wait for the device.
+
+        Raises:
+            ValueError, TypeError: as ``encode``.
+        """
+        _check_images(images, check)
         latent = self.encoder(self._pad(images))
-        out = self.quantizer(latent.movedim(1, -1))
+        out = self.quantizer(latent.movedim(1, -1), check=check)
         quantized = out.quantized.movedim(-1, 1)
         reconstruction = self.decode_latent(quantized)[:, :, : images.shape[2], : images.shape[3]]
         return TokenizerOutput(reconstruction, out.indices, latent, quantized, out.loss, out.losses)
@@ -282,7 +315,7 @@ class ImageTokenizer(Pretrained):
     def fingerprint(self) -> str:
         """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""
         digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for name, value in sorted(self.state_dict().items()):
+        for name, value in sorted(self.weights().items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
@@ -293,13 +326,28 @@ def _dtype(network: nn.Module) -> torch.dtype:
     return next(network.parameters()).dtype
 
 
-def _check_images(images: Tensor) -> None:
+def _check_images(images: Tensor, check: bool) -> None:
+    """Refuse what are no images in [-1, 1]; their values are looked at only with ``check``."""
+    scale = "8-bit images become so by images.float() / 127.5 - 1"
+    if not isinstance(images, Tensor):
+        raise TypeError(f"images must be a tensor, got {type(images).__name__}; torch.from_numpy makes one of an array")
     if images.ndim != 4 or images.shape[1] != 3:
         raise ValueError(f"images must have shape (B, 3, H, W), got {tuple(images.shape)}")
     if not images.is_floating_point():
-        raise TypeError(
-            f"images must be floating point in [-1, 1], got {images.dtype}; 8-bit images become so by "
-            "images.float() / 127.5 - 1"
-        )
+        raise TypeError(f"images must be floating point in [-1, 1], got {images.dtype}; {scale}")
     if 0 in images.shape[2:]:
         raise ValueError(f"images must hold at least one pixel, got {tuple(images.shape)}")
+    if check and images.numel() and not images.is_meta and not torch.compiler.is_compiling():
+        low, high = (float(x) for x in torch.aminmax(images))
+        if not (low >= -1.001 and high <= 1.001):  # also refuses NaN
+            raise ValueError(f"images must lie in [-1, 1], got [{low:g}, {high:g}]; {scale}")
+        if 0 <= low < high and images[:, 0].numel() >= MANY_PIXELS:
+            _warn_of_other_range()
+
+
+@cache
+def _warn_of_other_range() -> None:
+    log.warning(
+        "no image of the batch has a value below 0: images are expected in [-1, 1]; if yours lie in [0, 1], "
+        "pass images * 2 - 1 (said once)"
+    )

@@ -60,7 +60,7 @@ def model_card(
         ValueError: no result of an evaluation (``ResultError``), or one of another tokenizer.
     """
     result = None if evaluation is None else _read_evaluation(evaluation, tokenizer)
-    figures = {} if result is None else {k: v for k, v in result.figures.items() if v is not None}
+    figures = {} if result is None else {k: v for k, v in result.metrics.items() if v is not None}
     data = ModelCardData(
         library_name="gsqtok",
         tags=["image-tokenizer", "vector-quantization", f"quantizer-{tokenizer.quantizer.name}"],

@@ -118,7 +118,7 @@ class _Unpickler(pickle.Unpickler):
         raise RefusedPickleError("it refers to objects outside of itself (a persistent id)")
 
 
-class _Mapping(dict):
+class _Mapping(dict[Any, Any]):
     """An OrderedDict: filled by item assignment."""
 
     def __setstate__(self, state: Any) -> None:
@@ -132,7 +132,7 @@ class _Node:
         self.content = state["_content"] if "_content" in state else state["_val"]
 
 
-class _Ignored(dict):
+class _Ignored(dict[Any, Any]):
     """What nobody looks at: what a node or a checkpoint holds beside its values."""
 
     def __init__(self, *arguments: Any) -> None:

@@ -25,15 +25,8 @@ from gsqtok.tokenizer import ImageTokenizer
 META = "__gsqtok__"
 # What numpy and zipfile raise for files that are damaged or of another kind.
 UNREADABLE = (
-    ValueError,
-    LookupError,
-    TypeError,
-    AttributeError,
-    OSError,
-    EOFError,
-    RuntimeError,
-    zipfile.BadZipFile,
-    zlib.error,
+    *(ValueError, LookupError, TypeError, AttributeError, OSError, EOFError, RuntimeError),
+    *(zipfile.BadZipFile, zlib.error),
 )
 
 

@@ -38,12 +38,10 @@ class Crops:
             raise ValueError(f"crop must be 'none', 'center' or 'ten', got {self.crop!r}")
         if self.size is None and (self.crop != "none" or self.resize is not None):
             raise ValueError(f"crop {self.crop!r} and resize need a size")
-        if self.crop == "none" and self.resize is not None:
-            raise ValueError("resize goes with a crop: without one, the short side becomes size")
+        if self.resize is not None and (self.crop == "none" or self.resize < self.size):
+            raise ValueError(f"resize goes with a crop and is at least size, got {self.resize}")
         if self.crop == "ten" and self.flip:
             raise ValueError("ten crops are five and their mirror images: leave out flip")
-        if self.resize is not None and self.resize < self.size:
-            raise ValueError(f"resize must be at least size, got {self.resize} < {self.size}")
         short = self.resize or (round(1.1 * self.size) if self.crop == "ten" else self.size)
         object.__setattr__(self, "_resized", ImageTransform(short, crop="none", resample=self.resample, fast=self.fast))
 

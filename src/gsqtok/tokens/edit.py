@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from gsqtok.tokens.manifest import SKIPPED, finish, read_manifest, write_part
+from gsqtok.tokens.manifest import finish, read_manifest, read_skipped, write_part
 from gsqtok.tokens.plan import Plan, Unit, keys_digest, write_plan
 
 _SAME = ("tokenizer", "transform", "codebook_size", "columns", "format")
@@ -48,8 +48,8 @@ def merge(folders: Sequence[str | Path], output: str | Path, *, prefix: bool = F
     pieces: list[_Piece] = []
     seen: set[bytes] = set()
     for folder, name, manifest in zip(folders, names, manifests, strict=True):
-        for piece in _pieces(folder, manifest):
-            piece = piece.prefixed(f"{name}/") if prefix else piece
+        rekey = (lambda key, name=name: f"{name}/{key}") if prefix else str
+        for piece in _pieces(folder, manifest, rekey):
             hashed = {_hash(key): key for key in piece.all_keys()}
             if twice := hashed.keys() & seen:
                 key = hashed[twice.pop()]
@@ -89,64 +89,48 @@ def split(
 
     manifests = []
     for side, output in ((True, outputs[0]), (False, outputs[1])):
-        pieces = [piece.where(lambda key, side=side: first(key) is side) for piece in _pieces(folder, manifest)]
         changes = {"split": [manifest["fingerprint"], fraction, seed, side]}
-        pieces = [piece for piece in pieces if piece.images]
+        pieces = _pieces(folder, manifest, lambda key, side=side: key if first(key) is side else None)
+        pieces = [piece for piece in pieces if piece.all_keys()]
         manifests.append(_write(Path(output), pieces, manifest, changes, manifest["source"]))
     return manifests[0], manifests[1]
 
 
+@dataclass(frozen=True)
 class _Piece:
-    """The rows of a shard, read when they are needed, and the skipped images of its unit."""
+    """The rows of a shard, read when they are needed, and the skipped images of its unit.
 
-    def __init__(self, path: Path | None, schema: pa.Schema, skipped: list[tuple[str, str]]) -> None:
-        self.path, self.schema, self.skipped = path, schema, skipped
-        self._prefix, self._wanted = "", None
+    ``rekey`` gives an image its new key, or None to leave it out.
+    """
 
-    def prefixed(self, prefix: str) -> _Piece:
-        piece = _Piece(self.path, self.schema, [(prefix + key, reason) for key, reason in self.skipped])
-        piece._prefix = prefix
-        return piece
-
-    def where(self, wanted: Callable[[str], bool]) -> _Piece:
-        piece = _Piece(self.path, self.schema, [(key, reason) for key, reason in self.skipped if wanted(key)])
-        piece._wanted = wanted
-        return piece
+    path: Path | None
+    schema: pa.Schema
+    own_skipped: list[tuple[str, str]]
+    rekey: Callable[[str], str | None] = str
 
     def table(self) -> pa.Table:
         if self.path is None:
             return self.schema.empty_table()
         table = pq.read_table(self.path)
-        if self._wanted is not None:
-            table = table.filter(pa.array([self._wanted(key) for key in table["key"].to_pylist()]))
-        if self._prefix:
-            keys = pc.binary_join_element_wise(self._prefix, table["key"], "")
-            table = table.set_column(table.schema.get_field_index("key"), table.schema.field("key"), keys)
-        return table
+        keys = pa.array(map(self.rekey, table["key"].to_pylist()), pa.string())
+        place = table.schema.get_field_index("key")
+        return table.set_column(place, table.schema.field(place), keys).filter(keys.is_valid())
+
+    def skipped(self) -> list[tuple[str, str]]:
+        return [(new, reason) for key, reason in self.own_skipped if (new := self.rekey(key)) is not None]
 
     def all_keys(self) -> list[str]:
         """Of all images, also the skipped ones."""
-        keys = []
-        if self.path is not None:
-            keys = dict.fromkeys(pq.read_table(self.path, columns=["key"])["key"].to_pylist())
-            keys = [self._prefix + key for key in keys if self._wanted is None or self._wanted(key)]
-        return keys + [key for key, _ in self.skipped]
-
-    @property
-    def images(self) -> int:
-        return len(self.all_keys())
+        rows = [] if self.path is None else pq.read_table(self.path, columns=["key"])["key"].to_pylist()
+        keys = dict.fromkeys([*rows, *(key for key, _ in self.own_skipped)])
+        return [new for key in keys if (new := self.rekey(key)) is not None]
 
 
-def _pieces(folder: Path, manifest: dict[str, Any]) -> list[_Piece]:
-    skipped: dict[int, list[tuple[str, str]]] = {}
-    for row in pq.read_table(folder / SKIPPED).to_pylist():
-        skipped.setdefault(row["unit"], []).append((row["key"], row["reason"]))
-    files = [part["file"] for part in manifest["units"] if "file" in part]
-    schema = pq.read_schema(folder / files[0]) if files else pa.schema([])
-    return [
-        _Piece(folder / part["file"] if "file" in part else None, schema, skipped.get(number, []))
-        for number, part in enumerate(manifest["units"])
-    ]
+def _pieces(folder: Path, manifest: dict[str, Any], rekey: Callable[[str], str | None] = str) -> list[_Piece]:
+    skipped = read_skipped(folder)
+    paths = [folder / part["file"] if "file" in part else None for part in manifest["units"]]
+    schema = next((pq.read_schema(path) for path in paths if path is not None), pa.schema([]))
+    return [_Piece(path, schema, skipped.get(number, []), rekey) for number, path in enumerate(paths)]
 
 
 def _write(
@@ -158,14 +142,12 @@ def _write(
     aside = output.with_name(f".{output.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        units = []
-        for number, piece in enumerate(pieces):
-            keys = piece.all_keys()
-            units.append(Unit(number, len(keys), keys_digest(keys), ()))
+        keys = [piece.all_keys() for piece in pieces]
+        units = [Unit(number, len(own), keys_digest(own), ()) for number, own in enumerate(keys)]
         plan = Plan(origin["settings"] | changes, 1, tuple(units))
         write_plan(aside, plan)
         for unit, piece in zip(units, pieces, strict=True):
-            write_part(aside, unit, len(units), piece.table(), piece.skipped)
+            write_part(aside, unit, len(units), piece.table(), piece.skipped())
         header = {name: origin[name] for name in _HEADER} | {"source": source}
         manifest = finish(aside, plan, header)
         aside.rename(output)

@@ -123,7 +123,7 @@ class Encode:
         if count == 1 and self.tokenizer.grid(*images.shape[2:]) == (1, 1):
             images = images.repeat(2, 1, 1, 1)  # torch refuses to normalise a single value, alone in its batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.tokenizer.encode(images, self.tile, check=False)[:count]
+            return self.tokenizer.encode(images, tile=self.tile, check=False)[:count]
 
     def _parts(self, crops: Tensor) -> list[tuple[Tensor, Tensor] | str]:
         """The same in the signed type of the size of ``dtype``, on its way to the host, and whether all are finite.

@@ -103,6 +103,14 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not the manifest of a token data set ({error})") from error
 
 
+def read_skipped(folder: Path) -> dict[int, list[tuple[str, str]]]:
+    """Read (key, reason) of the skipped images, by the number of their unit."""
+    by_unit: dict[int, list[tuple[str, str]]] = {}
+    for row in pq.read_table(folder / SKIPPED).to_pylist():
+        by_unit.setdefault(row["unit"], []).append((row["key"], row["reason"]))
+    return by_unit
+
+
 def header(tokenizer: ImageTokenizer, transform: dict[str, Any]) -> dict[str, Any]:
     """What every shard and the manifest say of their origin."""
     return {

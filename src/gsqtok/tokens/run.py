@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import itertools
 import json
@@ -147,13 +148,19 @@ def tokenize(
             _write_units(folder, plan, own, _counted(chunks, progress), schema)
             metrics = progress.metrics()
         metrics["waiting"] = round(waiting.seconds / max(metrics["seconds"], 1e-3), 4)
-        whole = None
-        if len(manifest.done_units(folder, plan)) == len(plan.units):
-            whole = manifest.finish(folder, plan, header | {"model": model, "source": str(source)})
-            if not whole["images"]:
-                skipped = folder / manifest.SKIPPED
-                raise ValueError(f"none of the {whole['skipped']['rows']:,} images can be read: see {skipped}")
+        whole = _finished(folder, plan, header | {"model": model, "source": str(source)})
     return RunResult(metrics, whole, workers)
+
+
+def _finished(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any] | None:
+    """The manifest, if all units are done; a ValueError if no image could be read."""
+    if len(manifest.done_units(folder, plan)) < len(plan.units):
+        return None
+    whole = manifest.finish(folder, plan, header)
+    if not whole["images"]:
+        skipped = folder / manifest.SKIPPED
+        raise ValueError(f"none of the {whole['skipped']['rows']:,} images can be read: see {skipped}")
+    return whole
 
 
 @contextmanager
@@ -179,6 +186,8 @@ class _Encoder:
 
     def __init__(self, tokenizer: ImageTokenizer, options: RunOptions) -> None:
         self._tokenizer, self._options = tokenizer, options
+        # for Ray's actors, before it is optimized here
+        self._plain = copy.deepcopy(tokenizer).cpu() if options.engine == "ray" else tokenizer
         self._here: Encode | None = None
         self._make = functools.partial(
             Encode,
@@ -206,7 +215,7 @@ class _Encoder:
             return engines.local(source, tasks, decode, here, workers, waiting)
         if not tasks:
             return iter(())
-        there = functools.partial(_encode_there, self._tokenizer, self._make, batch_size)
+        there = functools.partial(_encode_there, self._plain, self._make, batch_size)
         return engines.ray(source, tasks, decode, there, options.workers or 0, options.ray_address)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from gsqtok.io import one_line, sha256_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens.dataset import require
-from gsqtok.tokens.manifest import SKIPPED, read_manifest
+from gsqtok.tokens.manifest import SKIPPED, read_manifest, read_skipped
 from gsqtok.tokens.plan import keys_digest, read_plan
 from gsqtok.tokens.shards import read_header
 
@@ -44,7 +44,8 @@ def verify(folder: str | Path, on_progress: Callable[[int], None] = lambda shard
     if len(manifest["units"]) != len(plan.units):
         return [f"the manifest has {len(manifest['units'])} units, the plan {len(plan.units)}"]
     try:
-        skipped = _skipped(folder, manifest)
+        _check_hash(folder / SKIPPED, manifest["skipped"]["sha256"])
+        skipped = read_skipped(folder)
     except (OSError, ValueError) as error:
         return [f"{SKIPPED}: {one_line(error)}"]
     seen: set[bytes] = set()
@@ -58,7 +59,7 @@ def verify(folder: str | Path, on_progress: Callable[[int], None] = lambda shard
             continue
         images += len(keys)
         name = part.get("file", f"unit {unit.number}")
-        keys += skipped.get(unit.number, [])
+        keys += [key for key, _ in skipped.get(unit.number, [])]
         if len(keys) != unit.images:
             problems.append(f"{name}: {len(keys)} images written and skipped, {unit.images} in the source")
         elif keys_digest(keys) != unit.keys:
@@ -103,15 +104,6 @@ def decode_sample(
                 raise ValueError(f"the tokens of '{row['key']}' decode to numbers that are not finite")
             decoded.append((row["key"], tuple(row["size"]), image))
     return decoded
-
-
-def _skipped(folder: Path, manifest: dict[str, Any]) -> dict[int, list[str]]:
-    _check_hash(folder / SKIPPED, manifest["skipped"]["sha256"])
-    table = pq.read_table(folder / SKIPPED)
-    by_unit: dict[int, list[str]] = {}
-    for key, unit in zip(table["key"].to_pylist(), table["unit"].to_pylist(), strict=True):
-        by_unit.setdefault(unit, []).append(key)
-    return by_unit
 
 
 def _shard_keys(folder: Path, manifest: dict[str, Any], part: dict[str, Any]) -> list[str]:

@@ -13,7 +13,7 @@ from gsqtok.discriminators import build_discriminator
 from gsqtok.losses import LeCam, adaptive_weight, discriminator_loss, generator_loss, r1_penalty
 from gsqtok.networks.backbone import Backbone
 from gsqtok.training.config import AdversarialConfig
-from gsqtok.training.optimizer import adamw, learning_rate
+from gsqtok.training.optimizer import build_optimizer, learning_rate
 
 
 class DiscriminatorObjective(nn.Module):
@@ -77,7 +77,7 @@ class Adversary:
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
         self.network = objective.discriminator
         self.objective, self.optimizer = accelerator.prepare(
-            objective, adamw(self.network, config.optimizer, accelerator.device)
+            objective, build_optimizer(self.network, config.optimizer, accelerator.device)
         )
 
     def joins(self, step: int) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gsqtok.options import Count, Decay, Natural, Positive, Weight, check
 from gsqtok.tokenizer import TokenizerConfig
 
 
@@ -21,7 +22,7 @@ class DataConfig:
         max_resize: before the random crop the short side becomes a random length from size to max_resize, at most its
             own; null resizes it to size.
         flip: mirror half of the images.
-        streaming: read while training instead of preparing the whole source first.
+        streaming: read files in their order, shuffled in a buffer, instead of converting parquet and tar first.
         workers: processes that decode images, for each rank.
     """
 
@@ -29,18 +30,23 @@ class DataConfig:
     train_split: str | None = None
     validation: str | list[str] = ""
     validation_split: str | None = None
-    size: int = 256
-    max_resize: int | None = None
+    size: Count = 256
+    max_resize: Count | None = None
     flip: bool = True
     streaming: bool = False
-    workers: int = 4
+    workers: Natural = 4
+
+    def __post_init__(self) -> None:
+        check(self, "data.")
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW and its learning rate; the defaults are the paper's VAE stage.
+    """The optimiser and its learning rate; the defaults are the paper's VAE stage.
 
     Args:
+        name: adamw, or muon, which turns all directions of a convolution's weights alike and leaves the other
+            parameters to AdamW: far faster for the compact networks, with a learning rate of 1e-3.
         learning_rate: its peak.
         betas: AdamW's decay rates.
         eps: AdamW's epsilon.
@@ -50,13 +56,17 @@ class OptimizerConfig:
         schedule: constant, or cosine, which falls to zero at the last step.
     """
 
-    learning_rate: float = 1e-4
-    betas: tuple[float, float] = (0.9, 0.99)
-    eps: float = 1e-8
-    weight_decay: float = 0.05
-    clip: float = 2.0
-    warmup_steps: int = 0
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: Weight = 1e-4
+    betas: tuple[Decay, Decay] = (0.9, 0.99)
+    eps: Weight = 1e-8
+    weight_decay: Weight = 0.05
+    clip: Positive = 2.0
+    warmup_steps: Natural = 0
     schedule: Literal["constant", "cosine"] = "constant"
+
+    def __post_init__(self) -> None:
+        check(self, "optimizer.")
 
 
 @dataclass(frozen=True)
@@ -64,7 +74,8 @@ class LossConfig:
     """The tokenizer's loss: reconstruction + perceptual + quantizer.
 
     Args:
-        reconstruction: mean squared (l2) or absolute (l1) error.
+        reconstruction: mean squared (l2) or absolute (l1) error, or the mean of the logarithms of the images' squared
+            errors (log), which is what PSNR measures. Beside log, other terms weigh as if l2 were divided by its value.
         reconstruction_weight: its weight.
         perceptual: lpips, or timm:NAME for feature distances in that backbone, such as timm:tf_efficientnet_lite0.
         perceptual_weight: its weight; 0 leaves the term out and loads no network.
@@ -72,12 +83,15 @@ class LossConfig:
         quantizer_weight: weight of the quantizer's own loss.
     """
 
-    reconstruction: Literal["l2", "l1"] = "l2"
-    reconstruction_weight: float = 1.0
+    reconstruction: Literal["l2", "l1", "log"] = "l2"
+    reconstruction_weight: Weight = 1.0
     perceptual: str = "lpips"
-    perceptual_weight: float = 1.0
+    perceptual_weight: Weight = 1.0
     perceptual_file: str | None = None
-    quantizer_weight: float = 1.0
+    quantizer_weight: Weight = 1.0
+
+    def __post_init__(self) -> None:
+        check(self, "loss.")
 
 
 @dataclass(frozen=True)
@@ -109,23 +123,19 @@ class AdversarialConfig:
     backbone: str = "vit_small_patch14_reg4_dinov2"
     backbone_file: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
-    weight: float = 0.1
-    start_step: int = 0
+    weight: Weight = 0.1
+    start_step: Natural = 0
     generator_loss: Literal["hinge", "vanilla", "non_saturating"] = "non_saturating"
     discriminator_loss: Literal["hinge", "vanilla", "non_saturating"] = "hinge"
     adaptive_weight: bool = False
-    lecam: float = 0.0
-    r1: float = 0.0
-    r1_every: int = 16
+    lecam: Weight = 0.0
+    r1: Weight = 0.0
+    r1_every: Count = 16
     augment: tuple[str, ...] = ()
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
 
     def __post_init__(self) -> None:
-        for name in ("weight", "start_step", "lecam", "r1"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"adversarial.{name} must not be negative, got {getattr(self, name)}")
-        if self.r1_every < 1:
-            raise ValueError(f"adversarial.r1_every must be at least 1, got {self.r1_every}")
+        check(self, "adversarial.")
         if self.r1 and self.discriminator == "patch" and self.options.get("norm", "batch") == "batch":
             raise ValueError(
                 "adversarial.r1 needs options {norm: group}: batch norm mixes the images in each other's gradients, "
@@ -168,30 +178,25 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
-    steps: int = 100_000
-    batch_size: int = 256
-    gradient_accumulation: int = 1
+    steps: Count = 100_000
+    batch_size: Count = 256
+    gradient_accumulation: Count = 1
     precision: Literal["bfloat16", "float32"] = "bfloat16"
-    ema_decay: float = 0.999
+    ema_decay: Decay = 0.999
     cuda_graphs: bool = True
     seed: int = 0
-    log_every: int = 50
-    validate_every: int = 5000
-    save_every: int = 1000
-    keep_checkpoints: int = 2
+    log_every: Count = 50
+    validate_every: Count = 5000
+    save_every: Count = 1000
+    keep_checkpoints: Count = 2
     trackers: tuple[str, ...] = ("tensorboard",)
 
     def __post_init__(self) -> None:
-        positive = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate_every", "save_every")
-        for name in (*positive, "keep_checkpoints"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check(self)
         if self.batch_size % self.gradient_accumulation:
             raise ValueError(
                 f"batch_size {self.batch_size} is no multiple of gradient_accumulation {self.gradient_accumulation}"
             )
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay}")
         if self.freeze != "none" and not self.initialize_from:
             raise ValueError("freeze needs initialize_from: an encoder with random weights is not worth keeping")
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from gsqtok.training.config import OptimizerConfig
+from gsqtok.training.muon import Muon
 
 
 def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
@@ -23,16 +24,15 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
-def adamw(network: nn.Module, config: OptimizerConfig, device: torch.device) -> AdamW:
-    """AdamW over the parameters that are trained."""
-    optimizer = AdamW(
-        [p for p in network.parameters() if p.requires_grad],
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        fused=device.type == "cuda",
-    )
+def build_optimizer(network: nn.Module, config: OptimizerConfig, device: torch.device) -> Optimizer:
+    """The optimiser over the parameters that are trained."""
+    shared = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    optimizer: Optimizer
+    if config.name == "muon":
+        optimizer = Muon(network, **shared)
+    else:
+        trained = [p for p in network.parameters() if p.requires_grad]
+        optimizer = AdamW(trained, **shared, fused=device.type == "cuda")
     optimizer.register_load_state_dict_pre_hook(_as_parameters_lie)
     return optimizer
 
@@ -55,8 +55,8 @@ def _as_parameters_lie(optimizer: Optimizer, state: dict[str, Any]) -> dict[str,
 def update_where(finite: Tensor, optimizer: AcceleratedOptimizer) -> None:
     """Make an optimiser's update if ``finite``, a bool scalar, holds.
 
-    Where it lies on a GPU, nobody waits for it: fused AdamW leaves the update out there (``found_inf``, by which
-    gradient scaling does the same).
+    Where it lies on a GPU, nobody waits for it: fused AdamW and Muon leave the update out there (``found_inf``, by
+    which gradient scaling does the same).
     """
     if finite.is_cuda:
         optimizer.optimizer.found_inf = (~finite).float()

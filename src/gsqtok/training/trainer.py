@@ -39,7 +39,7 @@ from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.interruption import InterruptedRunError, Interruption
 from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.objective import Objective
-from gsqtok.training.optimizer import adamw, learning_rate, update_where
+from gsqtok.training.optimizer import build_optimizer, learning_rate, update_where
 from gsqtok.training.run_folder import RunFolder, step_of, together
 
 log = logging.getLogger("gsqtok.training")
@@ -111,7 +111,8 @@ class Trainer:
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
             self.record_graphs(tokenizer)
         self.tokenizer = tokenizer
-        self.model, self.optimizer = self.accelerator.prepare(tokenizer, adamw(tokenizer, config.optimizer, device))
+        optimizer = build_optimizer(tokenizer, config.optimizer, device)
+        self.model, self.optimizer = self.accelerator.prepare(tokenizer, optimizer)
         self.adversary = None
         if config.adversarial.discriminator != "none":
             self.adversary = Adversary(config.adversarial, self.accelerator, config.steps)
@@ -209,12 +210,14 @@ class Trainer:
         parts = config.gradient_accumulation
         means: dict[str, Tensor] = {}
         tokens: list[Tensor] = []
+        latents: list[Tensor] = []
+        quantizer = self.tokenizer.quantizer
         for part, batch in enumerate(islice(batches, parts), 1):
             self.skipped.add(batch["skipped"])
             images = batch["image"].to(accelerator.device, non_blocking=True, memory_format=self.layout)
             with accelerator.no_sync(self.model) if part < parts else nullcontext():
                 with accelerator.autocast():
-                    out = self.model(images)
+                    out = self.model(images, check=False)  # they come from our own transform
                     loss, terms = self.objective(out, images)
                     if adversary is not None:
                         criticism, more = adversary.criticise(
@@ -226,6 +229,8 @@ class Trainer:
             if adversary is not None:
                 terms |= adversary.learn(step, images, out.reconstruction.detach(), part, parts)
             tokens.append(out.tokens)
+            if quantizer.follows:  # a copy: the next part's pass through a recorded graph overwrites the latent
+                latents.append(out.latent.detach().movedim(1, -1).to(torch.float32, copy=True))
             for name, term in terms.items():
                 share = term / parts if parts > 1 else term
                 means[name] = means[name] + share if name in means else share
@@ -239,10 +244,13 @@ class Trainer:
         update_where(finite, self.optimizer)
         if adversary is not None:
             update_where(finite, adversary.optimizer)
+        counted = torch.where(finite.to(accelerator.device), torch.cat(tokens), -1)
+        if latents:
+            quantizer.update(torch.cat(latents), counted)
         if finite.is_cuda or finite:  # nobody waits for a GPU's answer: an average of unchanged weights does no harm
             self.ema.update_parameters(self.tokenizer)
         if self.usage is not None:
-            self.usage.update(torch.where(finite.to(accelerator.device), torch.cat(tokens), -1))
+            self.usage.update(counted)
         # a recorded graph hands over gradients in its own memory: to add up several, there must be some to add to
         self.optimizer.zero_grad(set_to_none=parts == 1)
         if adversary is not None:
@@ -291,14 +299,12 @@ class Trainer:
                 self.validation,
                 transform=ImageTransform(self.config.data.size),
                 workers=self.config.data.workers,
-                rank=self.accelerator.process_index,
-                world_size=self.accelerator.num_processes,
             )
             shown = ("psnr", "ssim", "usage", "perplexity", "bits_per_pixel")
             run_log.measured(step, {f"validation/{name}": float(figures[name]) for name in shown if name in figures})
         if self.accelerator.is_main_process:
             images = self.fixed.to(self.accelerator.device)
-            run_log.grid(step, images.cpu(), model.decode(model.encode(images), tuple(images.shape[2:])).cpu())
+            run_log.grid(step, images.cpu(), model.decode(model.encode(images), size=tuple(images.shape[2:])).cpu())
 
     def save(self, step: int) -> None:
         """Write a checkpoint and the averaged tokenizer."""

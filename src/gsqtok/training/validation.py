@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gsqtok.losses import PerceptualDistance, generator_loss
-from gsqtok.networks.backbone import random_backbone
+from gsqtok.networks.backbone import random_backbone, random_trunk
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import DiscriminatorObjective
 from gsqtok.training.config import TrainConfig
@@ -119,7 +119,7 @@ def _random_perceptual(config: TrainConfig) -> PerceptualDistance | None:
     name = config.loss.perceptual.removeprefix("timm:")
     try:
         if name == "lpips":
-            return PerceptualDistance(random_backbone("vgg16", out_indices=(0, 1, 2, 3, 4)))
+            return PerceptualDistance(random_trunk("vgg16"))
         return PerceptualDistance(random_backbone(name))
     except (ValueError, RuntimeError):
         return None

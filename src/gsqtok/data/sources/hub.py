@@ -34,54 +34,43 @@ def open_hub(name: str, split: str | None, prefix: str, streaming: bool) -> list
     _undecoded.cache_clear()
     dataset, split_found = _opened(name, split, streaming)
     prefix = f"{prefix}{split_found}-"
+    named = (name, split, streaming)
     if not streaming:
-        return [HubDataset((name, split, False), dataset, prefix)]
-    return [HubShard((name, split, True), dataset, f"{prefix}{i:05d}-", i) for i in range(dataset.num_shards)]
+        return [HubDataset(named, dataset, prefix)]
+    return [HubDataset(named, dataset, f"{prefix}{shard:05d}-", shard) for shard in range(dataset.num_shards)]
 
 
 class HubDataset(Part):
-    """A downloaded data set, memory-mapped."""
+    """A downloaded data set, memory-mapped; with a number, a shard of a streamed one."""
 
-    by_number = True
-
-    def __init__(self, named: _Named, dataset: Any, prefix: str) -> None:
-        self._named, self._prefix = named, prefix
+    def __init__(self, named: _Named, dataset: Any, prefix: str, shard: int | None = None) -> None:
+        self._named, self._prefix, self._shard = named, prefix, shard
         self._image, self.columns = image_and_extra_columns(dataset.features.arrow_schema, named[0])
-        self._description = f"{named[:2]}\0{dataset.features}\0{getattr(dataset, 'num_rows', None)}"
+        about = (named, prefix, dataset.features, getattr(dataset, "num_rows", None), dataset.info.download_checksums)
+        self._description = "\0".join(map(str, about))
+        self.counted = self.by_number = shard is None
 
     def stamp(self) -> str:
         return self._description
 
     def __len__(self) -> int:
+        if not self.counted:
+            raise TypeError(f"how many images {self._named[0]} has is not known while it is streamed")
         return len(_opened(*self._named)[0])
 
+    def spans(self, size: int | None) -> Iterator[tuple[int, int]]:
+        return super().spans(size) if self.counted else iter([(0, UNKNOWN)])
+
     def keys(self, first: int, length: int) -> list[str]:
+        if not self.counted:
+            return [row.key for row in self.reader(first, length, ())()]
         return [f"{self._prefix}{row:06d}" for row in range(first, first + length)]
 
     def reader(self, first: int, length: int, columns: tuple[str, ...]) -> Reader:
-        return functools.partial(_read, self._named, first, self.keys(first, length), (self._image, *columns))
-
-
-class HubShard(HubDataset):
-    """A shard of a streamed data set."""
-
-    counted = by_number = False
-
-    def __init__(self, named: _Named, dataset: Any, prefix: str, shard: int) -> None:
-        super().__init__(named, dataset, prefix)
-        self._shard = shard
-
-    def __len__(self) -> int:
-        raise TypeError(f"how many images {self._named[0]} has is not known while it is streamed")
-
-    def spans(self, size: int | None) -> Iterator[tuple[int, int]]:
-        yield 0, UNKNOWN
-
-    def keys(self, first: int, length: int) -> list[str]:
-        return [row.key for row in self.reader(first, length, ())()]
-
-    def reader(self, first: int, length: int, columns: tuple[str, ...]) -> Reader:
-        return functools.partial(_stream, self._named, self._shard, self._prefix, (self._image, *columns))
+        columns = (self._image, *columns)
+        if self._shard is not None:
+            return functools.partial(_stream, self._named, self._shard, self._prefix, columns)
+        return functools.partial(_read, self._named, first, self.keys(first, length), columns)
 
 
 def _read(named: _Named, first: int, keys: list[str], columns: tuple[str, ...]) -> Iterator[Row]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from gsqtok.quantizers.statistics import mean_over_ranks
+from gsqtok.distributed import mean_over_ranks
 
 BLOCK = 2**24  # latents times codewords at once: 64 MiB of float32
 

@@ -3,11 +3,13 @@
 import logging
 
 import numpy as np
+import pandas as pd
 import pytest
 from comparison import HOSTILE, KEYS, write_result
 
-from gsqtok.evaluation.compare import Comparison
-from gsqtok.evaluation.report import token_colours, write_report
+from gsqtok.evaluation.report import Comparison, as_text, write_leaderboard, write_report
+from gsqtok.evaluation.report.images import token_colours
+from gsqtok.evaluation.result import Result
 
 pytest.importorskip("matplotlib")
 
@@ -84,7 +86,7 @@ def widths(tab):
 def test_table_and_warning_in_a_browser(tab, comparison):
     cells = "row => [...row.cells].map(cell => cell.textContent)"
     rows = tab.evaluate(f"[...document.querySelectorAll('tbody tr')].map({cells})")
-    assert rows == comparison.rows()
+    assert rows == as_text(comparison.metrics()).to_numpy().tolist()
     assert rows[1][0] == "<b>jpeg"
     assert rows[0][1:3] == ["1.000", "21.17"]
     assert "size: 128 against none" in tab.text_content(".warnings")
@@ -139,3 +141,79 @@ def test_error_map_is_the_difference_times_the_gain(tab):
     assert np.abs(seen()[8:-8, 8:-8].astype(int) - 40).max() <= 4
     tab.fill("#gain", "8")
     assert np.abs(seen()[8:-8, 8:-8].astype(int) - 80).max() <= 8
+
+
+# The leaderboard
+
+
+@pytest.fixture
+def results(tmp_path):
+    """Three models at four rates, one under another protocol, one whose name is markup."""
+    files = [
+        write_result(tmp_path, "ours", 1.0, [22, 21, 20.5]),
+        write_result(tmp_path, "<b>theirs|", 0.25, [20, 20, 20], protocol={"size": 128}),
+        write_result(tmp_path, "jpeg-a", 0.5, [30, 31, 32]),
+        write_result(tmp_path, "jpeg-b", 2.0, [33, 34, 35]),
+    ]
+    for file in files[:2]:
+        result = Result.load(file)
+        result.model |= {"fingerprint": "a" * 64, "parameters": 1_234_567}
+        result.metrics |= {"encode_images_per_second": 12.0, "decode_images_per_second": 34.0, "usage": 0.5}
+        result.metrics |= {"frechet_distance_net": 9.0, "mse": 1.0}
+        result.save(file)
+    return files
+
+
+def test_leaderboard_files(results, tmp_path):
+    written = write_leaderboard(results, tmp_path / "board")
+    names = ["leaderboard.html", "leaderboard.md", "leaderboard.csv", "rate_distortion.png"]
+    assert [path.name for path in written] == names
+    text = (tmp_path / "board" / "leaderboard.md").read_text("utf-8")
+    lines = text.splitlines()
+    assert lines[0] == (
+        "| model | bits/px | PSNR, dB | SSIM | MS-SSIM | LPIPS vgg | rFID | Fréchet distance net | usage | parameters "
+        "| encode, images/s | decode, images/s | protocol |"
+    )
+    assert [line.split(" | ")[0] for line in lines[2:6]] == [
+        *("| &lt;b&gt;theirs\\| \\*", "| jpeg @ 0.5", "| ours", "| jpeg @ 2"),
+    ]
+    assert lines[4] == (
+        "| ours | 1.000 | 21.17 | 0.500 | - | - | - | 9.00 | 50.0% | 1,234,567 | 12 | 34 | native, 3 images |"
+    )
+    assert text.endswith("- &lt;b&gt;theirs\\| and ours were not measured alike: size: 128 against none\n")
+
+
+def test_leaderboard_csv_holds_the_numbers(results, tmp_path):
+    write_leaderboard(results, tmp_path / "board")
+    table = pd.read_csv(tmp_path / "board" / "leaderboard.csv", index_col="model")
+    assert table["bits_per_pixel"].tolist() == [0.25, 0.5, 1.0, 2.0]
+    assert table.loc["ours", "psnr"] == Result.load(results[0])["psnr"]
+    assert table.loc["ours", "parameters"] == 1_234_567
+    assert np.isnan(table.loc["jpeg @ 2", "rfid"])
+    assert table.loc["<b>theirs|", "protocol"] == "native 128 px, 3 images"
+
+
+def test_leaderboard_in_a_browser(browser, results, tmp_path):
+    tab = browser.new_page()
+    problems = []
+    tab.on("pageerror", lambda error: problems.append(str(error)))
+    tab.on("console", lambda line: problems.append(line.text) if line.type == "error" else None)
+    tab.goto(write_leaderboard(results, tmp_path / "board")[0].as_uri())
+    assert tab.text_content("tbody tr >> nth=0").split() == [
+        *("<b>theirs|", "*", "0.250", "20.00", "0.500", "-", "-", "-", "9.00", "50.0%", "1,234,567", "12", "34"),
+        *("native", "128", "px,", "3", "images"),
+    ]
+    assert "size: 128 against none" in tab.text_content(".warnings")
+    assert not tab.is_visible("#viewer")
+    assert all(widths(tab)[:1])
+    assert problems == []
+
+
+def test_leaderboard_of_one_result_without_a_rate(tmp_path):
+    file = write_result(tmp_path, "ours", 1.0, [1, 2, 3])
+    result = Result.load(file)
+    result.model["bits_per_pixel"] = None
+    result.metrics = {"psnr": None}
+    result.save(file)
+    assert len(write_leaderboard([file], tmp_path / "board")) == 3  # nothing to plot
+    assert "| ours | - | - |" in (tmp_path / "board" / "leaderboard.md").read_text("utf-8")

@@ -11,19 +11,19 @@ function element(tag, className, ...children) {
   return node;
 }
 
-function image(source, alt) {
+function img(source, alt) {
   const node = element("img");
   node.src = source;
   node.alt = alt;
   return node;
 }
 
-function card(number, image) {
-  const shown = image.models[number];
-  const error = element("div", "error", image(image.original, "original"), image(shown.image, "error"));
-  const tokens = shown.tokens.map((source, group) => image(source, `tokens of group ${group + 1}`));
-  const node = element("div", "card", element("h3", "", labels[number]), element("p", "", shown.figures),
-    image(shown.image, "reconstruction"), element("p", "", "error"), error);
+function card(number, page) {
+  const shown = page.models[number];
+  const error = element("div", "error", img(page.original, "original"), img(shown.image, "error"));
+  const tokens = shown.tokens.map((source, group) => img(source, `tokens of group ${group + 1}`));
+  const node = element("div", "card", element("h3", "", labels[number]), element("p", "", shown.metrics),
+    img(shown.image, "reconstruction"), element("p", "", "error"), error);
   if (tokens.length) node.append(element("p", "", "tokens, by group"), element("div", "tokens", ...tokens));
   node.classList.toggle("chosen", number === model);
   node.addEventListener("click", () => show(place, number));
@@ -32,17 +32,17 @@ function card(number, image) {
 
 function show(newPlace, newModel) {
   place = (newPlace + images.length) % images.length;
-  const image = images[place];
-  const present = Object.keys(image.models).map(Number);
+  const page = images[place];
+  const present = Object.keys(page.models).map(Number);
   model = present.includes(newModel) ? newModel : present[0];
   $("place").textContent = `${place + 1} of ${images.length}`;
-  $("key").textContent = image.key;
-  $("ranks").textContent = Object.entries(image.ranks).map(([rank, of]) => `${rank} of ${of.join(", ")}`).join("; ");
-  $("original").src = image.original;
-  $("reconstruction").src = image.models[model].image;
+  $("key").textContent = page.key;
+  $("ranks").textContent = Object.entries(page.ranks).map(([rank, of]) => `${rank} of ${of.join(", ")}`).join("; ");
+  $("original").src = page.original;
+  $("reconstruction").src = page.models[model].image;
   $("chosen").textContent = labels[model];
-  $("stage").style.width = `${Math.max(image.width, Math.min(image.width * 2, 640))}px`;
-  $("cards").replaceChildren(...present.map((number) => card(number, image)));
+  $("stage").style.width = `${Math.max(page.width, Math.min(page.width * 2, 640))}px`;
+  $("cards").replaceChildren(...present.map((number) => card(number, page)));
 }
 
 function step(by) {  // through the models that this image has

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional as F
 
 from gsqtok.quantizers import build_quantizer
-from gsqtok.search import nearest, rounded
+from gsqtok.search import nearest, normalize
+from gsqtok.studies import rounded
 
 
 def sphere(n, d, seed):
@@ -47,15 +48,15 @@ def test_gsq_searches_as_it_is_told(norm):
     exact = build_quantizer("gsq", **options)
     latent = torch.randn(64, 4, requires_grad=True)
     for search, precision in (("bf16", torch.bfloat16), ("float32", torch.float32)):
-        other = build_quantizer("gsq", search=search, **options)
+        other = build_quantizer("gsq_study", search=search, **options)
         other.load_state_dict(exact.state_dict())
         with torch.autocast("cpu", torch.bfloat16):
             out = other(latent)
         rows = latent.detach().reshape(-1, 2)
-        rows, codebook = (F.normalize(x, dim=-1) if norm == "l2" else x for x in (rows, exact.codebook.detach()))
+        rows, codebook = (normalize(x) if norm == "l2" else x for x in (rows, exact.codebook.detach()))
         assert torch.equal(out.indices.flatten(), rounded.nearest(rows, codebook, precision))
         assert other.config["search"] == search
         out.quantized.sum().backward()
         assert latent.grad.isfinite().all()
     with pytest.raises(ValueError, match="search"):
-        build_quantizer("gsq", search="half", **options)
+        build_quantizer("gsq_study", search="half", **options)

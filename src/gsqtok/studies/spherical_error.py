@@ -16,14 +16,10 @@ from gsqtok.tokenizer import ImageTokenizer
 
 
 @torch.no_grad()
-def chord_error(
-    tokenizer: ImageTokenizer,
-    source: Any,
-    transform: ImageTransform,
-    images: int,
-    codebook: Tensor | None = None,
+def spherical_error(
+    tokenizer: ImageTokenizer, source: Any, transform: ImageTransform, images: int, codebook: Tensor | None = None
 ) -> float | None:
-    """Mean squared chord |z - c|^2 between the directions of the groups' latents and of their nearest codewords.
+    """Average |z - c|^2 between the directions of the groups' latents and of their nearest codewords.
 
     0 is lossless, 2 a right angle; ``gsqtok.quantizers.sphere`` has what a random code and what none can reach.
 
@@ -38,17 +34,15 @@ def chord_error(
         The error; None for a quantizer that does not work on the sphere.
     """
     quantizer = tokenizer.quantizer
-    spherical = isinstance(quantizer, FixedSphere) or (isinstance(quantizer, GSQ) and quantizer.norm == "l2")
-    if not spherical:
+    if not (isinstance(quantizer, FixedSphere) or (isinstance(quantizer, GSQ) and quantizer.norm == "l2")):
         return None
-    codewords = F.normalize((quantizer.codebook if codebook is None else codebook).to(tokenizer.device), dim=-1)
-    total, count = 0.0, 0
+    directions = F.normalize((quantizer.codebook if codebook is None else codebook).to(tokenizer.device), dim=-1)
+    errors: list[Tensor] = []
     for batch in eval_loader(source, transform, batch_size=100):
         latent = tokenizer.encoder(batch["image"].to(tokenizer.device)).movedim(1, -1)
-        latent = F.normalize(latent.unflatten(-1, (-1, codewords.shape[1])).flatten(0, -2), dim=-1)
-        chords = (codewords[nearest(latent, codewords)] - latent).double().square().sum(-1)
-        total, count = total + chords.sum().item(), count + len(chords)
+        latent = F.normalize(latent.unflatten(-1, (-1, directions.shape[1])).flatten(0, -2), dim=-1)
+        errors.append((directions[nearest(latent, directions)] - latent).double().square().sum(-1).cpu())
         images -= len(batch["image"])
         if images <= 0:
             break
-    return total / count
+    return torch.cat(errors).mean().item()

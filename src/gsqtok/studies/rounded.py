@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from gsqtok.quantizers.base import exact_arithmetic
+
 _BLOCK = 1 << 27  # entries of the matrix held at a time
 
 
@@ -23,7 +25,7 @@ def nearest(latents: Tensor, codebook: Tensor, precision: torch.dtype) -> Tensor
     Returns:
         int64 (N,). Ties go to whichever codeword ``argmin`` picks.
     """
-    with torch.autocast(latents.device.type, enabled=False):
+    with exact_arithmetic(latents.device):
         codebook = codebook.float()
         squares = codebook.square().sum(1)
         transposed = codebook.to(precision).T

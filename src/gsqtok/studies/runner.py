@@ -1,0 +1,252 @@
+"""One run of a study, trained and measured, or timed; and runs spread over devices."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import multiprocessing
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gsqtok.data.workers import end_with_parent, processors
+from gsqtok.io import atomic_write
+from gsqtok.studies.scale import Scale
+from gsqtok.studies.study import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gsqtok.tokenizer import ImageTokenizer
+
+OUTCOME = "outcome.json"
+LOG = "log.txt"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run: "done" with its metrics, or "diverged" with why."""
+
+    state: str
+    metrics: dict[str, float]
+    environment: dict[str, Any]
+    message: str = ""
+
+    @classmethod
+    def of(cls, folder: Path) -> Outcome | None:
+        """Read the outcome in a run's folder; None while there is none."""
+        file = folder / OUTCOME
+        return cls(**json.loads(file.read_text("utf-8"))) if file.exists() else None
+
+
+@dataclass(frozen=True)
+class PlacedRun:
+    """A run, where it happens and how it is measured.
+
+    Attributes:
+        name: for a person.
+        run: whose configuration names the images.
+        folder: holds what training writes, ``log.txt`` and at the end ``outcome.json``.
+        scale: names the networks that measure.
+    """
+
+    name: str
+    run: Run
+    folder: Path
+    scale: Scale
+
+
+Report = Callable[[PlacedRun, "Outcome | None", str], None]
+
+
+def run_all(runs: Iterable[PlacedRun], devices: Sequence[int | None], per_device: int, report: Report) -> None:
+    """Execute every run; one that fails does not stop the others.
+
+    Those that time a model come last, one at a time on the first device: a small model's time is the processor's, and
+    whatever else the machine does would be part of it.
+
+    Args:
+        runs: executed in this order, as devices become free.
+        devices: GPUs by number; None is the CPU.
+        per_device: runs that share a device; a small model alone does not fill a GPU.
+        report: called with each run's outcome, or with None and why it failed.
+    """
+    runs = list(runs)
+    _spread([r for r in runs if r.run.batch is None], [d for _ in range(per_device) for d in devices], report)
+    _spread([r for r in runs if r.run.batch is not None], devices[:1], report)
+
+
+def _spread(runs: Sequence[PlacedRun], slots: Sequence[int | None], report: Report) -> None:
+    """A pool of one process for each slot: a run that takes its process down takes no other with it."""
+    waiting, free = deque(runs), deque(range(len(slots)))
+    pools: dict[int, ProcessPoolExecutor] = {}
+    busy: dict[Future[Outcome], tuple[int, PlacedRun]] = {}
+    try:
+        while waiting or busy:
+            while waiting and free:
+                slot, run = free.popleft(), waiting.popleft()
+                if slot not in pools:
+                    pools[slot] = _pool(slots[slot], len(slots))
+                busy[pools[slot].submit(_execute_with_log, run)] = slot, run
+            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+                slot, run = busy.pop(future)
+                free.append(slot)
+                outcome, problem = None, ""
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool:
+                    problem = "its process was killed (out of memory?)"
+                    pools.pop(slot).shutdown()
+                except Exception as error:  # whatever a run may raise, the next one may do better
+                    problem = " ".join(f"{type(error).__name__}: {error}".split())
+                report(run, outcome, problem)
+    except BaseException:
+        for process in multiprocessing.active_children():  # they would first finish their runs
+            process.terminate()
+        raise
+    finally:
+        for pool in pools.values():
+            pool.shutdown()
+
+
+def _pool(device: int | None, slots: int) -> ProcessPoolExecutor:
+    threads = max(1, processors() // slots) if device is None else None
+    context = multiprocessing.get_context("spawn")
+    return ProcessPoolExecutor(1, mp_context=context, initializer=_start, initargs=(device, threads))
+
+
+def _start(device: int | None, threads: int | None) -> None:
+    """Prepare a process: its GPU (None: the CPU), its threads, and that it ends when its parent is killed."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # the machine's owner may let us see only some
+    os.environ["CUDA_VISIBLE_DEVICES"] = (
+        "" if device is None else visible.split(",")[device] if visible else str(device)
+    )
+    if threads:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+    # a spawned process would spawn its own, too: four that load images take a GPU's machine 16 s, forked ones none
+    multiprocessing.set_start_method(None, force=True)
+    end_with_parent()
+
+
+def _execute_with_log(run: PlacedRun) -> Outcome:
+    """Execute a run in a process of its own: everything printed, by libraries and loader processes too, is logged."""
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / LOG).open("ab") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+    return execute(run)
+
+
+def execute(run: PlacedRun) -> Outcome:
+    """Execute a run, from where an earlier attempt stopped, and write its outcome into its folder."""
+    try:
+        outcome = _trained(run) if run.run.batch is None else _timed(run.run, run.run.batch)
+    finally:
+        _release()
+    with atomic_write(run.folder / OUTCOME) as aside:
+        aside.write_text(json.dumps(asdict(outcome), indent=1) + "\n", "utf-8")
+    shutil.rmtree(run.folder / "training" / "checkpoints", ignore_errors=True)  # several times the tokenizer's size
+    return outcome
+
+
+def _trained(run: PlacedRun) -> Outcome:
+    import torch
+
+    from gsqtok.evaluation.environment import environment
+    from gsqtok.training import train
+    from gsqtok.training.guards import TrainingDivergedError
+    from gsqtok.training.run_folder import RunFolder
+
+    folder, config = run.folder / "training", run.run.config
+    # measured below, in full: the training need not do it as well
+    config = replace(config, output=str(folder), data=replace(config.data, validation=""))
+    cuda = torch.cuda.is_available()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    began = time.perf_counter()
+    try:
+        train(config, resume=(folder / "config.yaml").exists())
+    except TrainingDivergedError as error:
+        message = " ".join(str(error).split("; the last good")[0].split())
+        return Outcome("diverged", {}, environment(torch.device("cuda" if cuda else "cpu")), message)
+    metrics = {"training_seconds": time.perf_counter() - began}
+    if cuda:
+        metrics["training_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
+    skipped = [line["skipped_steps"] for line in RunFolder(folder).metrics() if "skipped_steps" in line]
+    metrics["skipped_steps"] = skipped[-1] if skipped else 0.0
+    _release()
+    measured, surroundings = _measured(run, folder)
+    return Outcome("done", measured | metrics, surroundings)
+
+
+def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:
+    """The metrics of a trained tokenizer, and where they were measured; writes ``images.png`` and the evaluation."""
+    import torch
+
+    from gsqtok.data import ImageTransform, open_source
+    from gsqtok.evaluation import evaluate
+    from gsqtok.studies.spherical_error import spherical_error
+    from gsqtok.tokenizer import ImageTokenizer
+    from gsqtok.training.images import fixed_images
+
+    tokenizer = ImageTokenizer.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
+    data = run.run.config.data
+    validation, transform = open_source(data.validation, split=data.validation_split), ImageTransform(data.size)
+    _show(tokenizer, fixed_images(data, validation), run.folder / "images.png")
+    result = evaluate(
+        tokenizer,
+        validation,
+        name=run.name,
+        transform=transform,
+        features=run.scale.features,
+        perceptual=run.scale.perceptual,
+        source=str(data.validation),
+        split=data.validation_split,
+        batch_size=100,
+        workers=data.workers,
+    )
+    result.save(run.folder / "evaluation.json")
+    metrics = dict(result) | {"spherical_error": spherical_error(tokenizer, validation, transform, images=1000)}
+    finite = {
+        name: float(value)
+        for name, value in metrics.items()
+        if value is not None and math.isfinite(value) and not name.endswith("images_per_second")
+    }
+    return finite, result.environment
+
+
+def _show(tokenizer: ImageTokenizer, images: Tensor, file: Path) -> None:
+    """Write images (N, 3, H, W) above their reconstructions."""
+    from gsqtok.io import save_image
+    from gsqtok.training.images import grid_of
+
+    images = images.to(tokenizer.device)
+    restored = tokenizer.decode(tokenizer.encode(images), size=(images.shape[2], images.shape[3]))
+    save_image(grid_of(images.cpu(), restored.cpu()), file)
+
+
+def _timed(run: Run, batch: int) -> Outcome:
+    import torch
+
+    from gsqtok.evaluation.environment import environment
+    from gsqtok.studies.timing import time_tokenizer
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return Outcome("done", time_tokenizer(run.config, batch, device), environment(device))
+
+
+def _release() -> None:
+    """Give back what the last run held: graphs and modules refer to themselves."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

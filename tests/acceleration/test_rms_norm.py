@@ -1,0 +1,124 @@
+"""The fused norm: on the GPU where there is one, elsewhere in Triton's interpreter, in a process apart."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gsqtok.acceleration.rms_norm import rms_norm_silu
+from gsqtok.networks import CompactDecoder, CompactEncoder
+from gsqtok.networks.compact import RMSNorm
+
+pytest.importorskip("triton")
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
+runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="kernels need a GPU or the interpreter")
+
+
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
+def test_kernels_in_the_interpreter():
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "", __file__]
+    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout[-4000:]
+    assert " passed" in run.stdout
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")
+@pytest.mark.parametrize(("channels", "dtype", "capability"), [(384, torch.bfloat16, 90), (96, torch.float32, 80)])
+def test_kernels_compile_for_gpus_of_two_generations(channels, dtype, capability, monkeypatch):
+    from compiling import compiled, launches
+
+    from gsqtok.acceleration import rms_norm_triton
+
+    x = torch.zeros(2, channels, 32, 32, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    one = torch.ones(channels)
+
+    def both():
+        rms_norm_triton.forward(x, one, one, 1e-6, x)
+        rms_norm_triton.backward(x, x, one, one, 1e-6, x)
+
+    found = launches(rms_norm_triton, both, monkeypatch)
+    assert len(found) == 2
+    for launch in found:
+        assert compiled(*launch, capability).metadata.shared <= 99 << 10  # of a block on the smaller GPUs
+
+
+def inputs(channels, dtype=torch.float32, size=(2, 5, 7)):
+    torch.manual_seed(0)
+    batch, height, width = size
+    x = torch.randn(batch, channels, height, width, device=DEVICE)
+    x = x.to(dtype, memory_format=torch.channels_last).requires_grad_()
+    norm = RMSNorm(channels).to(DEVICE)
+    with torch.no_grad():
+        norm.weight.normal_()
+        norm.bias.normal_()
+    return x, norm, torch.randn(x.shape, device=DEVICE)
+
+
+def plain(norm, x):
+    """In float64, with channels outermost, which no kernel takes."""
+    copy = RMSNorm(len(norm.weight)).double()
+    copy.load_state_dict(norm.state_dict())
+    x = x.detach().cpu().double().contiguous().requires_grad_()
+    return copy, x, copy(x)
+
+
+def distance(found, expected):
+    return float((found.cpu().double() - expected).norm() / expected.norm())
+
+
+@runs_kernels
+@pytest.mark.parametrize(
+    ("channels", "dtype", "tolerance"),
+    [(32, torch.float32, 1e-6), (96, torch.float32, 1e-6), (160, torch.bfloat16, 1e-2)],
+)
+def test_values_and_gradients(channels, dtype, tolerance):
+    x, norm, grad = inputs(channels, dtype)
+    out = rms_norm_silu(x, norm.weight, norm.bias, norm.eps)
+    assert out.dtype == dtype
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    copy, given, expected = plain(norm, x)
+    assert distance(out.detach(), expected.detach()) < tolerance
+    found = torch.autograd.grad(out, [x, norm.weight, norm.bias], grad.to(dtype))
+    wanted = torch.autograd.grad(expected, [given, copy.weight, copy.bias], grad.to(dtype).cpu().double())
+    for one, other in zip(found, wanted, strict=True):
+        assert distance(one, other) < tolerance
+
+
+@runs_kernels
+def test_many_rows_share_programs(monkeypatch):
+    from gsqtok.acceleration import rms_norm_triton
+
+    monkeypatch.setattr(rms_norm_triton, "PROGRAMS", 3)
+    x, norm, grad = inputs(32, size=(3, 17, 19))
+    found = torch.autograd.grad(rms_norm_silu(x, norm.weight, norm.bias, norm.eps), [x, norm.weight], grad)
+    copy, given, expected = plain(norm, x)
+    wanted = torch.autograd.grad(expected, [given, copy.weight], grad.cpu().double())
+    for one, other in zip(found, wanted, strict=True):
+        assert distance(one, other) < 1e-6
+
+
+@runs_kernels
+def test_networks_run_by_it():
+    torch.manual_seed(0)
+    for network, channels in ((CompactEncoder(4, (32, 64), (1, 1)), 3), (CompactDecoder(4, (32, 64), (1, 1)), 4)):
+        for block in network.blocks:
+            if hasattr(block, "conv2"):
+                torch.nn.init.normal_(block.conv2.weight, std=0.05)
+        x = torch.randn(1, channels, 8, 12)
+        with torch.no_grad():
+            expected = network.double()(x.double())
+            network.float().to(DEVICE, memory_format=torch.channels_last)
+            found = network(x.to(DEVICE, memory_format=torch.channels_last))
+        assert distance(found, expected) < 1e-5
+
+
+@runs_kernels
+def test_the_operator_keeps_torchs_rules():
+    x, norm, _ = inputs(32, size=(1, 3, 2))
+    arguments = (x, norm.weight, norm.bias, norm.eps)
+    torch.library.opcheck(
+        torch.ops.gsqtok.rms_norm_silu.default, arguments, test_utils=["test_schema", "test_faketensor"]
+    )
