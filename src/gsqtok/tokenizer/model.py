@@ -313,11 +313,23 @@ class ImageTokenizer(Pretrained):
         return images.to(_dtype(self.encoder))
 
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        """SHA-256 over configuration and weights (as float32)."""
+        return self._digest(lambda name: True)
+
+    def tokens_fingerprint(self) -> str:
+        """SHA-256 of all but the decoder: two tokenizers that agree make the same tokens, and read each other's.
+
+        A decoder that was trained on a frozen encoder and quantizer has another `fingerprint`, and this one in common.
+        """
+        return self._digest(lambda name: not name.startswith("decoder"))
+
+    def _digest(self, counts: Callable[[str], bool]) -> str:
+        config = {name: value for name, value in self.config.to_dict().items() if counts(name)}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, value in sorted(self.weights().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+            if counts(name):
+                digest.update(name.encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 
