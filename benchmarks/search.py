@@ -107,8 +107,10 @@ def flash(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
 
 def first(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     def search() -> Tensor:
-        kept_codebooks._kept = []
-        return nearest(latents, codebook)
+        kept, kept_codebooks._kept = kept_codebooks._kept, []
+        found = nearest(latents, codebook)
+        kept_codebooks._kept = kept
+        return found
 
     return search
 

@@ -110,6 +110,9 @@ def test_a_codec_is_evaluated_and_compared(model, images, tmp_path, capsys):
     assert lines[3].startswith(f"| jpeg | {metrics['bits_per_pixel']:.3f} |")
     assert f" {metrics['psnr']:.2f} " in lines[3]
     assert (tmp_path / "report" / "report.html").is_file()
+    assert main(["leaderboard", str(ours), str(jpeg), "-o", str(tmp_path / "board")]) == 0
+    assert "| jpeg |" in (tmp_path / "board" / "leaderboard.md").read_text()
+    assert {"leaderboard.html", "leaderboard.csv"} <= {path.name for path in (tmp_path / "board").iterdir()}
     assert main(["evaluate", model, *common, "--size", "16", "--crop", "center", "-o", str(ours)]) == 0
     assert main(["compare", str(ours), str(jpeg)]) == 0
     assert "warning: jpeg and" in (err := capsys.readouterr().err)

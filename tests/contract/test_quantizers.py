@@ -487,8 +487,9 @@ def test_compiles_without_a_graph_break(case, training):
 
 
 # The graphs are those above; what is new is the code made of them, for which a C++ compiler takes seconds a graph: of
-# each implementation the first method.
-WRITTEN_APART = list({type(case.build()).quantize: case for case in reversed(FIRST)}.values())
+# each implementation the first method, without those for studies.
+METHODS = [case for case in FIRST if ".studies." not in type(case.build()).__module__]
+WRITTEN_APART = list({type(case.build()).quantize: case for case in reversed(METHODS)}.values())
 
 
 @pytest.mark.slow
@@ -526,13 +527,18 @@ def test_exports(case):
     batch = torch.export.Dim("batch", min=2, max=64)
     program = torch.export.export(quantizer, (x,), dynamic_shapes={"latent": {0: batch}})
     larger = torch.cat([x, latents(quantizer.dim, seed=5), x])
-    torch.export.save(program, file := io.BytesIO())
-    file.seek(0)
     expected = quantizer(larger)
-    for exported in (program, torch.export.load(file)):
+    programs = [program]
+    if case in FIRST:  # options change nothing about files and parts, which take longer than all the rest
+        torch.export.save(program, file := io.BytesIO())
+        file.seek(0)
+        programs.append(torch.export.load(file))
+    for exported in programs:
         out = exported.module()(larger)
         assert torch.equal(out.indices, expected.indices)
         assert torch.equal(out.quantized, expected.quantized)
+    if case not in FIRST:
+        return
     out = program.run_decompositions().module()(larger)  # of which parts round otherwise
     same = (out.indices == expected.indices).all(-1)
     assert same.float().mean() > 0.95
@@ -612,7 +618,6 @@ def train_two_steps(case: Case, rank: int, world: int) -> dict[str, torch.Tensor
 
 
 def run_rank(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     torch.save([train_two_steps(case, rank, 2) for case in CASES], f"{folder}/rank{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -301,7 +301,6 @@ def _own_cache(tmp_path_factory, monkeypatch):
     import datasets
 
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path_factory.mktemp("arrow-cache")))
-    torch.set_num_threads(1)
 
 
 class Readers(torch.utils.data.Dataset):

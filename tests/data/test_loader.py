@@ -11,11 +11,6 @@ RANDOM = ImageTransform(6, "random", flip=True)
 WHOLE = ImageTransform(None, "none")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    torch.set_num_threads(1)
-
-
 def take(count, source, transform=RANDOM, **options):
     return list(islice(train_loader(source, transform, **options), count))
 

@@ -288,7 +288,6 @@ def run_scenarios(folder, broken, network):
 
 
 def process(rank, rendezvous, folder, broken, network):
-    torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}/meet", rank=rank, world_size=2)
     torch.save(run_scenarios(folder, broken, network), f"{rendezvous}/outcomes{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -78,7 +78,18 @@ AWKWARD = {
         (16, 1000, "euclidean"),
     ]
 }
-CASES = AWKWARD | {"arc": (on_an_arc(), "cosine"), "far": (far_away(), "euclidean")}
+
+
+def one_far_codeword():
+    near = torch.randn(50, 8, generator=torch.Generator().manual_seed(0))
+    return torch.cat([near, torch.full((1, 8), 1e7)])
+
+
+CASES = AWKWARD | {
+    "arc": (on_an_arc(), "cosine"),
+    "far": (far_away(), "euclidean"),
+    "one far": (one_far_codeword(), "euclidean"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +131,12 @@ def test_codewords_far_from_the_origin(search):
     codebook, _ = CASES["far"]
     latents = 1000 + 0.01 * torch.randn(200, 4, generator=torch.Generator().manual_seed(1))
     assert torch.equal(search("far", latents), reference.nearest(latents, codebook, "euclidean"))
+
+
+def test_one_far_codeword_costs_the_others_no_precision(search):
+    codebook, _ = CASES["one far"]
+    latents = torch.randn(2000, 8, generator=torch.Generator().manual_seed(1))
+    assert torch.equal(search("one far", latents), reference.nearest(latents, codebook, "euclidean"))
 
 
 def test_memory_is_bounded_in_the_number_of_latents(tmp_path, monkeypatch):

@@ -343,7 +343,6 @@ def gan_step(generator, discriminator, last_layer, lecam, images):
 
 
 def run_rank(rank, folder):
-    torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     images = torch.load(f"{folder}/images.pt")[rank::2]
     generator, discriminator = networks()

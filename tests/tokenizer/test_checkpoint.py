@@ -103,7 +103,7 @@ def test_every_kind_of_codebook_comes_back(tiny_config, tmp_path, images, quanti
             "target_bits must be from 1 a channel",
         ),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:60],
 )
 def test_a_config_that_asks_for_far_more_than_its_weights(saved, changes, reason):
     """It is refused before anything is built, which would take hours and all memory."""

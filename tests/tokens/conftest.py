@@ -1,7 +1,6 @@
 import shutil
 
 import pytest
-import torch
 from token_images import BAD, GOOD, MAX_PIXELS, ODD
 
 from gsqtok.tokens.crops import Crops
@@ -10,12 +9,8 @@ from gsqtok.tokens.run import RunOptions, tokenize
 
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory, monkeypatch):
-    """Unpacked shards go to a folder of the test; and one thread rounds alike in every process."""
+    """Unpacked shards go to a folder of the test."""
     monkeypatch.setenv("GSQTOK_CACHE", str(tmp_path_factory.mktemp("token-cache")))
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -16,14 +16,6 @@ PACKAGE = Path(gsqtok.__file__).parent
 DEMO = PACKAGE / "demo_images"
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture
 def tiny(tmp_path):
     """A run of a few steps, like the smoke recipe but smaller; dotted keys replace what they name."""

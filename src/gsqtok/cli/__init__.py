@@ -32,6 +32,7 @@ COMMANDS = {
     "tokens split": "tokens:split",
     "evaluate": "evaluate:evaluate",
     "compare": "compare:compare",
+    "leaderboard": "leaderboard:leaderboard",
     "train": "train:train",
     "recipes ls": "recipes:ls",
     "recipes show": "recipes:show",

@@ -64,21 +64,30 @@ def _on_circle(latents: Any, codebook: Any) -> Any:
 
 
 def _by_distance(latents: Any, codebook: Any) -> Any:
-    """|z - c|^2 = |z|^2 - 2 (z.c - |c|^2 / 2), both shifted by the mean codeword, which keeps digits."""
+    """|z - c|^2 = |z|^2 - 2 (z.c - |c|^2 / 2), both shifted by the median codeword, which keeps digits.
+
+    The median, and a tolerance for each codeword by its own length, since a far one must not make the others equal.
+    """
     wide = op.Cast(codebook, to=FLOAT64)
-    centre = op.ReduceMean(wide, [0])
-    c = op.Sub(wide, centre)
-    half = op.Mul(op.ReduceSum(op.Mul(c, c), [1]), _double(-0.5))
-    z = op.Pad(op.Sub(op.Cast(latents, to=FLOAT64), centre), [0, 0, 0, 1], _double(1.0))
-    return _by_product(z, op.Concat(c, half, axis=1))
+    upper, _ = op.TopK(op.Transpose(wide, perm=[1, 0]), _whole(codebook.shape[0] // 2 + 1), axis=1)
+    centre = op.Reshape(op.ReduceMin(upper, [1]), [1, -1])
+    c = op.Transpose(op.Sub(wide, centre), perm=[1, 0])
+    half = op.Mul(op.ReduceSum(op.Mul(c, c), [0]), _double(0.5))
+    roundings = _roundings(codebook)
+    length = op.Mul(op.Sqrt(op.ReduceSum(op.Mul(c, c), [0])), roundings)
+    blocks = _blocks(op.Sub(op.Cast(latents, to=FLOAT64), centre), codebook, SCORES // 4)
+    return _scan_distances(blocks, c, half, length, op.Mul(half, roundings))
 
 
 def _by_product(z: Any, c: Any) -> Any:
-    """The lowest index within rounding of the largest product: a sum of k products is off by (k + 2) roundings."""
+    """The lowest index within rounding of the largest product."""
     lengths = op.Sqrt(op.ReduceSum(op.Mul(c, c), [1], keepdims=0))
-    k = op.Cast(op.Shape(c, start=1, end=2), to=FLOAT64)
-    roundings = op.Mul(op.Add(k, _double(3.0)), _double(EPS))
-    return _scan_products(_blocks(z, c, SCORES), op.Transpose(c, perm=[1, 0]), op.Mul(lengths, roundings))
+    return _scan_products(_blocks(z, c, SCORES), op.Transpose(c, perm=[1, 0]), op.Mul(lengths, _roundings(c)))
+
+
+def _roundings(rows: Any) -> Any:
+    """What a sum of d products is off by at most, and then some: (d + 5) roundings, relative to the lengths."""
+    return op.Mul(op.Add(op.Cast(op.Shape(rows, start=1, end=2), to=FLOAT64), _double(5.0)), _double(EPS))
 
 
 def _unit(rows: Any) -> Any:
@@ -117,6 +126,21 @@ def _scan_products(blocks: DOUBLE[...], codebook: DOUBLE[...], slack: DOUBLE[...
         best = op.ReduceMax(products, op.Constant(value_ints=[1]))
         length = op.Sqrt(op.ReduceSum(block * block, op.Constant(value_ints=[1])))
         near = products >= best - length * op.Gather(slack, op.ArgMax(products, axis=1))
+        return op.ArgMax(op.Cast(near, to=2), axis=1, keepdims=0)
+
+    return op.Scan(blocks, body=search, num_scan_inputs=1)
+
+
+@script(default_opset=op)
+def _scan_distances(
+    blocks: DOUBLE[...], codebook: DOUBLE[...], half: DOUBLE[...], by_length: DOUBLE[...], fixed: DOUBLE[...]
+) -> INT64[...]:
+    @graph()
+    def search(block: DOUBLE[...]) -> INT64[...]:
+        scores = op.MatMul(block, codebook) - half
+        length = op.Sqrt(op.ReduceSum(block * block, op.Constant(value_ints=[1])))
+        error = length * by_length + fixed
+        near = scores + error >= op.ReduceMax(scores - error, op.Constant(value_ints=[1]))
         return op.ArgMax(op.Cast(near, to=2), axis=1, keepdims=0)
 
     return op.Scan(blocks, body=search, num_scan_inputs=1)

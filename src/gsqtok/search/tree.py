@@ -20,24 +20,27 @@ from gsqtok.search.space import Space
 if TYPE_CHECKING:
     from scipy.spatial import cKDTree
 
-LARGEST_D = 6
+LARGEST_D = 8
 PAYS = 1024  # latents for which a tree is built that may never be used again
 SAMPLE = 1024  # codewords whose spacing is measured
 SPACED = 0.99  # of which no more than this share are closer to another than the spacing
 INSIDE = 8  # how many times as much volume is searched as lies within the spacing around a codeword
 LATENTS = 1 << 16  # latents at once
+TRIED = 16  # one latent in so many is searched first; unless the tree finds half of them, it is of no use
 TOLERANCE = 1e-12  # relative; far above the rounding of a distance in float64
 
 
 def pays(latents: Tensor, codebook: Codebook) -> bool:
     """Whether the tree is faster than blocks, as measured with uniform and Gaussian rows."""
     v, d = codebook.rows.shape
-    return d <= LARGEST_D and v >= 1 << (d + 7) and (codebook.known or len(latents) >= PAYS)
+    return d <= LARGEST_D and v >= 1 << max(d + 7, 2 * d + 1) and (codebook.known or len(latents) >= PAYS)
 
 
 def nearest(latents: Tensor, codebook: Codebook, metric: str, k: int = 1) -> Tensor:
     """As `chunked.nearest`."""
     tree = codebook.prepared(Tree.of, metric)
+    if len(latents) >= PAYS and tree.search(latents[::TRIED], k)[1].float().mean() < 0.5:
+        return chunked.nearest(latents, codebook, metric, k)
     found, proven = zip(*(tree.search(block, k) for block in torch.split(latents, LATENTS)), strict=True)
     indices, rest = torch.cat(found), (~torch.cat(proven)).nonzero().flatten()
     if len(rest) > 0:
