@@ -15,6 +15,7 @@ from gsqtok.acceleration import accelerate, recompute
 from gsqtok.acceleration.backend import Backend, folded, kind_of, known
 from gsqtok.acceleration.fused import Fused, kernels_run_on
 from gsqtok.networks import Decoder, Encoder, blocks
+from gsqtok.published import taming_net
 
 INTERPRETED = kernels_run_on(torch.device("cpu"))
 BACKEND = Fused if INTERPRETED else Backend
@@ -266,6 +267,19 @@ def test_exchanged_parameters_and_hooks_of_all_modules(normalised):
     assert not normalised
 
 
+def test_hooks_of_all_modules_on_gradients(normalised):
+    network, x = next(pairs())
+    accelerate(network)
+    seen = set()
+    handle = nn.modules.module.register_module_full_backward_hook(lambda module, *_: seen.add(module))
+    try:
+        network(x).sum().backward()
+    finally:
+        handle.remove()
+    assert {module for module in network.modules() if not isinstance(module, nn.ModuleList)} == seen
+    assert not normalised
+
+
 @pytest.mark.parametrize("number", [1] if INTERPRETED else range(3))
 def test_recomputed_blocks(number, normalised):
     network, x = list(pairs())[number]
@@ -279,6 +293,19 @@ def test_recomputed_blocks(number, normalised):
         for f, e in zip(found, results[0], strict=True):
             torch.testing.assert_close(f, e, atol=1e-5, rtol=1e-3)
     assert bool(normalised) == INTERPRETED
+
+
+@pytest.mark.parametrize("gradient", [True] if INTERPRETED else [False, True])
+def test_blocks_of_other_networks(gradient, normalised):
+    taming = {"channels": 8, "widths": (8, 16), "blocks": 0, "attention": (), "latent_channels": 8, "dim": 4}
+    network, x = taming_net.Decoder(**taming, kernel=1).to(memory_format=torch.channels_last), torch.randn(1, 4, 2, 3)
+    with torch.set_grad_enabled(gradient):
+        fast, slow = outputs(network, x)
+    norms = sum(isinstance(module, blocks.GroupNorm) for module in network.modules())
+    assert len(normalised) == (norms if INTERPRETED or not gradient else 0)
+    torch.testing.assert_close(fast, slow, atol=1e-5, rtol=1e-4)
+    if gradient:
+        assert_equal_gradients(fast, slow, network)
 
 
 def test_what_is_known():

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from gsqtok.acceleration import replay
+from gsqtok.acceleration import accelerate, replay
 from gsqtok.acceleration.replay import Contents, Replays
 from gsqtok.networks import Encoder
 
@@ -29,12 +29,18 @@ def test_contents_notice_what_is_exchanged():
     assert notices(lambda: network.blocks.append(nn.Identity()))
     assert not notices(lambda: network.load_state_dict(network.state_dict()))
     assert notices(lambda: network.load_state_dict(network.state_dict(), assign=True))
+    assert notices(lambda: accelerate(network))
+    assert notices(lambda: setattr(block, "forward", block.forward))
 
 
 def test_contents_notice_hooks():
     network = Encoder(4, 32, (1,), (1,), 1)
     contents = Contents(network)
-    for register in (network.blocks[0].norm1.register_forward_hook, network.conv_in.register_forward_pre_hook):
+    for register in (
+        network.blocks[0].norm1.register_forward_hook,
+        network.conv_in.register_forward_pre_hook,
+        nn.modules.module.register_module_forward_hook,
+    ):
         assert not contents.changed()
         handle = register(lambda *_: None)
         assert contents.changed()

@@ -8,7 +8,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gsqtok.acceleration import accelerate
 from gsqtok.acceleration.backend import Backend
-from gsqtok.networks import CompactEncoder, Decoder, Encoder
+from gsqtok.networks import CompactEncoder, Decoder, Encoder, blocks
+from gsqtok.published import maskgit_net, taming_net
 
 SHAPE = (4, 32, (1, 2), (1, 1), 1, True)
 
@@ -20,10 +21,13 @@ def _seed():
 
 @pytest.fixture
 def fast(monkeypatch):
-    """The networks that ran by the operators for a CPU."""
+    """The networks, and the blocks of others, that ran by the operators for a CPU."""
     ran = []
-    run = Backend.run
-    monkeypatch.setattr(Backend, "run", lambda self, network, x: ran.append(network) or run(self, network, x))
+    for name in ("run", "alone"):
+        run = getattr(Backend, name)
+        monkeypatch.setattr(
+            Backend, name, lambda self, module, *more, run=run: ran.append(module) or run(self, module, *more)
+        )
     return ran
 
 
@@ -31,6 +35,14 @@ def pair():
     encoder = Encoder(*SHAPE), torch.randn(2, 3, 8, 12)
     decoder = Decoder(*SHAPE, adaptive_norm=True), torch.randn(2, 4, 4, 6)
     return [encoder, decoder]
+
+
+def published():
+    """Networks of another shape that are made of the same blocks."""
+    taming = {"channels": 32, "widths": (32, 64), "blocks": 1, "attention": (1,), "latent_channels": 8, "dim": 4}
+    yield taming_net.Encoder(**taming, kernel=1), torch.randn(2, 3, 8, 12)
+    yield taming_net.Decoder(**taming, kernel=1), torch.randn(2, 4, 4, 6)
+    yield maskgit_net.Decoder((32, 64), 1, 1, 4), torch.randn(2, 4, 4, 6)
 
 
 def test_swapping_keeps_modules_and_names(fast):
@@ -47,6 +59,53 @@ def test_swapping_keeps_modules_and_names(fast):
         assert list(network.modules()) == modules
         accelerate(network, enabled=False)
         assert type(network) is kind
+
+
+@pytest.mark.parametrize("number", range(3))
+@torch.no_grad()
+def test_blocks_of_other_networks_run_fast_one_by_one(fast, number):
+    network, x = list(published())[number]
+    kinds, names, plain = list(map(type, network.modules())), list(network.state_dict()), network(x)
+    residual = [module for module in network.modules() if isinstance(module, blocks.ResidualBlock)]
+    inside = {part for block in residual for part in (block.norm1, block.norm2)}
+    known = (blocks.ResidualBlock, blocks.NearestUpsample, blocks.GroupNorm)
+    for _ in range(2):  # which is harmless
+        accelerate(network)
+        torch.testing.assert_close(network(x), plain, atol=1e-5, rtol=1e-4)
+        assert set(fast) == {module for module in network.modules() if isinstance(module, known)} - inside
+        fast.clear()
+    assert list(network.state_dict()) == names
+    accelerate(network, enabled=False)
+    assert list(map(type, network.modules())) == kinds
+    torch.testing.assert_close(network(x), plain, atol=0, rtol=0)
+    assert not fast
+
+
+@pytest.mark.parametrize(
+    "name", ["mid.0.conv1", "mid.0.norm2", "mid.0", "mid.1.norm", "up.1.resample.conv", "norm_out"]
+)
+@torch.no_grad()
+def test_changed_blocks_of_other_networks_are_called(name):
+    network, x = list(published())[1]
+    plain, calls = network(x), []
+    hook = network.get_submodule(name).register_forward_hook(lambda _, __, out: calls.append(1) or out.cos())
+    slow = network(x)
+    accelerate(network)
+    torch.testing.assert_close(network(x), slow, atol=1e-5, rtol=1e-4)
+    assert len(calls) == 2
+    assert not torch.allclose(slow, plain, atol=1e-3)
+    hook.remove()
+    torch.testing.assert_close(network(x), plain, atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_norms_of_other_networks_are_exact_for_large_images():
+    """PyTorch's own loses three digits where channels are innermost, as they are on a CPU."""
+    norm = blocks.GroupNorm(32)
+    x = (torch.randn(1, 32, 768, 768) * 2 + 2).contiguous(memory_format=torch.channels_last)
+    expected = torch.group_norm(x.double(), 32, eps=norm.eps)
+    accelerate(norm)
+    assert (norm(x) - expected).abs().max() < 3e-6
 
 
 def test_copies_are_fast_too_and_their_own(fast):
@@ -89,7 +148,8 @@ def test_gradients_are_those_of_the_plain_network(fast):
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::torch.jit.TracerWarning")
 @torch.no_grad()
 def test_compilers_and_exporters_get_the_plain_formula(fast):
-    for network, x in (*pair(), (CompactEncoder(4, (32,), (1,)), torch.randn(2, 3, 8, 12))):
+    compact = CompactEncoder(4, (32,), (1,)), torch.randn(2, 3, 8, 12)
+    for network, x in (*pair(), compact, list(published())[1]):
         plain = network(x)
         accelerate(network)
         for made in (
@@ -111,6 +171,19 @@ def test_other_kinds_of_tensors_get_the_plain_formula(fast):
     for network, x in pair():
         accelerate(network.to("meta"))
         assert network(x.to("meta")).shape[0] == 2
+    assert not fast
+
+
+@torch.no_grad()
+def test_transforms_get_the_plain_formula(fast):
+    for network, x in (*pair(), list(published())[1]):
+        plain = network(x)
+        accelerate(network)
+        found = torch.func.vmap(network)(x[:, None])
+        torch.testing.assert_close(found[:, 0], plain, atol=1e-5, rtol=1e-4)
+        _, slope = torch.func.jvp(network, (x,), (torch.ones_like(x),))
+        accelerate(network, enabled=False)
+        torch.testing.assert_close(slope, torch.func.jvp(network, (x,), (torch.ones_like(x),))[1])
     assert not fast
 
 

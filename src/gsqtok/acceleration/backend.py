@@ -13,6 +13,7 @@ from typing import NamedTuple, cast
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.modules import module as torch_module
 
 from gsqtok.acceleration.cpu import group_norm
 from gsqtok.acceleration.recompute import RecomputedBlock, recomputed
@@ -38,6 +39,7 @@ _BLOCKS: dict[type[nn.Module], tuple[tuple[object, ...], ...]] = {
     **dict.fromkeys((Downsample, NearestUpsample, DepthToSpaceUpsample), ((_THREE,),)),
     Attention: ((GroupNorm, _ONE, _ONE),),
     AdaptiveGroupNorm: ((nn.GroupNorm, nn.Linear, nn.Linear),),
+    GroupNorm: ((),),
 }
 _PARTS: dict[type[nn.Module], frozenset[type]] = {
     **dict.fromkeys((nn.Conv2d, nn.Linear, GroupNorm), frozenset({nn.Parameter})),
@@ -53,14 +55,22 @@ def unchanged(module: nn.Module) -> bool:
     return not (hooked or state["_backward_hooks"] or state["_backward_pre_hooks"] or "forward" in state)
 
 
-def known(block: nn.Module) -> bool:
+def hooked_everywhere() -> bool:
+    """Whether there are hooks of all modules at once, which PyTorch offers no other way to see."""
+    m = torch_module
+    forward = m._global_forward_hooks or m._global_forward_pre_hooks
+    return bool(forward or m._global_backward_hooks or m._global_backward_pre_hooks)
+
+
+def known(block: nn.Module, kind: type[nn.Module] | None = None) -> bool:
     """Whether the block computes what `gsqtok.networks` built it for, from its own parameters.
 
+    ``kind`` is what it was before it was accelerated; None for the block of an accelerated network, which stays plain.
     Adapters and parametrizations change the class of a part; pruning and the old ``weight_norm`` set hooks; sharding
     and ``functional_call`` change the class of parameters.
     """
     kinds = tuple(map(kind_of, block.__dict__["_modules"].values()))
-    return kinds in _BLOCKS.get(type(block), ()) and unchanged(block)
+    return kinds in _BLOCKS.get(kind or type(block), ()) and unchanged(block)
 
 
 def kind_of(part: nn.Module) -> object:
@@ -155,6 +165,13 @@ class Backend:
             x, shift = block(x, given) if isinstance(block, AdaptiveGroupNorm) else block(x), None
         return self.leave(network, x, shift)
 
+    def alone(self, block: nn.Module, kind: type[nn.Module], plain: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """``plain(x)`` of a block of this kind, in whatever network it stands."""
+        ready = self.prepare(x)
+        if ready is None or not known(block, kind):
+            return plain(self.plain(x))
+        return settled(*_STAGES[kind](self, block, ready, None, x))
+
     def enter(self, conv: nn.Module, x: Tensor) -> Shifted:
         """The first convolution."""
         ready = self.prepare(x)
@@ -198,6 +215,7 @@ _STAGES: dict[type[nn.Module], Callable[..., Shifted]] = {
     ResidualBlock: Backend._residual,
     RecomputedBlock: lambda self, *inputs: recomputed(self._residual, *inputs),
     Attention: Backend._attention,
+    GroupNorm: lambda self, norm, x, shift, _: (self._norm(norm, x, shift), None),
     AdaptiveGroupNorm: Backend._adaptive,
     Downsample: lambda self, block, x, shift, _: self.convolve(block.conv, settled(x, shift)),
     NearestUpsample: lambda self, block, x, shift, _: (self.repeat(block.conv, settled(x, shift)), None),

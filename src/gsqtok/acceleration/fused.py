@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsqtok.acceleration.backend import Backend, Network, Norm, Shifted, folded
+from gsqtok.acceleration.backend import Backend, Norm, Shifted, folded
 from gsqtok.networks.compact import RMSNorm
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
@@ -44,10 +44,6 @@ def fusible(x: Tensor) -> bool:
 
 class Fused(Backend):
     """Channels that come outermost stay so, and are left to PyTorch: turning them costs more than is gained."""
-
-    def run(self, network: Network, given: Tensor) -> Tensor:
-        with torch.cuda.device_of(given):  # Triton launches on the current one
-            return super().run(network, given)
 
     def prepare(self, x: Tensor) -> Tensor | None:
         return x if fusible(x) else None
@@ -81,8 +77,7 @@ class Fused(Backend):
         """In one pass."""
         from gsqtok.acceleration.rms_norm_triton import RMSNormSiLU
 
-        with torch.cuda.device_of(x):
-            return RMSNormSiLU.apply(x, norm.weight, norm.bias, norm.eps)
+        return RMSNormSiLU.apply(x, norm.weight, norm.bias, norm.eps)
 
     def interleave(self, conv: nn.Conv2d, x: Tensor) -> Tensor:
         return _kernels().Interleave.apply(*self.convolve(conv, x), 0)

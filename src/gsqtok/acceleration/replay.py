@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gsqtok.acceleration.backend import hooked_everywhere
+
 SHAPES = 8  # graphs that are kept, the least recently used one goes
 PIXELS = 2**20  # a larger batch keeps the GPU busy without
 
@@ -20,8 +22,8 @@ class Replays:
     """Runs networks without gradient, from a CUDA graph where the same shape has come before.
 
     The first input of a shape runs plainly, so that a shape that comes once costs nothing; the second is recorded. A
-    graph reads the weights where they are: updating them in place is fine. Where a module or a parameter has been
-    exchanged it is recorded anew; with hooks, which a replay would not call, networks run plainly.
+    graph reads the weights where they are: updating them in place is fine. Where a module, its class or a parameter has
+    been exchanged it is recorded anew; with hooks, which a replay would not call, networks run plainly.
     """
 
     def __init__(self) -> None:
@@ -64,21 +66,23 @@ class Replays:
 
 
 class Contents:
-    """The modules and parameters of a network, to see within microseconds what a replay would not notice."""
+    """What a network consists of, to see within microseconds what a replay would not notice."""
 
     def __init__(self, network: nn.Module) -> None:
-        self.states = [module.__dict__ for module in network.modules()]
+        self.modules = list(network.modules())
+        self.states = [module.__dict__ for module in self.modules]
         self.parts = self._parts()
 
     def _parts(self) -> list[Any]:
         kinds = ("_modules", "_parameters")
-        return [part for state in self.states for kind in kinds for part in state[kind].values()]
+        parts = [part for state in self.states for kind in kinds for part in state[kind].values()]
+        return [*parts, *map(type, self.modules), *(state.get("forward") for state in self.states)]
 
     def changed(self) -> bool:
-        """Whether a module or a parameter has been replaced, or a module has a hook."""
+        """Whether a module, its class or forward, or a parameter has been replaced, or a module has a hook."""
         hooked = any(state["_forward_hooks"] or state["_forward_pre_hooks"] for state in self.states)
         parts = self._parts()
-        return hooked or len(parts) != len(self.parts) or any(map(is_not, parts, self.parts))
+        return hooked or hooked_everywhere() or len(parts) != len(self.parts) or any(map(is_not, parts, self.parts))
 
 
 def recorded(network: Callable[[Tensor], Any], x: Tensor) -> Graph:
