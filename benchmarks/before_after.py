@@ -113,8 +113,8 @@ def networks(throughput: Any, model: Any, device: str, case: Case) -> Rates:
 def steps(train_step: Any, case: Case) -> Rates:
     """Whole steps of training, by `train_step.py`."""
     args = argparse.Namespace(
-        quick=case["toy"], recipe="gan-f8-128", eager=case["way"] == "eager", backbone="tf_efficientnet_lite0", batch_size=None,
-        precision=None, warmup=1 if case["toy"] else 4, steps=2 if case["toy"] else 10,
+        quick=case["toy"], recipe="gan-f8-128", eager=case["way"] == "eager", batch_size=None, precision=None,
+        backbone="tf_efficientnet_lite0", warmup=1 if case["toy"] else 4, steps=2 if case["toy"] else 10,
     )  # fmt: skip
     row = train_step.measure(args, case["stage"])
     return {f"train_step {case['stage']} {case['way']}": row["images_per_second"]}

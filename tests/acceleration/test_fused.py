@@ -1,6 +1,7 @@
 """The fused stages: on the GPU where there is one, elsewhere their logic in Triton's interpreter, in a process apart
 since the interpreter has to be chosen before Triton is imported."""
 
+import copy
 import os
 import subprocess
 import sys
@@ -278,6 +279,30 @@ def test_networks_with_channels_innermost_equal_plain_ones(adaptive_norm, depth_
     plain_results, fused_results = results
     for name, value in fused_results.items():
         assert_close(value, plain_results[name], 1e-4, scale=plain_results["x"].norm() / 10)
+
+
+@runs_kernels
+@pytest.mark.usefixtures("_exact_float32")
+def test_blocks_of_published_networks_run_the_kernels(monkeypatch, launched):
+    from gsqtok.networks import blocks
+    from gsqtok.published import taming_net
+
+    monkeypatch.setattr(blocks, "NORM_GROUPS", 8)
+    shape = {"channels": 32, "widths": (32, 64), "blocks": 0, "attention": (), "latent_channels": 8, "dim": 4}
+    plain, x = taming_net.Decoder(**shape, kernel=1).double(), torch.randn(1, 4, 3, 2, device=DEVICE)
+    network = copy.deepcopy(plain).to(DEVICE, torch.float32, memory_format=torch.channels_last)
+    accelerate(network)
+    results = []
+    for module, given in ((network, x), (plain, x.cpu().double())):
+        out = module(given)
+        out.square().mean().backward()
+        results.append({"out": out} | {name: p.grad for name, p in module.named_parameters()})
+    count = sum(isinstance(module, blocks.GroupNorm) for module in network.modules())
+    assert launched.count("GroupNorm.forward") == launched.count("GroupNorm.backward") == count
+    assert "Interleave.backward" in launched
+    found, expected = results
+    for name, value in found.items():
+        assert_close(value, expected[name], 1e-4, scale=expected["out"].detach().norm() / 100)
 
 
 @runs_kernels
