@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsqtok.acceleration import cpu, tiled
+from gsqtok.acceleration import accelerate, cpu, tiled
 from gsqtok.acceleration.replay import Replays
 from gsqtok.networks import AnyDecoder, AnyEncoder
 from gsqtok.quantizers import quantizer_options
@@ -85,6 +85,7 @@ class ImageTokenizer(Pretrained):
             options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
             self.config = dataclasses.replace(config, quantizer=quantizer_options(**options))
         self._replays: Replays | None = None
+        accelerate(self)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """As in every module; False also keeps the quantizer's codebook from following the latents."""
@@ -273,7 +274,7 @@ class ImageTokenizer(Pretrained):
         quantized = quantized.to(_dtype(self.decoder))
         if not len(tokens):
             tile = None  # nothing to cut
-        images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp_(-1, 1)
+        images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp(-1, 1)
         return images if size is None else images[:, :, : size[0], : size[1]]
 
     def _in_rows(self, function: Callable[[Tensor], Tensor], x: Tensor, tile: int | None) -> Tensor:
