@@ -84,20 +84,19 @@ def _pixel(event: gr.SelectData) -> tuple[int, int]:
 
 def _maps(
     tokens: Tensor, window: views.Window | None, position: tuple[int, int] | None = None
-) -> tuple[Image.Image, dict, views.Window | None]:
+) -> tuple[Image.Image, gr.Image, views.Window | None]:
     """The token maps, their closer view (hidden where there is none), and the rows and columns that it shows."""
-    chosen = None if position is None else tuple(slice(n, n + 1) for n in position)
-    sheet = views.Sheet(tuple(tokens.shape))
+    sheet = views.Sheet(views.shape_of(tokens))
     if window is None:
-        return sheet.draw(tokens, chosen), gr.Image(None, visible=False), None
-    near = tokens[window]
-    inside = (
-        None
-        if position is None
-        else tuple(slice(n - part.start, n - part.start + 1) for n, part in zip(position, window, strict=True))
-    )
-    view = views.Sheet(tuple(near.shape)).draw(near, inside)
+        return sheet.draw(tokens, position and _one(*position)), gr.Image(None, visible=False), None
+    near, (rows, columns) = tokens[window], window
+    inside = position and _one(position[0] - rows.start, position[1] - columns.start)
+    view = views.Sheet(views.shape_of(near)).draw(near, inside)
     return sheet.draw(tokens, window), gr.Image(view, visible=True), window
+
+
+def _one(row: int, column: int) -> views.Window:
+    return slice(row, row + 1), slice(column, column + 1)
 
 
 class Actions:
@@ -184,7 +183,7 @@ class Actions:
             (views.error_map(original, seen.jpeg), "JPEG: error x 4"),
         ]
         height, width = seen.ours.tokens.shape[:2]
-        window = views.closer(tuple(seen.ours.tokens.shape), height // 2, width // 2)
+        window = views.closer(views.shape_of(seen.ours.tokens), height // 2, width // 2)
         maps = _maps(seen.ours.tokens, window)
         names = [f"group {n + 1}" for n in range(seen.ours.tokens.shape[2])]
         groups = gr.CheckboxGroup(choices=names, value=names)
@@ -217,7 +216,7 @@ class Actions:
         shown = self._still_shown(key)
         if shown is None:
             return (gr.skip(),) * 5
-        shape = tuple(shown.tokens.shape)
+        shape = views.shape_of(shown.tokens)
         found = views.Sheet(shape).position(*_pixel(event))
         if found is None:
             return (gr.skip(),) * 5
@@ -229,7 +228,7 @@ class Actions:
         if shown is None or window is None:
             return (gr.skip(),) * 5
         tokens = shown.tokens
-        found = views.Sheet(tuple(tokens[window].shape)).position(*_pixel(event))
+        found = views.Sheet(views.shape_of(tokens[window])).position(*_pixel(event))
         if found is None:
             return (gr.skip(),) * 5
         return self._at(shown, (found[0] + window[0].start, found[1] + window[1].start), window)
@@ -292,8 +291,9 @@ class Actions:
         quantizer = self._tokenizer(label).quantizer
         shown = self.shown.get(key)
         tokens = shown.tokens if shown is not None and shown.label == label else None
-        counted = tokens is not None and quantizer.codebook_size <= codebook.MAX_SEARCHED
-        usage = codebook.usage_plot(tokens, quantizer.codebook_size) if counted else None
+        usage = None
+        if tokens is not None and quantizer.codebook_size <= codebook.MAX_SEARCHED:
+            usage = codebook.usage_plot(tokens, quantizer.codebook_size)
         sphere = codebook.sphere_plot(quantizer, tokens)
         line = (
             f"`{quantizer.name}`: {quantizer.tokens_per_position} tokens of {quantizer.codebook_size:,} codewords a "

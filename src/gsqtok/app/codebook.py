@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from gsqtok.evaluation.report.plots import COLOURS, style
 from gsqtok.quantizers import Quantizer
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_SEARCHED = 2**18  # codewords whose values are all looked up
 _MAX_PLOTTED = 4096  # points that a plot draws; of more, every n-th
@@ -123,8 +127,8 @@ def sphere_plot(quantizer: Quantizer, tokens: Tensor | None = None) -> Image.Ima
             axes.set_title(f"{len(some):,} codewords on the sphere in {d} dimensions")
             return _image(figure)
         step = math.ceil(size / _MAX_PLOTTED)
-        points, used = codewords[::step].numpy(), used[::step].numpy()
-        colours = np.where(used, COLOURS[0], "#b4b8bd")
+        points = codewords[::step].numpy()
+        colours = np.where(used[::step].numpy(), COLOURS[0], "#b4b8bd")
         figure, axes = _figure("3d" if d == 3 else None)
         if d == 1:
             axes.vlines(points[:, 0], 0, 1, color=colours, linewidth=1)
@@ -139,14 +143,14 @@ def sphere_plot(quantizer: Quantizer, tokens: Tensor | None = None) -> Image.Ima
         return _image(figure)
 
 
-def _figure(projection: str | None = None) -> tuple:
+def _figure(projection: str | None = None) -> tuple[Figure, Any]:  # axes of 3d have methods of their own
     from matplotlib.figure import Figure  # not pyplot, whose figures stay in memory and are not for threads
 
     figure = Figure(figsize=(5.2, 3.9), layout="constrained")
     return figure, figure.add_subplot(projection=projection)
 
 
-def _image(figure: object) -> Image.Image:
+def _image(figure: Figure) -> Image.Image:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return Image.open(file).convert("RGB")

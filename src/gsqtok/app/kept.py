@@ -33,7 +33,7 @@ class Kept(Generic[T]):
         """
         key = uuid.uuid4().hex
         with self._lock:
-            if replaces in self._values:
+            if replaces is not None and replaces in self._values:
                 self._bytes -= self._values.pop(replaces)[1]
             self._values[key] = value, size
             self._bytes += size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -139,12 +140,14 @@ def _upload(label: str, name: str) -> gr.File:
     """A field for one file, handed on as bytes: Gradio opens nothing itself but what was uploaded to it."""
     field = gr.File(label=label, type="binary", file_types=["image"], height=170, elem_id=name)
 
-    async def uploaded_only(path: str | None) -> str | None:
+    async def uploaded_only(path: str | Path | None) -> str | None:
         """Gradio has checked a path by now, but would fetch an address."""
-        if path is not None and "://" in path:
+        if path is None:
+            return None
+        if "://" in str(path):
             raise gr.Error("Addresses are not fetched: upload the file.", print_exception=False)
-        return path
+        return str(path)
 
     # on the field itself: for a subclass Gradio would write a stub file into this package
-    field.async_move_resource_to_block_cache = uploaded_only
+    field.async_move_resource_to_block_cache = uploaded_only  # type: ignore[method-assign, assignment]
     return field

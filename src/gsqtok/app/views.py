@@ -132,6 +132,12 @@ def error_map(original: Tensor, reconstruction: Tensor, gain: float = 4.0) -> Im
     return to_pil((original - reconstruction).abs() * gain - 1)
 
 
+def shape_of(tokens: Tensor) -> tuple[int, int, int]:
+    """Rows, columns and groups of tokens (h, w, G)."""
+    rows, columns, groups = tokens.shape
+    return rows, columns, groups
+
+
 @dataclass(frozen=True)
 class Sheet:
     """Where the token maps of all groups lie on one image.
@@ -247,7 +253,7 @@ def swapped(first: Tensor, second: Tensor, groups: list[int], box: Box) -> tuple
     if wrong := [group for group in groups if not 0 <= group < first.shape[2]]:
         raise ValueError(f"there is no group {wrong[0] + 1}: these tokens have {first.shape[2]}")
     chosen = torch.zeros(first.shape, dtype=torch.bool)
-    rows, columns = region(box, tuple(first.shape[:2]))
+    rows, columns = region(box, (first.shape[0], first.shape[1]))
     chosen[rows, columns] = torch.isin(torch.arange(first.shape[2]), torch.tensor(groups, dtype=torch.int64))
     return torch.where(chosen, second, first), torch.where(chosen, first, second)
 

@@ -73,7 +73,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"gsqtok {command}: stopped", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output (head, less) has gone
-        sys.stdout = None  # type: ignore[assignment]
+        sys.stdout = None
         return 0
     except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("GSQTOK_TRACEBACK"):

@@ -41,11 +41,11 @@ def app(
     from gsqtok.tokenizer import ImageTokenizer
 
     where = resolve_device(device)
-    tokenizers = {}
-    for source in models or [None]:
-        label = Path(source).name or source if source else "embedded"
-        label = source if label in tokenizers else label
-        tokenizers[label] = ImageTokenizer.from_pretrained(source).to(where).eval()
+    sources: dict[str, str | None] = {} if models else {"embedded": None}
+    for source in models:
+        label = Path(source).name or source
+        sources[source if label in sources else label] = source
+    tokenizers = {label: ImageTokenizer.from_pretrained(source).to(where).eval() for label, source in sources.items()}
     page, address = serve(tokenizers, host=host, port=port, max_pixels=max_pixels, max_mb=max_mb)
     console.print(f"gsqtok app: {address} (Ctrl-C ends it)")
     page.block_thread()

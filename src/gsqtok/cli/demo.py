@@ -39,7 +39,8 @@ def demo(model: str | None, *, output: str = "demo", device: str | None = None) 
     results = []
     with TokenArchiveWriter(folder / "tokens.npz", tokenizer) as archive, progress("tokenizing") as bar:
         for result in bar.track(reconstruct(tokenizer, loader), total=len(source)):
-            archive.add(result.name, result.tokens, tuple(result.original.shape[1:]))
+            height, width = result.original.shape[1:]
+            archive.add(result.name, result.tokens, (height, width))
             save_image(to_pil(result.reconstruction), paths[result.name])
             results.append(result)
     seconds = time.perf_counter() - start

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
@@ -185,7 +185,7 @@ def _features(name: str | None, weights: str | None) -> FeatureNetwork | None:
         return None
 
 
-def _perceptual(names: list[str] | None) -> list[ImageDistance]:
+def _perceptual(names: Sequence[str] | None) -> list[ImageDistance]:
     from gsqtok.evaluation import ImageDistance
 
     if names is not None:

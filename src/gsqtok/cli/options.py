@@ -86,7 +86,7 @@ def describe_tokens(tokenizer: ImageTokenizer) -> str:
     return f"f{tokenizer.factor}, {quantizer.tokens_per_position} x {quantizer.codebook_size:,} codewords a position"
 
 
-def make_transform(size: int | None, crop: str) -> ImageTransform:
+def make_transform(size: int | None, crop: Literal["none", "center"]) -> ImageTransform:
     """The transform that --size and --crop name."""
     from gsqtok.data import ImageTransform
 

@@ -64,7 +64,7 @@ def parse(verb: str, function: Callable[..., Any], argv: list[str]) -> dict[str,
     """
     hints = _hints(function)
     parser = build(verb, function, explain=bool({"-h", "--help"} & set(argv)))
-    configs = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
+    configs: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     argv = _with_known_names(argv, parser)
     namespace = None
     if configs and argv and not argv[0].startswith("-"):

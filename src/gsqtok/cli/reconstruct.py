@@ -76,6 +76,6 @@ def metrics_table(results: list[tuple[str, tuple[int, ...], float, float]], bits
     if len(results) > SHOWN:
         table.add_row(f"... and {len(results) - SHOWN} more")
     table.add_section()
-    psnr, ssim = (sum(result[i] for result in results) / len(results) for i in (2, 3))
+    psnr, ssim = sum(r[2] for r in results) / len(results), sum(r[3] for r in results) / len(results)
     table.add_row(f"mean of {len(results)}", "", f"{psnr:.2f}", f"{ssim:.3f}", f"{bits_per_pixel:.3g}")
     return table

@@ -108,7 +108,8 @@ def _plain_jpeg(encoded: bytes, limit: int | None) -> np.ndarray | None:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(encoded)
         if colours not in ("YCbCr", "Gray") or (limit is not None and width * height > limit):
             return None
-        return simplejpeg.decode_jpeg(encoded, "RGB", strict=True)
+        pixels: np.ndarray = simplejpeg.decode_jpeg(encoded, "RGB", strict=True)
+        return pixels
     except ValueError:  # Pillow finds the reason
         return None
 
@@ -156,9 +157,10 @@ def _looks_truncated(encoded: bytes, image_format: str | None) -> bool:
 
 def _orientation(image: Image.Image) -> int:
     try:
-        return image.getexif().get(_ORIENTATION_TAG, 1)
+        orientation: int = image.getexif().get(_ORIENTATION_TAG, 1)
     except Exception:  # corrupt metadata around intact pixels: the image is fine, its orientation unknown
         return 1
+    return orientation
 
 
 def _tiff_tag(image: Image.Image, tag: int) -> Any:
@@ -189,7 +191,7 @@ def _rgb(image: Image.Image, encoded: bytes) -> Image.Image:
         from PIL import ImageCms
 
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        return ImageCms.buildTransform(lab, srgb, "LAB", "RGB").apply(image)
     return image.convert("RGB")  # for RGB a copy that no longer hangs on the file
 
 

@@ -54,7 +54,7 @@ class ImageTransform:
             raise ValueError(f"fast resizing is bicubic, not {self.resample}")
         if self.size is None and self.crop != "none":
             raise ValueError(f"crop {self.crop!r} needs a size; with size=None use crop='none'")
-        if self.max_resize is not None and (self.crop != "random" or self.max_resize < self.size):
+        if self.max_resize is not None and (self.crop != "random" or self.size is None or self.max_resize < self.size):
             raise ValueError(f"max_resize goes with crop='random' and is at least size, got {self.max_resize}")
 
     @property
@@ -76,16 +76,14 @@ class ImageTransform:
 
         It may be a view of the array.
         """
-        if self.random and generator is None:
-            raise ValueError("a random crop or flip needs a numpy Generator")
         pixels = np.asarray(image) if self.size is None else self._resized(image, self.size, generator)
-        return pixels[:, ::-1] if self.flip and generator.random() < 0.5 else pixels
+        return pixels[:, ::-1] if self.flip and _required(generator).random() < 0.5 else pixels
 
     def _resized(self, image: Image.Image | np.ndarray, size: int, generator: np.random.Generator | None) -> np.ndarray:
         width, height = image.size if isinstance(image, Image.Image) else image.shape[1::-1]
         short, target = min(width, height), size
         if self.max_resize is not None:
-            target = int(generator.integers(size, max(size, min(self.max_resize, short)) + 1))
+            target = int(_required(generator).integers(size, max(size, min(self.max_resize, short)) + 1))
         full_width, full_height = full = (int(target * width / short), int(target * height / short))
         if full_width * full_height > _MAX_RESIZED_PIXELS:
             raise BrokenImageError(f"{width} x {height} would be {full_width} x {full_height} after resizing")
@@ -93,8 +91,8 @@ class ImageTransform:
         if self.crop == "center":
             left, top = round((full_width - size) / 2), round((full_height - size) / 2)
         elif self.crop == "random":
-            left = int(generator.integers(full_width - size + 1))
-            top = int(generator.integers(full_height - size + 1))
+            left = int(_required(generator).integers(full_width - size + 1))
+            top = int(_required(generator).integers(full_height - size + 1))
         if self.crop != "none":
             right, bottom = left + size, top + size
         if (width, height) == full:
@@ -104,6 +102,12 @@ class ImageTransform:
         image = image if isinstance(image, Image.Image) else Image.fromarray(image)
         image = image.resize(full, _FILTERS[self.resample])
         return np.asarray(image if self.crop == "none" else image.crop((left, top, right, bottom)))
+
+
+def _required(generator: np.random.Generator | None) -> np.random.Generator:
+    if generator is None:
+        raise ValueError("a random crop or flip needs a numpy Generator")
+    return generator
 
 
 def _fast(image: Image.Image | np.ndarray, size: tuple[int, int]) -> np.ndarray:

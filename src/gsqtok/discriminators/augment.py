@@ -100,17 +100,19 @@ def _translation(images: Tensor) -> Tensor:
 
 
 def _cutout(images: Tensor) -> Tensor:
-    cut = None
-    for dim in (2, 3):
-        size = images.shape[dim]
-        side = int(size * _CUT + 0.5)
-        start = _below(images, size + (1 - side % 2)) - side // 2
-        position = torch.arange(size, device=images.device)
-        shape = [len(images), 1, 1, 1]
-        shape[dim] = size
-        within = ((position >= start) & (position < start + side)).view(shape)
-        cut = within if cut is None else cut & within
-    return torch.where(cut, 0, images)
+    rows, columns = (_cut_along(dim, images) for dim in (2, 3))
+    return torch.where(rows & columns, 0, images)
+
+
+def _cut_along(dim: int, images: Tensor) -> Tensor:
+    """Which rows (dim 2) or columns (dim 3) are cut out: bool (B, 1, H, 1) or (B, 1, 1, W)."""
+    size = images.shape[dim]
+    side = int(size * _CUT + 0.5)
+    start = _below(images, size + (1 - side % 2)) - side // 2
+    position = torch.arange(size, device=images.device)
+    shape = [len(images), 1, 1, 1]
+    shape[dim] = size
+    return ((position >= start) & (position < start + side)).view(shape)
 
 
 def _resize(images: Tensor) -> Tensor:

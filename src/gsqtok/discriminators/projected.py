@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from gsqtok.networks.backbone import Backbone, load_backbone
 _SEQUENCE_KERNEL = (1, 9)
 _MAP_KERNEL = (3, 3)
 _LOCAL_BATCH = 8
+_Padding = Literal["zeros", "circular"]
 
 
 class ProjectedDiscriminator(Discriminator):
@@ -80,7 +82,8 @@ class Head(nn.Module):
     def __init__(self, channels: int, sequence: bool) -> None:
         super().__init__()
         self.sequence = sequence
-        kernel, padding = (_SEQUENCE_KERNEL, "circular") if sequence else (_MAP_KERNEL, "zeros")
+        kernel = _SEQUENCE_KERNEL if sequence else _MAP_KERNEL
+        padding: _Padding = "circular" if sequence else "zeros"
         self.point = _block(channels, (1, 1), "zeros")
         self.neighbours = _block(channels, kernel, padding)
         self.verdict = spectral_norm(Float32WeightConv(channels, 1, 1))
@@ -136,7 +139,7 @@ class LocalBatchNorm(nn.Module):
         return (normalised * self.weight[:, None] + self.bias[:, None]).view(x.shape).to(x.dtype)
 
 
-def _block(channels: int, kernel: tuple[int, int], padding_mode: str) -> nn.Sequential:
+def _block(channels: int, kernel: tuple[int, int], padding_mode: _Padding) -> nn.Sequential:
     padding = (kernel[0] // 2, kernel[1] // 2)
     conv = Float32WeightConv(channels, channels, kernel, padding=padding, padding_mode=padding_mode)
     return nn.Sequential(spectral_norm(conv), LocalBatchNorm(channels), nn.LeakyReLU(0.2, inplace=True))

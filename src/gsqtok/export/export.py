@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -207,12 +207,17 @@ def _write_onnx(
     from gsqtok.export.onnx_search import translate_nearest
     from gsqtok.export.onnx_sum import translate_sum
 
-    translations = {torch.ops.gsqtok.nearest.default: translate_nearest, torch.ops.aten.sum.dim_IntList: translate_sum}
-    with warnings.catch_warnings():
+    translations: dict[Callable[..., Any], Callable[..., Any]] = {
+        torch.ops.gsqtok.nearest.default: translate_nearest,
+        torch.ops.aten.sum.dim_IntList: translate_sum,
+    }
+    with warnings.catch_warnings(), atomic_write(path) as aside:
         warnings.simplefilter("ignore")  # of the exporter, about itself
-        program = torch.onnx.export(
+        torch.onnx.export(
             _program(graph, example, free),
             (),
+            aside,
+            external_data=False,
             dynamo=True,
             verbose=False,
             input_names=inputs,
@@ -220,8 +225,6 @@ def _write_onnx(
             opset_version=18,
             custom_translation_table=translations,
         )
-    with atomic_write(path) as aside:
-        program.save(aside, external_data=False)
 
 
 def _write_pt2(
@@ -234,18 +237,18 @@ def _write_pt2(
         whole.replace(aside)
 
 
-def _load_onnx(path: Path) -> Callable[[Tensor], Tensor | tuple[Tensor, ...]]:
+def _load_onnx(path: Path) -> Callable[[Tensor], Any]:
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     (name,) = (value.name for value in session.get_inputs())
 
-    def run(x: Tensor) -> Tensor | tuple[Tensor, ...]:
+    def run(x: Tensor) -> Any:  # a tensor or several, as the graph has it
         found = tuple(torch.from_numpy(np.asarray(value)) for value in session.run(None, {name: x.numpy()}))
         return found if len(found) > 1 else found[0]
 
     return run
 
 
-def _load_pt2(path: Path) -> Callable[[Tensor], Tensor | tuple[Tensor, ...]]:
+def _load_pt2(path: Path) -> Callable[[Tensor], Any]:
     return torch.export.load(path).module()

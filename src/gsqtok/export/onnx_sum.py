@@ -25,7 +25,7 @@ def translate_sum(
         keepdim: keep them, with size 1.
         dtype: ONNX's number of the type of the sum; None or below 0 for that of the values.
     """
-    axes = [] if dim is None else [op.Constant(value_ints=[dim] if isinstance(dim, int) else list(dim))]
+    axes: list[Any] = [] if dim is None else [op.Constant(value_ints=[dim] if isinstance(dim, int) else list(dim))]
 
     def add_up(x: Any) -> Any:
         return op.ReduceSum(x, *axes, keepdims=int(keepdim))

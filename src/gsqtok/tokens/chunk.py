@@ -17,7 +17,8 @@ from gsqtok.data.sources import Reader, Span
 from gsqtok.tokens.crops import Crops
 
 
-class Task(NamedTuple):
+@dataclass(frozen=True)
+class Task:
     """Rows to read and their place: the ``index``-th chunk of a unit."""
 
     unit: int
@@ -80,7 +81,7 @@ class Chunk:
 
     def crops(self) -> list[Tensor]:
         """The pixels of each group: uint8 (n, H, W, 3)."""
-        pieces = self.pixels.split(self._sizes()) if self.groups else []
+        pieces = self.pixels.split(self._sizes()) if self.groups and self.pixels is not None else []
         return [piece.view(-1, *group.shape, 3) for piece, group in zip(pieces, self.groups, strict=True)]
 
     def encoded(self, grids: Sequence[np.ndarray | str]) -> Chunk:
@@ -99,7 +100,11 @@ class Chunk:
             skipped=self.skipped + [(self.images[image].key, reason) for image, reason in failed.items()],
             groups=[],
             pixels=None,
-            tokens=[((number[image], crop), grid) for (image, crop), grid in tokens if image in number],
+            tokens=[
+                ((number[image], crop), grid)
+                for (image, crop), grid in tokens
+                if image in number and not isinstance(grid, str)
+            ],
         )
 
 
@@ -135,7 +140,9 @@ class Decode:
             OSError, ValueError: see ``Reader``.
         """
         start = time.thread_time()
-        images, skipped, bytes_read = [], [], 0
+        images: list[Image] = []
+        skipped: list[tuple[str, str]] = []
+        bytes_read = 0
         groups: dict[tuple[int, int], list[tuple[tuple[int, int], np.ndarray]]] = {}
         for row in reader():
             bytes_read += len(row.data or b"")
@@ -150,8 +157,10 @@ class Decode:
             images.append(Image(row.key, image.shape[:2], row.columns))
         flat = [crop for group in groups.values() for _, crop in group]
         total = sum(crop.size for crop in flat)
-        fits = room is not None and total <= len(room)
-        pixels = room[:total] if fits else torch.empty(total, dtype=torch.uint8)
+        if room is not None and total <= len(room):
+            pixels = room[:total]
+        else:
+            pixels = torch.empty(total, dtype=torch.uint8)
         place = 0
         for crop in flat:
             pixels.numpy()[place : place + crop.size].reshape(crop.shape)[:] = crop

@@ -38,11 +38,13 @@ class Crops:
             raise ValueError(f"crop must be 'none', 'center' or 'ten', got {self.crop!r}")
         if self.size is None and (self.crop != "none" or self.resize is not None):
             raise ValueError(f"crop {self.crop!r} and resize need a size")
-        if self.resize is not None and (self.crop == "none" or self.resize < self.size):
+        if self.resize is not None and (self.crop == "none" or self.size is None or self.resize < self.size):
             raise ValueError(f"resize goes with a crop and is at least size, got {self.resize}")
         if self.crop == "ten" and self.flip:
             raise ValueError("ten crops are five and their mirror images: leave out flip")
-        short = self.resize or (round(1.1 * self.size) if self.crop == "ten" else self.size)
+        short = self.resize or self.size
+        if self.crop == "ten" and self.size is not None and self.resize is None:
+            short = round(1.1 * self.size)
         object.__setattr__(self, "_resized", ImageTransform(short, crop="none", resample=self.resample, fast=self.fast))
 
     @property
@@ -52,8 +54,14 @@ class Crops:
 
     def settings(self) -> dict[str, int | str | bool | None]:
         """What the crops depend on, for JSON."""
-        settings = {"size": self.size, "crop": self.crop, "resize": self._resized.size}
-        return settings | {"flip": self.flip, "resample": self.resample, "fast": self.fast}
+        return {
+            "size": self.size,
+            "crop": self.crop,
+            "resize": self._resized.size,
+            "flip": self.flip,
+            "resample": self.resample,
+            "fast": self.fast,
+        }
 
     def __call__(self, image: Image.Image | np.ndarray) -> list[np.ndarray]:
         """RGB image, or uint8 (H, W, 3) -> its crops, uint8 (H, W, 3) each.
@@ -68,9 +76,9 @@ class Crops:
         return windows + [window[:, ::-1] for window in windows] if self.flip else windows
 
     def _windows(self, pixels: np.ndarray) -> list[np.ndarray]:
-        if self.crop == "none":
-            return [pixels]
         size = self.size
+        if self.crop == "none" or size is None:
+            return [pixels]
         bottom, right = pixels.shape[0] - size, pixels.shape[1] - size
         corners = [(0, 0), (0, right), (bottom, 0), (bottom, right)] if self.crop == "ten" else []
         places = [*corners, (round(bottom / 2), round(right / 2))]

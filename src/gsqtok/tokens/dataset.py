@@ -66,6 +66,8 @@ class TokenDataset(Dataset[Item]):
         self._shards = [unit for unit in self.manifest["units"] if "file" in unit]
         self._starts = np.cumsum([0] + [unit["rows"] for unit in self._shards])
         self._mapped: dict[int, MappedShard] = {}
+        self._own: ImageTokenizer | None = None  # the one that the manifest names, once loaded
+        self._checked: ImageTokenizer | None = None  # the last one that was found to be the same
         known = {"key", "crop", "grid", "size", *self.manifest["columns"]}
         if unknown := [name for name in self.columns if name not in known]:
             raise ValueError(f"{folder} has no column '{unknown[0]}', only {', '.join(sorted(known))}")
@@ -116,17 +118,17 @@ class TokenDataset(Dataset[Item]):
         """
         if tokenizer is None:
             tokenizer = self._own_tokenizer()
-        elif not hasattr(self, "_checked") or self._checked is not tokenizer:
+        elif self._checked is not tokenizer:
             require(self.manifest, tokenizer)
             self._checked = tokenizer
         return tokenizer.decode(self.layout.restore(tokens, grid).to(tokenizer.device))
 
     def _own_tokenizer(self) -> ImageTokenizer:
-        if not hasattr(self, "_loaded"):
+        if self._own is None:
             loaded = ImageTokenizer.from_pretrained(self.manifest["model"])
             require(self.manifest, loaded)
-            self._loaded = loaded
-        return self._loaded
+            self._own = loaded
+        return self._own
 
 
 class TokenStream(IterableDataset[Item]):

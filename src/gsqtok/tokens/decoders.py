@@ -108,7 +108,7 @@ class _Decoding(Dataset[tuple[int, Chunk]]):
     def __getitem__(self, place: tuple[int, Task, Reader]) -> tuple[int, Chunk]:
         slot, task, reader = place
         chunk = self.decode(task, reader, self.memory[slot])
-        inside = chunk.pixels.data_ptr() == self.memory[slot].data_ptr()
+        inside = chunk.pixels is not None and chunk.pixels.data_ptr() == self.memory[slot].data_ptr()
         return slot, chunk.on(None) if inside else chunk  # larger than planned: it travels by itself
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -34,20 +35,20 @@ def merge(folders: Sequence[str | Path], output: str | Path, *, prefix: bool = F
         ValueError: fewer than two, different tokenizers, transforms or columns, or keys that occur twice.
         FileExistsError: the output exists.
     """
-    folders = [Path(folder) for folder in folders]
-    if len(folders) < 2:
+    paths = [Path(folder) for folder in folders]
+    if len(paths) < 2:
         raise ValueError("merging takes at least two token data sets")
-    manifests = [read_manifest(folder) for folder in folders]
-    for folder, manifest in zip(folders[1:], manifests[1:], strict=True):
+    manifests = [read_manifest(folder) for folder in paths]
+    for folder, manifest in zip(paths[1:], manifests[1:], strict=True):
         for name in _SAME:
             if manifest[name] != manifests[0][name]:
-                raise ValueError(f"{folders[0]} and {folder} cannot be merged: they differ in {name}")
-    names = [folder.resolve().name for folder in folders]
+                raise ValueError(f"{paths[0]} and {folder} cannot be merged: they differ in {name}")
+    names = [folder.resolve().name for folder in paths]
     if prefix and len(set(names)) < len(names):
         raise ValueError("two of the folders have the same name, which would be the prefix of their keys")
     pieces: list[_Piece] = []
     seen: set[bytes] = set()
-    for folder, name, manifest in zip(folders, names, manifests, strict=True):
+    for folder, name, manifest in zip(paths, names, manifests, strict=True):
         rekey = (lambda key, name=name: f"{name}/{key}") if prefix else str
         for piece in _pieces(folder, manifest, rekey):
             hashed = {_hash(key): key for key in piece.all_keys()}
@@ -84,13 +85,14 @@ def split(
         raise ValueError(f"fraction must lie between 0 and 1, got {fraction}")
     folder, manifest = Path(folder), read_manifest(folder)
 
-    def first(key: str) -> bool:
-        return int.from_bytes(_hash(f"{seed}/{key}")[:8], "big") < fraction * 2**64
+    def only(key: str, side: bool) -> str | None:
+        first = int.from_bytes(_hash(f"{seed}/{key}")[:8], "big") < fraction * 2**64
+        return key if first is side else None
 
     manifests = []
     for side, output in ((True, outputs[0]), (False, outputs[1])):
         changes = {"split": [manifest["fingerprint"], fraction, seed, side]}
-        pieces = _pieces(folder, manifest, lambda key, side=side: key if first(key) is side else None)
+        pieces = _pieces(folder, manifest, functools.partial(only, side=side))
         pieces = [piece for piece in pieces if piece.all_keys()]
         manifests.append(_write(Path(output), pieces, manifest, changes, manifest["source"]))
     return manifests[0], manifests[1]

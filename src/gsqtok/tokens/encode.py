@@ -78,7 +78,8 @@ class Encode:
         A GPU copies the pixels while it works on the chunk before, if they lie in pinned memory, which must be left
         alone until the result has been fetched.
         """
-        chunk = chunk.on(self._copied(chunk.pixels))
+        if chunk.pixels is not None:
+            chunk = chunk.on(self._copied(chunk.pixels))
         parts: list[tuple[Tensor, Tensor] | str] = []
         for crops in chunk.crops():
             batch = max(1, self.batch_size * self.side**2 // (crops.shape[1] * crops.shape[2]))
@@ -89,7 +90,7 @@ class Encode:
     def _copied(self, pixels: Tensor) -> Tensor:
         """Pixels on the device, by a stream of their own; where they are, with a tile."""
         device = self.tokenizer.input_device(self.tile)
-        if device.type != "cuda":
+        if device.type != "cuda" or self._copying is None:
             return pixels.to(device)
         current = torch.cuda.current_stream(self.device)
         with torch.cuda.stream(self._copying):

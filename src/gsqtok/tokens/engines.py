@@ -146,7 +146,7 @@ def _started(address: str | None) -> Iterator[Any]:
     started_here = not ray.is_initialized()
     if started_here:
         dashboard = False if address is None else None
-        ray.init(address=address, log_to_driver=False, logging_level="ERROR", include_dashboard=dashboard)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR, include_dashboard=dashboard)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
     try:

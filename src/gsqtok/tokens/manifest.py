@@ -58,7 +58,7 @@ def finish(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any]:
     """
     parts = [json.loads(_part(folder, unit.number).read_text()) for unit in plan.units]
     skipped = [(key, reason, unit) for unit, part in enumerate(parts) for key, reason in part.pop("skipped")]
-    columns = list(zip(*skipped, strict=True)) or [[], [], []]
+    columns = list(zip(*skipped, strict=True)) or [()] * len(_SKIPPED_SCHEMA)
     buffer = io.BytesIO()
     table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _SKIPPED_SCHEMA, strict=True)], _SKIPPED_SCHEMA)
     pq.write_table(table, buffer, compression="zstd")

@@ -271,8 +271,8 @@ def _write_units(folder: Path, plan: Plan, own: Sequence[Unit], chunks: Iterator
             if len(parts) == len(unit.spans):
                 del gathered[chunk.unit]
                 tables, skipped = zip(*(parts[i] for i in range(len(parts))), strict=True)
-                rows, skipped = pa.concat_tables(tables), list(itertools.chain.from_iterable(skipped))
-                writing.append(writer.submit(manifest.write_part, folder, unit, len(plan.units), rows, skipped))
+                rows, reasons = pa.concat_tables(tables), list(itertools.chain.from_iterable(skipped))
+                writing.append(writer.submit(manifest.write_part, folder, unit, len(plan.units), rows, reasons))
             while writing and (writing[0].done() or len(writing) > _WRITING):
                 writing.pop(0).result()  # raises what the writer met, such as a full disk
         for future in writing:
