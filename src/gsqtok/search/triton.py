@@ -233,6 +233,68 @@ def _group_maxima(s, BM: tl.constexpr, BN: tl.constexpr):
     return tl.max(tl.reshape(lanes, (BM, 4, BN // 4)), axis=2)
 
 
+@triton.jit
+def _lengths(source, stride_d, inside, D: tl.constexpr, DP: tl.constexpr):
+    """Lengths of latents, float64 (BM,), and which of them hold NaN or infinity."""
+    dims = tl.arange(0, DP)[None, :]
+    z = tl.load(source[:, None] + dims * stride_d, mask=inside[:, None] & (dims < D), other=0.0).to(tl.float32)
+    bad = z - z != 0.0
+    invalid = tl.max(bad.to(tl.int32), axis=1) > 0
+    z = tl.where(bad, 0.0, z)
+    largest = tl.max(tl.abs(z), axis=1).to(tl.float64)
+    largest = tl.where(largest > 0, largest, 1.0)
+    ratio = (z.to(tl.float64) / largest[:, None]).to(tl.float32)
+    return largest * tl.sqrt(tl.sum(ratio * ratio, axis=1)).to(tl.float64), invalid
+
+
+@triton.jit
+def _euclidean(plain, scale):
+    """For latents of these lengths: what each is divided by, what is taken off its scores, the weight of |c|^2 / 2."""
+    length = tl.maximum(plain, scale)
+    # Taking |z|^2 / 2 off makes a score minus half the squared distance, whose bits are worth most where it is
+    # smallest. Any number would do, as all scores of a latent get the same; far from all codewords it would drown
+    # them.
+    shift = tl.minimum(0.5 * (plain / scale) * (plain / length), 0.5).to(tl.float32)
+    return length, shift, (scale / length).to(tl.float32)
+
+
+@triton.jit
+def _latent_parts(
+    source, stride_d, inside, length, offset,
+    D: tl.constexpr, EUCLIDEAN: tl.constexpr, K: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """Latents over their lengths as the products need them, float16 (BM, K), and what the high parts leave out.
+
+    High, low, high parts side by side, to meet the codewords' high, high, low ones.
+    """
+    factor = 1.0 / tl.where(length > 0, length, 1.0)
+    columns = tl.arange(0, K)[None, :]
+    term = columns // D
+    wanted = inside[:, None] & (term < TERMS)
+    z = tl.load(source[:, None] + (columns % D) * stride_d, mask=wanted, other=0.0).to(tl.float32)
+    point = (tl.where(z - z != 0.0, 0.0, z).to(tl.float64) * factor[:, None]).to(tl.float32)
+    high = point.to(tl.float16)
+    miss = point - high.to(tl.float32)
+    parts = tl.where(term == 1, miss.to(tl.float16), high)
+    if EUCLIDEAN:
+        offset_high = offset.to(tl.float16)
+        offset_low = (offset - offset_high.to(tl.float32)).to(tl.float16)
+        which = columns - TERMS * D
+        parts = tl.where((which == 0) | (which == 2), offset_high[:, None], parts)
+        parts = tl.where(which == 1, offset_low[:, None], parts)
+    return parts, miss
+
+
+@triton.jit
+def _largest(values, count):
+    """The largest of float32 numbers that are not negative."""
+    largest = tl.zeros((256,), tl.float32)
+    for start in range(0, count, 256):
+        index = start + tl.arange(0, 256)
+        largest = tl.maximum(largest, tl.load(values + index, mask=index < count, other=0.0))
+    return tl.max(largest, axis=0)
+
+
 @triton.jit(do_not_specialize=["N", "tiles", "tiles_a_split"])
 def _search(
     latents, stride_n, stride_d, scale_ptr, half, error, margins, slots, N, tiles, tiles_a_split, slack,
@@ -249,47 +311,13 @@ def _search(
     inside = row < N
     source = latents + row.to(tl.int64) * stride_n
 
-    # The factor that shrinks each latent, if Euclidean together with the codebook's scale, to a length of at most 1.
-    dims = tl.arange(0, DP)[None, :]
-    z = tl.load(source[:, None] + dims * stride_d, mask=inside[:, None] & (dims < D), other=0.0).to(tl.float32)
-    bad = z - z != 0.0
-    invalid = tl.max(bad.to(tl.int32), axis=1) > 0
-    z = tl.where(bad, 0.0, z)
-    largest = tl.max(tl.abs(z), axis=1).to(tl.float64)
-    largest = tl.where(largest > 0, largest, 1.0)
-    ratio = (z.to(tl.float64) / largest[:, None]).to(tl.float32)
-    length = largest * tl.sqrt(tl.sum(ratio * ratio, axis=1)).to(tl.float64)
+    length, invalid = _lengths(source, stride_d, inside, D, DP)
+    offset = length
     if EUCLIDEAN:
-        scale = _scale(scale_ptr)
-        plain = length
-        length = tl.maximum(length, scale)
-        # Taking |z|^2 / 2 off makes a score minus half the squared distance, whose bits are worth most where it is
-        # smallest. Any number would do, as all scores of a latent get the same; far from all codewords it would drown
-        # them.
-        shift = tl.minimum(0.5 * (plain / scale) * (plain / length), 0.5).to(tl.float32)
-        offset = (scale / length).to(tl.float32)
-        offset_high = offset.to(tl.float16)
-        offset_low = (offset - offset_high.to(tl.float32)).to(tl.float16)
-    factor = 1.0 / tl.where(length > 0, length, 1.0)
+        length, shift, offset = _euclidean(length, _scale(scale_ptr))
+    a, miss = _latent_parts(source, stride_d, inside, length, offset, D, EUCLIDEAN, K, TERMS)
 
-    columns = tl.arange(0, K)[None, :]
-    term = columns // D
-    wanted = inside[:, None] & (term < TERMS)
-    z = tl.load(source[:, None] + (columns % D) * stride_d, mask=wanted, other=0.0).to(tl.float32)
-    point = (tl.where(z - z != 0.0, 0.0, z).to(tl.float64) * factor[:, None]).to(tl.float32)
-    high = point.to(tl.float16)
-    miss = point - high.to(tl.float32)
-    a = tl.where(term == 1, miss.to(tl.float16), high)
-    if EUCLIDEAN:
-        which = columns - TERMS * D
-        a = tl.where((which == 0) | (which == 2), offset_high[:, None], a)
-        a = tl.where(which == 1, offset_low[:, None], a)
-
-    worst = tl.zeros((256,), tl.float32)
-    for start in range(0, tiles, 256):
-        index = start + tl.arange(0, 256)
-        worst = tl.maximum(worst, tl.load(error + index, mask=index < tiles, other=0.0))
-    margin = tl.where(invalid, float("inf"), slack + 2.002 * tl.max(worst, axis=0))
+    margin = tl.where(invalid, float("inf"), slack + 2.002 * _largest(error, tiles))
     if TERMS == 1:
         margin += 2.0 * tl.sqrt(tl.sum(miss * miss, axis=1))
     if not EUCLIDEAN:
