@@ -68,7 +68,7 @@ def tab(browser, address):
     tab.goto(address)
     tab.wait_for_selector("#upload input[type=file]", state="attached")
     wait_for(tab, "#line", next(iter(DEMO)))  # one of ours is there already
-    wait_for(tab, "#figures", "tokens of one")
+    wait_for(tab, "#metrics", "tokens of one")
     yield tab
     tab.close()
     assert tab.problems == []
@@ -101,8 +101,8 @@ def test_upload_reconstruct_and_point_at_a_token(tab, tokenizers):
     wait_for(tab, "#line", "60 x 40 pixels, 10 x 15 positions of 2 tokens")
     assert "Shrunk" not in tab.text_content("#line")
     assert size(tab, "#slider img") == [60, 40]
-    wait_for(tab, "#figures", "tokens of one")
-    assert "225" in tab.text_content("#figures")  # 10 * 15 * 2 tokens of 6 bits
+    wait_for(tab, "#metrics", "tokens of one")
+    assert "225" in tab.text_content("#metrics")  # 10 * 15 * 2 tokens of 6 bits
     assert tab.locator("#errors img").count() == 4
     tab.get_by_role("tab", name="Tokens").click()
     assert size(tab, "#maps img")[0] > 500
@@ -115,10 +115,10 @@ def test_upload_reconstruct_and_point_at_a_token(tab, tokenizers):
 
 def test_another_tokenizer_takes_the_same_image(tab):
     give(tab, "#upload", png(60, 40))
-    wait_for(tab, "#figures", "tokens of one")
+    wait_for(tab, "#metrics", "tokens of one")
     tab.click("#tokenizer input")
     tab.get_by_role("option", name="<b>two").click()
-    wait_for(tab, "#figures", "tokens of <b>two")
+    wait_for(tab, "#metrics", "tokens of <b>two")
 
 
 WATCH = """
@@ -157,7 +157,7 @@ def test_a_large_image_goes_in_tiles_and_its_tokens_stay_in_sight(tab, tokenizer
     wait_for(tab, "#line", "298 x 260 pixels, 65 x 75 positions of 2 tokens")
     assert "Shrunk" not in tab.text_content("#line")
     assert size(tab, "#slider img") == [298, 260]
-    wait_for(tab, "#figures", "tokens of one")
+    wait_for(tab, "#metrics", "tokens of one")
     assert asked == [32]
     tab.get_by_role("tab", name="Tokens").click()
     assert size(tab, "#maps img") == [3 * 75 * 2 + views.GAP, 3 * 65 + views.CAPTION]

@@ -15,10 +15,10 @@ from gsqtok.app.views import (
     decoded,
     encoded,
     error_map,
-    figures,
     fitted,
     framed,
     look,
+    metrics,
     region,
     shrunk,
     swapped,
@@ -53,7 +53,7 @@ def test_look_agrees_with_the_tokenizer_and_counts_the_bytes_of_the_jpeg(tiny_to
     assert seen.bits == 8 * 9 * 2 * 6  # 64 codewords
     again = tiny_tokenizer.decode(seen.ours.tokens[None], size=(29, 34))[0]
     assert torch.equal(again, seen.ours.reconstruction)
-    ours, theirs = figures(seen, "tiny")
+    ours, theirs = metrics(seen, "tiny")
     assert ours[:3] == ["tokens of tiny", "108", f"{864 / (34 * 29):.3f}"]
     assert theirs[0] == "JPEG at its lowest quality"  # the header alone is larger
     assert theirs[1] == f"{seen.jpeg_bits // 8:,}"
@@ -128,7 +128,7 @@ def test_a_large_image_goes_in_tiles_with_progress_and_the_same_outcome(tiny_tok
     tiles = look(tiny_tokenizer, original, "a", lambda *report: told.append(report))
     assert torch.equal(tiles.ours.tokens, whole.ours.tokens)
     torch.testing.assert_close(tiles.ours.reconstruction, whole.ours.reconstruction, atol=1e-5, rtol=0)
-    assert figures(tiles, "t") == figures(whole, "t")
+    assert metrics(tiles, "t") == metrics(whole, "t")
     last = {what: (done, total) for what, done, total in told}
     assert list(last) == ["encoding", "decoding"]
     assert all(done == total > 12 for done, total in last.values())
@@ -189,4 +189,4 @@ def test_look_takes_any_image_that_decode_image_gives(tiny_tokenizer):
     seen = look(tiny_tokenizer, decode_image(file.getvalue()), "small")
     assert seen.ours.reconstruction.shape == (3, 2, 5)
     assert math.isnan(seen.ours.ssim)
-    assert figures(seen, "t")[0][-1] == "too small"
+    assert metrics(seen, "t")[0][-1] == "too small"

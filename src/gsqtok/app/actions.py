@@ -187,7 +187,7 @@ class Actions:
         maps = _maps(seen.ours.tokens, window)
         names = [f"group {n + 1}" for n in range(seen.ours.tokens.shape[2])]
         groups = gr.CheckboxGroup(choices=names, value=names)
-        table = views.figures(seen, label)
+        table = views.metrics(seen, label)
         line = self._line(opened, seen)
         now = Shown(opened, label, seen.ours.tokens.int())
         kept = self.shown.put(now, now.bytes, replaces=before)

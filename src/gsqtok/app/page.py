@@ -22,6 +22,8 @@ CSS = """
 #maps img, #closer img { image-rendering: pixelated; cursor: crosshair; }
 """
 _HIDDEN: dict[str, Any] = {"api_visibility": "private"}  # of events: the page is for people
+_QUEUED = _HIDDEN | {"concurrency_id": "network", "concurrency_limit": 1}  # one image at a time
+_QUIET = _HIDDEN | {"show_progress": "hidden"}
 
 
 def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: float) -> gr.Blocks:
@@ -36,7 +38,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
     labels = list(tokenizers)
     # uploads and results are temporary files: gone an hour after they came
     with gr.Blocks(title=TITLE, analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)) as blocks:
-        opened, other, shown, window = (gr.State(time_to_live=3600) for _ in range(4))
+        opened, shown = gr.State(time_to_live=3600), gr.State(time_to_live=3600)
         gr.Markdown(
             "# gsqtok\nAn image as discrete tokens, and back. "
             f"Files of up to {max_mb:g} MB and {MAX_DECODED // 10**6} megapixels are taken; images of more than "
@@ -50,76 +52,93 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
             upload = _upload("Or an image of yours", "upload")
         line = gr.Markdown(elem_id="line")
         with gr.Tab("Reconstruction"):
-            table = gr.Dataframe(
-                headers=["what", "bytes", "bits/px", "PSNR, dB", "SSIM"],
-                interactive=False,
-                elem_id="figures",
-                show_label=False,
-                buttons=[],
-            )
-            with gr.Row():
-                slider = gr.ImageSlider(
-                    label="Original | reconstruction", format="png", interactive=False, elem_id="slider", buttons=[]
-                )
-                gallery = _gallery(2, "errors")
+            table, slider, gallery = _reconstruction()
         with gr.Tab("Tokens"):
-            gr.Markdown(
-                "One map a group, a colour for each codeword. **Click a position** for its codewords' neighbours. "
-                f"Of a large image, the {CLOSER} x {CLOSER} positions in the frame are below, larger."
-            )
-            maps = gr.Image(show_label=False, format="png", interactive=False, elem_id="maps", buttons=[])
-            closer = gr.Image(
-                show_label=False, format="png", interactive=False, visible=False, elem_id="closer", buttons=[]
-            )
-            position = gr.Markdown(elem_id="position")
-            near = gr.Dataframe(
-                headers=["group", "codeword", *(f"nearest {n + 1}" for n in range(NEAREST))],
-                interactive=False,
-                elem_id="neighbours",
-                label="Nearest codewords (distance of the values that the decoder gets)",
-                buttons=[],
-            )
+            maps, position = _tokens(do, shown)
         with gr.Tab("Swap"):
-            gr.Markdown("Exchange tokens of two images and decode both: some groups, everywhere or in a region.")
-            with gr.Row():
-                other_demo = gr.Dropdown(list(DEMO), value=None, label="Second image", elem_id="other-demo")
-                other_upload = _upload("Or an image of yours", "other-upload")
-            other_line = gr.Markdown(elem_id="other-line")
-            groups = gr.CheckboxGroup([], label="Groups to swap", elem_id="groups")
-            with gr.Row():
-                edges = [
-                    gr.Slider(0, 100, value=value, step=1, label=f"{name}, %")
-                    for name, value in (("Left", 25), ("Top", 25), ("Right", 75), ("Bottom", 75))
-                ]
-            button = gr.Button(CHOOSE_SECOND, variant="primary", interactive=False, elem_id="swap")
-            results = _gallery(4, "swapped")
+            groups = _swap(do, shown)
         with gr.Tab("Codebook"):
             about = gr.Markdown()
             with gr.Row():
-                usage = gr.Image(show_label=False, format="png", interactive=False, elem_id="usage", buttons=[])
-                sphere = gr.Image(show_label=False, format="png", interactive=False, elem_id="sphere", buttons=[])
+                usage, sphere = _image("usage"), _image("sphere")
 
-        queued = _HIDDEN | {"concurrency_id": "network", "concurrency_limit": 1}  # one image at a time
-        quiet = _HIDDEN | {"show_progress": "hidden"}
-        tokens = [maps, closer, window]
-        views = [shown, line, table, slider, gallery, *tokens, groups, position, near]
+        results = [shown, line, table, slider, gallery, *maps, groups, *position]
         for event in (
-            upload.upload(do.upload, [upload, opened], [opened, demo, upload], **quiet).success,
-            demo.input(do.choose, [demo, opened], [opened, upload], **quiet).success,
-            blocks.load(do.choose, [demo, opened], [opened, upload], **quiet).success,
+            upload.upload(do.upload, [upload, opened], [opened, demo, upload], **_QUIET).success,
+            demo.input(do.choose, [demo, opened], [opened, upload], **_QUIET).success,
+            blocks.load(do.choose, [demo, opened], [opened, upload], **_QUIET).success,
             label.input,
         ):
-            done = event(do.show, [opened, label, shown], views, show_progress_on=[line, slider], **queued)
-            done.success(do.plots, [shown, label], [usage, sphere, about], **quiet)
-        maps.select(do.point, shown, [*tokens, position, near], **quiet)
-        closer.select(do.point_closer, [shown, window], [*tokens, position, near], **quiet)
-        for event in (
-            other_upload.upload(do.upload, [other_upload, other], [other, other_demo, other_upload], **quiet),
-            other_demo.input(do.choose, [other_demo, other], [other, other_upload], **quiet),
-        ):
-            event.success(do.second, other, [other_line, button], **quiet)
-        button.click(do.swap, [shown, other, groups, *edges], results, **queued)
+            done = event(do.show, [opened, label, shown], results, show_progress_on=[line, slider], **_QUEUED)
+            done.success(do.plots, [shown, label], [usage, sphere, about], **_QUIET)
     return blocks.queue(max_size=32)
+
+
+def _reconstruction() -> tuple[gr.Dataframe, gr.ImageSlider, gr.Gallery]:
+    """The tab's table of metrics, its slider and its gallery."""
+    table = gr.Dataframe(
+        headers=["what", "bytes", "bits/px", "PSNR, dB", "SSIM"],
+        interactive=False,
+        elem_id="metrics",
+        show_label=False,
+        buttons=[],
+    )
+    with gr.Row():
+        slider = gr.ImageSlider(
+            label="Original | reconstruction", format="png", interactive=False, elem_id="slider", buttons=[]
+        )
+        gallery = _gallery(2, "errors")
+    return table, slider, gallery
+
+
+def _tokens(do: Actions, shown: gr.State) -> tuple[list[Any], list[Any]]:
+    """The tab's token maps, their closer view and the window that it shows; the position clicked and its neighbours."""
+    gr.Markdown(
+        "One map a group, a colour for each codeword. **Click a position** for its codewords' neighbours. "
+        f"Of a large image, the {CLOSER} x {CLOSER} positions in the frame are below, larger."
+    )
+    window = gr.State(time_to_live=3600)
+    maps, closer = _image("maps"), _image("closer", visible=False)
+    position = gr.Markdown(elem_id="position")
+    near = gr.Dataframe(
+        headers=["group", "codeword", *(f"nearest {n + 1}" for n in range(NEAREST))],
+        interactive=False,
+        elem_id="neighbours",
+        label="Nearest codewords (distance of the values that the decoder gets)",
+        buttons=[],
+    )
+    maps.select(do.point, shown, [maps, closer, window, position, near], **_QUIET)
+    closer.select(do.point_closer, [shown, window], [maps, closer, window, position, near], **_QUIET)
+    return [maps, closer, window], [position, near]
+
+
+def _swap(do: Actions, shown: gr.State) -> gr.CheckboxGroup:
+    """The tab's choice of groups; what else is on it concerns nobody else."""
+    gr.Markdown("Exchange tokens of two images and decode both: some groups, everywhere or in a region.")
+    other = gr.State(time_to_live=3600)
+    with gr.Row():
+        demo = gr.Dropdown(list(DEMO), value=None, label="Second image", elem_id="other-demo")
+        upload = _upload("Or an image of yours", "other-upload")
+    line = gr.Markdown(elem_id="other-line")
+    groups = gr.CheckboxGroup([], label="Groups to swap", elem_id="groups")
+    with gr.Row():
+        edges = [
+            gr.Slider(0, 100, value=value, step=1, label=f"{name}, %")
+            for name, value in (("Left", 25), ("Top", 25), ("Right", 75), ("Bottom", 75))
+        ]
+    button = gr.Button(CHOOSE_SECOND, variant="primary", interactive=False, elem_id="swap")
+    results = _gallery(4, "swapped")
+    for event in (
+        upload.upload(do.upload, [upload, other], [other, demo, upload], **_QUIET),
+        demo.input(do.choose, [demo, other], [other, upload], **_QUIET),
+    ):
+        event.success(do.second, other, [line, button], **_QUIET)
+    button.click(do.swap, [shown, other, groups, *edges], results, **_QUEUED)
+    return groups
+
+
+def _image(name: str, *, visible: bool = True) -> gr.Image:
+    return gr.Image(show_label=False, format="png", interactive=False, visible=visible, elem_id=name, buttons=[])
 
 
 def _gallery(columns: int, name: str) -> gr.Gallery:

@@ -49,7 +49,7 @@ class Look:
     """An image, what the tokenizer made of it, and the JPEG of the same size.
 
     Attributes:
-        ours: original, reconstruction, tokens and figures.
+        ours: original, reconstruction, tokens and metrics.
         bits: of the tokens, log2(V) each.
         jpeg: the image out of the JPEG file.
         jpeg_bits: of that file; more than ``bits`` where even the lowest quality needs more.
@@ -78,8 +78,8 @@ def look(tokenizer: ImageTokenizer, image: Image.Image, name: str, progress: Pro
     codec = Codec("jpeg", bits / (image.width * image.height))
     file = codec.fit(image)
     jpeg = to_tensor(Image.open(io.BytesIO(file)))
-    figures = similarity(jpeg[None], pixels)
-    return Look(ours, bits, jpeg, 8 * len(file), figures["psnr"].item(), figures["ssim"].item())
+    measured = similarity(jpeg[None], pixels)
+    return Look(ours, bits, jpeg, 8 * len(file), measured["psnr"].item(), measured["ssim"].item())
 
 
 def encoded(tokenizer: ImageTokenizer, image: Image.Image, progress: Progress | None = None) -> Tensor:
@@ -100,7 +100,7 @@ def decoded(
     )
 
 
-def figures(seen: Look, label: str) -> list[list[str]]:
+def metrics(seen: Look, label: str) -> list[list[str]]:
     """Rows for a table: what, bytes, bits/px, PSNR in dB, SSIM."""
     pixels = seen.ours.original[0].numel()
     rows = [
