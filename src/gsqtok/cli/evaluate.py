@@ -41,6 +41,7 @@ def evaluate(
     weights: str | None = None,
     perceptual: list[Literal["lpips_vgg", "lpips_alex", "dists"]] | None = None,
     neighbours: bool = False,
+    pfid: str | None = None,
     reference: str | None = None,
     save_reference: str | None = None,
     streaming: bool = False,
@@ -69,6 +70,8 @@ def evaluate(
         perceptual: any of lpips_vgg, lpips_alex, dists (default: LPIPS where its weights are; none where nothing is
             named)
         neighbours: measure precision, recall, density and coverage, too
+        pfid: SHARE@NEAREST, such as 0.5@100: also the FID of images of which that share of the tokens is drawn anew
+            among the nearest codewords
         reference: compare with the statistics in this file instead of the originals
         save_reference: write the originals' statistics to this file (.npz)
         streaming: read a data set of the hub over the network instead of downloading it
@@ -100,7 +103,7 @@ def evaluate(
     like = Result.load(images_as) if images_as else None
     with _processes(device) as (rank, world_size, device):
         images = open_source(source, split=split, streaming=streaming)
-        run, reconstruct, where = _subject(model, precision, tile, device)
+        run, reconstruct, where = _subject(model, precision, tile, pfid, device)
         networks = {"features": _features(features, weights), "perceptual": _perceptual(perceptual)}
         with progress("measuring") as bar:
             bar.disable = rank > 0
@@ -129,7 +132,7 @@ def evaluate(
 
 
 def _subject(
-    model: str | None, precision: str, tile: int | None, device: str | None
+    model: str | None, precision: str, tile: int | None, pfid: str | None, device: str | None
 ) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
     """What measures the tokenizer or codec, what reconstructs an image with it, and where."""
     import torch
@@ -142,11 +145,13 @@ def _subject(
             raise ValueError("--precision is a tokenizer's; a codec has none")
         if tile:
             raise ValueError("--tile is a tokenizer's; a codec takes whole images")
+        if pfid:
+            raise ValueError("--pfid perturbs tokens; a codec has none")
         codec, where = Codec.parse(model), resolve_device(device)
         return partial(evaluate_codec, codec, device=where), codec, where
     tokenizer = load_model(model, device)
     dtype = None if precision == "float32" else getattr(torch, precision)
-    run = partial(evaluate, tokenizer, name=model or "embedded", precision=dtype, tile=tile)
+    run = partial(evaluate, tokenizer, name=model or "embedded", precision=dtype, tile=tile, pfid=pfid)
     return run, reconstructor(tokenizer.eval(), dtype, tile), tokenizer.device
 
 

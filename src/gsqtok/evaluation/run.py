@@ -23,6 +23,7 @@ from gsqtok.evaluation.features import FeatureNetwork, build_features
 from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.frechet import Reference
 from gsqtok.evaluation.perceptual import ImageDistance
+from gsqtok.evaluation.perturbation import Perturbation, Perturbed
 from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
 from gsqtok.evaluation.similarity import PEAK, PSNR_CAP, similarity, to_8_bits
@@ -54,6 +55,7 @@ def evaluate(
     name: str = "",
     precision: torch.dtype | None = None,
     tile: int | None = None,
+    pfid: str | Perturbation | None = None,
     **options: Any,
 ) -> Result:
     """Reconstruct every image once and measure.
@@ -64,6 +66,8 @@ def evaluate(
         name: what to call the model on record.
         precision: run the tokenizer under autocast of this type; the metrics are float32 or float64 all the same.
         tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; goes on record.
+        pfid: ``"SHARE@NEAREST"``: also the Fréchet distance of images whose tokens are perturbed so, in the features of
+            ``features``; see `gsqtok.evaluation.perturbation`.
         options: everything that `measure` takes by keyword, such as ``protocol="adm"``, ``features="inception"``,
             ``perceptual=("lpips_vgg",)``, ``batch_size=32``.
 
@@ -90,6 +94,8 @@ def evaluate(
         "tile": tile,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
     }
+    if isinstance(pfid, str):
+        pfid = Perturbation.parse(pfid)
     training = tokenizer.training
     tokenizer.eval()
     try:
@@ -99,6 +105,7 @@ def evaluate(
             model=model,
             codebook=usage_of(quantizer),
             device=tokenizer.device,
+            perturbed=None if pfid is None else Perturbed(tokenizer, pfid, precision=precision, tile=tile),
             **options,
         )
     finally:
@@ -147,6 +154,7 @@ def measure(
     neighbours: bool = False,
     reference: str | Path | None = None,
     save_reference: str | Path | None = None,
+    perturbed: Perturbed | None = None,
     source: str | None = None,
     split: str | None = None,
     device: torch.device | str = "cpu",
@@ -172,6 +180,7 @@ def measure(
         neighbours: precision, recall, density and coverage, too.
         reference: statistics that ``save_reference`` wrote, to compare with instead of the originals.
         save_reference: write the originals' statistics there.
+        perturbed: makes the images of the perturbed Fréchet distance of ``out.tokens``.
         source: what the data are called on record; None takes ``dataset`` where it is a path.
         split: likewise; it is also what a path is opened with.
         device: where images are handed to ``reconstruct``.
@@ -181,7 +190,7 @@ def measure(
 
     Raises:
         ValueError: no image could be read, on any process; two images of one name; a protocol and a transform at
-            once; neighbours or a reference without features.
+            once; neighbours, a reference or perturbed tokens without features.
         FileNotFoundError: weights or data that are not there; the message says what to get.
         ReferenceSetError: a reference of other features.
     """
@@ -194,7 +203,7 @@ def measure(
     device = torch.device(device)
     where = device if device.type == "cuda" else torch.device("cpu")  # not every other device has float64
     distances = [ImageDistance(d, download=True) if isinstance(d, str) else d for d in perceptual]
-    distribution = _distribution(features, reference, save_reference, neighbours, record, where)
+    distribution = _distribution(features, reference, save_reference, neighbours, perturbed, record, where)
     seen = _Seen(where, codebook, distances, distribution)
     loader = eval_loader(dataset, prepared, batch_size=batch_size, workers=workers, rank=rank, world_size=processes)
     for batch in loader:
@@ -203,7 +212,11 @@ def measure(
         out = reconstruct(images)
         if out.images.is_cuda:
             torch.cuda.synchronize(out.images.device)
-        seen.update(out, images, batch["keys"], time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        with_errors = None
+        if perturbed is not None and out.tokens is not None:
+            with_errors = perturbed(out.tokens, batch["keys"], (images.shape[2], images.shape[3]))
+        seen.update(out, images, batch["keys"], seconds, with_errors)
         if on_progress is not None:
             on_progress(len(images) + len(batch["skipped"]))
 
@@ -255,7 +268,9 @@ class _Seen:
         self.columns: dict[str, list[Any]] = defaultdict(list)
         self.seconds: dict[str, float] = defaultdict(float)
 
-    def update(self, out: Reconstruction, images: Tensor, keys: list[str], seconds: float) -> None:
+    def update(
+        self, out: Reconstruction, images: Tensor, keys: list[str], seconds: float, perturbed: Tensor | None
+    ) -> None:
         """Measure a batch: what came out of the images (B, 3, H, W) with these names in so many seconds."""
         ours, theirs = out.images.to(self.device), images.to(self.device)
         of_each = similarity(ours, theirs, ms_ssim=True)
@@ -271,7 +286,8 @@ class _Seen:
         originals = to_8_bits(theirs)
         self.fingerprint.add(originals)
         if self.distribution is not None:
-            self.distribution.update(to_8_bits(ours), originals, keys)
+            with_errors = None if perturbed is None else to_8_bits(perturbed)
+            self.distribution.update(to_8_bits(ours), originals, keys, with_errors)
         self.seconds["images_per_second"] += seconds
         for part, took in out.seconds.items():
             self.seconds[f"{part}_images_per_second"] += took
@@ -317,12 +333,14 @@ def _distribution(
     reference: str | Path | None,
     save_reference: str | Path | None,
     neighbours: bool,
+    perturbed: Perturbed | None,
     protocol: dict[str, Any],
     device: torch.device,
 ) -> DistributionMetrics | None:
     """The distribution metrics asked for; ``protocol`` gets what goes on record about them."""
     if features is None:
-        for name, asked in (("neighbours", neighbours), ("reference", reference), ("save_reference", save_reference)):
+        options = {"neighbours": neighbours, "reference": reference, "save_reference": save_reference}
+        for name, asked in (options | {"pfid": perturbed}).items():
             if asked:
                 raise ValueError(f"{name} needs features, such as 'inception' or 'timm:tf_efficientnet_lite0'")
         return None
@@ -337,4 +355,5 @@ def _distribution(
         protocol["reference"] = {name: saved.data.get(name) for name in ("source", "images", "fingerprint")}
         if not saved.data:
             protocol["reference"]["source"] = str(reference)
-    return DistributionMetrics(network, reference=saved, neighbours=neighbours, device=device)
+    suffix = None if perturbed is None else perturbed.suffix
+    return DistributionMetrics(network, reference=saved, neighbours=neighbours, perturbed=suffix, device=device)
