@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gsqtok.data import open_source, to_tensor
+from gsqtok.data import to_tensor
 from gsqtok.evaluation import FrechetDistance, evaluate
 from gsqtok.evaluation.perturbation import Perturbation, codewords
 from gsqtok.evaluation.similarity import to_8_bits
@@ -17,9 +17,7 @@ from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 def tokenizer():
     torch.manual_seed(0)
     config = {"channels": 32, "multipliers": (1, 1), "encoder_blocks": 1, "decoder_blocks": 1, "latent_dim": 8}
-    return ImageTokenizer(
-        TokenizerConfig(**config, quantizer={"name": "gsq", "groups": 2, "codebook_size": 64})
-    ).eval()
+    return ImageTokenizer(TokenizerConfig(**config, quantizer={"name": "gsq", "groups": 2, "codebook_size": 64})).eval()
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +40,9 @@ def test_tokens_are_drawn_among_the_nearest_codewords():
     assert (ranks > 0).double().mean().item() == pytest.approx(0.4 * 4 / 5, abs=0.02)
     assert [(ranks == r).sum().item() for r in (1, 2, 3, 4)] == pytest.approx([0.08 * ranks.numel()] * 4, rel=0.1)
     # The draws are an image's, whatever batch it comes in.
-    again = torch.cat([Perturbation(0.4, 5).apply(tokens[i : i + 3], codebook, keys[i : i + 3]) for i in range(0, 20, 3)])
+    again = torch.cat(
+        [Perturbation(0.4, 5).apply(tokens[i : i + 3], codebook, keys[i : i + 3]) for i in range(0, 20, 3)]
+    )
     assert torch.equal(again, changed)
     other = Perturbation(0.4, 5, seed=1).apply(tokens, codebook, keys)
     assert not torch.equal(other, changed)
@@ -69,7 +69,7 @@ def test_the_metric_is_that_of_the_perturbed_images(tokenizer, folder, mean_colo
     result = evaluate(tokenizer, str(folder), features=mean_colours, pfid="0.5@9", batch_size=5)
     plain = evaluate(tokenizer, str(folder), features=mean_colours)
     images = torch.stack([to_tensor(Image.open(file)) for file in sorted(folder.iterdir())])
-    keys = [row.key for span in open_source(str(folder)).spans(100) for row in open_source(str(folder)).rows(span)]
+    keys = [file.name for file in sorted(folder.iterdir())]
     tokens = Perturbation(0.5, 9).apply(tokenizer.encode(images), tokenizer.quantizer.codebook.detach(), keys)
     distance = FrechetDistance(mean_colours.dim)
     distance.update(mean_colours(to_8_bits(images)).pooled, real=True)

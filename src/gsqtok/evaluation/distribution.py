@@ -73,9 +73,7 @@ class DistributionMetrics:
         self._keys: list[str] = []
         self.scored = probe.logits is not None
 
-    def update(
-        self, reconstruction: Tensor, images: Tensor, keys: list[str], perturbed: Tensor | None = None
-    ) -> None:
+    def update(self, reconstruction: Tensor, images: Tensor, keys: list[str], perturbed: Tensor | None = None) -> None:
         """Add a batch: uint8 (B, 3, H, W) each, and the images' names."""
         if self.perturbed is not None and perturbed is not None:
             self.perturbed.update(self.network(perturbed.to(self.device)).pooled, real=False)

@@ -28,6 +28,7 @@ from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
 from gsqtok.evaluation.similarity import PEAK, PSNR_CAP, similarity, to_8_bits
 from gsqtok.evaluation.usage import CodebookUsage, usage_of
+from gsqtok.evaluation.vtbench import as_measured
 from gsqtok.tokenizer import ImageTokenizer
 
 
@@ -81,9 +82,31 @@ def evaluate(
     Raises:
         ValueError: no image could be read, on any process; and what `measure` raises.
     """
+    if isinstance(pfid, str):
+        pfid = Perturbation.parse(pfid)
+    training = tokenizer.training
+    tokenizer.eval()
+    try:
+        return measure(
+            reconstructor(tokenizer, precision, tile),
+            dataset,
+            model=describe(tokenizer, name, precision, tile),
+            codebook=usage_of(tokenizer.quantizer),
+            device=tokenizer.device,
+            perturbed=None if pfid is None else Perturbed(tokenizer, pfid, precision=precision, tile=tile),
+            **options,
+        )
+    finally:
+        tokenizer.train(training)
+
+
+def describe(
+    tokenizer: ImageTokenizer, name: str, precision: torch.dtype | None = None, tile: int | None = None
+) -> dict[str, Any]:
+    """What goes on record about a tokenizer: the part ``model`` of a `Result`."""
     quantizer = tokenizer.quantizer
     weights = str(next(tokenizer.parameters()).dtype).removeprefix("torch.")
-    model = {
+    return {
         "name": name,
         "fingerprint": tokenizer.fingerprint(),
         "quantizer": quantizer.name,
@@ -94,22 +117,6 @@ def evaluate(
         "tile": tile,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
     }
-    if isinstance(pfid, str):
-        pfid = Perturbation.parse(pfid)
-    training = tokenizer.training
-    tokenizer.eval()
-    try:
-        return measure(
-            reconstructor(tokenizer, precision, tile),
-            dataset,
-            model=model,
-            codebook=usage_of(quantizer),
-            device=tokenizer.device,
-            perturbed=None if pfid is None else Perturbed(tokenizer, pfid, precision=precision, tile=tile),
-            **options,
-        )
-    finally:
-        tokenizer.train(training)
 
 
 def reconstructor(
@@ -204,7 +211,9 @@ def measure(
     where = device if device.type == "cuda" else torch.device("cpu")  # not every other device has float64
     distances = [ImageDistance(d, download=True) if isinstance(d, str) else d for d in perceptual]
     distribution = _distribution(features, reference, save_reference, neighbours, perturbed, record, where)
-    seen = _Seen(where, codebook, distances, distribution)
+    seen = _Seen(
+        where, codebook, distances, distribution, as_measured if record["name"].startswith("vtbench") else None
+    )
     loader = eval_loader(dataset, prepared, batch_size=batch_size, workers=workers, rank=rank, world_size=processes)
     for batch in loader:
         images = batch["image"].to(device)
@@ -253,6 +262,7 @@ class _Seen:
         codebook: counts the tokens; None where there are none.
         distances: perceptual ones, of each pair of images.
         distribution: of the two sets.
+        as_measured: what a protocol makes of reconstructions and originals before it compares them.
     """
 
     def __init__(
@@ -261,7 +271,9 @@ class _Seen:
         codebook: CodebookUsage | None,
         distances: Sequence[ImageDistance],
         distribution: DistributionMetrics | None,
+        as_measured: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
     ) -> None:
+        self.as_measured = as_measured
         self.device, self.codebook, self.distribution = device, codebook and codebook.to(device), distribution
         self.distances = [distance.to(device) for distance in distances]
         self.fingerprint = SetFingerprint()
@@ -269,10 +281,17 @@ class _Seen:
         self.seconds: dict[str, float] = defaultdict(float)
 
     def update(
-        self, out: Reconstruction, images: Tensor, keys: list[str], seconds: float, perturbed: Tensor | None
+        self, out: Reconstruction, images: Tensor, keys: list[str], seconds: float, perturbed: Tensor | None = None
     ) -> None:
         """Measure a batch: what came out of the images (B, 3, H, W) with these names in so many seconds."""
         ours, theirs = out.images.to(self.device), images.to(self.device)
+        originals = to_8_bits(theirs)
+        self.fingerprint.add(originals)
+        if self.as_measured is not None:
+            if perturbed is not None:
+                perturbed, _ = self.as_measured(perturbed, images)
+            ours, theirs = self.as_measured(ours, theirs)
+            originals = to_8_bits(theirs)
         of_each = similarity(ours, theirs, ms_ssim=True)
         of_each |= {distance.metric: distance(ours, theirs) for distance in self.distances}
         if out.bits is not None:
@@ -281,10 +300,9 @@ class _Seen:
             self.columns[name] += values.tolist()
         self.columns["key"] += keys
         self.columns["pixels"] += [images.shape[2] * images.shape[3]] * len(images)
+        self.columns["compared"] += [ours.shape[2] * ours.shape[3]] * len(images)
         if self.codebook is not None and out.tokens is not None:
             self.codebook.update(out.tokens)
-        originals = to_8_bits(theirs)
-        self.fingerprint.add(originals)
         if self.distribution is not None:
             with_errors = None if perturbed is None else to_8_bits(perturbed)
             self.distribution.update(to_8_bits(ours), originals, keys, with_errors)
@@ -310,10 +328,10 @@ def _together(parts: list[tuple[pd.DataFrame, int, dict[str, float], int, str]],
         raise ValueError(f"the image '{twice}' came twice: keys must be unique")
     if not in_order and len(parts) > 1:  # a stream is dealt out to the processes; by name is the order that is left
         images = images.sort_values("key")
-    errors, pixels = images.pop("squared_error"), images.pop("pixels")
+    errors, pixels, compared = (images.pop(name) for name in ("squared_error", "pixels", "compared"))
     bits = images.pop("bits") if "bits" in images else None
     metrics = images.drop(columns="key").mean(skipna=False).to_dict()
-    mse = int(errors.sum()) / int(3 * pixels.sum())
+    mse = int(errors.sum()) / int(3 * compared.sum())
     metrics |= {"psnr_pooled": min(PSNR_CAP, 10 * math.log10(PEAK**2 / mse)) if mse else PSNR_CAP, "mse": mse}
     if bits is not None:
         metrics["bits_per_pixel"] = float(bits.sum() / pixels.sum())

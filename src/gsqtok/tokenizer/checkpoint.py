@@ -35,6 +35,7 @@ WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_FILE = "checkpoint.pt"  # of the official GSQ implementation
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # suffixes of files that torch.save wrote
+SCRIPTED = ".jit"  # of TorchScript
 PUBLISHED = "gsqtok.published"  # opens what is none of ours; a layer above, so it is loaded by name when it is needed
 MODULES_PER_WEIGHT = 20  # blocks hold modules without weights, too
 RUN_TOKENIZER = "tokenizer"  # where a training run keeps its newest weights
@@ -80,7 +81,7 @@ class Pretrained(nn.Module):
 
         Raises:
             NotADirectoryError: ``save_directory`` is a file.
-            ValueError: no such evaluation, or one of another tokenizer.
+            ValueError: no such evaluation, or one of another tokenizer; a tokenizer of TorchScript.
         """
         self._save(Path(save_directory), Path(save_directory).name, dtype, evaluation, license)
 
@@ -94,6 +95,8 @@ class Pretrained(nn.Module):
     ) -> None:
         from gsqtok.tokenizer.model_card import CARD_FILE, write_card
 
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.modules()):
+            raise ValueError("a tokenizer of TorchScript is a program and is not saved as weights: keep its own files")
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(f"{target} is a file; a tokenizer is saved as a folder")
@@ -164,6 +167,7 @@ class Pretrained(nn.Module):
         token: str | bool | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        allow_code: bool = False,
     ) -> Self:
         """Load a tokenizer, in evaluation mode.
 
@@ -176,6 +180,8 @@ class Pretrained(nn.Module):
             cache_dir, local_files_only, force_download, token: huggingface_hub's own.
             device: where it is to run.
             dtype: of the networks' weights; the quantizer's stay in float32, since rounding them changes tokens.
+            allow_code: run the programs in a checkpoint of TorchScript (Cosmos DI), which may do anything: only for
+                files of somebody you trust. Nothing else ever runs code of a file.
 
         Raises:
             FileNotFoundError: no such folder or repository.
@@ -183,13 +189,13 @@ class Pretrained(nn.Module):
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
         with torch.device("cpu"):  # whatever the caller's default is
-            tokenizer = cls._load(source, hub | {"force_download": force_download, "token": token})
+            tokenizer = cls._load(source, hub | {"force_download": force_download, "token": token}, allow_code)
         for network in (tokenizer.encoder, tokenizer.decoder):
             network.to(dtype)
         return tokenizer.to(device)
 
     @classmethod
-    def _load(cls, source: str | Path | None, hub: dict[str, Any]) -> Self:
+    def _load(cls, source: str | Path | None, hub: dict[str, Any], allow_code: bool) -> Self:
         family: str | None = None
         options: dict[str, Any] = {}
         path = EMBEDDED
@@ -199,7 +205,7 @@ class Pretrained(nn.Module):
         if path.name == WEIGHTS_FILE and _is_own(path.parent):
             raise CheckpointError(f"{path} is a file: name the folder that it is in")
         if family is not None or options or not _is_own(path):
-            opened: Self = import_module(PUBLISHED).open_checkpoint(path, family, options)
+            opened: Self = import_module(PUBLISHED).open_checkpoint(path, family, options, allow_code=allow_code)
             return opened
         for file in (path / CONFIG_FILE, path / WEIGHTS_FILE):
             if not file.is_file():
@@ -320,7 +326,9 @@ def _is_own(path: Path) -> bool:
     if not path.is_dir():
         return False
     if not (path / CONFIG_FILE).exists():
-        return not any(file.suffix in PICKLED for pattern in ("*", "checkpoints/*") for file in path.glob(pattern))
+        return not any(
+            file.suffix in (*PICKLED, SCRIPTED) for pattern in ("*", "checkpoints/*") for file in path.glob(pattern)
+        )
     try:
         values = json.loads((path / CONFIG_FILE).read_text())
     except (OSError, ValueError):
