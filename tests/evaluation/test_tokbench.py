@@ -179,3 +179,28 @@ def test_doctr_reads_with_random_weights():
     read = reader(words)
     assert len(read) == 3
     assert read == [reader([word])[0] for word in words]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("insightface") is None, reason="InsightFace is not installed")
+def test_insightface_aligns_and_embeds(tmp_path):
+    """A network that averages each colour of the aligned face."""
+    import onnx
+    from onnx import TensorProto, helper
+
+    def value(name, shape):
+        return helper.make_tensor_value_info(name, TensorProto.FLOAT, shape)
+
+    nodes = [
+        helper.make_node("GlobalAveragePool", ["x"], ["mean"]),
+        helper.make_node("Flatten", ["mean"], ["y"]),
+    ]
+    graph = helper.make_graph(nodes, "colours", [value("x", [None, 3, 112, 112])], [value("y", [None, 3])])
+    opset = helper.make_opsetid("", 17)
+    onnx.save(helper.make_model(graph, opset_imports=[opset], ir_version=8), str(tmp_path / "colours.onnx"))
+    faces = tokbench.InsightFace(tmp_path / "colours.onnx")
+    image = np.zeros((200, 200, 3), np.uint8)
+    image[..., 0] = 255  # red
+    points = np.array([[80.0, 90], [120, 90], [100, 110], [85, 130], [115, 130]], np.float32)
+    assert faces(image, points) == pytest.approx([1, -1, -1], abs=1e-3)  # RGB, (x - 127.5) / 127.5
+    with pytest.raises(FileNotFoundError, match="get antelopev2"):
+        tokbench.InsightFace(tmp_path / "nothing.onnx")

@@ -28,7 +28,7 @@ from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
 from gsqtok.evaluation.similarity import PEAK, PSNR_CAP, similarity, to_8_bits
 from gsqtok.evaluation.usage import CodebookUsage, usage_of
-from gsqtok.evaluation.vtbench import as_measured
+from gsqtok.evaluation.vtbench import as_measured, vtbench_ssim
 from gsqtok.tokenizer import ImageTokenizer
 
 
@@ -262,7 +262,7 @@ class _Seen:
         codebook: counts the tokens; None where there are none.
         distances: perceptual ones, of each pair of images.
         distribution: of the two sets.
-        as_measured: what a protocol makes of reconstructions and originals before it compares them.
+        vtbench: compare images as VTBench does.
     """
 
     def __init__(
@@ -271,9 +271,9 @@ class _Seen:
         codebook: CodebookUsage | None,
         distances: Sequence[ImageDistance],
         distribution: DistributionMetrics | None,
-        as_measured: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = None,
+        vtbench: bool = False,
     ) -> None:
-        self.as_measured = as_measured
+        self.vtbench = vtbench
         self.device, self.codebook, self.distribution = device, codebook and codebook.to(device), distribution
         self.distances = [distance.to(device) for distance in distances]
         self.fingerprint = SetFingerprint()
@@ -287,12 +287,14 @@ class _Seen:
         ours, theirs = out.images.to(self.device), images.to(self.device)
         originals = to_8_bits(theirs)
         self.fingerprint.add(originals)
-        if self.as_measured is not None:
+        if self.vtbench:
             if perturbed is not None:
-                perturbed, _ = self.as_measured(perturbed, images)
-            ours, theirs = self.as_measured(ours, theirs)
+                perturbed, _ = as_measured(perturbed, images)
+            ours, theirs = as_measured(ours, theirs)
             originals = to_8_bits(theirs)
         of_each = similarity(ours, theirs, ms_ssim=True)
+        if self.vtbench:
+            of_each["ssim_vtbench"] = vtbench_ssim(ours, theirs)
         of_each |= {distance.metric: distance(ours, theirs) for distance in self.distances}
         if out.bits is not None:
             of_each["bits"] = out.bits.double()
