@@ -211,9 +211,7 @@ def measure(
     where = device if device.type == "cuda" else torch.device("cpu")  # not every other device has float64
     distances = [ImageDistance(d, download=True) if isinstance(d, str) else d for d in perceptual]
     distribution = _distribution(features, reference, save_reference, neighbours, perturbed, record, where)
-    seen = _Seen(
-        where, codebook, distances, distribution, as_measured if record["name"].startswith("vtbench") else None
-    )
+    seen = _Seen(where, codebook, distances, distribution, vtbench=record["name"].startswith("vtbench"))
     loader = eval_loader(dataset, prepared, batch_size=batch_size, workers=workers, rank=rank, world_size=processes)
     for batch in loader:
         images = batch["image"].to(device)

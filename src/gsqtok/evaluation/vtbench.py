@@ -2,13 +2,16 @@
 
 Originals and reconstructions are stored with 8 bits, truncated instead of rounded, and both are resized to 256 x 256 by
 Pillow's bilinear filter, whatever size they had. Then PSNR is that of all pixels together (``psnr_pooled``) and FID the
-usual one; SSIM is torchmetrics' with the range of a batch's values (``ssim_vtbench``), and LPIPS, on AlexNet, gets images
-in [0, 1] where it expects [-1, 1] (``lpips_vtbench``). Truncation makes 95 of the 256 values of an original one smaller.
+usual one; SSIM is torchmetrics' with the range of a batch's values (``ssim_vtbench``), and LPIPS, on AlexNet, gets
+images in [0, 1] where it expects [-1, 1] (``lpips_vtbench``). Truncation makes 95 of the 256 values of an original one
+smaller.
 
 Its character and word error rates are those of a language model of 12 billion parameters (Gemma 3), and are left out.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +35,10 @@ def vtbench_ssim(reconstruction: Tensor, images: Tensor) -> Tensor:
     """SSIM (B,) of images as they are compared, (B, 3, 256, 256) in [-1, 1]."""
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    units = ((x + 1) / 2 for x in (reconstruction, images))
-    values: Tensor = structural_similarity_index_measure(*units, reduction="none")
-    return values.reshape(len(images)).double()
+    ours, theirs = (reconstruction + 1) / 2, (images + 1) / 2
+    values: Any = structural_similarity_index_measure(ours, theirs, reduction="none")
+    similarity: Tensor = values.reshape(len(images)).double()
+    return similarity
 
 
 def _stored(images: Tensor) -> Tensor:
