@@ -96,8 +96,8 @@ class ScriptConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As the tokenizer's fingerprint counts it."""
-        digests = {name: sha256_of(self.folder / name) for name in (ENCODER, DECODER)}
-        return {"family": FAMILY, "options": {"levels": list(self.levels), "factor": self.factor}, "programs": digests}
+        digests = {Path(name).stem: sha256_of(self.folder / name) for name in (ENCODER, DECODER)}
+        return {"family": FAMILY, "options": {"levels": list(self.levels), "factor": self.factor}, **digests}
 
     def summary(self) -> str:
         """The networks in a few words."""

@@ -223,7 +223,9 @@ class Pretrained(nn.Module):
             if not file.is_file():
                 raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
         decoder = decoder or options.get("decoder")
-        return cls._from_files(path / CONFIG_FILE, path / WEIGHTS_FILE, decoder and _decoder_file(path, decoder))
+        return cls._from_files(
+            path / CONFIG_FILE, path / WEIGHTS_FILE, _decoder_file(path, decoder) if decoder else None
+        )
 
     @classmethod
     def _from_files(cls, config_file: Path, weights_file: Path, decoder_file: Path | None = None) -> Self:
