@@ -130,6 +130,8 @@ def test_sets_and_recognisers_that_are_not_there_are_left_out(folder, tmp_path):
     (folder / "annotations" / "face_meta.json").unlink()
     result = evaluate_tokbench(same, folder, model=MODEL, size=512, reader=Stand().read, faces=Stand().embed)
     assert np.isnan(result["f_sim"])
+    with pytest.raises(ValueError, match="has no annotations of what is to be measured"):
+        evaluate_tokbench(same, folder, model=MODEL, faces=Stand().embed)
     assert "f_sim" not in evaluate_tokbench(same, folder, model=MODEL, reader=Stand().read)
     for options, message in (
         ({"size": 300, "reader": Stand().read}, "at 256, 512 or 1024 pixels, not 300"),

@@ -103,7 +103,9 @@ def evaluate(
         check_output_file(output, source=source)
     like = Result.load(images_as) if images_as else None
     if protocol == "tokbench":
-        _refuse_with_tokbench(locals())
+        asked = {"split": split, "features": features, "weights": weights, "perceptual": perceptual, "pfid": pfid}
+        asked |= {"neighbours": neighbours, "reference": reference, "save_reference": save_reference}
+        _refuse_with_tokbench(asked | {"streaming": streaming, "images_as": images_as})
         return _tokbench(model, source, size or 256, precision, tile, device, allow_code, output)
     with _processes(device) as (rank, world_size, device):
         images = open_source(source, split=split, streaming=streaming)
@@ -160,13 +162,12 @@ def _subject(
     return run, reconstructor(tokenizer.eval(), dtype, tile), record, tokenizer.device
 
 
-def _refuse_with_tokbench(values: dict[str, Any]) -> None:
+def _refuse_with_tokbench(asked: dict[str, Any]) -> None:
     """Refuse what asks for more than the text and the faces that TokBench measures."""
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("tokbench runs in one process: leave torchrun out")
-    names = ("features", "weights", "perceptual", "neighbours", "pfid", "reference", "save_reference", "images_as")
-    for name in (*names, "split", "streaming"):
-        if values[name]:
+    for name, value in asked.items():
+        if value:
             raise ValueError(f"tokbench measures text and faces alone: leave --{name.replace('_', '-')} out")
 
 

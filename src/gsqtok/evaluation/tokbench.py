@@ -188,6 +188,8 @@ def evaluate_tokbench(
         raise ValueError("TokBench needs a reader of words or a face network")
     began = time.perf_counter()
     images = [each for each in read_annotations(folder) if (reader and each.words) or (faces and each.faces)]
+    if not images:
+        raise ValueError(f"{folder} has no annotations of what is to be measured (words or faces)")
     text: dict[str, list[float]] = {"ratio": [], "t_acc": [], "t_ned": []}
     face: dict[str, list[float]] = {"ratio": [], "f_sim": []}
     keys, bits = [], 0.0
