@@ -361,5 +361,7 @@ def test_compiled_network_is_one_graph_with_equal_gradients():
             out = network(latent)
         out.float().square().mean().backward()
         results.append([out.detach(), *(p.grad.clone() for p in decoder.parameters())])
+    # a bias before a norm has a gradient of zero: what rounding leaves there is measured by the others
+    largest = max(float(x.double().norm()) for x in results[0][1:])
     for found, expected in zip(*reversed(results), strict=True):
-        assert_close(found, expected, 3e-2, scale=1e-4)
+        assert_close(found, expected, 3e-2, scale=1e-2 * largest)

@@ -54,19 +54,31 @@ class Replays:
             return network(x)
         self.graphs.move_to_end(key)
         known = self.graphs[key]
-        if known is None or known[1].changed():
-            self.graphs[key], contents = None, Contents(network)
-            if contents.changed():
-                return network(x)
-            known = self.graphs[key] = recorded(network, x), contents
-        graph, source, out = known[0]
-        source.copy_(x)
-        graph.replay()
-        return out.clone()
+        if known is not None:
+            out = replayed(known[0], x)
+            if not known[1].changed():  # looked at while the GPU is at work, so it costs no time
+                return out.clone()
+        self.graphs[key], contents = None, Contents(network)
+        if contents.changed():
+            return network(x)
+        known = self.graphs[key] = recorded(network, x), contents
+        return replayed(known[0], x).clone()
+
+
+def replayed(recording: Graph, x: Tensor) -> Tensor:
+    """What a graph writes for x, in the graph's own memory."""
+    graph, source, out = recording
+    source.copy_(x)
+    graph.replay()
+    result: Tensor = out
+    return result
 
 
 class Contents:
-    """What a network consists of, to see within microseconds what a replay would not notice."""
+    """What a network consists of, to see within microseconds what a replay would not notice.
+
+    It keeps the parameters that a graph reads, so a graph may run once more after they have been exchanged.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.modules = list(network.modules())
