@@ -38,6 +38,7 @@ SHARED = {
     "workers": "processes that read images",
     "tile": "for images too large for the device: compute N x N positions of a layer at a time (even, such as 512) and "
     "keep the rest in host memory; the result is that of the whole image (default: whole images)",
+    "allow_code": "run the program in a checkpoint of TorchScript (Cosmos DI): only if you trust who made it",
     "device": "cpu, cuda, cuda:1, mps (default: a GPU if there is one)",
     "precision": "of the tokenizer's weights",
     "recipe": "a YAML file, or the name of a recipe that comes with the package (gsqtok recipes ls)",
@@ -69,12 +70,12 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def load_model(model: str | None, device: str | None) -> ImageTokenizer:
-    """The tokenizer that ``model`` names, on its device."""
+def load_model(model: str | None, device: str | None, *, allow_code: bool = False) -> ImageTokenizer:
+    """The tokenizer that ``model`` names, on its device; with ``allow_code`` it may be a program."""
     from gsqtok.tokenizer import ImageTokenizer
 
     where = resolve_device(device)
-    return ImageTokenizer.from_pretrained(model).to(where)
+    return ImageTokenizer.from_pretrained(model, allow_code=allow_code).to(where)
 
 
 def describe_tokens(tokenizer: ImageTokenizer) -> str:

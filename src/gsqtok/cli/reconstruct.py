@@ -25,6 +25,7 @@ def reconstruct(
     workers: int = 0,
     tile: int | None = None,
     device: str | None = None,
+    allow_code: bool = False,
 ) -> None:
     """Send images through the tokenizer and back (PNG), with PSNR and SSIM of each.
 
@@ -42,7 +43,7 @@ def reconstruct(
 
     check_output_folder(output, source=source)
     images = open_source(source, split=split)
-    tokenizer = load_model(model, device)
+    tokenizer = load_model(model, device, allow_code=allow_code)
     paths = image_paths(output, images.all_keys())
     loader = eval_loader(images, make_transform(size, crop), batch_size=batch_size, workers=workers)
     results = []
