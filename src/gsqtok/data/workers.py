@@ -1,10 +1,14 @@
-"""Processes that work for another one: how many there may be, how they start, and that none outlives it."""
+"""Processes that work for another one: how many there may be, how they start, and that they end when it does."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
+
+# What asks a process to stop: Ctrl-C, a scheduler, Slurm's --signal. Windows has no SIGUSR1.
+STOP_SIGNALS = tuple(name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 
 # A process with a model and a GPU takes a tenth of a second to fork, and CUDA must not be used in its children. The
 # server that forks instead is small, and has done their imports.
@@ -31,13 +35,18 @@ def start_server(workers: int | None = None) -> None:
 
 
 def end_with_parent(number: int = 0) -> None:
-    """Let this process end when the one that started it has gone, even if that was killed.
+    """Let this process end when the one that started it has gone, even if that was killed, and not before.
+
+    A terminal's Ctrl-C and a scheduler's signal reach every process of a run. Here they are ignored: the parent may
+    still need this process to end well, such as to save first.
 
     It may have been forked from a server; the system's own notion of a parent would then be that server.
 
     Args:
         number: of a worker; a ``DataLoader`` hands it to its ``worker_init_fn``. Not used.
     """
+    for name in STOP_SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
     def watch() -> None:
         if (parent := multiprocessing.parent_process()) is not None:
