@@ -15,6 +15,7 @@ The exit status is 1 if anything differs. Needs what the tests need: pip install
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import random
@@ -53,6 +54,7 @@ class Run:
     """``torchrun -m gsqtok ...`` on two ranks, whose every process can be found."""
 
     def __init__(self, arguments: list[str], log: Path) -> None:
+        self.processes: list[psutil.Process] = []
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(RANKS), "-m", "gsqtok"]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1"}
         environment["PYTHONPATH"] = os.pathsep.join([str(PACKAGE.parent), os.environ.get("PYTHONPATH", "")])
@@ -75,16 +77,14 @@ class Run:
         except psutil.NoSuchProcess:
             return
         chosen = {"launcher": [self.launcher], "all": everyone}.get(whom) or [generator.choice(ranks or everyone)]
-        self.gone = everyone
+        self.processes = everyone
         for process in chosen:
-            try:
+            with contextlib.suppress(psutil.NoSuchProcess):
                 process.send_signal(getattr(signal, name))
-            except psutil.NoSuchProcess:
-                pass
 
     def finish(self) -> int:
         """Wait until no process of it is left."""
-        alive = psutil.wait_procs([self.launcher, *getattr(self, "gone", [])], timeout=PATIENCE)[1]
+        alive = psutil.wait_procs([self.launcher, *self.processes], timeout=PATIENCE)[1]
         if alive:
             for process in alive:
                 process.kill()
@@ -105,8 +105,6 @@ class Tally:
 
 class Training:
     """``gsqtok train``: work is a line of metrics.jsonl."""
-
-    unit = "steps"
 
     def __init__(self, recipe: str, folder: Path) -> None:
         self.recipe, self.folder = recipe, folder
@@ -151,9 +149,7 @@ class Training:
 
 
 class Tokenizing:
-    """``gsqtok tokenize``: work is a part of a shard that is done."""
-
-    unit = "shards"
+    """``gsqtok tokenize``: work is a shard that is done."""
 
     def __init__(self, folder: Path) -> None:
         self.model, self.source = folder / "model", folder / "images"
@@ -287,8 +283,8 @@ def main() -> int:
         print(f"{name}: {sum(tally.kills.values())} kills ({dict(sorted(tally.kills.items()))})")
         if name != "tokenize":
             print(
-                f"{name}: {tally.saved} times a signal saved first; a kill cost {max(tally.again)} logged steps at most, "
-                f"{sum(tally.again)} in all, which were taken again"
+                f"{name}: {tally.saved} times a signal saved first; the others cost {max(tally.again)} logged steps at "
+                f"most, {sum(tally.again)} in all, which were taken again"
             )
         print(
             f"{name}: {tally.compared} ends compared with an undisturbed run; lost: {tally.lost or 'nothing'}",

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
-import time
+from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any
 
 from gsqtok.data.workers import STOP_SIGNALS
 
 EXIT_STATUS = 75  # the system's "temporary failure": run the same command again, with --resume
-ECHO_SECONDS = 5.0  # torchrun passes on what it is sent, so a rank gets a terminal's Ctrl-C twice
+ECHO_SECONDS = 5.0  # torchrun passes on what it is sent, so ranks get twice what a scheduler sends to all processes
 
 
 class InterruptedRunError(RuntimeError):
@@ -52,8 +52,8 @@ class Interruption:
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.name is None:
-            self.name, self._noted = signal.Signals(number).name, time.monotonic()
-        elif time.monotonic() - self._noted > ECHO_SECONDS:
+            self.name, self._noted = signal.Signals(number).name, monotonic()
+        elif monotonic() - self._noted > ECHO_SECONDS:
             self._restore()
             signal.raise_signal(number)
 
