@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from gsqtok.io import read_json
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
 
@@ -213,7 +214,7 @@ class Pretrained(nn.Module):
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{weights_file} cannot be read: {error}") from error
         try:
-            values = json.loads(config_file.read_text())
+            values = read_json(config_file)
             own = "family" not in values
             config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
             tokenizer = cls.on_meta(config, len(state))
@@ -322,7 +323,7 @@ def _is_own(path: Path) -> bool:
     if not (path / CONFIG_FILE).exists():
         return not any(file.suffix in PICKLED for pattern in ("*", "checkpoints/*") for file in path.glob(pattern))
     try:
-        values = json.loads((path / CONFIG_FILE).read_text())
+        values = read_json(path / CONFIG_FILE)
     except (OSError, ValueError):
         return True
     own = {"family", *(field.name for field in dataclasses.fields(TokenizerConfig))}
