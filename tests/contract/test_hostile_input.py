@@ -138,7 +138,7 @@ def test_configurations_of_tokenizers(rule, tmp_path, good):
 
 
 def test_recipes(rule, tmp_path, good):
-    texts = [recipes.find(name).read_text() for name in ("smoke", "smoke-gan", "small")]
+    texts = [recipes.find(name).read_text() for name in ("smoke", "smoke-gan")]
     for rng, folder in cases("recipe", tmp_path):
         write(folder / "r.yaml", hostile.yaml_text(rng, rng.choice(texts), tmp_path / "canary"))
         rule.run(
@@ -177,12 +177,16 @@ def test_token_data_sets(rule, tmp_path, good):
             file.unlink()
         else:
             file.write_bytes(hostile.mutated(rng, file.read_bytes()))
-        rule.run("tokens", "info", folder / "t")
-        rule.run("tokens", "verify", good / "model", folder / "t", "-o", tmp_path / "out/sample")
-        rule.run("tokens", "merge", folder / "t", "-o", tmp_path / "out/merged")
-        rule.run("tokens", "split", folder / "t", "0.5", "-o", tmp_path / "out/a", tmp_path / "out/b")
-        again = ["tokenize", good / "model", good / "images", "--workers", "0", "--shard-size", "2", "--size", "8"]
         shutil.copytree(folder / "t", tmp_path / "out/again")
-        rule.run(*again, "-o", tmp_path / "out/again")
+        again = ["tokenize", good / "model", good / "images", "--workers", "0", "--shard-size", "2", "--size", "8"]
+        commands = [
+            ["tokens", "info", folder / "t"],
+            ["tokens", "verify", good / "model", folder / "t", "-o", tmp_path / "out/sample"],
+            ["tokens", "merge", folder / "t", "-o", tmp_path / "out/merged"],
+            ["tokens", "split", folder / "t", "0.5", "-o", tmp_path / "out/a", tmp_path / "out/b"],
+            [*again, "-o", tmp_path / "out/again"],
+        ]
+        for command in rng.sample(commands, 2):
+            rule.run(*command)
     check(rule)
     assert {0, 1} == set(rule.statuses)

@@ -126,6 +126,8 @@ def read_plan(folder: Path) -> Plan:
         units = []
         for number, (images, keys, spans) in enumerate(values["units"]):
             units.append(Unit(number, images, keys, tuple(Span(*span) for span in spans)))
+        if values["fingerprint"] != fingerprint(values["settings"]):
+            raise ValueError("its settings are not as they were written")
         return Plan(values["settings"], values["batch_size"], tuple(units))
     except (ValueError, LookupError, TypeError, OSError) as error:
         raise ValueError(f"{path} is not the plan of a token data set ({error})") from error
