@@ -186,7 +186,7 @@ def test_entries_that_are_no_grids(archive, array):
 def test_a_header_that_promises_more_than_there_is_takes_no_memory(archive):
     text = b"{'descr': '<u8', 'fortran_order': False, 'shape': (99999999, 99999999, 9), }".ljust(117) + b"\n"
     _with(archive, "no-suffix.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64))
-    with pytest.raises(TokenArchiveError, match="'no-suffix' cannot be read .*which it does not hold"):
+    with pytest.raises(TokenArchiveError, match=r"'no-suffix' cannot be read .*which it does not hold"):
         list(TokenArchive(archive))
     _with(archive, "no-suffix.npy", b"\x93NUMPY\x01\x00\x76\x00{'descr': '<u8', 'fo")
     with pytest.raises(TokenArchiveError, match="'no-suffix' cannot be read"):
