@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gsqtok.io import printable
 
 if TYPE_CHECKING:
     import torch
@@ -17,9 +19,23 @@ if TYPE_CHECKING:
     from gsqtok.data import ImageTransform
     from gsqtok.tokenizer import ImageTokenizer
 
+
+class _Console(Console):
+    """Prints texts without what a terminal would obey: names may come from anybody's file."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        texts = ("\n".join(map(printable, o.split("\n"))) if isinstance(o, str) else o for o in objects)
+        super().print(*texts, **options)
+
+
+class _LogHandler(RichHandler):
+    def render_message(self, record: logging.LogRecord, message: str) -> ConsoleRenderable:
+        return super().render_message(record, printable(message))
+
+
 # File names may look like rich's markup; and a line that another program reads must not be wrapped.
-console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-messages = Console(stderr=True, highlight=False, markup=False, emoji=False)
+console = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+messages = _Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 command = "gsqtok"  # the whole command line, for what goes on record
 
@@ -48,7 +64,7 @@ SHARED = {
 def show_warnings() -> None:
     """Send the library's warnings to the terminal."""
     logging.basicConfig(
-        level="WARNING", format="%(message)s", handlers=[RichHandler(console=messages, show_path=False)]
+        level="WARNING", format="%(message)s", handlers=[_LogHandler(console=messages, show_path=False)]
     )
 
 

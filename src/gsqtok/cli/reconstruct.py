@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from gsqtok.cli.options import check_output_folder, console, count, load_model, make_transform, progress
+from gsqtok.io import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -73,7 +74,7 @@ def metrics_table(results: list[tuple[str, tuple[int, ...], float, float]], bits
     for column in table.columns[1:]:
         column.justify = "right"
     for name, (height, width), psnr, ssim in results[:SHOWN]:
-        table.add_row(name, f"{width}x{height}", f"{psnr:.2f}", f"{ssim:.3f}", f"{bits_per_pixel:.3g}")
+        table.add_row(printable(name), f"{width}x{height}", f"{psnr:.2f}", f"{ssim:.3f}", f"{bits_per_pixel:.3g}")
     if len(results) > SHOWN:
         table.add_row(f"... and {len(results) - SHOWN} more")
     table.add_section()

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from gsqtok.io import read_json
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
 
@@ -235,7 +236,7 @@ class Pretrained(nn.Module):
             state = {name: value for name, value in state.items() if not name.startswith("decoder.")}
             state |= {f"decoder.{name}": value for name, value in _read(decoder_file).items()}
         try:
-            values = json.loads(config_file.read_text())
+            values = read_json(config_file)
             own = "family" not in values
             config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
             tokenizer = cls.on_meta(config, len(state))
@@ -370,7 +371,7 @@ def _is_own(path: Path) -> bool:
             file.suffix in (*PICKLED, SCRIPTED) for pattern in ("*", "checkpoints/*") for file in path.glob(pattern)
         )
     try:
-        values = json.loads((path / CONFIG_FILE).read_text())
+        values = read_json(path / CONFIG_FILE)
     except (OSError, ValueError):
         return True
     own = {"family", *(field.name for field in dataclasses.fields(TokenizerConfig))}

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gsqtok.evaluation.report.metrics import METRICS, base_of, metric_of, printable
+from gsqtok.evaluation.report.metrics import METRICS, base_of, metric_of
 from gsqtok.evaluation.report.plots import COLOURS, legend, line, logarithmic_y, panels, powers_of_two
 from gsqtok.evaluation.result import Result, differences
+from gsqtok.io import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

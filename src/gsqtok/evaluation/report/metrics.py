@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from gsqtok.io import printable
+
 
 class Metric(NamedTuple):
     """How a metric is shown. ``better`` is 1 where more is better, -1 where less is, 0 where it is no judgement."""
@@ -71,11 +73,6 @@ def metric_of(name: str) -> Metric:
         return Metric(printable(name.replace("_", " ")))
     rest = printable(name[len(base) + 1 :].replace("_", " "))
     return METRICS[base]._replace(title=f"{METRICS[base].title} {rest}".strip())
-
-
-def printable(text: str) -> str:
-    """Replace what would move a terminal's cursor or change its colours."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def text_of(name: str, value: float | None, spread: float | None = None) -> str:
