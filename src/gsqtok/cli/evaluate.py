@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
     from rich.table import Table
 
+    from gsqtok.data.sources import ImageSource
     from gsqtok.evaluation import FeatureNetwork, ImageDistance, Reconstruction, Result
 
 
@@ -88,32 +89,19 @@ def evaluate(
           torchrun --nproc-per-node 8 -m gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm
     """
     from gsqtok.data import open_source
-    from gsqtok.evaluation import Result
-    from gsqtok.evaluation.examples import save_examples
-    from gsqtok.evaluation.protocol import prepare
 
-    if protocol and crop != "none":
-        raise ValueError("a protocol says how to crop: leave --crop out")
-    prepared: dict[str, Any] = {"protocol": protocol, "size": size}
-    if not protocol:
-        prepared = {"transform": make_transform(size, crop)}
-    if images_as and not output:
-        raise ValueError("--images-as says which images -o writes: name its file, too")
-    if output:
-        check_output_file(output, source=source)
-    like = Result.load(images_as) if images_as else None
+    prepared = _prepared(protocol, size, crop)
+    like = _images_as(images_as, output, source)
     if protocol == "tokbench":
-        asked = {"split": split, "features": features, "weights": weights, "perceptual": perceptual, "pfid": pfid}
-        asked |= {"neighbours": neighbours, "reference": reference, "save_reference": save_reference}
+        asked: dict[str, Any] = {"neighbours": neighbours, "reference": reference, "save_reference": save_reference}
+        asked |= {"split": split, "features": features, "weights": weights, "perceptual": perceptual, "pfid": pfid}
         _refuse_with_tokbench(asked | {"streaming": streaming, "images_as": images_as})
         return _tokbench(model, source, size or 256, precision, tile, device, allow_code, output)
     with _processes(device) as (rank, world_size, device):
         images = open_source(source, split=split, streaming=streaming)
         run, reconstruct, _, where = _subject(model, precision, tile, pfid, device, allow_code)
         networks = {"features": _features(features, weights), "perceptual": _perceptual(perceptual)}
-        with progress("measuring") as bar:
-            bar.disable = rank > 0
-            task = bar.add_task("", total=count(images))
+        with _measuring(images, rank, world_size) as on_progress:
             result = run(
                 images,
                 **prepared,
@@ -125,16 +113,60 @@ def evaluate(
                 split=split,
                 batch_size=batch_size,
                 workers=workers,
-                on_progress=lambda done: bar.advance(task, done * world_size),  # the others are about as far
+                on_progress=on_progress,
             )
-        if rank:
-            return
-        result.environment["command"] = options.command
-        console.print(_metrics(result))
-        console.print(_circumstances(result))
-        if output:
-            save_examples(reconstruct, images, prepare(**prepared)[0], result, output, where, like)
-            result.save(output)
+        if rank == 0:
+            _report(result, reconstruct, images, prepared, where, output, like)
+
+
+def _prepared(protocol: str | None, size: int | None, crop: Literal["none", "center"]) -> dict[str, Any]:
+    """How images are prepared: by a protocol, or else by a transform."""
+    if not protocol:
+        return {"transform": make_transform(size, crop)}
+    if crop != "none":
+        raise ValueError("a protocol says how to crop: leave --crop out")
+    return {"protocol": protocol, "size": size}
+
+
+def _images_as(images_as: str | None, output: str | None, source: str) -> Result | None:
+    """The result whose images are shown again, if one is named; refuses an output that cannot be written."""
+    from gsqtok.evaluation import Result
+
+    if images_as and not output:
+        raise ValueError("--images-as says which images -o writes: name its file, too")
+    if output:
+        check_output_file(output, source=source)
+    return Result.load(images_as) if images_as else None
+
+
+@contextmanager
+def _measuring(images: ImageSource, rank: int, world_size: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar, shown by the first process; what it gives is called with the number of images done since."""
+    with progress("measuring") as bar:
+        bar.disable = rank > 0
+        task = bar.add_task("", total=count(images))
+        yield lambda done: bar.advance(task, done * world_size)  # the others are about as far
+
+
+def _report(
+    result: Result,
+    reconstruct: Callable[..., Reconstruction],
+    images: ImageSource,
+    prepared: dict[str, Any],
+    where: torch.device,
+    output: str | None,
+    like: Result | None,
+) -> None:
+    """Print the result, and save it with some of the images where an output is named."""
+    from gsqtok.evaluation.examples import save_examples
+    from gsqtok.evaluation.protocol import prepare
+
+    result.environment["command"] = options.command
+    console.print(_metrics(result))
+    console.print(_circumstances(result))
+    if output:
+        save_examples(reconstruct, images, prepare(**prepared)[0], result, output, where, like)
+        result.save(output)
 
 
 def _subject(

@@ -147,6 +147,14 @@ def reconstructor(
 
 
 @torch.no_grad()
+def _timed(reconstruct: Callable[[Tensor], Reconstruction], images: Tensor) -> tuple[Reconstruction, float]:
+    start = time.perf_counter()
+    out = reconstruct(images)
+    if out.images.is_cuda:
+        torch.cuda.synchronize(out.images.device)
+    return out, time.perf_counter() - start
+
+
 def measure(
     reconstruct: Callable[[Tensor], Reconstruction],
     dataset: Any,
@@ -215,11 +223,7 @@ def measure(
     loader = eval_loader(dataset, prepared, batch_size=batch_size, workers=workers, rank=rank, world_size=processes)
     for batch in loader:
         images = batch["image"].to(device)
-        start = time.perf_counter()
-        out = reconstruct(images)
-        if out.images.is_cuda:
-            torch.cuda.synchronize(out.images.device)
-        seconds = time.perf_counter() - start
+        out, seconds = _timed(reconstruct, images)
         with_errors = None
         if perturbed is not None and out.tokens is not None:
             with_errors = perturbed(out.tokens, batch["keys"], (images.shape[2], images.shape[3]))
