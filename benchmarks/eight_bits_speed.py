@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--toy", action="store_true", help="tiny networks and images")
-    parser.add_argument("--json", help="also write the figures to this file")
+    parser.add_argument("--json", help="also write the results to this file")
     args = parser.parse_args()
     if args.toy:
         args.batch, args.size = 1, 32

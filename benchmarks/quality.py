@@ -2,7 +2,7 @@
 
     python benchmarks/quality.py measure embedded pretrained/f8 codec:webp@1.0 --data coco-256 -o docs/quality.json
     python benchmarks/quality.py table docs/quality.json README.md docs/results.md
-    python benchmarks/quality.py picture src/gsqtok/demo_images caltech101 -o docs/images/tokenizers.jpg
+    python benchmarks/quality.py images src/gsqtok/demo_images caltech101 -o docs/images/tokenizers.jpg
 
 Each model is measured on the central squares of 256 pixels of a data set: PSNR, SSIM, MS-SSIM, bits per pixel, ST-LPIPS
 (Ghildyal and Liu 2022; a shift-tolerant LPIPS, not LPIPS), and Fréchet distances in the features of two networks: the
@@ -159,7 +159,7 @@ def fill(page: Path, record: dict[str, Any]) -> None:
     write_bytes(page, text.encode())
 
 
-def picture(sources: list[str], count: int, output: Path, size: int = 256) -> None:
+def side_by_side(sources: list[str], count: int, output: Path, size: int = 256) -> None:
     """Rows: the first images of the sources. Columns: original, each tokenizer, WebP at 0.25 bits/px."""
     loaders = (eval_loader(open_source(x), ImageTransform(size, crop="center"), batch_size=1) for x in sources)
     images = torch.cat([batch["image"] for batch in itertools.islice(itertools.chain(*loaders), count)])
@@ -195,7 +195,7 @@ def main() -> None:
     verb = verbs.add_parser("table")
     verb.add_argument("source", type=Path)
     verb.add_argument("pages", type=Path, nargs="+")
-    verb = verbs.add_parser("picture")
+    verb = verbs.add_parser("images")
     verb.add_argument("sources", nargs="+")
     verb.add_argument("--images", type=int, default=6, help="how many")
     verb.add_argument("-o", "--output", type=Path, required=True)
@@ -204,9 +204,9 @@ def main() -> None:
         for page in args.pages:
             fill(page, json.loads(args.source.read_text()))
         return
-    if args.verb == "picture":
+    if args.verb == "images":
         with torch.no_grad():
-            picture(args.sources, args.images, args.output)
+            side_by_side(args.sources, args.images, args.output)
         return
     device = torch.device(args.device)
     for data, called in zip(args.data, args.names or args.data, strict=True):

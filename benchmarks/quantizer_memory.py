@@ -5,7 +5,7 @@
 
 Each measurement runs in a process of its own, as the growth of its peak resident memory over what it held before the
 lookup. The full matrix does not fit an ordinary machine at the full N (17 GB for the scores alone), so it is run with
-fewer rows, compared with its formula N x V x 4 bytes, and the formula gives the figure at the full N.
+fewer rows, compared with its formula N x V x 4 bytes, and the formula gives the size at the full N.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def mosaic(size: int):
 
 
 def measure(model: str, size: int, tile: int, threads: int, target: str) -> None:
-    """Print figures of one way as JSON, and save tokens and image to ``target``; tile 0 is the whole at once."""
+    """Print metrics of one way as JSON, and save tokens and image to ``target``; tile 0 is the whole at once."""
     import torch
 
     from gsqtok import ImageTokenizer
@@ -62,14 +62,14 @@ def measure(model: str, size: int, tile: int, threads: int, target: str) -> None
     restored = tokenizer.decode(tokens, size=(size, size), tile=tile or None)
     end = used()
     torch.save({"tokens": tokens, "image": restored}, target)
-    figures = {
+    metrics = {
         "encode_s": middle[0] - start[0],
         "decode_s": end[0] - middle[0],
         "encode_mib": middle[1] - start[1],
         "both_mib": end[1] - start[1],
         "psnr": similarity(restored, image)["psnr"].item(),
     }
-    print(json.dumps(figures))
+    print(json.dumps(metrics))
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def own_memory() -> float:
 
 
 def read_once(folder: str, cache: str, accesses: int) -> None:
-    """Print the figures of one fresh process as JSON."""
+    """Print the metrics of one fresh process as JSON."""
     from gsqtok.tokens import TokenDataset
 
     start = time.perf_counter()
@@ -104,10 +104,10 @@ def read(args: argparse.Namespace) -> None:
         print("process   open, s   unpack, s   random rows/s   memory, MB")
         for process in ("first", "second"):
             command = [sys.executable, __file__, "read-once", name + "/tokens", name + "/cache", str(args.accesses)]
-            figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            metrics = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(
-                f"{process:<9} {figures['open']:>7.2f} {figures['unpack']:>11.2f} {figures['rate']:>15,.0f} "
-                f"{figures['memory']:>12.0f}"
+                f"{process:<9} {metrics['open']:>7.2f} {metrics['unpack']:>11.2f} {metrics['rate']:>15,.0f} "
+                f"{metrics['memory']:>12.0f}"
             )
 
 
@@ -185,16 +185,16 @@ def pipeline(args: argparse.Namespace) -> None:
             batch_size=encode.batch_size,
         )
         result = tokenize(tokenizer, name + "/*.tar", name + "/tokens", options)
-        figures = result.metrics
+        metrics = result.metrics
         where = torch.cuda.get_device_name() if device == "cuda" else "a CPU"
         print(f"on {where}, {args.images:,} images by repeating, batches of {encode.batch_size} at most:")
-        rate, wait = figures["images_per_second"], figures["waiting"]
-        steady = figures["steady_images_per_second"] or rate
+        rate, wait = metrics["images_per_second"], metrics["waiting"]
+        steady = metrics["steady_images_per_second"] or rate
         print(f"bare encoder     {bare:>9,.0f} images/s")
-        print(f"tokenize, whole  {rate:>9,.0f} images/s: {rate / bare:.1%} ({figures['seconds']:.1f} s)")
+        print(f"tokenize, whole  {rate:>9,.0f} images/s: {rate / bare:.1%} ({metrics['seconds']:.1f} s)")
         print(f"tokenize, steady {steady:>9,.0f} images/s: {steady / bare:.1%} (first finished chunk to last)")
         print(f"model waited     {wait:>9.1%} of the time for images, which {result.workers} processes decode")
-        print(f"decoding, a core {figures['decoded_per_core_second']:>9,.0f} images/s of processor time")
+        print(f"decoding, a core {metrics['decoded_per_core_second']:>9,.0f} images/s of processor time")
 
 
 def pack(images: list[bytes], folder: Path, number: int) -> None:

@@ -73,7 +73,7 @@ def concentration() -> None:
             textcoords="offset points",
         )
     right.set(
-        xlabel="groups G of D = 64 channels, V = 8,192", ylabel="expected squared chord", xscale="log", yscale="log"
+        xlabel="groups G of D = 64 channels, V = 8,192", ylabel="expected spherical error", xscale="log", yscale="log"
     )
     right.set_xticks(groups, [str(g) for g in groups])
     right.grid(alpha=0.3)

@@ -24,7 +24,7 @@ IMAGE = Path(__file__).parents[1] / "images" / "limits.png"
 
 
 def measured(codebook: torch.Tensor, latents: int = 4000) -> float:
-    """Mean squared chord from uniform points to their nearest codeword's direction."""
+    """Mean spherical error from uniform points to their nearest codeword's direction."""
     target = random_sphere(codebook.shape[1], latents, seed=77)
     codebook = F.normalize(codebook, dim=-1)
     return (codebook[nearest(target, codebook)] - target).double().square().sum(-1).mean().item()
@@ -64,8 +64,8 @@ def main() -> None:
             if d <= 4:
                 fibonacci = measured(fibonacci_sphere(d, 2**b))
                 axis.plot(b, fibonacci, "x", color=color, markersize=5)
-            figures = (sphere_bound(d, 2**b), random_code_error(d, 2**b), random, learnt, fibonacci)
-            print(f"| {d} | {2**b} | {' | '.join('' if x is None else f'{x:.3g}' for x in figures)} |", flush=True)
+            errors = (sphere_bound(d, 2**b), random_code_error(d, 2**b), random, learnt, fibonacci)
+            print(f"| {d} | {2**b} | {' | '.join('' if x is None else f'{x:.3g}' for x in errors)} |", flush=True)
     leech = leech_sphere()
     axis.plot(
         17.58, measured(leech, 2000), "*", color="C5", markersize=11, markeredgecolor="black", label="Leech, d = 24"
@@ -79,7 +79,7 @@ def main() -> None:
     axis.plot([], [], "-", color="grey", label="random, predicted")
     axis.plot([], [], "--", color="grey", label="sphere bound")
     axis.set(
-        xlabel="bits a token, log2 V", ylabel="squared chord to the nearest codeword", yscale="log", xlim=(1.5, 25)
+        xlabel="bits a token, log2 V", ylabel="spherical error to the nearest codeword", yscale="log", xlim=(1.5, 25)
     )
     axis.legend(fontsize=8, loc="lower right")
     axis.grid(alpha=0.3)

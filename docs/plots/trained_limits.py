@@ -34,8 +34,8 @@ def main() -> None:
         d, v = quantizer.group_dim, quantizer.codebook_size
         measure = (tokenizer, open_source(arguments.data), ImageTransform(arguments.size), arguments.images)
         trained, random = spherical_error(*measure), spherical_error(*measure, codebook=random_sphere(d, v))
-        figures = (sphere_bound(d, v), random_code_error(d, v), random, trained)
-        print(f"| {name} | {quantizer.groups} | {d} | {v:,} | {' | '.join(f'{x:.3g}' for x in figures)} |")
+        errors = (sphere_bound(d, v), random_code_error(d, v), random, trained)
+        print(f"| {name} | {quantizer.groups} | {d} | {v:,} | {' | '.join(f'{x:.3g}' for x in errors)} |")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ def _without_gradient():
 @pytest.mark.parametrize("shape", [(2, 64, 96, 96), (1, 32, 333, 40), (1, 32, 125, 125), (3, 96, 8, 5), (1, 32, 2, 1)])
 @pytest.mark.parametrize("own", [False, True])
 def test_group_norm(shape, own):
-    # a slope: stretches have means of their own
+    # a slope: tiles have means of their own
     x = (torch.randn(shape) + torch.linspace(-3, 8, shape[2])[:, None]).contiguous(memory_format=LAST)
     weight, bias = (torch.randn(shape[:2] if own else shape[1:2]) for _ in range(2))
     before = x.clone()

@@ -81,8 +81,8 @@ def test_reconstruct_prints_a_row_for_each_image(model, images, tmp_path, capsys
     assert len(list((tmp_path / "r").rglob("*.png"))) == 3
 
 
-def test_evaluate_writes_its_figures(model, images, tmp_path, capsys):
-    target = tmp_path / "figures.json"
+def test_evaluate_writes_its_metrics(model, images, tmp_path, capsys):
+    target = tmp_path / "metrics.json"
     assert main(["evaluate", model, str(images), "--size", "16", "--crop", "center", "-o", str(target)]) == 0
     assert "psnr" in capsys.readouterr().out
     record = json.loads(target.read_text())
@@ -124,7 +124,7 @@ def test_a_wide_comparison_is_broken_into_tables():
 
     from gsqtok.cli.compare import tables
 
-    titles = ["model", "bits/px", *(f"figure {n}" for n in range(12))]
+    titles = ["model", "bits/px", *(f"metric {n}" for n in range(12))]
     rows = [["ours", "1.000", *(f"{n}.5678" for n in range(12))], ["theirs", "0.500", *"abcdefghijkl"]]
     console = Console(width=60, record=True, file=io.StringIO())
     made = tables(titles, rows, 60)

@@ -36,17 +36,17 @@ def measured(network, real, fake, keys, batch=4, **options):
 
 def test_every_figure_of_a_small_network(mean_colours):
     real, fake, keys = images(24, 0), images(24, 1), [f"{i:02}" for i in range(24)]
-    figures = measured(mean_colours, real, fake, keys, neighbours=True).compute()
+    found = measured(mean_colours, real, fake, keys, neighbours=True).compute()
     ours, theirs = mean_colours(fake), mean_colours(real)
-    assert figures["frechet_distance_mean_colours"] == pytest.approx(frechet(theirs.pooled, ours.pooled), rel=1e-6)
-    spatial = figures["spatial_frechet_distance_mean_colours"]
+    assert found["frechet_distance_mean_colours"] == pytest.approx(frechet(theirs.pooled, ours.pooled), rel=1e-6)
+    spatial = found["spatial_frechet_distance_mean_colours"]
     assert spatial == pytest.approx(frechet(theirs.spatial, ours.spatial), rel=1e-6)
     score = isc_features_to_metric(ours.logits)
-    assert figures["inception_score_mean_colours"] == pytest.approx(score["inception_score_mean"], rel=1e-9)
+    assert found["inception_score_mean_colours"] == pytest.approx(score["inception_score_mean"], rel=1e-9)
     expected = prdc.compute_prdc(theirs.pooled.numpy(), ours.pooled.numpy(), 5)
     for name, value in expected.items():
-        assert figures[f"{name}_mean_colours"] == pytest.approx(value)
-    assert not any("fid" in name for name in figures)
+        assert found[f"{name}_mean_colours"] == pytest.approx(value)
+    assert not any("fid" in name for name in found)
 
 
 def test_order_and_batches_change_nothing(mean_colours):
@@ -59,16 +59,16 @@ def test_order_and_batches_change_nothing(mean_colours):
 
 def test_degenerate_sets(mean_colours, caplog):
     one = images(1, 0)
-    figures = measured(mean_colours, one, one, ["a"], neighbours=True).compute()
-    assert all(math.isnan(value) for value in figures.values())
+    found = measured(mean_colours, one, one, ["a"], neighbours=True).compute()
+    assert all(math.isnan(value) for value in found.values())
     assert "two images on each side" in caplog.text
     same = one.expand(12, -1, -1, -1)
-    figures = measured(mean_colours, same, same, [str(i) for i in range(12)]).compute()
-    assert figures["frechet_distance_mean_colours"] == pytest.approx(0, abs=1e-9)
-    assert figures["inception_score_mean_colours"] == pytest.approx(1)
+    found = measured(mean_colours, same, same, [str(i) for i in range(12)]).compute()
+    assert found["frechet_distance_mean_colours"] == pytest.approx(0, abs=1e-9)
+    assert found["inception_score_mean_colours"] == pytest.approx(1)
     black = torch.zeros(12, 3, 32, 32, dtype=torch.uint8)
-    figures = measured(mean_colours, black, black, [str(i) for i in range(12)]).compute()
-    assert all(math.isfinite(value) for value in figures.values())
+    found = measured(mean_colours, black, black, [str(i) for i in range(12)]).compute()
+    assert all(math.isfinite(value) for value in found.values())
 
 
 def test_a_saved_reference(mean_colours, tmp_path):
@@ -104,7 +104,7 @@ def test_equals_a_run_of_torch_fidelity(inception_file):
     network = InceptionFeatures(inception_file)
     metrics = measured(network, real, fake, keys)
     metrics.spatial = None  # torch-fidelity has no sFID, and its 2023 eigenvalues take long
-    figures = metrics.compute()
+    found = metrics.compute()
     theirs = calculate_metrics(
         input1=Images(fake),
         input2=Images(real),
@@ -116,6 +116,6 @@ def test_equals_a_run_of_torch_fidelity(inception_file):
         verbose=False,
         batch_size=11,
     )
-    distance = figures[f"frechet_distance{network.suffix}"]
+    distance = found[f"frechet_distance{network.suffix}"]
     assert distance == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    assert figures[f"inception_score{network.suffix}"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert found[f"inception_score{network.suffix}"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)

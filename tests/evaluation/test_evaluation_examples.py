@@ -29,7 +29,7 @@ def test_choice(count, expected):
         assert by_rank["median"] == ordered[(count - each) // 2 :][:each]
 
 
-def test_equal_figures_choose_nobody_twice():
+def test_equal_metrics_choose_nobody_twice():
     chosen = choose([str(i) for i in range(20)], [30.0] * 20)
     assert list(chosen.values()) == ["best"] * 4 + ["median"] * 4 + ["worst"] * 4
 

@@ -66,7 +66,7 @@ def check(result, expected):
         assert where[name] == pytest.approx(value, rel=1e-3), name
 
 
-def test_tiles_give_the_figures_of_the_whole(tokenizer, photos):
+def test_tiles_give_the_metrics_of_the_whole(tokenizer, photos):
     whole, tiles = (evaluate(tokenizer, str(photos), tile=tile) for tile in (None, 6))
     assert (whole.model["tile"], tiles.model["tile"]) == (None, 6)
     assert differences(whole, tiles) == []  # the same up to rounding: they may be compared

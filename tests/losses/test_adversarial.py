@@ -346,7 +346,7 @@ def run_rank(rank, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
     images = torch.load(f"{folder}/images.pt")[rank::2]
     generator, discriminator = networks()
-    figures = gan_step(
+    metrics = gan_step(
         DistributedDataParallel(generator),
         DistributedDataParallel(discriminator),
         generator[-1].weight,
@@ -354,7 +354,7 @@ def run_rank(rank, folder):
         images,
     )
     gradients = [p.grad for p in (*generator.parameters(), *discriminator.parameters())]
-    torch.save((figures, gradients), f"{folder}/rank{rank}.pt")
+    torch.save((metrics, gradients), f"{folder}/rank{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -366,8 +366,8 @@ def test_two_ranks_equal_one(tmp_path):
     generator, discriminator = networks()
     expected = gan_step(generator, discriminator, generator[-1].weight, LeCam(), images)
     for rank in range(2):
-        figures, gradients = torch.load(tmp_path / f"rank{rank}.pt")
-        torch.testing.assert_close(figures, expected, rtol=1e-4, atol=1e-6)
+        metrics, gradients = torch.load(tmp_path / f"rank{rank}.pt")
+        torch.testing.assert_close(metrics, expected, rtol=1e-4, atol=1e-6)
         for ours, p in zip(gradients, (*generator.parameters(), *discriminator.parameters()), strict=True):
             torch.testing.assert_close(ours, p.grad, rtol=1e-3, atol=1e-6)
 

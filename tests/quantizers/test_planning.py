@@ -11,7 +11,7 @@ from gsqtok.quantizers.planning import LEECH_ERROR, plan
 
 
 def relative_error(quantizer, latents=2000, seed=3):
-    """Mean squared chord between uniform points on each group's sphere and their values."""
+    """Mean spherical error between uniform points on each group's sphere and their values."""
     d = quantizer.dim // quantizer.groups
     latent = torch.randn(latents, quantizer.groups, d, generator=torch.Generator().manual_seed(seed))
     unit = F.normalize(latent, dim=-1)

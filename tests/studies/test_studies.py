@@ -65,7 +65,7 @@ def test_runs_differ_and_can_be_built(name, scale):
             assert ImageTokenizer(model).factor == model.factor
 
 
-def test_a_digest_is_of_what_changes_figures():
+def test_a_digest_is_of_what_changes_metrics():
     run = STUDIES["isolate"].runs(SCALES["small"])[0]
     quiet = dataclasses.replace(run.config, log_every=7, data=dataclasses.replace(run.config.data, workers=0))
     assert dataclasses.replace(run, config=quiet).digest == run.digest
@@ -89,7 +89,7 @@ def test_equal_bits_are_equal():
 
 
 @pytest.mark.parametrize("name", STUDIES)
-def test_without_figures_nothing_is_claimed(name):
+def test_without_metrics_nothing_is_claimed(name):
     table = table_of(name, state="not run")
     assert set(verdicts(table).values()) == {"not tested"}
     page = page_of(STUDIES[name], table, [])
@@ -175,8 +175,11 @@ def test_vocabulary():
 
 def test_precision():
     def metrics(varied):
-        rounded = varied["search"] == "bf16" and varied["d"] <= 2
-        return {"usage": 0.01 if rounded else 0.9, "psnr": 20 + 0.01 * varied["seed"] - (0.5 if rounded else 0)}
+        low_precision = varied["search"] == "bf16" and varied["d"] <= 2
+        return {
+            "usage": 0.01 if low_precision else 0.9,
+            "psnr": 20 + 0.01 * varied["seed"] - (0.5 if low_precision else 0),
+        }
 
     said_of = verdicts(table_of("precision", metrics=metrics))
     assert said_of["rounding to bf16 makes the usage fall at d = 2, V = 65,536"] == "supported"
@@ -267,7 +270,7 @@ def test_a_study_that_went_on_elsewhere_names_both_devices():
     assert of_all([]) == {}
 
 
-def test_figures_of_a_network_have_columns():
+def test_metrics_of_a_network_have_columns():
     metrics = {"psnr": 20.0, "psnr_pooled": 19.0, "frechet_distance_net": 50.0, "lpips_vgg": 0.1}
     head = results_table(STUDIES["isolate"], Table("isolate", "small", [Row({"V": 4}, metrics, "done")])).splitlines()[
         0

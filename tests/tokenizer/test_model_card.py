@@ -51,7 +51,7 @@ def test_the_card_says_what_the_tokenizer_is(tiny_config):
         tokenizer.fingerprint(),
     ):
         assert text in card
-    assert "## Figures" not in card
+    assert "## Metrics" not in card
 
 
 def test_its_metadata_is_what_the_hub_reads(tiny_tokenizer, result):
@@ -68,7 +68,7 @@ def test_its_metadata_is_what_the_hub_reads(tiny_tokenizer, result):
     assert plain.eval_results is None
 
 
-def test_figures_come_with_how_they_were_measured(tiny_tokenizer, result):
+def test_metrics_come_with_how_they_were_measured(tiny_tokenizer, result):
     card = model_card(tiny_tokenizer, "name", result)
     assert "| PSNR | 23.46 dB |" in card
     assert "| rFID | 1.23 |" in card

@@ -1,7 +1,7 @@
 """The networks on a CPU without gradient: with channels innermost, in parts that fit its caches.
 
 Convolutions are fastest with channels innermost, and what stands between them is bound by memory (`benchmarks/cpu.py`
-has the figures).
+has the numbers).
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
     """Group norm of x (B, C, H, W) with statistics that stay exact for large images; weight and bias (C,) or (B, C).
 
     With channels innermost PyTorch adds all values of a group one after the other, and their squares, in float32: the
-    result is off by 3e-5 at 256 x 256 positions and 1e-3 at 1024 x 1024. Here it does so for short stretches, whose
-    means and variances are merged in float64; each stretch is then moved from its own to the common ones. Where a mean
+    result is off by 3e-5 at 256 x 256 positions and 1e-3 at 1024 x 1024. Here it does so for short tiles, whose
+    means and variances are merged in float64; each tile is then moved from its own to the common ones. Where a mean
     is far above the deviation squares have lost the digits that count, and it is done with channels outermost.
     """
     batch, channels, height, width = x.shape
@@ -48,9 +48,9 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float)
     if parts == 1 and weight.ndim == 1:
         out, mean, inverse = torch.native_group_norm(x, weight, bias, batch, channels, count, groups, eps)
         return _outermost(x, groups, weight, bias, eps) if _lost(mean * inverse) else out
-    stretches = x.permute(0, 2, 3, 1).reshape(batch * parts, -1, 1, channels).permute(0, 3, 1, 2)
+    tiles = x.permute(0, 2, 3, 1).reshape(batch * parts, -1, 1, channels).permute(0, 3, 1, 2)
     out, mean, inverse = torch.native_group_norm(
-        stretches, None, None, batch * parts, channels, count // parts, groups, eps
+        tiles, None, None, batch * parts, channels, count // parts, groups, eps
     )
     mean, own = (s.double().view(batch, parts, groups) for s in (mean, inverse))
     variance, common = torch.var_mean(mean, 1, correction=0, keepdim=True)

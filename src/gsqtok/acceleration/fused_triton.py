@@ -3,7 +3,7 @@
 These stages only move data, so each is as few passes over it as can be: group normalisation with its activation reads
 twice and writes once, forward and backward; of what is large only its input is kept for the backward pass.
 
-Statistics are those of stretches of rows (a row is one position, all channels), merged by Chan's formula in a fixed
+Statistics are those of runs of rows (a row is one position, all channels), merged by Chan's formula in a fixed
 order: equal inputs give equal bits. All arithmetic is float32 whatever the type of the tensors.
 """
 
@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 TILE = 4096  # elements a tile: 32 for each of 128 threads, which is four loads of 16 bytes in half precision
 SUMS_TILE = 2048  # where sums stay in registers: two or three float32 for each of 16 elements a thread
-PROGRAMS = 2048  # tiles are shared out among no more programs than keep the largest GPUs busy several times over
+PROGRAMS = 2048  # tiles are divided among no more programs than keep the largest GPUs busy several times over
 STEPS = (4, 32)  # tiles that a program adds up before it does so over rows, at least and at most
 WARPS = 4
 MERGE_WARPS = 4

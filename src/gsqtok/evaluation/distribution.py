@@ -1,4 +1,4 @@
-"""Figures of a set of reconstructions against a set of images, in the features of one network."""
+"""Metrics of a set of reconstructions against a set of images, in the features of one network."""
 
 from __future__ import annotations
 

@@ -68,7 +68,7 @@ def save_examples(
         save_image(to_pil(out.images[0]), folder / names["reconstruction"])
         if out.tokens is not None:
             names["tokens"] = f"{number:02}-{rank}-tokens.npz"
-            with atomic_write(folder / names["tokens"]) as aside, aside.open("wb") as file:
+            with atomic_write(folder / names["tokens"]) as temporary, temporary.open("wb") as file:
                 np.savez_compressed(file, tokens=out.tokens[0].cpu().numpy())
         paths = {part: f"{folder.name}/{name}" for part, name in names.items()}
         found[key] = {"key": key, "rank": rank, "ranked_by": ranked_by, **paths}

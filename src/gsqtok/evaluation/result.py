@@ -121,8 +121,10 @@ class Result(Mapping):
 
     def save(self, path: str | Path) -> None:
         """Write the JSON file, whole or not at all."""
-        with atomic_write(path) as aside:
-            aside.write_text(json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
+        with atomic_write(path) as temporary:
+            temporary.write_text(
+                json.dumps(self.to_dict(), indent=1, allow_nan=False, ensure_ascii=False) + "\n", "utf-8"
+            )
 
     @classmethod
     def load(cls, path: str | Path) -> Result:

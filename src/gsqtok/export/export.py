@@ -133,8 +133,8 @@ def export(tokenizer: ImageTokenizer, folder: str | Path, format: Format = "onnx
         "codebook_size": tokenizer.quantizer.codebook_size,
         "verification": asdict(result),
     }
-    with atomic_write(folder / "export.json") as aside:
-        aside.write_text(json.dumps(record, indent=1) + "\n")
+    with atomic_write(folder / "export.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
     return result
 
 
@@ -211,12 +211,12 @@ def _write_onnx(
         torch.ops.gsqtok.nearest.default: translate_nearest,
         torch.ops.aten.sum.dim_IntList: translate_sum,
     }
-    with warnings.catch_warnings(), atomic_write(path) as aside:
+    with warnings.catch_warnings(), atomic_write(path) as temporary:
         warnings.simplefilter("ignore")  # of the exporter, about itself
         torch.onnx.export(
             _program(graph, example, free),
             (),
-            aside,
+            temporary,
             external_data=False,
             dynamo=True,
             verbose=False,
@@ -231,10 +231,10 @@ def _write_pt2(
     graph: nn.Module, example: Tensor, inputs: list[str], outputs: list[str], free: tuple[int, int], path: Path
 ) -> None:
     program = _program(graph, example, free)
-    with atomic_write(path) as aside:
-        whole = aside.with_suffix(".pt2")  # torch.export.save looks at the suffix
+    with atomic_write(path) as temporary:
+        whole = temporary.with_suffix(".pt2")  # torch.export.save looks at the suffix
         torch.export.save(program, whole)
-        whole.replace(aside)
+        whole.replace(temporary)
 
 
 def _load_onnx(path: Path) -> Callable[[Tensor], Any]:

@@ -51,10 +51,10 @@ def _on_line(latents: Any, codebook: Any) -> Any:
 
 
 def _on_circle(latents: Any, codebook: Any) -> Any:
-    """d = 2: by the shortest chord, from differences, which keep the digits that a product rounds off.
+    """d = 2: by the least distance, from differences, which keep the digits that a product rounds off.
 
     Neighbours among 262,144 codewords are 2e-5 apart, but 3e-10 in the product. A zero row is at a right angle, which
-    is a squared chord of 2: one more than the difference says.
+    is a squared distance of 2: one more than the difference says.
     """
     c = _unit(codebook)
     length = op.ReduceSum(op.Mul(c, c), [1])
@@ -163,10 +163,10 @@ def _scan_circle(blocks: DOUBLE[...], codebook: DOUBLE[...]) -> INT64[...]:
         cx, cy, is_zero = op.Split(codebook, num_outputs=3, axis=0)
         dx = x - op.Squeeze(cx, op.Constant(value_ints=[0]))
         dy = y - op.Squeeze(cy, op.Constant(value_ints=[0]))
-        chord = dx * dx + dy * dy + op.Squeeze(is_zero, op.Constant(value_ints=[0]))
+        distance = dx * dx + dy * dy + op.Squeeze(is_zero, op.Constant(value_ints=[0]))
         # A zero latent is equally far from all: the rounding of unit lengths must not choose for it.
         is_not_zero = op.Cast(x * x + y * y, to=9)
-        return op.ArgMin(chord, axis=1, keepdims=0) * op.Squeeze(
+        return op.ArgMin(distance, axis=1, keepdims=0) * op.Squeeze(
             op.Cast(is_not_zero, to=7), op.Constant(value_ints=[1])
         )
 

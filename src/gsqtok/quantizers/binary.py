@@ -24,7 +24,7 @@ class BinaryQuantizer(GroupedQuantizer):
     """Signs of the channels as bits: what LFQ and BSQ share.
 
     Token bit i is 1 where channel i of the group is above 0. A subclass says where a latent lies (``project``) and how
-    far from 0 its codes are (``magnitude``).
+    far from 0 its codewords are (``magnitude``).
     """
 
     entropy_weight: Weight = 0.1
@@ -43,7 +43,7 @@ class BinaryQuantizer(GroupedQuantizer):
     @property
     @abstractmethod
     def magnitude(self) -> float:
-        """Absolute value of every channel of a code."""
+        """Absolute value of every channel of a codeword."""
 
     @abstractmethod
     def project(self, latent: Tensor) -> Tensor:
@@ -54,19 +54,19 @@ class BinaryQuantizer(GroupedQuantizer):
         projected = self.project(self.split(latent))
         shifts = torch.arange(projected.shape[-1], device=latent.device)
         indices = torch.bitwise_left_shift((projected > 0).long(), shifts).sum(-1)  # "<<" has no ONNX translation
-        codes = self.lookup(indices).view_as(projected)
+        codewords = self.lookup(indices).view_as(projected)
         loss = latent.new_zeros(())
         losses: dict[str, Tensor] = {}
         if self.entropy_weight:
-            # log(p / (1 - p)) of a bit being 1: what its two codes differ by in -|projected - code|^2 / temperature
+            # log(p / (1 - p)) of a bit being 1: the difference of -|projected - codeword|^2 / temperature
             logits = 4 * self.magnitude / self.temperature * projected
             sample, batch = binary_entropies(logits.flatten(0, -2), self.entropy_bits)
             losses |= {"sample_entropy": sample, "batch_entropy": batch}
             loss = loss + self.entropy_weight * (sample - self.diversity * batch)
         if self.commitment_weight:
-            losses["commitment"] = mean_square(projected - codes)
+            losses["commitment"] = mean_square(projected - codewords)
             loss = loss + self.commitment_weight * losses["commitment"]
-        return QuantizerOutput(straight_through(projected, codes).flatten(-2), indices, loss, losses)
+        return QuantizerOutput(straight_through(projected, codewords).flatten(-2), indices, loss, losses)
 
     def lookup(self, indices: Tensor) -> Tensor:
         """See ``Quantizer.decode``."""
@@ -76,7 +76,7 @@ class BinaryQuantizer(GroupedQuantizer):
 
 
 def binary_entropies(logits: Tensor, entropy_bits: int) -> tuple[Tensor, Tensor]:
-    """Mean entropy of each sample's code, and entropy of the mean code, where bits are independent given a sample.
+    """Mean entropy of a sample's codeword, and entropy of the mean codeword, with bits independent given a sample.
 
     The first is exact: the entropies of the bits add. The second is not a sum over bits, since the mean over samples
     correlates them. It is exact for up to ``entropy_bits`` bits; more are cut into chunks whose joint entropies are
@@ -88,7 +88,7 @@ def binary_entropies(logits: Tensor, entropy_bits: int) -> tuple[Tensor, Tensor]
         entropy_bits: bits of a chunk.
 
     Returns:
-        Both in nats; 0 for an empty batch. The mean code is over all ranks.
+        Both in nats; 0 for an empty batch. The mean codeword is over all ranks.
     """
     samples = max(logits.shape[0], 1)
     per_bit = F.softplus(logits) - logits * logits.sigmoid()  # -p log p - (1 - p) log(1 - p)

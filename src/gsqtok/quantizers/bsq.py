@@ -16,9 +16,9 @@ from gsqtok.search import normalize
 @register_quantizer("bsq")
 @dataclass(eq=False, repr=False, kw_only=True)
 class BSQ(BinaryQuantizer):
-    """Binary Spherical Quantization: latents on the unit sphere, codes at the corners {-1, +1}^d / sqrt(d) of a cube.
+    """Binary Spherical Quantization: latents on the unit sphere, codewords at corners {-1, +1}^d / sqrt(d) of a cube.
 
-    The largest error is bounded: |u - code|^2 < 2 - 2 / sqrt(d) (section 3).
+    The largest error is bounded: |u - codeword|^2 < 2 - 2 / sqrt(d) (section 3).
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``; D bits per position.
@@ -29,7 +29,7 @@ class BSQ(BinaryQuantizer):
             a bit is then 1 with log-odds 4 u / (temperature sqrt(d)), in closed form.
         entropy_bits: bits of which the entropy over the batch is joint; see ``binary_entropies``. With 1, the paper's
             approximation by independent bits.
-        commitment_weight: weight of the commitment loss, mse(u, sg(code)); the paper needs none.
+        commitment_weight: weight of the commitment loss, mse(u, sg(codeword)); the paper needs none.
 
     Losses: ``sample_entropy``, ``batch_entropy`` (nats per token), ``commitment`` if weighted.
 

@@ -14,7 +14,7 @@ from gsqtok.quantizers.registry import register_quantizer
 @register_quantizer("lfq")
 @dataclass(eq=False, repr=False, kw_only=True)
 class LFQ(BinaryQuantizer):
-    """Lookup-Free Quantization: the codes are {-1, +1}^d, the index is made of the signs (equations 3 and 4).
+    """Lookup-Free Quantization: the codewords are {-1, +1}^d, the index is made of the signs (equations 3 and 4).
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``; D bits per position.
@@ -24,7 +24,7 @@ class LFQ(BinaryQuantizer):
         temperature: of the soft assignment q(c | z) ~ exp(-|z - c|^2 / temperature), by which the entropies are taken;
             a bit is then 1 with log-odds 4 z / temperature.
         entropy_bits: bits of which the entropy over the batch is joint; see ``binary_entropies``.
-        commitment_weight: weight of the commitment loss, mse(z, sg(code)).
+        commitment_weight: weight of the commitment loss, mse(z, sg(codeword)).
 
     Losses: ``sample_entropy``, ``batch_entropy`` (nats per token), ``commitment``.
 

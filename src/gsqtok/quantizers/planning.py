@@ -37,8 +37,8 @@ class Setting:
         codebook_parameters: numbers stored for the codebook, trained or fixed.
         search_cost: operations to find the tokens of one position: multiply-adds of comparing with all codewords,
             comparisons of a binary search for groups of 2 channels, or one a channel where nothing is searched.
-        expected_error: mean squared chord between a uniform point on the unit sphere of a group and its value, before
-            any training; None off the sphere (fsq, lfq).
+        expected_error: mean spherical error between a uniform point on the unit sphere of a group and its value,
+            before any training; None off the sphere (fsq, lfq).
         error_bound: what no code of that many points in that dimension can beat; None off the sphere.
         options: what ``build_quantizer(method, **options)`` takes.
     """

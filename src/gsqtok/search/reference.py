@@ -11,8 +11,8 @@ DISTANCES_PER_BLOCK = 1 << 22
 def nearest(latents: Tensor, codebook: Tensor, metric: str) -> Tensor:
     """Index of the nearest codeword, int64 (N,), of finite latents (N, d) in a finite codebook (V, d).
 
-    Cosine compares chords between unit rows, |z - c|^2 = 2 - 2 z.c, from their differences: at d = 2 and V = 262,144
-    neighbours differ by 3e-10 in z.c but by 2e-5 in the chord, which keeps the digits that the product rounds off.
+    Cosine compares distances of unit rows, |z - c|^2 = 2 - 2 z.c, from their differences: at d = 2 and V = 262,144
+    neighbours differ by 3e-10 in z.c but by 2e-5 in the distance, which keeps the digits that the product rounds off.
     """
     metric = metric if latents.shape[1] > 1 else "euclidean"
     space = Space.of(codebook, metric)

@@ -1,4 +1,4 @@
-"""GSQ with what the paper tries and leaves: rounded searches, sampled codewords, auxiliary losses.
+"""GSQ with what the paper tries and leaves: searches in low precision, sampled codewords, auxiliary losses.
 
 Registered as ``gsq_study`` once `gsqtok.studies` is imported, which loading such a tokenizer needs.
 """
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gsqtok.options import Positive, Weight
 from gsqtok.quantizers import GSQ, QuantizerOutput, register_quantizer
-from gsqtok.studies import rounded
+from gsqtok.studies import low_precision
 from gsqtok.studies.soft_assignment import sample_codewords, softmax_entropies
 
 
@@ -63,7 +63,7 @@ class StudyGSQ(GSQ):
         if self.sample and self.training:
             indices = sample_codewords(rows, codebook, self.temperature)
         elif self.search != "exact":
-            indices = rounded.nearest(rows, codebook, torch.bfloat16 if self.search == "bf16" else torch.float32)
+            indices = low_precision.nearest(rows, codebook, torch.bfloat16 if self.search == "bf16" else torch.float32)
         else:
             return super().assign(latent)
         return indices.view(latent.shape[:-1])

@@ -40,8 +40,8 @@ def write_page(study: Study, table: Table, folder: Path) -> Path:
                     images.append(name)
     except ImportError as error:
         log.warning("%s", error)
-    with atomic_write(folder / "README.md") as aside:
-        aside.write_text(page_of(study, table, images), "utf-8")
+    with atomic_write(folder / "README.md") as temporary:
+        temporary.write_text(page_of(study, table, images), "utf-8")
     return folder / "README.md"
 
 

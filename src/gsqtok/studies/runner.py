@@ -153,8 +153,8 @@ def execute(run: PlacedRun) -> Outcome:
         outcome = _trained(run) if run.run.batch is None else _timed(run.run, run.run.batch)
     finally:
         _release()
-    with atomic_write(run.folder / OUTCOME) as aside:
-        aside.write_text(json.dumps(asdict(outcome), indent=1) + "\n", "utf-8")
+    with atomic_write(run.folder / OUTCOME) as temporary:
+        temporary.write_text(json.dumps(asdict(outcome), indent=1) + "\n", "utf-8")
     shutil.rmtree(run.folder / "training" / "checkpoints", ignore_errors=True)  # several times the tokenizer's size
     return outcome
 

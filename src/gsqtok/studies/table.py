@@ -102,9 +102,9 @@ class Table:
 
     def save(self, path: Path) -> None:
         """Write the JSON file, whole or not at all."""
-        with atomic_write(path) as aside:
+        with atomic_write(path) as temporary:
             content = json_values({"format": FORMAT} | asdict(self))
-            aside.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
+            temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n", "utf-8")
 
     @classmethod
     def load(cls, path: Path) -> Table:

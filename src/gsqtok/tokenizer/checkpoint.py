@@ -76,7 +76,7 @@ class Pretrained(nn.Module):
     ) -> None:
         """Write a folder with config.json, model.safetensors and a model card.
 
-        Files are written aside and renamed, so that a full disk or a crash leaves what was there before. A card that
+        Files are written atomically, so that a full disk or a crash leaves what was there before. A card that
         somebody wrote or changed is kept.
 
         Args:
@@ -110,18 +110,18 @@ class Pretrained(nn.Module):
             name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
             for name, value in self.weights().items()
         }
-        aside = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             if (target / CARD_FILE).exists():
-                shutil.copy(target / CARD_FILE, aside)
-            write_card(aside, cast("ImageTokenizer", self), name, evaluation, license)
-            save_file(state, aside / WEIGHTS_FILE, metadata={"format": "pt"})
-            (aside / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+                shutil.copy(target / CARD_FILE, temporary)
+            write_card(temporary, cast("ImageTokenizer", self), name, evaluation, license)
+            save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
+            (temporary / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
             target.mkdir(exist_ok=True)
-            for file in aside.iterdir():
+            for file in temporary.iterdir():
                 os.replace(file, target / file.name)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)
 
     def push_to_hub(
         self,

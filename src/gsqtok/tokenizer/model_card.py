@@ -1,4 +1,4 @@
-"""The model card of a saved tokenizer: what it is, how to use it, and figures with how they were measured."""
+"""The model card of a saved tokenizer: what it is, how to use it, and metrics with how they were measured."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CARD_FILE = "README.md"
 GENERATED = "<!-- Written by gsqtok, and written anew with each save. Remove this line to keep what you change. -->"
 # As tables of tokenizers show them: name, unit, digits.
-_FIGURES = {
+_SHOWN = {
     "psnr": ("PSNR", "dB", 2),
     "ssim": ("SSIM", "", 4),
     "ms_ssim": ("MS-SSIM", "", 4),
@@ -60,18 +60,18 @@ def model_card(
         ValueError: no result of an evaluation (``ResultError``), or one of another tokenizer.
     """
     result = None if evaluation is None else _read_evaluation(evaluation, tokenizer)
-    figures = {} if result is None else {k: v for k, v in result.metrics.items() if v is not None}
+    metrics = {} if result is None else {k: v for k, v in result.metrics.items() if v is not None}
     data = ModelCardData(
         library_name="gsqtok",
         tags=["image-tokenizer", "vector-quantization", f"quantizer-{tokenizer.quantizer.name}"],
         license=license,
-        # The hub lists figures by model; these need a name.
-        model_name=name if figures else None,
-        eval_results=None if result is None else [_eval_result(result, *figure) for figure in figures.items()] or None,
+        # The hub lists metrics by model; these need a name.
+        model_name=name if metrics else None,
+        eval_results=None if result is None else [_eval_result(result, *metric) for metric in metrics.items()] or None,
     )
     sections = [f"---\n{data.to_yaml()}\n---", GENERATED, _what_it_is(tokenizer, name)]
-    if result is not None and figures:
-        sections.append(_figures(result, figures))
+    if result is not None and metrics:
+        sections.append(_metrics(result, metrics))
     return "\n\n".join(sections) + "\n"
 
 
@@ -107,21 +107,21 @@ restored = tokenizer.decode(tokens)
 {table}"""
 
 
-def _figures(result: Result, figures: Mapping[str, float]) -> str:
+def _metrics(result: Result, metrics: Mapping[str, float]) -> str:
     rows = []
-    for key, value in figures.items():
-        title, unit, digits = _FIGURES.get(key, (key.replace("_", " "), "", None))
+    for key, value in metrics.items():
+        title, unit, digits = _SHOWN.get(key, (key.replace("_", " "), "", None))
         shown = f"{value:g}" if digits is None else f"{value:.{digits}f}"
         rows.append(f"| {title} | {shown} {unit}".rstrip() + " |")
     data, protocol = result.data, result.protocol
     split = f", split {data['split']}" if data.get("split") else ""
     how = ", ".join(f"{k.replace('_', ' ')} {_word(v)}" for k, v in protocol.items() if k != "name" and v is not None)
     lines = "\n".join(rows)
-    return f"""## Figures
+    return f"""## Metrics
 
 Measured on {data["images"]:,} images of {data["source"]}{split}; protocol {protocol["name"]}: {how}.
 
-| figure | value |
+| metric | value |
 |---|---|
 {lines}"""
 
@@ -132,7 +132,7 @@ def _word(value: Any) -> str:
     return str(value)
 
 
-def _eval_result(result: Result, figure: str, value: float) -> EvalResult:
+def _eval_result(result: Result, metric: str, value: float) -> EvalResult:
     data = result.data
     return EvalResult(
         task_type="image-to-image",
@@ -140,7 +140,7 @@ def _eval_result(result: Result, figure: str, value: float) -> EvalResult:
         dataset_type=str(data["source"]),
         dataset_name=str(data["source"]),
         dataset_split=data.get("split"),
-        metric_type=figure,
+        metric_type=metric,
         metric_value=value,
     )
 

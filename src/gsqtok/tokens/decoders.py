@@ -27,7 +27,7 @@ _logger = logging.getLogger("gsqtok.tokens")
 class Decoders:
     """Iterates over decoded chunks, in the order of the tasks; each must be given back by ``release``.
 
-    Pixels lie in slots of one stretch of shared memory. Mapping and unmapping new memory for each chunk would take the
+    Pixels lie in slots of one block of shared memory. Mapping and unmapping new memory for each chunk would take the
     encoding process longer than a GPU needs to encode it; and memory that stays can be pinned once.
 
     Args:

@@ -138,24 +138,24 @@ def _pieces(folder: Path, manifest: dict[str, Any], rekey: Callable[[str], str |
 def _write(
     output: Path, pieces: list[_Piece], origin: dict[str, Any], changes: dict[str, Any], source: str
 ) -> dict[str, Any]:
-    """Write a data set aside, then rename its folder."""
+    """Write a data set to a temporary folder, then rename that."""
     if output.exists():
         raise FileExistsError(f"{output} exists; choose a new folder")
-    aside = output.with_name(f".{output.name}.partial")
-    shutil.rmtree(aside, ignore_errors=True)
+    temporary = output.with_name(f".{output.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
     try:
         keys = [piece.all_keys() for piece in pieces]
         units = [Unit(number, len(own), keys_digest(own), ()) for number, own in enumerate(keys)]
         plan = Plan(origin["settings"] | changes, 1, tuple(units))
-        write_plan(aside, plan)
+        write_plan(temporary, plan)
         for unit, piece in zip(units, pieces, strict=True):
-            write_part(aside, unit, len(units), piece.table(), piece.skipped())
+            write_part(temporary, unit, len(units), piece.table(), piece.skipped())
         header = {name: origin[name] for name in _HEADER} | {"source": source}
-        manifest = finish(aside, plan, header)
-        aside.rename(output)
+        manifest = finish(temporary, plan, header)
+        temporary.rename(output)
         return manifest
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _hash(key: str) -> bytes:

@@ -125,8 +125,8 @@ def _protocol(result: Result) -> str:
 
 def _written(folder: Path, files: Mapping[str, bytes]) -> list[Path]:
     for name, content in files.items():
-        with atomic_write(folder / name) as aside:
-            aside.write_bytes(content)
+        with atomic_write(folder / name) as temporary:
+            temporary.write_bytes(content)
     return [folder / name for name in files]
 
 

@@ -1,4 +1,4 @@
-"""The search as the original implementation computes it: a matrix of distances, rounded to a given precision.
+"""The search as the original implementation computes it: a matrix of distances in low precision.
 
 Not for tokenizing: where distances round to the same value it takes the first codeword, not the nearest. It exists so
 that a study can say what rounding does (arXiv 2412.02632 computes it under bf16 autocast).
