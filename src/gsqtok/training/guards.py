@@ -55,25 +55,25 @@ class FiniteGuard:
         self.in_a_row = 0
         self._unsettled: deque[_Judged] = deque()
 
-    def allows(self, step: int, figures: dict[str, Tensor]) -> Tensor:
-        """Whether the step's updates may be made: a bool scalar, where the figures are.
+    def allows(self, step: int, named: dict[str, Tensor]) -> Tensor:
+        """Whether the step's updates may be made: a bool scalar, on the device of the values.
 
         Args:
             step: the step.
-            figures: losses and gradient norms of every network by name, scalars.
+            named: losses and gradient norms of every network by name, scalars.
 
         Raises:
             TrainingDivergedError: the limit is reached; the message names the step and what blew up.
         """
-        values = torch.stack([value.detach().float() for value in figures.values()])
+        values = torch.stack([value.detach().float() for value in named.values()])
         finite = self.agreed(values.isfinite().all())
         if not finite.is_cuda:
-            self._count(step, bool(finite), figures.keys(), values)
+            self._count(step, bool(finite), named.keys(), values)
             return finite
         answer = finite.to("cpu", non_blocking=True)
         copied = torch.cuda.Event()
         copied.record()
-        self._unsettled.append(_Judged(step, answer, copied, list(figures), values))
+        self._unsettled.append(_Judged(step, answer, copied, list(named), values))
         while self._unsettled and (len(self._unsettled) > _AHEAD or self._unsettled[0].copied.query()):
             self._settle_first()
         return finite
@@ -127,7 +127,7 @@ class FiniteGuard:
 class CollapseWatch:
     """Says when the codebook collapses: usage or perplexity falls below a share of the best so far.
 
-    Feed it figures that were counted over equally many images (an epoch): both rise with the number of positions.
+    Feed it metrics that were counted over equally many images (an epoch): both rise with the number of positions.
     """
 
     def __init__(self, share: float = 0.5) -> None:
@@ -135,10 +135,10 @@ class CollapseWatch:
         self.best: dict[str, float] = {}
         self.fallen: set[str] = set()
 
-    def see(self, step: int, figures: dict[str, float]) -> str | None:
-        """Take new figures; a warning at the first of each stretch of low ones, else None."""
+    def see(self, step: int, metrics: dict[str, float]) -> str | None:
+        """Take new metrics; a warning when one becomes low, else None."""
         messages = []
-        for name, value in figures.items():
+        for name, value in metrics.items():
             best = self.best[name] = max(value, self.best.get(name, value))
             if value >= self.share * best:
                 self.fallen.discard(name)
@@ -175,7 +175,7 @@ class DominanceWatch:
         self.winning = False
 
     def see(self, step: int, accuracy: float, steps: int) -> str | None:
-        """Take the mean accuracy of the last ``steps`` steps; a warning at the start of each stretch, else None."""
+        """Take the mean accuracy of the last ``steps`` steps; a warning when it begins to win, else None."""
         self.sum += accuracy * steps
         self.count += steps
         if self.count < self.steps:

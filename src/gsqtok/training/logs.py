@@ -73,7 +73,7 @@ class RunLog:
             self.console.print(message, markup=False, soft_wrap=True)
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Figures of the training steps since the last call; adds images a second."""
+        """Means of the training steps since the last call; adds images a second."""
         elapsed = time.perf_counter() - self.since
         values = values | {"images_per_second": self.images / elapsed}
         self.progress.update(self.task, rate=f"{_short(values['images_per_second'])} images/s")
@@ -85,7 +85,7 @@ class RunLog:
             self.line(f"step {step}/{self.steps}  {_time(gone)} gone, {_time(left)} left")
 
     def measured(self, step: int, values: dict[str, Any]) -> None:
-        """Any other figures: to the console, the curves and metrics.jsonl."""
+        """Other metrics: to the console, the curves and metrics.jsonl."""
         if not self.main:
             return
         shown = "  ".join(f"{name.removeprefix('loss/')} {_short(value)}" for name, value in values.items())

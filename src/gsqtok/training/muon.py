@@ -71,7 +71,7 @@ class Muon(Optimizer):
         super().__init__([group for group in groups if group["params"]], shared)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Make an update from the gradients; ``closure`` is not for this optimizer."""
         if closure is not None:
             raise ValueError("Muon takes no closure")

@@ -132,7 +132,9 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         below = merged.get(key)
-        together = isinstance(value, dict) and isinstance(below, dict)
-        replaced = together and "name" in value and value["name"] != below.get("name", value["name"])
-        merged[key] = _merged(below, value) if together and not replaced else value
+        if isinstance(value, dict) and isinstance(below, dict):
+            replaced = "name" in value and value["name"] != below.get("name", value["name"])
+            merged[key] = value if replaced else _merged(below, value)
+        else:
+            merged[key] = value
     return merged

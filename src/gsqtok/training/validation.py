@@ -63,7 +63,7 @@ def validate(config: TrainConfig, resume: bool = False) -> Report:
     objective = report.attempt(lambda: Objective(config.loss))
     # without their weights, pretrained networks are counted all the same
     perceptual = _random_perceptual(config) if objective is None else objective.perceptual
-    discriminator = None
+    discriminator: nn.Module | None = None
     if config.adversarial.discriminator != "none":
         discriminator = report.attempt(lambda: DiscriminatorObjective(config.adversarial))
         if discriminator is None:
