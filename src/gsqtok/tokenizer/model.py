@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -90,6 +91,18 @@ class ImageTokenizer(Pretrained):
         """As in every module; False also keeps the quantizer's codebook from following the latents."""
         self.quantizer.requires_grad_(requires_grad)
         return super().requires_grad_(requires_grad)
+
+    def plain(self) -> Self:
+        """The same tokenizer for use alone, with the quantizer's `plain` form; it shares the networks."""
+        quantizer = self.quantizer.plain()
+        if quantizer is self.quantizer:
+            return self
+        plain = copy.copy(self)
+        plain._modules = self._modules | {"quantizer": quantizer}
+        options = {name: value for name, value in quantizer.config.items() if name != "dim"}
+        assert isinstance(self.config, TokenizerConfig)
+        plain.config = dataclasses.replace(self.config, quantizer=quantizer_options(**options))
+        return plain
 
     @property
     def factor(self) -> int | None:
@@ -314,8 +327,9 @@ class ImageTokenizer(Pretrained):
 
     def fingerprint(self) -> str:
         """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
-        for name, value in sorted(self.weights().items()):
+        plain = self.plain()
+        digest = hashlib.sha256(json.dumps(plain.config.to_dict(), sort_keys=True).encode())
+        for name, value in sorted(plain.weights().items()):
             digest.update(name.encode())
             digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
