@@ -191,7 +191,7 @@ def test_empty_batch(case, training):
 def test_gradient_reaches_latent_and_codebook(case):
     quantizer = case.build().train()
     x = latents(quantizer.dim).requires_grad_()
-    torch.manual_seed(0)  # with which a nested case drops a group of one of the two examples
+    torch.manual_seed(1)  # with which a nested case drops a group of one of the two examples
     out = quantizer(x)
     target = latents(quantizer.dim, seed=2)
     (through,) = torch.autograd.grad((out.quantized - target).square().mean(), x, retain_graph=True)

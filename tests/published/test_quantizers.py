@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gsqtok.quantizers import IBQ
 from gsqtok.published.var import MultiScale
+from gsqtok.quantizers import IBQ
 
 
 @pytest.mark.parametrize("spread", [1.0, 100.0])

@@ -46,6 +46,7 @@ def evaluate(
     streaming: bool = False,
     output: str | None = None,
     images_as: str | None = None,
+    groups: int | None = None,
     batch_size: int = 8,
     workers: int = 0,
     tile: int | None = None,
@@ -73,6 +74,7 @@ def evaluate(
         save_reference: write the originals' statistics to this file (.npz)
         streaming: read a data set of the hub over the network instead of downloading it
         output: write the result to this JSON file, with images beside it
+        groups: of a tokenizer with nested groups, how many of each position to keep
         images_as: with -o, show the images that this result shows (default: the best, median and worst)
         precision: of the tokenizer; the metrics keep theirs
 
@@ -100,7 +102,7 @@ def evaluate(
     like = Result.load(images_as) if images_as else None
     with _processes(device) as (rank, world_size, device):
         images = open_source(source, split=split, streaming=streaming)
-        run, reconstruct, where = _subject(model, precision, tile, device)
+        run, reconstruct, where = _subject(model, precision, tile, groups, device)
         networks = {"features": _features(features, weights), "perceptual": _perceptual(perceptual)}
         with progress("measuring") as bar:
             bar.disable = rank > 0
@@ -129,7 +131,7 @@ def evaluate(
 
 
 def _subject(
-    model: str | None, precision: str, tile: int | None, device: str | None
+    model: str | None, precision: str, tile: int | None, groups: int | None, device: str | None
 ) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
     """What measures the tokenizer or codec, what reconstructs an image with it, and where."""
     import torch
@@ -142,12 +144,14 @@ def _subject(
             raise ValueError("--precision is a tokenizer's; a codec has none")
         if tile:
             raise ValueError("--tile is a tokenizer's; a codec takes whole images")
+        if groups is not None:
+            raise ValueError("--groups is a tokenizer's; a codec is named with its rate: codec:webp@1.0")
         codec, where = Codec.parse(model), resolve_device(device)
         return partial(evaluate_codec, codec, device=where), codec, where
     tokenizer = load_model(model, device)
     dtype = None if precision == "float32" else getattr(torch, precision)
-    run = partial(evaluate, tokenizer, name=model or "embedded", precision=dtype, tile=tile)
-    return run, reconstructor(tokenizer.eval(), dtype, tile), tokenizer.device
+    run = partial(evaluate, tokenizer, name=model or "embedded", groups=groups, precision=dtype, tile=tile)
+    return run, reconstructor(tokenizer.eval(), dtype, tile, groups), tokenizer.device
 
 
 @contextmanager
@@ -219,8 +223,9 @@ def _circumstances(result: Result) -> Table:
     model, data, protocol, where = result.model, result.data, result.protocol, result.environment
     table = Table("measured", "")
     identity = f"{model['fingerprint'][:12]}, {model['precision']}" if model["fingerprint"] else model["version"]
+    kept = f", {model['groups']} groups of a position" if model.get("groups") else ""
     tiles = f", in tiles of {model['tile']}" if model.get("tile") else ""
-    table.add_row("model", f"{model['name']} ({identity}{tiles})")
+    table.add_row("model", f"{model['name']} ({identity}{kept}{tiles})")
     if not model["fingerprint"]:
         over = sum(bits > model["bits_per_pixel"] for bits in result.per_image["bits_per_pixel"])
         more = f"; {over:,} files are larger at the lowest quality" if over else ""

@@ -52,6 +52,7 @@ def evaluate(
     dataset: Any,
     *,
     name: str = "",
+    groups: int | None = None,
     precision: torch.dtype | None = None,
     tile: int | None = None,
     **options: Any,
@@ -62,6 +63,7 @@ def evaluate(
         tokenizer: measured where its weights are, in evaluation mode.
         dataset: what ``gsqtok.data.open_source`` takes or returns.
         name: what to call the model on record.
+        groups: keep only so many groups of each position, which must be nested; goes on record.
         precision: run the tokenizer under autocast of this type; the metrics are float32 or float64 all the same.
         tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; goes on record.
         options: everything that `measure` takes by keyword, such as ``protocol="adm"``, ``features="inception"``,
@@ -84,8 +86,9 @@ def evaluate(
         "fingerprint": tokenizer.fingerprint(),
         "quantizer": quantizer.name,
         "factor": tokenizer.factor,
-        "bits_per_position": quantizer.bits,
-        "bits_per_pixel": tokenizer.bits_per_pixel,
+        "groups": groups,
+        "bits_per_position": quantizer.bits_of(groups),
+        "bits_per_pixel": tokenizer.bits_per_pixel_of(groups),
         "precision": weights if precision is None else f"{weights}, {str(precision).removeprefix('torch.')} autocast",
         "tile": tile,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
@@ -94,10 +97,10 @@ def evaluate(
     tokenizer.eval()
     try:
         return measure(
-            reconstructor(tokenizer, precision, tile),
+            reconstructor(tokenizer, precision, tile, groups),
             dataset,
             model=model,
-            codebook=usage_of(quantizer),
+            codebook=usage_of(quantizer, groups),
             device=tokenizer.device,
             **options,
         )
@@ -106,7 +109,10 @@ def evaluate(
 
 
 def reconstructor(
-    tokenizer: ImageTokenizer, precision: torch.dtype | None = None, tile: int | None = None
+    tokenizer: ImageTokenizer,
+    precision: torch.dtype | None = None,
+    tile: int | None = None,
+    groups: int | None = None,
 ) -> Callable[[Tensor], Reconstruction]:
     """A tokenizer as `measure` takes it, under autocast of ``precision`` if one is given.
 
@@ -122,11 +128,11 @@ def reconstructor(
         device, size = tokenizer.device, (images.shape[2], images.shape[3])
         with nullcontext() if precision is None else torch.autocast(device.type, precision):
             start = now(device)
-            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile=tile)
+            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), groups=groups, tile=tile)
             middle = now(device)
             reconstruction = tokenizer.decode(tokens, size=size, tile=tile).to(images.device)
             seconds = {"encode": middle - start, "decode": now(device) - middle}
-        bits = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
+        bits = tokenizer.quantizer.bits_of(groups) * tokens[0, ..., 0].numel()
         return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64), seconds)
 
     return reconstruct

@@ -115,7 +115,11 @@ class Quantizer(nn.Module, ABC):
     @property
     def bits(self) -> float:
         """Bits per position: what the indices of one latent vector can carry."""
-        return self.tokens_per_position * math.log2(self.codebook_size)
+        return self.bits_of(None)
+
+    def bits_of(self, groups: int | None) -> float:
+        """Bits of a position's first ``groups``; None is all of them. Raises as ``tokens_of``."""
+        return self.tokens_of(groups) * math.log2(self.codebook_size)
 
     def tokens_of(self, groups: int | None) -> int:
         """Tokens of a position's first ``groups``; None is all of them.

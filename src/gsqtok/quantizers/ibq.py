@@ -21,9 +21,10 @@ from gsqtok.quantizers.registry import register_quantizer
 class IBQ(LearntCodebook):
     """The codeword of the largest inner product, and a gradient to all codewords through a softmax over them.
 
-    With p = softmax(z C^T / temperature) the decoder gets C_i + (p C - sg(p C)), i being the largest p, and gives back
-    the gradient of p C. No N x V matrix is made: the softmax is computed, and in the backward pass computed again, in
-    chunks of codewords. A step takes the time of five products of N x V, and the memory that ``working_memory`` names.
+    With p = softmax(z C^T / temperature) the decoder gets h C, where h is 1 at the largest p and 0 elsewhere, with the
+    gradient of p in the place of h's. No N x V matrix is made: the softmax is computed, and in the backward pass
+    computed again, in chunks of codewords. A step takes the time of five products of N x V, and the memory that
+    ``working_memory`` names.
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
@@ -86,7 +87,7 @@ class IBQ(LearntCodebook):
         if self.training:
             rows = latent.reshape(-1, self.group_dim) / self.temperature
             soft = soft_codewords(rows, book, self._chunk(len(rows))).view_as(latent)
-            value = hard.detach() + (soft - soft.detach())
+            value = hard + (soft - soft.detach())
         losses = {
             "codebook": mean_square(hard - latent.detach()),
             "commitment": mean_square(latent - hard.detach()),
@@ -97,7 +98,7 @@ class IBQ(LearntCodebook):
 
 
 def soft_codewords(latents: Tensor, codebook: Tensor, chunk: int) -> Tensor:
-    """softmax(Z C^T) C of latents Z (N, d) and codewords C (V, d), (N, d), from so many codewords at a time."""
+    """softmax(Z C^T) sg(C) of latents Z (N, d) and codewords C (V, d), (N, d), from so many codewords at a time."""
     found: Tensor = _SoftCodewords.apply(latents, codebook, chunk)  # type: ignore[no-untyped-call]
     return found
 
@@ -131,5 +132,5 @@ class _SoftCodewords(torch.autograd.Function):
             probabilities = (latents @ block.T - log_total).exp()
             of_logits = probabilities * (gradient @ block.T - along_mean)
             of_latents = of_latents + of_logits @ block
-            of_codebook.append(probabilities.T @ gradient + of_logits.T @ latents)
+            of_codebook.append(of_logits.T @ latents)
         return of_latents, torch.cat(of_codebook), None
