@@ -19,6 +19,9 @@ def nearest_codewords(latent: Tensor, codebook: Tensor, metric: Literal["cosine"
 
     With a codebook for each group: latent (..., G, d), codebook (G, V, d) -> int64 (..., G).
     """
+    if codebook.ndim == 3 and torch.compiler.is_exporting():  # ONNX is told how to search one codebook
+        alone = (nearest_codewords(latent[..., g, :], codebook[g], metric) for g in range(len(codebook)))
+        return torch.stack(list(alone), -1)
     rows = latent.reshape(-1, *codebook.shape[:-2], codebook.shape[-1])
     return nearest(rows, codebook, metric=metric).view(latent.shape[:-1])
 
