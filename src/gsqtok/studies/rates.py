@@ -15,12 +15,12 @@ from gsqtok.tokenizer.allocation import Allocation, ErrorPredictor, allocate, me
 
 @torch.no_grad()
 def nested_metrics(tokenizer: ImageTokenizer, source: Any, transform: ImageTransform, images: int) -> dict[str, float]:
-    """Measure PSNR (mean over images) and bits per pixel of the first k groups and of groups chosen by position.
+    """Measure PSNR (mean over images) and bits per pixel of groups that are chosen for each position.
 
-    A predictor of errors is trained on half of the images; all is measured on the other half: ``psnr_groups_K`` of
-    fixed groups; ``psnr_chosen_K`` of groups that are chosen by the encoder's own errors, at a budget of as many bits as
-    K groups, the map of the choice included; ``psnr_predicted_K`` of those chosen by errors that are predicted from the
-    latent. Each with ``bits_per_pixel_...``.
+    A predictor of errors is trained on half of the images; all is measured on the other half: ``psnr_chosen_K`` of
+    groups that are chosen by the encoder's own errors, at a budget of as many bits as K groups, the map of the choice
+    included; ``psnr_predicted_K`` of those chosen by errors that are predicted from the latent; and ``psnr_fixed_K`` of
+    K groups everywhere. Each with ``bits_per_pixel_...``.
 
     Args:
         tokenizer: with nested groups.
@@ -41,9 +41,8 @@ def nested_metrics(tokenizer: ImageTokenizer, source: Any, transform: ImageTrans
     metrics = {}
     for k in range(1, groups + 1):
         fixed = torch.full(errors.shape[1:3], k)
-        metrics |= _measured(
-            tokenizer, pixels, [Allocation(fixed, k * bits * fixed.numel())] * len(pixels), f"groups_{k}"
-        )
+        everywhere = [Allocation(fixed, k * bits * fixed.numel())] * len(pixels)
+        metrics |= _measured(tokenizer, pixels, everywhere, f"fixed_{k}")
         if 1 < k < groups:
             for name, by in (("chosen", of_encoder), ("predicted", predicted)):
                 found = allocate(list(by), bits, k * bits)

@@ -220,6 +220,9 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
     result.save(run.folder / "evaluation.json")
     metrics = dict(result) | {"spherical_error": spherical_error(tokenizer, validation, transform, images=1000)}
     if tokenizer.quantizer.nested is not None:
+        for k in range(1, getattr(tokenizer.quantizer, "groups", 1) + 1):
+            at = evaluate(tokenizer, validation, transform=transform, groups=k, batch_size=100, workers=data.workers)
+            metrics |= {f"{name}_groups_{k}": at[name] for name in ("psnr", "ssim", "bits_per_pixel")}
         metrics |= nested_metrics(tokenizer, validation, transform, images=500)
     return _finite(metrics), result.environment
 

@@ -196,7 +196,8 @@ class ErrorPredictor(nn.Module):
         cls, latents: Tensor, errors: Tensor, *, steps: int = 500, batch: int = 16, seed: int = 0
     ) -> ErrorPredictor:
         """Train one on latents (N, D, h, w) and what was measured of them (N, h, w, G)."""
-        with torch.random.fork_rng(devices=[latents.device] if latents.is_cuda else []):
+        fork = torch.random.fork_rng(devices=[latents.device] if latents.is_cuda else [])
+        with torch.enable_grad(), fork:
             torch.manual_seed(seed)
             predictor = cls(latents.shape[1], errors.shape[-1]).to(latents.device)
             target = errors.clamp_min(1e-6).log()
