@@ -72,7 +72,8 @@ class FVQ(LearntCodebook):
         tokens = self.compress(self.codebook.to(weight).view(-1, self.patch * self.group_dim))
         for block in self.process:
             tokens = block(tokens)
-        return self.codebook.float() + self.recover(tokens).float().view_as(self.codebook)
+        recovered: Tensor = self.recover(tokens)
+        return self.codebook.float() + recovered.float().view_as(self.codebook)
 
     def plain(self) -> VQ:
         """See ``Quantizer.plain``."""
@@ -93,4 +94,5 @@ class _Block(nn.Module):
         q, k, v = self.qkv(self.norm1(x)).view(len(x), 3, self.heads, -1).permute(1, 2, 0, 3)
         attended = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
         x = x + self.out(attended.transpose(0, 1).flatten(1))
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        expanded: Tensor = self.down(F.gelu(self.up(self.norm2(x))))
+        return x + expanded

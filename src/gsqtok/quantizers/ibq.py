@@ -99,7 +99,7 @@ class IBQ(LearntCodebook):
 
 def soft_codewords(latents: Tensor, codebook: Tensor, chunk: int) -> Tensor:
     """softmax(Z C^T) sg(C) of latents Z (N, d) and codewords C (V, d), (N, d), from so many codewords at a time."""
-    found: Tensor = _SoftCodewords.apply(latents, codebook, chunk)  # type: ignore[no-untyped-call]
+    found: Tensor = _SoftCodewords.apply(latents, codebook, chunk)
     return found
 
 
@@ -123,7 +123,7 @@ class _SoftCodewords(torch.autograd.Function):
         return mean
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         latents, codebook, mean, log_total = ctx.saved_tensors
         (gradient,) = gradients
         along_mean = (gradient * mean).sum(1, keepdim=True)

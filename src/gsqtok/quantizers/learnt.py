@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
@@ -38,6 +38,9 @@ class LearntCodebook(GroupedQuantizer):
     commitment_weight: Weight = 0.25
     gradient: Gradient = field(default="straight_through", metadata=LATER)
     orthogonal_weight: Weight = field(default=0.0, metadata=LATER)
+    if TYPE_CHECKING:
+        codebook: Tensor = field(init=False)
+        start: KMeansStart | None = field(init=False)
 
     def start_by_kmeans(self, wanted: bool) -> None:
         """Begin with the cluster centres of the first latents, once there are enough."""

@@ -38,7 +38,7 @@ def nested_metrics(tokenizer: ImageTokenizer, source: Any, transform: ImageTrans
     predicted = predictor(latents[half:]).cpu()
     groups = errors.shape[-1]
     bits = tokenizer.quantizer.bits_of(1)
-    metrics = {}
+    metrics: dict[str, float] = {}
     for k in range(1, groups + 1):
         fixed = torch.full(errors.shape[1:3], k)
         everywhere = [Allocation(fixed, k * bits * fixed.numel())] * len(pixels)

@@ -201,15 +201,18 @@ class ErrorPredictor(nn.Module):
             torch.manual_seed(seed)
             predictor = cls(latents.shape[1], errors.shape[-1]).to(latents.device)
             target = errors.clamp_min(1e-6).log()
+            last = predictor.layers[-1]
+            assert isinstance(last, nn.Conv2d)
+            assert last.bias is not None
             with torch.no_grad():
-                predictor.layers[-1].bias[0] = target[..., -1].mean()
+                last.bias[0] = target[..., -1].mean()
             optimizer = torch.optim.AdamW(predictor.parameters(), lr=3e-3)
             schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
             for _ in range(steps):
                 rows = torch.randint(len(latents), (min(batch, len(latents)),), device=latents.device)
                 loss = (predictor.logarithms(latents[rows]) - target[rows]).square().mean()
                 optimizer.zero_grad()
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 optimizer.step()
                 schedule.step()
         return predictor.eval()
