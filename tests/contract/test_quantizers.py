@@ -495,6 +495,10 @@ def test_training_draws_the_groups_of_each_example(case):
     torch.manual_seed(0)
     out = quantizer.train()(x)
     whole = quantizer.eval()(x[:1]).quantized
+    mixed = build_quantizer(case.name, **case.options, nested_mixed=1.0).train()
+    mixed.load_state_dict(quantizer.state_dict())
+    same = (mixed.split(mixed(x[:400]).quantized) == mixed.split(whole)).all(-1).sum(-1)
+    assert (same != same[:, :1]).any(), "a number of groups for each position"
     same = (quantizer.split(out.quantized) == quantizer.split(whole)).all(-1)
     counts = same.sum(-1)
     assert (counts == counts[:, :1]).all(), "one number of groups for all positions of an example"

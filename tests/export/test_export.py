@@ -123,6 +123,13 @@ OPTIONS = {
     "lfq": {"groups": 2},
     "bsq": {"groups": 2},
     "leech": {},
+    "gsq separate and nested": {"groups": 4, "codebook_size": 64, "codebooks": "separate", "nested": "uniform"},
+    "simvq": {"groups": 2, "codebook_size": 64},
+    "fvq": {"groups": 2, "codebook_size": 64, "patch": 16, "width": 16},
+    "diveq": {"groups": 2, "codebook_size": 64},
+    "ibq": {"groups": 2, "codebook_size": 64},
+    "rfsq": {"groups": 2, "stages": 2, "levels": [4] * 12},
+    "rlfq": {"groups": 2, "stages": 2},
 }
 LIKE_LEECH = {"random_sphere", "fibonacci_sphere"}  # with other codewords
 
@@ -143,7 +150,10 @@ class Quantizers(torch.nn.Module):
 
 
 def test_every_quantizer_but_identity(tmp_path, monkeypatch):
-    assert {name.split()[0] for name in OPTIONS} == set(list_quantizers()) - LIKE_LEECH - {"identity", "gsq_study"}
+    assert {name.split()[0] for name in OPTIONS} == set(list_quantizers()) - LIKE_LEECH - {
+        "identity",
+        "gsq_study",
+    }
     torch.manual_seed(0)
     quantizers = Quantizers().eval().requires_grad_(False)
     traced = module._program(quantizers, torch.randn(2, 3, 4, 24), ())

@@ -69,7 +69,9 @@ def test_it_is_saved_and_loaded(nested, tmp_path):
 def test_options_that_came_later_change_no_fingerprint(tiny_config):
     """What an older version wrote, and what it can read: without them."""
     written = tiny_config.to_dict()["quantizer"]
-    assert not {"nested", "nested_full", "filler", "codebooks", "gradient", "orthogonal_weight"} & set(written)
+    assert not {"nested", "nested_full", "nested_mixed", "filler", "codebooks", "gradient", "orthogonal_weight"} & set(
+        written
+    )
     assert TokenizerConfig.from_dict(tiny_config.to_dict()) == tiny_config
     nested = dataclasses.replace(tiny_config, quantizer=quantizer_options("gsq", groups=2, nested="geometric"))
     assert nested.to_dict()["quantizer"]["nested"] == "geometric"

@@ -323,13 +323,16 @@ class GroupedQuantizer(Quantizer):
             only the first groups of an example (of the latent's first dimension), their number k drawn anew each time,
             ``"uniform"``: from 1 to G, or ``"geometric"``: all with probability 1/2 or so, one less with 1/4, and so
             on. None: all groups are needed. All groups are searched and trained by their own losses all the same.
-        nested_full: share of the examples that keep all groups besides, whatever the schedule.
+        nested_full: share of the draws that keep all groups besides, whatever the schedule.
+        nested_mixed: share of the examples in which each position draws for itself, as where bits go where they are
+            needed (`gsqtok.tokenizer.allocation`).
         filler: what takes the place of a dropped group: ``"learned"``, a vector of each group, or ``"zeros"``.
     """
 
     groups: Count = 1
     nested: Schedule | None = field(default=None, metadata=LATER)  # type: ignore[misc]
     nested_full: Share = field(default=0.0, metadata=LATER)
+    nested_mixed: Share = field(default=0.0, metadata=LATER)
     filler: Literal["learned", "zeros"] = field(default="learned", metadata=LATER)
     least_group_dim: ClassVar[int] = 1
 
@@ -360,7 +363,7 @@ class GroupedQuantizer(Quantizer):
         """See ``Quantizer.without_last_groups``."""
         if self.nested is None or not self.training:
             return quantized
-        counts = draw_groups(quantized, self.groups, self.nested, self.nested_full)
+        counts = draw_groups(quantized, self.groups, self.nested, self.nested_full, self.nested_mixed)
         kept = torch.arange(self.groups, device=indices.device) < counts.unsqueeze(-1)
         return self._filled(quantized, kept | (indices < 0))  # of a latent that is not finite, NaN remains
 

@@ -31,7 +31,7 @@ class DiVeQ(LearntCodebook):
         codebook_size: number of codewords V; they start as U(0, 1/V), as in the authors' package.
         noise: standard deviation in each channel.
         orthogonal_weight: as in ``LearntCodebook``.
-        nested, nested_full, filler: as in ``GroupedQuantizer``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Raises:
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.

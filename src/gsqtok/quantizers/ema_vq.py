@@ -46,7 +46,7 @@ class EMAVQ(GroupedQuantizer):
             V / (latents per batch), or codewords that are merely rare move too.
         commitment_weight: weight of the commitment loss.
         gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.
-        nested, nested_full, filler: as in ``GroupedQuantizer``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``commitment``.
 

@@ -62,7 +62,7 @@ class Leech(FixedSphere):
         dim: channels D of the latent, 24 times ``groups``.
         groups: number of groups G; each position gets G tokens.
         gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.
-        nested, nested_full, filler: as in ``GroupedQuantizer``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Raises:
         ValueError: ``dim`` is not 24 times ``groups``.
@@ -92,7 +92,7 @@ class RandomSphere(FixedSphere):
         codebook_size: number of codewords V.
         seed: of the draw.
         gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.
-        nested, nested_full, filler: as in ``GroupedQuantizer``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Raises:
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
@@ -116,7 +116,7 @@ class FibonacciSphere(FixedSphere):
         groups: number of groups G; each position gets G tokens.
         codebook_size: number of codewords V.
         gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.
-        nested, nested_full, filler: as in ``GroupedQuantizer``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Raises:
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.

@@ -37,7 +37,7 @@ class FVQ(LearntCodebook):
         blocks: transformer blocks.
         heads: of their attention.
         commitment_weight, gradient, orthogonal_weight: as in ``LearntCodebook``.
-        nested, nested_full, filler: as in ``GroupedQuantizer``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``codebook``, ``commitment``, as in ``VQ``.
 

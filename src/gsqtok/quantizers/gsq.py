@@ -42,7 +42,7 @@ class GSQ(LearntCodebook):
             official checkpoints need this), or ``"normalized"``, the codeword after ``norm``.
         commitment_weight: weight of the commitment loss beside the codebook loss (0.25 in the paper).
         gradient, orthogonal_weight: as in ``LearntCodebook``.
-        nested, nested_full, filler: as in ``GroupedQuantizer``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``codebook`` = mse(codeword, sg(zn)) with weight 1, ``commitment`` = mse(sg(codeword), zn), where zn is the
     normalised latent. The straight-through gradient passes through zn.

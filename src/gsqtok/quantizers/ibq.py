@@ -34,7 +34,7 @@ class IBQ(LearntCodebook):
         chunk_mib: memory for a chunk of probabilities, in MiB.
         commitment_weight: weight of the commitment loss.
         orthogonal_weight: as in ``LearntCodebook``.
-        nested, nested_full, filler: as in ``GroupedQuantizer``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: the paper's double quantization loss, ``codebook`` = mse(C_i, sg(z)) and ``commitment`` = mse(sg(C_i), z),
     and ``soft`` = mse of z and of what the decoder gets, through the softmax. Their weights are ``commitment_weight``,

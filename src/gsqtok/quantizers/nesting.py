@@ -30,13 +30,17 @@ def probabilities(groups: int, schedule: Schedule, full: float) -> list[float]:
     return shares
 
 
-def draw_groups(latent: Tensor, groups: int, schedule: Schedule, full: float) -> Tensor:
-    """Draw a number of groups for each example of a latent (B, ..., D): int64 (B, 1, ...), one axis less.
+def draw_groups(latent: Tensor, groups: int, schedule: Schedule, full: float, mixed: float) -> Tensor:
+    """Draw numbers of groups for a latent (B, ..., D): int64 that broadcasts with (B, ...).
 
-    A latent (D,) is one example: a scalar.
+    One for each example (of the first dimension), but for a share ``mixed`` of them one for each position. A latent
+    (D,) is one example.
     """
     examples = latent.shape[:1] if latent.ndim > 1 else ()
+    alike = (*examples, *(1,) * (latent.ndim - 1 - len(examples)))
     bounds = torch.tensor(probabilities(groups, schedule, full), device=latent.device).cumsum(0)[:-1]
-    drawn = torch.rand(examples, device=latent.device)
-    counts = (drawn.unsqueeze(-1) >= bounds).sum(-1) + 1
-    return counts.view(*examples, *(1,) * (latent.ndim - 1 - len(examples)))
+    drawn = torch.rand(alike, device=latent.device)
+    if mixed:
+        by_position = torch.rand(alike, device=latent.device) < mixed
+        drawn = torch.where(by_position, torch.rand(latent.shape[:-1], device=latent.device), drawn)
+    return (drawn.unsqueeze(-1) >= bounds).sum(-1) + 1

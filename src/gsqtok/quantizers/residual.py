@@ -40,6 +40,7 @@ class ResidualQuantizer(GroupedQuantizer):
     gradient: Gradient = field(default="straight_through", metadata=LATER)
     nested: Schedule | None = field(init=False, default=None)  # type: ignore[misc]  # stage_dropout nests the stages
     nested_full: float = field(init=False, default=0.0)
+    nested_mixed: float = field(init=False, default=0.0)
     filler: Literal["learned", "zeros"] = field(init=False, default="zeros")
 
     def __post_init__(self) -> None:

@@ -26,7 +26,7 @@ class SimVQ(LearntCodebook):
         groups: number of groups G, which share the codebook; each position gets G tokens.
         codebook_size: number of codewords V.
         commitment_weight, gradient, orthogonal_weight: as in ``LearntCodebook``.
-        nested, nested_full, filler: as in ``GroupedQuantizer``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``codebook``, ``commitment``, as in ``VQ``.
 

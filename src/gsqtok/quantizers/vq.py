@@ -34,7 +34,7 @@ class VQ(LearntCodebook):
         gradient: how the decoder's gradient reaches the latent: ``"straight_through"`` or ``"rotation"``.
         commitment_weight: weight of the commitment loss beside the codebook loss.
         orthogonal_weight: as in ``LearntCodebook``.
-        nested, nested_full, filler: as in ``GroupedQuantizer``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``codebook``, ``commitment`` (equation 3).
 
@@ -71,7 +71,7 @@ class VQ(LearntCodebook):
 def plain_vq(quantizer: LearntCodebook) -> VQ:
     """The plain vector quantizer with the codewords of a method that makes them of something else."""
     names = ("groups", "codebook_size", "commitment_weight", "gradient", "orthogonal_weight")
-    nesting = ("nested", "nested_full", "filler")
+    nesting = ("nested", "nested_full", "nested_mixed", "filler")
     plain = VQ(quantizer.dim, **{name: getattr(quantizer, name) for name in (*names, *nesting)})
     with torch.no_grad():
         plain.codebook = nn.Parameter(quantizer.book().detach().clone())

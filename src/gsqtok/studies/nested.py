@@ -14,6 +14,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "uniform": {"nested": "uniform"},
     "geometric": {"nested": "geometric"},
     "half full": {"nested": "uniform", "nested_full": 0.5},
+    "half full, half mixed": {"nested": "uniform", "nested_full": 0.5, "nested_mixed": 0.5},
     "half full, separate codebooks": {"nested": "uniform", "nested_full": 0.5, "codebooks": "separate"},
 }
 GROUPS = {"smoke": 3, "small": 8, "paper": 8}
