@@ -116,7 +116,7 @@ def header(tokenizer: ImageTokenizer, transform: dict[str, Any], groups: int | N
     return {
         "format": FORMAT,
         "version": gsqtok.__version__,
-        "tokenizer": tokenizer.fingerprint(),
+        "tokenizer": tokenizer.tokens_fingerprint(),
         "config": json.loads(json.dumps(tokenizer.config.to_dict())),
         "factor": tokenizer.factor,
         "groups": tokenizer.quantizer.tokens_of(groups),
