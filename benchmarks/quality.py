@@ -29,7 +29,7 @@ from torch.nn import functional as F
 import gsqtok
 from gsqtok.data import ImageTransform
 from gsqtok.evaluation import Codec
-from gsqtok.evaluation.features import Features, TimmFeatures
+from gsqtok.evaluation.features import TimmFeatures
 from gsqtok.evaluation.frechet import FrechetDistance
 from gsqtok.evaluation.run import Reconstruction, measure, reconstructor
 from gsqtok.evaluation.similarity import to_8_bits

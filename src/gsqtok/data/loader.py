@@ -220,9 +220,7 @@ def train_loader(
         place = {"rank": rank, "world_size": world_size, "seed": seed, "start_step": start_step}
         if isinstance(transform, CropMix):
             mixed = ImageDataset(source, transform.transforms, seed)
-            return DataLoader(
-                mixed, batch_sampler=CropSampler(len(mixed), batch_size, transform, **place), **options
-            )
+            return DataLoader(mixed, batch_sampler=CropSampler(len(mixed), batch_size, transform, **place), **options)
         dataset = ImageDataset(source, transform, seed)
         return DataLoader(dataset, batch_sampler=EpochSampler(len(dataset), batch_size, **place), **options)
     if isinstance(source, DecodedImages) or isinstance(transform, CropMix):

@@ -72,7 +72,9 @@ class DataConfig:
                     "have as many pixels as the others"
                 )
         if self.crops and self.max_resize is not None:
-            raise ValueError("data.crops takes the place of data.max_resize: say scales of each crop, and max_resize null")
+            raise ValueError(
+                "data.crops takes the place of data.max_resize: say scales of each crop, and max_resize null"
+            )
         if self.streaming and (self.crops or self.cache):
             option = "crops" if self.crops else "cache"
             raise ValueError(f"data.{option} reads images in any order: leave data.streaming out")

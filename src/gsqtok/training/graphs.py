@@ -14,18 +14,16 @@ from gsqtok.acceleration.replay import recorded
 from gsqtok.tokenizer import ImageTokenizer
 
 
-def record(
-    tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | None, pool: Any = None
-) -> None:
+def record(tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | None, pool: Any = None) -> None:
     """Record encoder and decoder, in place, for training on batches like ``images``.
 
     What then comes in training mode, with gradient, with this shape, type and precision replays the graphs; anything
     else (another size, evaluation, no gradient) runs as before. Values and gradients are those of the eager networks.
 
     Call it once for each shape, with the tokenizer in training mode on its device, before it is wrapped
-    (DistributedDataParallel, ``Accelerator.prepare``) and before ``compile``, and after the averaged copy is made, which
-    stays eager. With many
-    ranks all gradients of a network come at once, so that exchanging them overlaps less with computing them.
+    (DistributedDataParallel, ``Accelerator.prepare``) and before ``compile``, and after the averaged copy is made,
+    which stays eager. With many ranks all gradients of a network come at once, so that exchanging them overlaps less
+    with computing them.
 
     Gradients live in the graphs' own memory: ``zero_grad(set_to_none=True)`` after each step is right for one backward
     pass a step. To accumulate several, let every parameter have a ``.grad`` before the first (and zero it with
@@ -89,9 +87,7 @@ def record_backbone(backbone: nn.Module, images: Tensor, precision: torch.dtype 
     backbone.forward = only_like(source, backbone, replay, backbone.forward, precision, gradient=False)
 
 
-def _record_training(
-    samples: list[tuple[nn.Module, Tensor]], precision: torch.dtype | None, pool: Any = None
-) -> None:
+def _record_training(samples: list[tuple[nn.Module, Tensor]], precision: torch.dtype | None, pool: Any = None) -> None:
     """Record networks with gradient, each for inputs like its sample."""
     networks = [network for network, _ in samples]
     eager = [network.forward for network in networks]

@@ -24,7 +24,7 @@ def training_images(config: DataConfig) -> tuple[ImageSource, ImageTransform | C
 
 
 def decoded_images(config: DataConfig, source: ImageSource, workers: int) -> DecodedImages:
-    """The training images in ``config.cache``, at the scales that their crops ask for; decoded if they are not there."""
+    """The training images in ``config.cache``, at the scales of their crops; decoded if they are not there."""
     assert config.cache is not None
     scales = {scale for crop in config.crops for scale in crop.scales}
     return DecodedImages(source, config.cache, scales=sorted(scales), workers=workers)
