@@ -181,7 +181,9 @@ class Trainer:
         window: dict[str, list[Tensor]] = defaultdict(list)
         with Interruption() as interruption, RunLog(self.folder, accelerator, self.start, config.steps) as run_log:
             run_log.line(self.describe())
+            paused = run_log.pause()  # decoding all images may take a while
             batches = self.batches()
+            run_log.go_on(paused)
             for step in range(self.start + 1, config.steps + 1):
                 for name, value in self.step(step, batches).items():
                     window[name].append(value)
