@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +74,7 @@ class DecodedImages:
 
     def take(self, numbers: Sequence[int]) -> list[DecodedRow]:
         """Read the rows with these numbers."""
-        return [DecodedRow(str(self._keys[number]), lambda number=number: self._images(number)) for number in numbers]
+        return [DecodedRow(str(self._keys[number]), partial(self._images, number)) for number in numbers]
 
     def _images(self, number: int) -> list[np.ndarray]:
         if reason := str(self._reasons[number]):

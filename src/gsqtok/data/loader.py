@@ -20,6 +20,7 @@ from gsqtok.data.sampling import CropMix, CropSampler, EpochSampler, epoch_seed,
 from gsqtok.data.skipped import SkipLog
 from gsqtok.data.sources import ByNumber, ImageSource, Reader, Row, Span
 from gsqtok.data.transforms import ImageTransform, to_tensor
+from gsqtok.data.workers import end_with_parent
 
 _PREFETCH = 4  # batches each worker prepares ahead
 _MAX_EMPTY_EPOCHS = 10  # an uneven division of shards may leave a reader without images for an epoch
@@ -72,7 +73,7 @@ class ImageDataset(Dataset[Sample]):
 
     def __getitems__(self, positions: Sequence[tuple[int, ...]]) -> list[Sample]:
         """Fetch a whole batch with one look-up."""
-        rows = self.rows.take([position[1] for position in positions])
+        rows: Sequence[Row | DecodedRow] = self.rows.take([position[1] for position in positions])
         return [self._sample(row, *position) for position, row in zip(positions, rows, strict=True)]
 
     def _sample(self, row: Row | DecodedRow, epoch: int, index: int, number: int = 0) -> Sample:
@@ -237,6 +238,7 @@ def _options(workers: int) -> dict[str, Any]:
         "num_workers": workers,
         "pin_memory": torch.cuda.is_available(),
         "prefetch_factor": _PREFETCH if workers else None,
+        "worker_init_fn": end_with_parent,
         "generator": torch.Generator(),
     }
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from gsqtok.io import read_json
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
 
@@ -30,11 +31,17 @@ if TYPE_CHECKING:
     from gsqtok.tokenizer.model import ImageTokenizer
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
+CHECKOUT = Path(__file__).parents[3]  # of the repository, where the package is used from one
+PRETRAINED = (
+    "pretrained/"  # names of the larger tokenizers begin with it: a folder of a checkout, a repository of OWNER
+)
+OWNER = "gsqtok"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_FILE = "checkpoint.pt"  # of the official GSQ implementation
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # suffixes of files that torch.save wrote
+SCRIPTED = ".jit"  # of TorchScript
 PUBLISHED = "gsqtok.published"  # opens what is none of ours; a layer above, so it is loaded by name when it is needed
 MODULES_PER_WEIGHT = 20  # blocks hold modules without weights, too
 RUN_TOKENIZER = "tokenizer"  # where a training run keeps its newest weights
@@ -80,7 +87,7 @@ class Pretrained(nn.Module):
 
         Raises:
             NotADirectoryError: ``save_directory`` is a file.
-            ValueError: no such evaluation, or one of another tokenizer.
+            ValueError: no such evaluation, or one of another tokenizer; a tokenizer of TorchScript.
         """
         self._save(Path(save_directory), Path(save_directory).name, dtype, evaluation, license)
 
@@ -94,6 +101,8 @@ class Pretrained(nn.Module):
     ) -> None:
         from gsqtok.tokenizer.model_card import CARD_FILE, write_card
 
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.modules()):
+            raise ValueError("a tokenizer of TorchScript is a program and is not saved as weights: keep its own files")
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(f"{target} is a file; a tokenizer is saved as a folder")
@@ -162,8 +171,10 @@ class Pretrained(nn.Module):
         local_files_only: bool = False,
         force_download: bool = False,
         token: str | bool | None = None,
+        decoder: str | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        allow_code: bool = False,
     ) -> Self:
         """Load a tokenizer, in evaluation mode.
 
@@ -171,11 +182,16 @@ class Pretrained(nn.Module):
             source: a folder written by ``save_pretrained`` or by a training run; a checkpoint of another project (a
                 file, or a folder with one), whose family is found by what it holds, or named and told more:
                 ``"FAMILY:PATH?option=value"``; or a hub repository (``owner/name``, or ``owner/name/file``) that holds
-                either. None loads the small default tokenizer inside the package.
+                either. ``"pretrained/f8"`` and ``"pretrained/f16"`` are this project's own larger tokenizers, from its
+                repository or from the hub. None loads the small default tokenizer inside the package.
             revision: branch, tag or commit of a hub repository.
             cache_dir, local_files_only, force_download, token: huggingface_hub's own.
+            decoder: another decoder of the same tokens, where the folder holds one as ``decoder-NAME.safetensors``:
+                ``"sharp"`` for ``pretrained/f16``. ``"pretrained/f16?decoder=sharp"`` says the same in one word.
             device: where it is to run.
             dtype: of the networks' weights; the quantizer's stay in float32, since rounding them changes tokens.
+            allow_code: run the programs in a checkpoint of TorchScript (Cosmos DI), which may do anything: only for
+                files of somebody you trust. Nothing else ever runs code of a file.
 
         Raises:
             FileNotFoundError: no such folder or repository.
@@ -183,37 +199,44 @@ class Pretrained(nn.Module):
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
         with torch.device("cpu"):  # whatever the caller's default is
-            tokenizer = cls._load(source, hub | {"force_download": force_download, "token": token})
+            tokenizer = cls._load(source, decoder, hub | {"force_download": force_download, "token": token}, allow_code)
         for network in (tokenizer.encoder, tokenizer.decoder):
             network.to(dtype)
         return tokenizer.to(device)
 
     @classmethod
-    def _load(cls, source: str | Path | None, hub: dict[str, Any]) -> Self:
+    def _load(cls, source: str | Path | None, decoder: str | None, hub: dict[str, Any], allow_code: bool) -> Self:
         family: str | None = None
         options: dict[str, Any] = {}
         path = EMBEDDED
         if source is not None:
             family, name, options = split_name(source)
-            path = _located(name, hub)
+            path = _located(name, hub, decoder or options.get("decoder"))
         if path.name == WEIGHTS_FILE and _is_own(path.parent):
             raise CheckpointError(f"{path} is a file: name the folder that it is in")
-        if family is not None or options or not _is_own(path):
-            opened: Self = import_module(PUBLISHED).open_checkpoint(path, family, options)
+        own = family is None and _is_own(path) and options.keys() <= {"decoder"}
+        if not own:
+            if decoder is not None:
+                raise ValueError(f"decoder={decoder!r} is for a folder that save_pretrained wrote; {path} is none")
+            opened: Self = import_module(PUBLISHED).open_checkpoint(path, family, options, allow_code=allow_code)
             return opened
         for file in (path / CONFIG_FILE, path / WEIGHTS_FILE):
             if not file.is_file():
                 raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
-        return cls._from_files(path / CONFIG_FILE, path / WEIGHTS_FILE)
+        decoder = decoder or options.get("decoder")
+        return cls._from_files(
+            path / CONFIG_FILE, path / WEIGHTS_FILE, _decoder_file(path, decoder) if decoder else None
+        )
 
     @classmethod
-    def _from_files(cls, config_file: Path, weights_file: Path) -> Self:
+    def _from_files(cls, config_file: Path, weights_file: Path, decoder_file: Path | None = None) -> Self:
+        state = _read(weights_file)
+        if decoder_file is not None:
+            weights_file = decoder_file
+            state = {name: value for name, value in state.items() if not name.startswith("decoder.")}
+            state |= {f"decoder.{name}": value for name, value in _read(decoder_file).items()}
         try:
-            state = load_file(weights_file)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{weights_file} cannot be read: {error}") from error
-        try:
-            values = json.loads(config_file.read_text())
+            values = read_json(config_file)
             own = "family" not in values
             config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
             tokenizer = cls.on_meta(config, len(state))
@@ -276,6 +299,23 @@ class Pretrained(nn.Module):
         return tokenizer.eval()
 
 
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _decoder_file(folder: Path, name: str) -> Path:
+    """Where a folder holds the decoder of that name."""
+    prefix, suffix = "decoder-", ".safetensors"
+    names = sorted(file.name[len(prefix) : -len(suffix)] for file in folder.glob(f"{prefix}*{suffix}"))
+    if name not in names:
+        there = f"it has {', '.join(names)}, and its usual one" if names else "it has its usual one only"
+        raise CheckpointError(f"{folder} holds no decoder {name!r}: {there}")
+    return folder / f"{prefix}{name}{suffix}"
+
+
 def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -298,9 +338,13 @@ def _value(text: str) -> Any:
         return text
 
 
-def _located(name: str, hub: dict[str, Any]) -> Path:
+def _located(name: str, hub: dict[str, Any], decoder: str | None = None) -> Path:
     """The file or folder of that name; from the hub where there is none here."""
     path = Path(name).expanduser()
+    if name.startswith(PRETRAINED) and not path.exists():
+        path = CHECKOUT / name
+        if not path.exists():
+            name = f"{OWNER}/{name.removeprefix(PRETRAINED)}"
     if path.exists():
         is_run = not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir()
         return path / RUN_TOKENIZER if is_run else path
@@ -308,7 +352,10 @@ def _located(name: str, hub: dict[str, Any]) -> Path:
         raise FileNotFoundError(f"no such folder: {name} (a hub repository is named owner/name)")
     from gsqtok.tokenizer.hub import download
 
-    wanted = [(WEIGHTS_FILE, CONFIG_FILE), (DIFFUSERS_FILE, CONFIG_FILE), (CHECKPOINT_FILE,)]
+    own: tuple[str, ...] = (WEIGHTS_FILE, CONFIG_FILE)
+    if decoder:
+        own = (*own, f"decoder-{decoder}.safetensors")
+    wanted = [own, (DIFFUSERS_FILE, CONFIG_FILE), (CHECKPOINT_FILE,)]
     if name.count("/") < 2 or path.suffix not in (*PICKLED, ".safetensors"):
         return download(name, wanted, **hub)
     owner, repository, file = name.split("/", 2)
@@ -320,9 +367,11 @@ def _is_own(path: Path) -> bool:
     if not path.is_dir():
         return False
     if not (path / CONFIG_FILE).exists():
-        return not any(file.suffix in PICKLED for pattern in ("*", "checkpoints/*") for file in path.glob(pattern))
+        return not any(
+            file.suffix in (*PICKLED, SCRIPTED) for pattern in ("*", "checkpoints/*") for file in path.glob(pattern)
+        )
     try:
-        values = json.loads((path / CONFIG_FILE).read_text())
+        values = read_json(path / CONFIG_FILE)
     except (OSError, ValueError):
         return True
     own = {"family", *(field.name for field in dataclasses.fields(TokenizerConfig))}
