@@ -32,13 +32,21 @@ SETTINGS: dict[int, dict[str, dict[str, Any]]] = {
     13: {method: {"dim": 8, "groups": 1, "codebook_size": 2**13} for method in ("gsq", "vq", "ema_vq")},
     **EQUAL_BITS,
 }
-PEERS = ("gsq", "vq", "ema_vq", "rvq", "fsq", "lfq", "bsq")  # that vector-quantize-pytorch has too
+_BOOKS = {"dim": 32, "groups": 4, "codebook_size": 2**16}
+SETTINGS[64] = SETTINGS[64] | {
+    "gsq separate": {"name": "gsq", "codebooks": "separate", **_BOOKS},
+    **dict.fromkeys(("simvq", "fvq", "diveq"), _BOOKS),
+}
+SETTINGS[13]["ibq"] = {"dim": 8, "groups": 1, "codebook_size": 2**13}
+SETTINGS[18] = SETTINGS[18] | {"ibq": {"dim": 8, "groups": 1, "codebook_size": 2**18}}
+PEERS = ("gsq", "vq", "ema_vq", "rvq", "fsq", "lfq", "bsq", "simvq")  # that vector-quantize-pytorch has too
+NAIVE = ("gsq separate", "ibq")  # beside the form that one would write first: a loop over groups, N x V matrices
 
 Step = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]  # latent (N, dim) -> values, loss
 
 
 def ours(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, Step]:
-    quantizer = build_quantizer(method, **options).to(device).train()
+    quantizer = build_quantizer(**{"name": method} | options).to(device).train()
 
     def step(latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         out = quantizer(latent)
@@ -50,7 +58,7 @@ def ours(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, 
 
 def peer(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, Step]:
     """The nearest thing in vector-quantize-pytorch; groups that share a codebook become more rows."""
-    from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, VectorQuantize
+    from vector_quantize_pytorch import FSQ, LFQ, ResidualVQ, SimVQ, VectorQuantize
 
     groups = options.get("groups", 1)
     d = options["dim"] // groups
@@ -58,6 +66,8 @@ def peer(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, 
         learnt = {"learnable_codebook": True, "ema_update": False} if method == "vq" else {}
         cosine = method == "gsq"  # its cosine codebook is a moving average: it cannot be trained by gradient
         model = VectorQuantize(dim=d, codebook_size=options["codebook_size"], use_cosine_sim=cosine, **learnt)
+    elif method == "simvq":
+        model = SimVQ(d, options["codebook_size"])
     elif method == "rvq":
         model = ResidualVQ(dim=d, num_quantizers=options["stages"], codebook_size=options["codebook_size"])
     elif method == "fsq":
@@ -72,6 +82,33 @@ def peer(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, 
         return values, loss
 
     return model, step
+
+
+def naive(method: str, options: dict[str, Any], device: str) -> tuple[nn.Module, Step]:
+    """Groups one after the other, each with a quantizer of its own; the one-hot form of IBQ, as its authors have it."""
+    if method == "gsq separate":
+        groups = options["groups"]
+        alone = {"dim": options["dim"] // groups, "codebook_size": options["codebook_size"]}
+        parts = nn.ModuleList(build_quantizer("gsq", **alone) for _ in range(groups)).to(device).train()
+
+        def in_turn(latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            outs = [part(rows) for part, rows in zip(parts, latent.chunk(groups, -1), strict=True)]
+            return torch.cat([out.quantized for out in outs], -1), sum(out.loss for out in outs) / groups
+
+        return parts, in_turn
+    codebook = nn.Parameter(build_quantizer("ibq", **options).codebook.detach().to(device))
+    model = nn.ParameterList([codebook])
+
+    def one_hot(latent: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = latent @ codebook.T
+        soft = logits.softmax(1)
+        hard = torch.zeros_like(soft).scatter_(1, logits.argmax(1, keepdim=True), 1.0)
+        values, quantized = (hard - soft.detach() + soft) @ codebook, hard @ codebook
+        mse = nn.functional.mse_loss
+        loss = mse(values, latent) + mse(quantized.detach(), latent) + 0.25 * mse(quantized, latent.detach())
+        return values, loss
+
+    return model, one_hot
 
 
 def measure(
@@ -189,8 +226,10 @@ def main() -> None:
             if arguments.methods and method not in arguments.methods:
                 continue
             rest = (method, options, arguments.positions, arguments.device, arguments.repeats)
-            cells = [f"{build_quantizer(method, **options).bits:.1f}", method, _cells(measure_apart(ours, *rest))]
-            cells.append(_cells(measure_apart(peer, *rest)) if method in PEERS else "none | | |")
+            bits_spent = build_quantizer(**{"name": method} | options).bits
+            cells = [f"{bits_spent:.1f}", method, _cells(measure_apart(ours, *rest))]
+            other = peer if method in PEERS else naive if method in NAIVE else None
+            cells.append(_cells(measure_apart(other, *rest)) if other is not None else "none | | |")
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

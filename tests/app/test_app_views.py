@@ -1,5 +1,6 @@
 """The images and tables of the page, without a page."""
 
+import dataclasses
 import io
 import math
 
@@ -19,12 +20,15 @@ from gsqtok.app.views import (
     framed,
     look,
     metrics,
+    progressive,
     region,
     shrunk,
     swapped,
 )
 from gsqtok.data import to_pil
 from gsqtok.evaluation.report.images import token_colours
+from gsqtok.quantizers import quantizer_options
+from gsqtok.tokenizer import ImageTokenizer
 
 ALL = (0.0, 0.0, 1.0, 1.0)
 
@@ -190,3 +194,14 @@ def test_look_takes_any_image_that_decode_image_gives(tiny_tokenizer):
     assert seen.ours.reconstruction.shape == (3, 2, 5)
     assert math.isnan(seen.ours.ssim)
     assert metrics(seen, "t")[0][-1] == "too small"
+
+
+def test_progressive_decoding(tiny_config, tiny_tokenizer):
+    original = image(34, 29)
+    assert progressive(tiny_tokenizer, encoded(tiny_tokenizer, original), original.size) == []
+    options = quantizer_options("gsq", groups=4, codebook_size=64, nested="uniform")
+    tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options)).eval()
+    tokens = encoded(tokenizer, original)
+    found = progressive(tokenizer, tokens, original.size)
+    assert [text for _, text in found] == ["first 1 of 4 groups", "first 2 of 4 groups"]
+    assert found[1][0] == decoded(tokenizer, tokens[..., :2], original.size)

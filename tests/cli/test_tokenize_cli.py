@@ -1,5 +1,6 @@
 """gsqtok tokenize and gsqtok tokens, in this process."""
 
+import dataclasses
 import errno
 
 import numpy as np
@@ -8,6 +9,9 @@ from PIL import Image
 
 from gsqtok.cli import main
 from gsqtok.cli.tokenize import _summary
+from gsqtok.evaluation import Result
+from gsqtok.quantizers import quantizer_options
+from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens import manifest
 from gsqtok.tokens.run import RunResult
 
@@ -100,3 +104,38 @@ def test_advice_takes_more_than_a_moment():
         assert not any("is the limit" in line for line in _summary(RunResult(metrics | more, None, 2), "out"))
     more = {"seconds": 60.0, "images": 5000}
     assert "waited for images 90% of the time" in _summary(RunResult(metrics | more, None, 2), "out")[1]
+
+
+def test_nested_groups(tiny_config, images, tmp_path, capsys):
+    """Every command that makes tokens or images takes the first groups of a nested tokenizer, and of no other."""
+    nested, plain, out = str(tmp_path / "nested"), str(tmp_path / "plain"), str(tmp_path / "tokens")
+    options = quantizer_options("gsq", groups=2, codebook_size=64, nested="uniform")
+    ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options)).save_pretrained(nested)
+    ImageTokenizer(tiny_config).save_pretrained(plain)
+    command = ["tokenize", nested, images, "-o", out, "--size", "8", "--workers", "0"]
+    assert main([*command, "--groups", "1"]) == 0
+    assert "6 images, 6 rows, 24 tokens" in capsys.readouterr().out
+    assert manifest.read_manifest(out)["groups"] == 1
+    assert main(["tokens", "verify", out, "--sample", "2", "-o", str(tmp_path / "shown")]) == 0
+    capsys.readouterr()
+    assert main(command) == 1
+    assert "groups" in capsys.readouterr().err
+    archive = str(tmp_path / "one.npz")
+    assert main(["encode", nested, images, "-o", archive, "--groups", "1"]) == 0
+    assert "positions of 6 bits" in capsys.readouterr().out
+    assert np.load(archive)["0.png"].shape == (3, 3, 1)
+    assert main(["decode", nested, archive, "-o", str(tmp_path / "decoded")]) == 0
+    assert main(["reconstruct", nested, images, "-o", str(tmp_path / "back"), "--groups", "1"]) == 0
+    assert "0.375" in capsys.readouterr().out
+    result = str(tmp_path / "result.json")
+    measured = ["evaluate", nested, images, "--features", "none", "--groups", "1", "-o", result]
+    assert main(measured) == 0
+    assert Result.load(result).model["groups"] == 1
+    assert Result.load(result)["bits_per_pixel"] == pytest.approx(9 * 6 / (9 * 12))
+    for verb in ("tokenize", "encode", "reconstruct", "evaluate"):
+        where = [] if verb == "evaluate" else ["-o", str(tmp_path / f"{verb}.npz")]
+        capsys.readouterr()
+        assert main([verb, plain, images, *where, "--groups", "1"]) == 1
+        assert "was not trained with nested groups" in capsys.readouterr().err
+        assert main([verb, nested, images, *where, "--groups", "3"]) == 1
+        assert "groups must be from 1 to 2, got 3" in capsys.readouterr().err

@@ -42,6 +42,11 @@ class Case:
     def draws_indices(self) -> bool:
         return self.options.get("sample", False)
 
+    @property
+    def draws_values(self) -> bool:
+        """Whether in training a decoder gets what indices do not say."""
+        return self.name == "diveq" or bool({"stage_dropout", "nested"} & set(self.options))
+
     def build(self) -> Quantizer:
         torch.manual_seed(0)
         return build_quantizer(self.name, **self.options)
@@ -63,6 +68,29 @@ CASES = [
     Case("vq", {"dim": 6, "codebook_size": 8, "init": "kmeans"}, bits=3, random=True),  # starts in the second step
     Case("ema_vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
     Case("ema_vq", {"dim": 6, "codebook_size": 64, "revive_after": 1}, bits=6, random=True),
+    Case("ema_vq", {"dim": 6, "codebook_size": 8, "metric": "cosine", "init": "kmeans"}, bits=3, random=True),
+    Case("gsq", {"dim": 8, "groups": 2, "codebook_size": 64, "codebooks": "separate"}, bits=12),
+    Case(
+        "gsq",
+        {"dim": 6, "groups": 3, "codebook_size": 4, "codebooks": "separate", "init": "kmeans", "gradient": "rotation"},
+        bits=6,
+        random=True,
+    ),
+    Case("gsq", {"dim": 9, "groups": 3, "codebook_size": 16, "nested": "uniform"}, bits=12, random=True),
+    Case(
+        "fsq",
+        {"dim": 6, "groups": 3, "levels": [5, 4], "nested": "geometric", "filler": "zeros"},
+        bits=3 * math.log2(20),
+        projects=False,
+        random=True,
+    ),
+    Case("bsq", {"dim": 12, "groups": 3, "nested": "uniform", "nested_full": 0.5}, bits=12, random=True),
+    Case("simvq", {"dim": 6, "groups": 2, "codebook_size": 32, "gradient": "rotation"}, bits=10),
+    Case("fvq", {"dim": 6, "groups": 2, "codebook_size": 32, "patch": 8, "width": 16}, bits=10),
+    Case("diveq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10, random=True),
+    Case("ibq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10, projects=False),
+    Case("rfsq", {"dim": 6, "groups": 2, "stages": 3, "levels": [4, 3, 5]}, bits=6 * math.log2(60), projects=False),
+    Case("rlfq", {"dim": 6, "groups": 2, "stages": 3}, bits=18, projects=False),
     Case(
         "fsq",
         {"dim": 8, "groups": 2, "levels": [7, 5, 4, 2]},
@@ -163,13 +191,14 @@ def test_empty_batch(case, training):
 def test_gradient_reaches_latent_and_codebook(case):
     quantizer = case.build().train()
     x = latents(quantizer.dim).requires_grad_()
+    torch.manual_seed(1)  # with which a nested case drops a group of one of the two examples
     out = quantizer(x)
     target = latents(quantizer.dim, seed=2)
     (through,) = torch.autograd.grad((out.quantized - target).square().mean(), x, retain_graph=True)
     assert through.isfinite().all()
     assert (through != 0).any(-1).all(), "the gradient of the decoder reaches every latent"
-    if out.loss.requires_grad:
-        out.loss.backward()
+    if out.loss.requires_grad or list(quantizer.parameters()):
+        (out.loss + (out.quantized - target).square().mean()).backward()
     for name, parameter in quantizer.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.isfinite().all(), name
@@ -292,7 +321,8 @@ def test_a_mask_leaves_positions_out(case):
     torch.manual_seed(0)
     kept = quantizer(x[mask])
     assert torch.equal(out.indices[mask], kept.indices)
-    assert torch.equal(out.quantized[mask], kept.quantized)
+    if "nested" not in case.options:  # whose examples are images, not positions
+        assert torch.equal(out.quantized[mask], kept.quantized)
     assert torch.equal(out.loss, kept.loss)
     assert (out.indices[~mask] == -1).all()
     assert (out.quantized[~mask] == 0).all()
@@ -327,7 +357,7 @@ def test_forward_changes_no_state(case):
     x, before = latents(quantizer.dim), state_of(quantizer)
     out = quantizer(x)
     torch.testing.assert_close(quantizer.state_dict(), before, rtol=0, atol=0)
-    if "stage_dropout" not in case.options:
+    if not case.draws_values:
         assert torch.equal(quantizer.decode(out.indices), out.quantized)
 
 
@@ -425,6 +455,74 @@ def test_bits_as_declared(case):
         assert len(quantizer.decode(indices).unique(dim=0)) == quantizer.codebook_size
 
 
+@pytest.mark.parametrize("case", [case for case in CASES if "nested" in case.options], ids=str)
+def test_the_first_groups_decode_alone(case):
+    quantizer = case.build().eval()
+    groups = quantizer.groups
+    if case.options.get("filler") != "zeros":
+        nn.init.normal_(quantizer.fillers)
+    x = latents(quantizer.dim)
+    out = quantizer(x)
+    filler = quantizer.fillers if quantizer.filler == "learned" else torch.zeros(quantizer.dim)
+    for k in range(1, groups + 1):
+        assert quantizer.tokens_of(k) == k
+        expected = torch.cat(
+            [out.quantized[..., : k * quantizer.group_dim], filler[k * quantizer.group_dim :].expand(2, 3, 4, -1)], -1
+        )
+        first = out.indices[..., :k]
+        assert torch.equal(quantizer.decode(first), expected)
+        assert torch.equal(quantizer.decode(nn.functional.pad(first, (0, groups - k), value=-1)), expected)
+    counts = torch.randint(1, groups + 1, x.shape[:-1])
+    left_out = torch.arange(groups) >= counts[..., None]
+    mixed = quantizer.decode(out.indices.masked_fill(left_out, -1))
+    for place in numpy.ndindex(*counts.shape):
+        assert torch.equal(mixed[place], quantizer.decode(out.indices[place][: counts[place]]))
+    for k in (0, -1, groups + 1):
+        with pytest.raises(ValueError, match=f"groups must be from 1 to {groups}, got {k}"):
+            quantizer.tokens_of(k)
+    hole = out.indices[0, 0, 0].clone()
+    hole[1] = -1
+    with pytest.raises(ValueError, match="all behind it must be -1"):
+        quantizer.decode(hole)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if "nested" in case.options], ids=str)
+def test_training_draws_the_groups_of_each_example(case):
+    quantizer = case.build().train()
+    x = latents(quantizer.dim).flatten(0, 2)
+    groups_are_filled = (quantizer.split(quantizer.eval()(x).quantized) != 0).any(-1).all(-1)  # 0 may be a codeword
+    x = x[groups_are_filled].expand(4000, -1, -1)
+    torch.manual_seed(0)
+    out = quantizer.train()(x)
+    whole = quantizer.eval()(x[:1]).quantized
+    mixed = build_quantizer(case.name, **case.options, nested_mixed=1.0).train()
+    mixed.load_state_dict(quantizer.state_dict())
+    same = (mixed.split(mixed(x[:400]).quantized) == mixed.split(whole)).all(-1).sum(-1)
+    assert (same != same[:, :1]).any(), "a number of groups for each position"
+    same = (quantizer.split(out.quantized) == quantizer.split(whole)).all(-1)
+    counts = same.sum(-1)
+    assert (counts == counts[:, :1]).all(), "one number of groups for all positions of an example"
+    shares = torch.bincount(counts[:, 0], minlength=quantizer.groups + 1)[1:] / len(x)
+    full = case.options.get("nested_full", 0.0)
+    weights = torch.tensor([2.0**k if case.options["nested"] == "geometric" else 1.0 for k in range(quantizer.groups)])
+    expected = (1 - full) * weights / weights.sum()
+    expected[-1] += full
+    assert (shares - expected).abs().max() < 0.04  # 5 standard deviations
+
+
+@each_case
+def test_fewer_groups_need_nesting(case):
+    quantizer = case.build()
+    of_all = getattr(quantizer, "groups", 1)
+    assert quantizer.tokens_of(None) == quantizer.tokens_of(of_all) == quantizer.tokens_per_position
+    if "nested" not in case.options and of_all > 1:
+        with pytest.raises(ValueError, match="not trained with nested groups"):
+            quantizer.tokens_of(1)
+        tokens = quantizer.tokens_per_position
+        with pytest.raises(ValueError, match="its groups are not nested"):
+            quantizer.decode(torch.zeros(2, tokens - 1, dtype=torch.int64))
+
+
 @each_case
 def test_same_input_same_output(case):
     quantizer = case.build().eval()
@@ -468,6 +566,8 @@ def test_bad_input_is_refused(case):
     for wrong in (torch.zeros(2, tokens), torch.zeros(2, tokens, dtype=torch.bool), numpy.zeros((2, tokens), int)):
         with pytest.raises(TypeError, match="indices must be a tensor of integers"):
             quantizer.decode(wrong)
+    with pytest.raises(ValueError, match=f"last dimension of the indices must be {tokens}"):
+        quantizer.decode(torch.zeros(2, 0, dtype=torch.int64))
     for wrong in (-1, quantizer.codebook_size):
         with pytest.raises(ValueError, match=f"index {wrong} is out of range"):
             quantizer.decode(torch.full((2, tokens), wrong))

@@ -105,3 +105,14 @@ def test_what_has_no_codewords_is_refused(tokenizer, folder):
     ):
         with pytest.raises(ValueError, match=message):
             codewords(build_quantizer(name, dim=24, **options))
+
+
+def test_groups_with_a_codebook_each_are_refused():
+    quantizer = build_quantizer("gsq", dim=4, groups=2, codebook_size=8, codebooks="separate")
+    with pytest.raises(ValueError, match="one codebook for all groups"):
+        codewords(quantizer)
+
+
+def test_first_groups_are_not_perturbed(tokenizer, folder):
+    with pytest.raises(ValueError, match="leave groups out"):
+        evaluate(tokenizer, folder, pfid="0.5@5", groups=1)

@@ -124,6 +124,13 @@ OPTIONS = {
     "lfq": {"groups": 2},
     "bsq": {"groups": 2},
     "leech": {},
+    "gsq separate and nested": {"groups": 4, "codebook_size": 64, "codebooks": "separate", "nested": "uniform"},
+    "simvq": {"groups": 2, "codebook_size": 64},
+    "fvq": {"groups": 2, "codebook_size": 64, "patch": 16, "width": 16},
+    "diveq": {"groups": 2, "codebook_size": 64},
+    "ibq": {"groups": 2, "codebook_size": 64},
+    "rfsq": {"groups": 2, "stages": 2, "levels": [4] * 12},
+    "rlfq": {"groups": 2, "stages": 2},
 }
 LIKE_LEECH = {"random_sphere", "fibonacci_sphere"}  # with other codewords
 
@@ -144,7 +151,10 @@ class Quantizers(torch.nn.Module):
 
 
 def test_every_quantizer_but_identity(tmp_path, monkeypatch):
-    assert {name.split()[0] for name in OPTIONS} == set(list_quantizers()) - LIKE_LEECH - {"identity", "gsq_study"}
+    assert {name.split()[0] for name in OPTIONS} == set(list_quantizers()) - LIKE_LEECH - {
+        "identity",
+        "gsq_study",
+    }
     torch.manual_seed(0)
     quantizers = Quantizers().eval().requires_grad_(False)
     traced = module._program(quantizers, torch.randn(2, 3, 4, 24), ())
@@ -204,3 +214,16 @@ def test_verification_refuses(tiny_tokenizer, wrong):
 
     with pytest.raises(ExportError, match=wrong):
         verify(tiny_tokenizer, encode, decode, "torch")
+
+
+@pytest.mark.parametrize("format", ["onnx", "pt2"])
+def test_nested_groups_with_a_codebook_each(small, tmp_path, format):
+    options = {"name": "gsq", "groups": 4, "codebook_size": 64, "codebooks": "separate", "nested": "uniform"}
+    tokenizer = tokenizer_with(small, options)
+    torch.nn.init.normal_(tokenizer.quantizer.fillers)
+    assert export(tokenizer, tmp_path, format).tokens_differing == 0
+    load = module._load_onnx if format == "onnx" else module._load_pt2
+    tokens = tokenizer.encode(torch.rand(1, 3, 16, 16) * 2 - 1)
+    tokens[..., 2:] = -1
+    decoded = load(tmp_path / f"decoder.{format}")(tokens)
+    torch.testing.assert_close(decoded, tokenizer.decode(tokens[..., :2]), atol=1e-5, rtol=0)

@@ -4,14 +4,14 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gsqtok.published.ibq import InnerProduct
 from gsqtok.published.var import MultiScale
+from gsqtok.quantizers import IBQ
 
 
 @pytest.mark.parametrize("spread", [1.0, 100.0])
 def test_the_largest_inner_product(spread):
     generator = torch.Generator().manual_seed(0)
-    quantizer = InnerProduct(dim=5, codebook_size=300).eval()
+    quantizer = IBQ(dim=5, codebook_size=300).eval()
     with torch.no_grad():
         quantizer.codebook.normal_(generator=generator)
         quantizer.codebook.mul_(torch.rand(300, 1, generator=generator) * spread)

@@ -462,3 +462,25 @@ def test_searches_agree_where_both_apply():
     codebook = Codebook(codebook)
     found = chunked.nearest(latents, codebook, "euclidean")
     assert torch.equal(sorted_search.nearest_on_line(latents, codebook), found)
+
+
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("d", [1, 2, 3, 8])
+@pytest.mark.parametrize("k", [1, 3])
+def test_a_codebook_for_each_group(d, metric, k):
+    g = torch.Generator().manual_seed(d)
+    latents, codebook = torch.randn(50, 4, d, generator=g), torch.randn(4, 40, d, generator=g)
+    found = nearest(latents, codebook, metric=metric, k=k)
+    alone = [nearest(latents[:, group], codebook[group], metric=metric, k=k) for group in range(4)]
+    assert torch.equal(found, torch.stack(alone, 1))
+    assert torch.equal(nearest(latents, codebook, metric=metric, k=k), found)  # with what was kept
+    assert nearest(latents[:0], codebook, metric=metric, k=k).shape == (0, *found.shape[1:])
+
+
+def test_groups_that_do_not_belong_together_are_refused():
+    with pytest.raises(ValueError, match="latents of 3 groups need as many codebooks; got 2"):
+        nearest(torch.zeros(5, 3, 4), torch.zeros(2, 10, 4))
+    with pytest.raises(ValueError, match="latents must have two dimensions"):
+        nearest(torch.zeros(5, 3, 4), torch.zeros(10, 4))
+    with pytest.raises(ValueError, match="1 of 15 rows hold NaN"):
+        nearest(torch.tensor([1.0] * 14 + [torch.nan]).view(5, 3, 1), torch.zeros(3, 10, 1))

@@ -100,6 +100,35 @@ def assert_nearest(found, latents, codebook, metric):
     assert torch.equal(first[found], found)
 
 
+@runs_kernels
+@pytest.mark.parametrize(("d", "metric"), [(1, "cosine"), (2, "cosine"), (4, "cosine"), (5, "euclidean")])
+def test_groups_with_a_codebook_each_are_searched_at_once(d, metric, monkeypatch):
+    """One launch of each kernel, and in each group what a search of that group alone finds."""
+    from gsqtok.search import sorted_triton
+    from gsqtok.search import triton as kernel
+
+    n, groups, v = latents_for(d), 3, 130
+    g = torch.Generator().manual_seed(0)
+    latents = torch.randn(groups, n, d, generator=g).transpose(0, 1).to(DEVICE)
+    codebook = (
+        torch.randn(groups, d, v, generator=g).transpose(1, 2) * torch.tensor([1.0, 1e-3, 1e3])[:, None, None]
+    ).to(DEVICE)
+    module = sorted_triton if d < 3 else kernel
+    alone = [nearest(latents[:, group], codebook[group], metric=metric, use_triton=True) for group in range(groups)]
+    launches = []
+    search = module.nearest
+    monkeypatch.setattr(module, "nearest", lambda *given: launches.append(given) or search(*given))
+    found = nearest(latents, codebook, metric=metric, use_triton=True)
+    assert len(launches) == 1
+    assert torch.equal(found, torch.stack(alone, 1))
+    bad = codebook.clone()
+    bad[1, 5, 0] = torch.nan
+    if DEVICE == "cuda":
+        found_bad = nearest(latents, bad, metric=metric)
+        assert (found_bad[:, 1] == -1).all()
+        assert torch.equal(found_bad[:, ::2], found[:, ::2])
+
+
 def latents_for(d):
     """Several blocks of every kernel with one that is not full; of the last kernel alone where each term costs time."""
     return 70 if d < 16 else 20

@@ -46,7 +46,7 @@ def test_the_card_says_what_the_tokenizer_is(tiny_config):
         "| down-sampling factor | 4 |",
         "| tokens per position | 2, each one of 64 |",
         "| bits per pixel | 0.75 (12 bits per position) |",
-        "`gsq` (codebook_size = 64, groups = 2, norm = l2",
+        "`gsq` (codebook_size = 64, groups = 2, commitment_weight = 0.25, norm = l2",
         "32 channels x [1, 1, 2], adaptive norm, attention at factors [4]",
         tokenizer.fingerprint(),
     ):

@@ -100,6 +100,13 @@ def decoded(
     )
 
 
+def progressive(tokenizer: ImageTokenizer, tokens: Tensor, size: tuple[int, int]) -> list[tuple[Image.Image, str]]:
+    """What the first 1, 2, 4, ... of nested groups (h, w, G) decode to, and how to call it; nothing where none are."""
+    groups = tokens.shape[2] if tokenizer.quantizer.nested is not None else 1
+    kept = [2**power for power in range((groups - 1).bit_length())]
+    return [(decoded(tokenizer, tokens[..., :k], size), f"first {k} of {groups} groups") for k in kept]
+
+
 def metrics(seen: Look, label: str) -> list[list[str]]:
     """Rows for a table: what, bytes, bits/px, PSNR in dB, SSIM."""
     pixels = seen.ours.original[0].numel()

@@ -15,6 +15,7 @@ def encode(
     split: str | None = None,
     size: int | None = None,
     crop: Literal["none", "center"] = "none",
+    groups: int | None = None,
     batch_size: int = 8,
     workers: int = 0,
     tile: int | None = None,
@@ -28,6 +29,7 @@ def encode(
 
     Args:
         output: the file to write, such as tokens.npz
+        groups: of a tokenizer with nested groups, how many of each position to keep
 
     Example:
           gsqtok encode images/ -o tokens.npz
@@ -44,7 +46,7 @@ def encode(
     with TokenArchiveWriter(output, tokenizer) as archive, progress("encoding") as bar:
         task = bar.add_task("", total=count(images))
         for batch in loader:
-            tokens = tokenizer.encode(batch["image"].to(tokenizer.input_device(tile)), tile=tile)
+            tokens = tokenizer.encode(batch["image"].to(tokenizer.input_device(tile)), groups=groups, tile=tile)
             for name, grid in zip(batch["keys"], tokens, strict=True):
                 archive.add(name, grid, tuple(batch["image"].shape[2:]))
             positions += tokens[..., 0].numel()
@@ -52,8 +54,8 @@ def encode(
         if not archive.sizes:
             raise ValueError(f"none of the images in {source} can be read: {loader.skipped.summary()}")
     console.print(
-        f"{len(archive.sizes)} images, {positions:,} positions of {tokenizer.quantizer.bits:g} bits "
-        f"({tokenizer.bits_per_pixel:.3g} bits/px) -> {output}"
+        f"{len(archive.sizes)} images, {positions:,} positions of {tokenizer.quantizer.bits_of(groups):g} bits "
+        f"({tokenizer.bits_per_pixel_of(groups):.3g} bits/px) -> {output}"
     )
     if loader.skipped.reasons:
         console.print(loader.skipped.summary())

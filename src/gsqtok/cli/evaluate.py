@@ -48,6 +48,7 @@ def evaluate(
     streaming: bool = False,
     output: str | None = None,
     images_as: str | None = None,
+    groups: int | None = None,
     batch_size: int = 8,
     workers: int = 0,
     tile: int | None = None,
@@ -78,6 +79,7 @@ def evaluate(
         save_reference: write the originals' statistics to this file (.npz)
         streaming: read a data set of the hub over the network instead of downloading it
         output: write the result to this JSON file, with images beside it
+        groups: of a tokenizer with nested groups, how many of each position to keep
         images_as: with -o, show the images that this result shows (default: the best, median and worst)
         precision: of the tokenizer; the metrics keep theirs
 
@@ -95,11 +97,11 @@ def evaluate(
     if protocol == "tokbench":
         asked: dict[str, Any] = {"neighbours": neighbours, "reference": reference, "save_reference": save_reference}
         asked |= {"split": split, "features": features, "weights": weights, "perceptual": perceptual, "pfid": pfid}
-        _refuse_with_tokbench(asked | {"streaming": streaming, "images_as": images_as})
+        _refuse_with_tokbench(asked | {"streaming": streaming, "images_as": images_as, "groups": groups})
         return _tokbench(model, source, size or 256, precision, tile, device, allow_code, output)
     with _processes(device) as (rank, world_size, device):
         images = open_source(source, split=split, streaming=streaming)
-        run, reconstruct, _, where = _subject(model, precision, tile, pfid, device, allow_code)
+        run, reconstruct, _, where = _subject(model, precision, tile, groups, pfid, device, allow_code)
         networks = {"features": _features(features, weights), "perceptual": _perceptual(perceptual)}
         with _measuring(images, rank, world_size) as on_progress:
             result = run(
@@ -170,7 +172,13 @@ def _report(
 
 
 def _subject(
-    model: str | None, precision: str, tile: int | None, pfid: str | None, device: str | None, allow_code: bool
+    model: str | None,
+    precision: str,
+    tile: int | None,
+    groups: int | None,
+    pfid: str | None,
+    device: str | None,
+    allow_code: bool,
 ) -> tuple[Callable[..., Result], Callable[..., Reconstruction], Callable[[], dict[str, Any]], torch.device]:
     """What measures the tokenizer or codec, what reconstructs an image with it, what goes on record, and where."""
     import torch
@@ -183,15 +191,18 @@ def _subject(
             raise ValueError("--precision is a tokenizer's; a codec has none")
         if tile:
             raise ValueError("--tile is a tokenizer's; a codec takes whole images")
+        if groups is not None:
+            raise ValueError("--groups is a tokenizer's; a codec is named with its rate: codec:webp@1.0")
         if pfid:
             raise ValueError("--pfid perturbs tokens; a codec has none")
         codec, where = Codec.parse(model), resolve_device(device)
         return partial(evaluate_codec, codec, device=where), codec, lambda: codec.model, where
     tokenizer = load_model(model, device, allow_code=allow_code)
     dtype = None if precision == "float32" else getattr(torch, precision)
-    run = partial(evaluate, tokenizer, name=model or "embedded", precision=dtype, tile=tile, pfid=pfid)
-    record = partial(describe, tokenizer, model or "embedded", dtype, tile)
-    return run, reconstructor(tokenizer.eval(), dtype, tile), record, tokenizer.device
+    name = model or "embedded"
+    run = partial(evaluate, tokenizer, name=name, groups=groups, precision=dtype, tile=tile, pfid=pfid)
+    record = partial(describe, tokenizer, name, dtype, tile, groups)
+    return run, reconstructor(tokenizer.eval(), dtype, tile, groups), record, tokenizer.device
 
 
 def _refuse_with_tokbench(asked: dict[str, Any]) -> None:
@@ -217,7 +228,7 @@ def _tokbench(
     from gsqtok.evaluation.tokbench import DocTRReader, InsightFace, evaluate_tokbench, read_annotations
 
     images = read_annotations(source)
-    _, reconstruct, record, where = _subject(model, precision, tile, None, device, allow_code)
+    _, reconstruct, record, where = _subject(model, precision, tile, None, None, device, allow_code)
     reader = DocTRReader(where) if any(image.words for image in images) else None
     faces = InsightFace() if any(image.faces for image in images) else None
     with progress("measuring") as bar:
@@ -308,8 +319,9 @@ def _circumstances(result: Result) -> Table:
     model, data, protocol, where = result.model, result.data, result.protocol, result.environment
     table = Table("measured", "")
     identity = f"{model['fingerprint'][:12]}, {model['precision']}" if model["fingerprint"] else model["version"]
+    kept = f", {model['groups']} groups of a position" if model.get("groups") else ""
     tiles = f", in tiles of {model['tile']}" if model.get("tile") else ""
-    table.add_row("model", f"{model['name']} ({identity}{tiles})")
+    table.add_row("model", f"{model['name']} ({identity}{kept}{tiles})")
     if not model["fingerprint"]:
         over = sum(bits > model["bits_per_pixel"] for bits in result.per_image.get("bits_per_pixel", []))
         more = f"; {over:,} files are larger at the lowest quality" if over else ""

@@ -22,6 +22,7 @@ def reconstruct(
     split: str | None = None,
     size: int | None = None,
     crop: Literal["none", "center"] = "none",
+    groups: int | None = None,
     batch_size: int = 8,
     workers: int = 0,
     tile: int | None = None,
@@ -32,6 +33,7 @@ def reconstruct(
 
     Args:
         output: the folder for the reconstructions
+        groups: of a tokenizer with nested groups, how many of each position to keep
         side_by_side: write each beside its original, with its metrics below
 
     Example:
@@ -49,13 +51,13 @@ def reconstruct(
     loader = eval_loader(images, make_transform(size, crop), batch_size=batch_size, workers=workers)
     results = []
     with progress("reconstructing") as bar:
-        for result in bar.track(pairs.reconstruct(tokenizer, loader, tile), total=count(images)):
+        for result in bar.track(pairs.reconstruct(tokenizer, loader, tile, groups=groups), total=count(images)):
             image = pairs.side_by_side([result]) if side_by_side else to_pil(result.reconstruction)
             save_image(image, paths[result.name])
             results.append((result.name, tuple(result.original.shape[1:]), result.psnr, result.ssim))
     if not results:
         raise ValueError(f"none of the images in {source} can be read: {loader.skipped.summary()}")
-    console.print(metrics_table(results, tokenizer.bits_per_pixel))
+    console.print(metrics_table(results, tokenizer.bits_per_pixel_of(groups)))
     console.print(f"{len(results)} images -> {output}")
     if loader.skipped.reasons:
         console.print(loader.skipped.summary())

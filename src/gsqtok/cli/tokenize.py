@@ -24,6 +24,7 @@ def tokenize(
     crop: Literal["none", "center", "ten"] | None = None,
     resize: int | None = None,
     flip: bool = False,
+    groups: int | None = None,
     resample: Literal["bicubic", "lanczos"] = "bicubic",
     fast_resize: bool = False,
     max_pixels: int | None = None,
@@ -56,6 +57,7 @@ def tokenize(
             center, and none with --size 0)
         resize: short side before cropping (default: --size; for ten crops 1.1 times that)
         flip: add the mirror image of each
+        groups: of a tokenizer with nested groups, how many of each position to keep
         resample: filter for resizing
         fast_resize: resize with torch instead of Pillow; pixels differ by at most 2 of 255
         max_pixels: skip larger images (default: above 89 million pixels)
@@ -90,6 +92,7 @@ def tokenize(
         crops=Crops(size or None, crop or ("center" if size else "none"), resize, flip, resample, fast_resize),
         split=split,
         columns=tuple(columns),
+        groups=groups,
         shard_size=shard_size,
         batch_size=batch_size,
         workers=workers,

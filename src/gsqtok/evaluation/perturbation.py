@@ -138,6 +138,8 @@ def codewords(quantizer: Quantizer) -> Tensor:
     groups, size = quantizer.tokens_per_position, quantizer.codebook_size
     if not isinstance(quantizer, GroupedQuantizer) or groups != quantizer.groups:
         raise ValueError(f"pfid needs a codeword for each token, which the quantizer '{quantizer.name}' does not have")
+    if isinstance(stored, Tensor) and stored.ndim == 3:
+        raise ValueError("pfid needs one codebook for all groups, and here each has its own")
     if stored is None and size > MAX_LISTED:
         raise ValueError(f"pfid needs the codewords beside each other: {size:,} of them are more than {MAX_LISTED:,}")
     indices = torch.arange(size, device=getattr(stored, "device", None)).unsqueeze(1).expand(-1, groups)

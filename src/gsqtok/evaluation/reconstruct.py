@@ -45,6 +45,7 @@ def reconstruct(
     batches: Iterable[dict[str, Any]],
     tile: int | None = None,
     progress: Callable[[str, int, int], None] | None = None,
+    groups: int | None = None,
 ) -> Iterator[Reconstruction]:
     """Reconstruct the images of an ``eval_loader``.
 
@@ -53,11 +54,12 @@ def reconstruct(
         batches: of images on the CPU.
         tile: as ``ImageTokenizer.encode`` takes it; images and feature maps then stay on the CPU.
         progress: with ``tile``, called after each: "encoding" or "decoding", tiles done, tiles in all.
+        groups: as ``ImageTokenizer.encode`` takes it.
     """
     encoding, decoding = (progress and partial(progress, what) for what in ("encoding", "decoding"))
     for batch in batches:
         images = batch["image"].to(tokenizer.input_device(tile))
-        tokens = tokenizer.encode(images, tile=tile, progress=encoding)
+        tokens = tokenizer.encode(images, groups=groups, tile=tile, progress=encoding)
         reconstructions = tokenizer.decode(tokens, size=tuple(images.shape[2:]), tile=tile, progress=decoding).cpu()
         for name, original, new, grid in zip(batch["keys"], batch["image"], reconstructions, tokens.cpu(), strict=True):
             metrics = similarity(new[None], original[None])

@@ -54,6 +54,7 @@ def evaluate(
     dataset: Any,
     *,
     name: str = "",
+    groups: int | None = None,
     precision: torch.dtype | None = None,
     tile: int | None = None,
     pfid: str | Perturbation | None = None,
@@ -65,6 +66,7 @@ def evaluate(
         tokenizer: measured where its weights are, in evaluation mode.
         dataset: what ``gsqtok.data.open_source`` takes or returns.
         name: what to call the model on record.
+        groups: keep only so many groups of each position, which must be nested; goes on record.
         precision: run the tokenizer under autocast of this type; the metrics are float32 or float64 all the same.
         tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; goes on record.
         pfid: ``"SHARE@NEAREST"``: also the Fréchet distance of images whose tokens are perturbed so, in the features of
@@ -82,16 +84,18 @@ def evaluate(
     Raises:
         ValueError: no image could be read, on any process; and what `measure` raises.
     """
+    if pfid is not None and groups is not None:
+        raise ValueError("pfid perturbs all groups: leave groups out")
     if isinstance(pfid, str):
         pfid = Perturbation.parse(pfid)
     training = tokenizer.training
     tokenizer.eval()
     try:
         return measure(
-            reconstructor(tokenizer, precision, tile),
+            reconstructor(tokenizer, precision, tile, groups),
             dataset,
-            model=describe(tokenizer, name, precision, tile),
-            codebook=usage_of(tokenizer.quantizer),
+            model=describe(tokenizer, name, precision, tile, groups),
+            codebook=usage_of(tokenizer.quantizer, groups),
             device=tokenizer.device,
             perturbed=None if pfid is None else Perturbed(tokenizer, pfid, precision=precision, tile=tile),
             **options,
@@ -101,7 +105,11 @@ def evaluate(
 
 
 def describe(
-    tokenizer: ImageTokenizer, name: str, precision: torch.dtype | None = None, tile: int | None = None
+    tokenizer: ImageTokenizer,
+    name: str,
+    precision: torch.dtype | None = None,
+    tile: int | None = None,
+    groups: int | None = None,
 ) -> dict[str, Any]:
     """What goes on record about a tokenizer: the part ``model`` of a `Result`."""
     quantizer = tokenizer.quantizer
@@ -111,8 +119,9 @@ def describe(
         "fingerprint": tokenizer.fingerprint(),
         "quantizer": quantizer.name,
         "factor": tokenizer.factor,
-        "bits_per_position": quantizer.bits,
-        "bits_per_pixel": tokenizer.bits_per_pixel,
+        "groups": groups,
+        "bits_per_position": quantizer.bits_of(groups),
+        "bits_per_pixel": tokenizer.bits_per_pixel_of(groups),
         "precision": weights if precision is None else f"{weights}, {str(precision).removeprefix('torch.')} autocast",
         "tile": tile,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
@@ -120,7 +129,10 @@ def describe(
 
 
 def reconstructor(
-    tokenizer: ImageTokenizer, precision: torch.dtype | None = None, tile: int | None = None
+    tokenizer: ImageTokenizer,
+    precision: torch.dtype | None = None,
+    tile: int | None = None,
+    groups: int | None = None,
 ) -> Callable[[Tensor], Reconstruction]:
     """A tokenizer as `measure` takes it, under autocast of ``precision`` if one is given.
 
@@ -136,11 +148,11 @@ def reconstructor(
         device, size = tokenizer.device, (images.shape[2], images.shape[3])
         with nullcontext() if precision is None else torch.autocast(device.type, precision):
             start = now(device)
-            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), tile=tile)
+            tokens = tokenizer.encode(images.to(tokenizer.input_device(tile)), groups=groups, tile=tile)
             middle = now(device)
             reconstruction = tokenizer.decode(tokens, size=size, tile=tile).to(images.device)
             seconds = {"encode": middle - start, "decode": now(device) - middle}
-        bits = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
+        bits = tokenizer.quantizer.bits_of(groups) * tokens[0, ..., 0].numel()
         return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64), seconds)
 
     return reconstruct

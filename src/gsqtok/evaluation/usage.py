@@ -130,10 +130,13 @@ class CodebookUsage(nn.Module):
         }
 
 
-def usage_of(quantizer: Quantizer) -> CodebookUsage | None:
-    """A counter for a quantizer's tokens; None, which is logged once, for a codebook beyond ``MAX_COUNTED``."""
+def usage_of(quantizer: Quantizer, groups: int | None = None) -> CodebookUsage | None:
+    """A counter for a quantizer's tokens, of all groups or the first; None for a codebook beyond ``MAX_COUNTED``.
+
+    That is logged once.
+    """
     if quantizer.codebook_size <= MAX_COUNTED:
-        return CodebookUsage(quantizer.codebook_size, quantizer.tokens_per_position)
+        return CodebookUsage(quantizer.codebook_size, quantizer.tokens_of(groups))
     _say_not_counted(quantizer.name, quantizer.codebook_size)
     return None
 

@@ -12,18 +12,21 @@ Arithmetic is float32 whatever autocast says, since half precision picks wrong c
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gsqtok.options import Count, check
+from gsqtok.options import Count, Share, check
+from gsqtok.quantizers.nesting import Schedule, draw_groups
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -65,6 +68,18 @@ class QuantizerOptions:
     def __post_init__(self) -> None:
         check(self)
 
+    def to_dict(self) -> dict[str, Any]:
+        """As files hold it: without options that came ``LATER`` and are left alone."""
+        values = dataclasses.asdict(self)
+        for option in dataclasses.fields(self):
+            if option.metadata.get("later") and values[option.name] == option.default:
+                del values[option.name]
+        return values
+
+
+LATER = {"later": True}
+"""Metadata of a field that was added after tokenizers with that quantizer had been saved: it changes no fingerprint."""
+
 
 @dataclass(eq=False, repr=False)
 class Quantizer(nn.Module, ABC):
@@ -81,10 +96,13 @@ class Quantizer(nn.Module, ABC):
         Options: the dataclass of its options without ``dim``, for configurations.
         codebook_size: number of values V that one index can take.
         tokens_per_position: indices per latent vector (groups, or groups times stages).
+        nested: whether, and how, it was trained such that a position's first groups alone decode; see
+            `GroupedQuantizer`.
     """
 
     name: ClassVar[str]
     Options: ClassVar[type[QuantizerOptions]]
+    nested: ClassVar[Schedule | None] = None
     dim: Count
     codebook_size: int = field(init=False)
     tokens_per_position: int = field(init=False)
@@ -97,7 +115,29 @@ class Quantizer(nn.Module, ABC):
     @property
     def bits(self) -> float:
         """Bits per position: what the indices of one latent vector can carry."""
-        return self.tokens_per_position * math.log2(self.codebook_size)
+        return self.bits_of(None)
+
+    def bits_of(self, groups: int | None) -> float:
+        """Bits of a position's first ``groups``; None is all of them. Raises as ``tokens_of``."""
+        return self.tokens_of(groups) * math.log2(self.codebook_size)
+
+    def tokens_of(self, groups: int | None) -> int:
+        """Tokens of a position's first ``groups``; None is all of them.
+
+        Raises:
+            ValueError: no such number of groups, or fewer than all of a quantizer whose groups are not nested.
+        """
+        if groups is None:
+            return self.tokens_per_position
+        of_all = getattr(self, "groups", 1)
+        if not 1 <= groups <= of_all:
+            raise ValueError(f"groups must be from 1 to {of_all}, got {groups}")
+        if groups < of_all and self.nested is None:
+            raise ValueError(
+                f"groups must be {of_all}, got {groups}: the tokenizer was not trained with nested groups, so that "
+                "fewer of them do not decode"
+            )
+        return self.tokens_per_position * groups // of_all
 
     @property
     def config(self) -> dict[str, Any]:
@@ -142,9 +182,14 @@ class Quantizer(nn.Module, ABC):
             indices = out.indices.new_full((*mask.shape, self.tokens_per_position), -1)
             out.indices = indices.masked_scatter(everywhere, out.indices)
             out.quantized = out.quantized.new_zeros(latent.shape).masked_scatter(everywhere, out.quantized)
+        out.quantized = self.without_last_groups(out.quantized, out.indices)
         if channel_first:
             out.quantized = out.quantized.movedim(-1, 1)
         return out
+
+    def without_last_groups(self, quantized: Tensor, indices: Tensor) -> Tensor:
+        """What a decoder gets in training; nested groups are dropped here."""
+        return quantized
 
     def quantize_checked(self, latent: Tensor, check: bool) -> QuantizerOutput:
         """``quantize`` in float32, of latents among which some may not be finite; see ``forward``."""
@@ -166,7 +211,8 @@ class Quantizer(nn.Module, ABC):
         """Values of indices: (..., tokens_per_position) integers -> (..., dim) float32.
 
         Args:
-            indices: of any integer type.
+            indices: of any integer type. Of nested groups fewer will do: (..., k) are the first k groups, and -1 stands
+                for a group that is left out, behind which all are.
             channel_first: give (B, dim, ...) for (B, ..., tokens_per_position).
 
         Raises:
@@ -176,18 +222,30 @@ class Quantizer(nn.Module, ABC):
         whole = isinstance(indices, Tensor) and not (indices.is_floating_point() or indices.is_complex())
         if not whole or indices.dtype == torch.bool:
             raise TypeError(f"indices must be a tensor of integers, got {getattr(indices, 'dtype', type(indices))}")
-        if indices.shape[-1:] != (self.tokens_per_position,):
-            expected = self.tokens_per_position
-            raise ValueError(f"the last dimension of the indices must be {expected}, got shape {tuple(indices.shape)}")
+        expected, given = self.tokens_per_position, indices.shape[-1] if indices.ndim else 0
+        if not (given == expected or (self.nested is not None and 1 <= given < expected)):
+            fewer = " or fewer" if self.nested is not None else ""
+            hint = ": its groups are not nested, so that fewer do not decode" if given < expected and not fewer else ""
+            raise ValueError(
+                f"the last dimension of the indices must be {expected}{fewer}, got shape {tuple(indices.shape)}{hint}"
+            )
         indices = indices.long()  # first: uint16 to uint64 know next to no operation but this
         if indices.numel() and not indices.is_meta and not torch.compiler.is_compiling():
-            low, high = (int(x) for x in torch.aminmax(indices))
-            if low < 0 or high >= self.codebook_size:
-                wrong = low if low < 0 else high
-                raise ValueError(f"index {wrong} is out of range: the codebook has {self.codebook_size} codewords")
+            self.check_indices(indices)
         with exact_arithmetic(indices.device):
-            values = self.lookup(indices)
+            values = self.lookup(indices) if self.nested is None else self.lookup_first(indices)
         return values.movedim(-1, 1) if channel_first else values
+
+    def check_indices(self, indices: Tensor) -> None:
+        """Raise ValueError for an index that means nothing."""
+        low, high = (int(x) for x in torch.aminmax(indices))
+        if low < 0 or high >= self.codebook_size:
+            wrong = low if low < 0 else high
+            raise ValueError(f"index {wrong} is out of range: the codebook has {self.codebook_size} codewords")
+
+    def lookup_first(self, indices: Tensor) -> Tensor:
+        """Do as ``lookup`` for nested groups: (..., k) of which -1 are left out -> (..., dim)."""
+        raise NotImplementedError
 
     @abstractmethod
     def quantize(self, latent: Tensor) -> QuantizerOutput:
@@ -225,6 +283,10 @@ class Quantizer(nn.Module, ABC):
                 found = (indices >= 0).all(-1, keepdim=True)
                 self.move(torch.where(found, latent.float(), 0), torch.where(found, indices, -1))
 
+    def plain(self) -> Quantizer:
+        """The same quantizer for use alone, without what only training needs; itself if there is nothing."""
+        return self
+
     def move(self, latent: Tensor, indices: Tensor) -> None:
         """Do what ``update`` says, for methods that follow: (..., dim) float32, zero where the index is -1."""
         raise NotImplementedError
@@ -257,9 +319,21 @@ class GroupedQuantizer(Quantizer):
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
         groups: number of groups G; each position gets G tokens.
+        nested: train such that the first k groups of a position decode alone, for every k: in training the decoder gets
+            only the first groups of an example (of the latent's first dimension), their number k drawn anew each time,
+            ``"uniform"``: from 1 to G, or ``"geometric"``: all with probability 1/2 or so, one less with 1/4, and so
+            on. None: all groups are needed. All groups are searched and trained by their own losses all the same.
+        nested_full: share of the draws that keep all groups besides, whatever the schedule.
+        nested_mixed: share of the examples in which each position draws for itself, as where bits go where they are
+            needed (`gsqtok.tokenizer.allocation`).
+        filler: what takes the place of a dropped group: ``"learned"``, a vector of each group, or ``"zeros"``.
     """
 
     groups: Count = 1
+    nested: Schedule | None = field(default=None, metadata=LATER)  # type: ignore[misc]
+    nested_full: Share = field(default=0.0, metadata=LATER)
+    nested_mixed: Share = field(default=0.0, metadata=LATER)
+    filler: Literal["learned", "zeros"] = field(default="learned", metadata=LATER)
     least_group_dim: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
@@ -272,6 +346,8 @@ class GroupedQuantizer(Quantizer):
                 f"groups = {self.groups}"
             )
         self.tokens_per_position = self.groups
+        if self.nested is not None and self.filler == "learned":
+            self.fillers = nn.Parameter(torch.zeros(self.dim))
 
     @property
     def group_dim(self) -> int:
@@ -282,6 +358,35 @@ class GroupedQuantizer(Quantizer):
         """Latents by group: (..., dim) -> (..., groups, group_dim)."""
         by_group: Tensor = latent.unflatten(-1, (self.groups, self.group_dim))
         return by_group
+
+    def without_last_groups(self, quantized: Tensor, indices: Tensor) -> Tensor:
+        """See ``Quantizer.without_last_groups``."""
+        if self.nested is None or not self.training:
+            return quantized
+        counts = draw_groups(quantized, self.groups, self.nested, self.nested_full, self.nested_mixed)
+        kept = torch.arange(self.groups, device=indices.device) < counts.unsqueeze(-1)
+        return self._filled(quantized, kept | (indices < 0))  # of a latent that is not finite, NaN remains
+
+    def lookup_first(self, indices: Tensor) -> Tensor:
+        """See ``Quantizer.lookup_first``."""
+        indices = F.pad(indices, (0, self.groups - indices.shape[-1]), value=-1)
+        return self._filled(self.lookup(indices.clamp_min(0)), indices >= 0)
+
+    def check_indices(self, indices: Tensor) -> None:
+        """See ``Quantizer.check_indices``; of nested groups the last may be -1."""
+        if self.nested is not None:
+            left_out = indices == -1
+            if left_out[..., 0].any():
+                raise ValueError("index -1 is out of range: a position needs its first group at least")
+            if (left_out[..., :-1] & ~left_out[..., 1:]).any():
+                raise ValueError("index -1 leaves a group out, and then all behind it must be -1, too")
+            indices = torch.where(left_out, 0, indices)
+        super().check_indices(indices)
+
+    def _filled(self, values: Tensor, kept: Tensor) -> Tensor:
+        """Values (..., dim), with the filler where a group (..., groups) is not kept."""
+        filler = self.fillers.float() if self.filler == "learned" else values.new_zeros(())
+        return torch.where(kept.repeat_interleave(self.group_dim, -1), values, filler)
 
 
 def exact_arithmetic(device: torch.device) -> AbstractContextManager[Any]:

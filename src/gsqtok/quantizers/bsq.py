@@ -30,6 +30,7 @@ class BSQ(BinaryQuantizer):
         entropy_bits: bits of which the entropy over the batch is joint; see ``binary_entropies``. With 1, the paper's
             approximation by independent bits.
         commitment_weight: weight of the commitment loss, mse(u, sg(codeword)); the paper needs none.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``sample_entropy``, ``batch_entropy`` (nats per token), ``commitment`` if weighted.
 

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
+from gsqtok.quantizers.base import LATER, GroupedQuantizer, QuantizerOutput
 from gsqtok.quantizers.codebook import CodebookSize, nearest_codewords, take_codewords
+from gsqtok.quantizers.learnt import Gradient, through
 from gsqtok.quantizers.leech import KISSING_NUMBER, leech_sphere
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.quantizers.sphere import fibonacci_sphere, random_sphere
@@ -26,6 +27,7 @@ class FixedSphere(GroupedQuantizer):
     There is no loss: the straight-through gradient passes through the l2-normalised latent, and no codebook is trained.
     """
 
+    gradient: Gradient = field(default="straight_through", metadata=LATER)
     least_group_dim = 2
 
     def __post_init__(self) -> None:
@@ -43,7 +45,7 @@ class FixedSphere(GroupedQuantizer):
         """See ``Quantizer.forward``."""
         latent = normalize(self.split(latent))
         indices = nearest_codewords(latent, self.codebook, "cosine")
-        value = straight_through(latent.flatten(-2), self.lookup(indices))
+        value = through(latent, take_codewords(self.codebook, indices), self.gradient).flatten(-2)
         return QuantizerOutput(value, indices, latent.new_zeros(()))
 
     def lookup(self, indices: Tensor) -> Tensor:
@@ -59,6 +61,8 @@ class Leech(FixedSphere):
     Args:
         dim: channels D of the latent, 24 times ``groups``.
         groups: number of groups G; each position gets G tokens.
+        gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Raises:
         ValueError: ``dim`` is not 24 times ``groups``.
@@ -87,6 +91,8 @@ class RandomSphere(FixedSphere):
         groups: number of groups G; each position gets G tokens.
         codebook_size: number of codewords V.
         seed: of the draw.
+        gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Raises:
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
@@ -109,6 +115,8 @@ class FibonacciSphere(FixedSphere):
         dim: channels D of the latent, a multiple of ``groups``, at least 2 a group.
         groups: number of groups G; each position gets G tokens.
         codebook_size: number of codewords V.
+        gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Raises:
         ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.

@@ -35,6 +35,7 @@ class FSQ(GroupedQuantizer):
         groups: number of groups G; each position gets G tokens.
         levels: levels of each channel of a group, d = D / G of them, each at least 2; the paper advises at least 5.
         target_bits: instead of ``levels``: bits per token; equal levels, or two neighbouring ones, that come nearest.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     No loss: the gradient goes straight through the rounding.
 

@@ -1,28 +1,29 @@
 """Grouped Spherical Quantization: https://arxiv.org/abs/2412.02632.
 
-A latent of D channels is split into G groups of d = D / G; all groups share one codebook of V codewords. Lookup
-compares l2-normalised sides, so it is a search for the largest inner product on the sphere S^(d-1). The codebook starts
+A latent of D channels is split into G groups of d = D / G; all groups share one codebook of V codewords, or have one
+each, as in UniTok (Ma et al. 2025, arXiv 2502.20321) and MGVQ (Jia et al. 2025, arXiv 2507.07997). Lookup compares
+l2-normalised sides, so it is a search for the largest inner product on the sphere S^(d-1). The codebook starts
 uniformly on that sphere. No entropy loss is needed.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from gsqtok.options import Weight
-from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
-from gsqtok.quantizers.codebook import CodebookSize, codebook_and_commitment, nearest_codewords, take_codewords
+from gsqtok.quantizers.base import LATER
+from gsqtok.quantizers.codebook import CodebookSize, nearest_codewords
+from gsqtok.quantizers.learnt import LearntCodebook
 from gsqtok.quantizers.registry import register_quantizer
 from gsqtok.search import normalize
 
 
 @register_quantizer("gsq")
 @dataclass(eq=False, repr=False, kw_only=True)
-class GSQ(GroupedQuantizer):
+class GSQ(LearntCodebook):
     """Grouped Spherical Quantization (arXiv 2412.02632, section 3).
 
     Channel c of the latent belongs to group c // d, as in the official implementation.
@@ -30,14 +31,18 @@ class GSQ(GroupedQuantizer):
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
         groups: number of groups G; each position gets G tokens.
-        codebook_size: number of codewords V, shared by all groups.
+        codebook_size: number of codewords V of a codebook.
+        codebooks: ``"shared"``, one for all groups, or ``"separate"``, one for each.
         norm: what both sides go through before the lookup: ``"l2"``, ``"l1"``, ``"none"``, or ``"clip"`` to [-1, 1]
             (d = 1 only, the paper's d = 1*). None chooses l2 for d >= 2 and clip for d = 1, where a sphere would hold
             two points only.
-        init: ``"sphere"``: l2(N(0, 1)), at d = 1 U(-1, 1); ``"uniform"``: U(-1/V, 1/V).
+        init: ``"sphere"``: l2(N(0, 1)), at d = 1 U(-1, 1); ``"uniform"``: U(-1/V, 1/V); ``"kmeans"``: as sphere until
+            training has seen 4 latents a codeword, whose cluster centres, after ``norm``, then become the codewords.
         output: what a decoder gets: ``"raw"``, the codeword as it is stored (after training it has left the sphere; the
             official checkpoints need this), or ``"normalized"``, the codeword after ``norm``.
         commitment_weight: weight of the commitment loss beside the codebook loss (0.25 in the paper).
+        gradient, orthogonal_weight: as in ``LearntCodebook``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``codebook`` = mse(codeword, sg(zn)) with weight 1, ``commitment`` = mse(sg(codeword), zn), where zn is the
     normalised latent. The straight-through gradient passes through zn.
@@ -48,9 +53,9 @@ class GSQ(GroupedQuantizer):
 
     codebook_size: CodebookSize = 8192
     norm: Literal["l2", "l1", "none", "clip"] | None = None
-    init: Literal["sphere", "uniform"] = "sphere"
+    init: Literal["sphere", "uniform", "kmeans"] = "sphere"
     output: Literal["raw", "normalized"] = "raw"
-    commitment_weight: Weight = 0.25
+    codebooks: Literal["shared", "separate"] = field(default="shared", metadata=LATER)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -60,7 +65,9 @@ class GSQ(GroupedQuantizer):
             raise ValueError(f"norm '{self.norm}' leaves only the sign of groups of one channel; use clip or none")
         if d > 1 and self.norm == "clip":
             raise ValueError(f"norm 'clip' is for groups of one channel, these have {d}; use l2, l1 or none")
-        self.codebook = nn.Parameter(torch.empty(self.codebook_size, d))
+        several = (self.groups,) if self.codebooks == "separate" else ()
+        self.codebook = nn.Parameter(torch.empty(*several, self.codebook_size, d))
+        self.start_by_kmeans(self.init == "kmeans")
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -73,27 +80,19 @@ class GSQ(GroupedQuantizer):
             else:
                 self.codebook.copy_(normalize(self.codebook.normal_()))
 
-    def quantize(self, latent: Tensor) -> QuantizerOutput:
-        """See ``Quantizer.forward``."""
-        latent = self.normalized(self.split(latent))
-        indices = self.assign(latent)
-        codewords = self._codewords(indices)
-        loss, losses = codebook_and_commitment(latent, codewords, self.commitment_weight)
-        return QuantizerOutput(straight_through(latent, codewords).flatten(-2), indices, loss, losses)
-
-    def assign(self, latent: Tensor) -> Tensor:
-        """Index of the nearest codeword of each normalised latent (..., groups, d): int64 (..., groups)."""
+    def assign(self, latent: Tensor, book: Tensor) -> Tensor:
+        """See ``LearntCodebook.assign``."""
         if self.norm == "l2":
-            return nearest_codewords(latent, self.codebook, "cosine")  # which normalises, and in higher precision
-        return nearest_codewords(latent, self.normalized(self.codebook.float()), "euclidean")
+            return nearest_codewords(latent, book, "cosine")  # which normalises, and in higher precision
+        return nearest_codewords(latent, self.normalized(book), "euclidean")
 
-    def lookup(self, indices: Tensor) -> Tensor:
-        """See ``Quantizer.decode``."""
-        return self._codewords(indices).flatten(-2)
+    def prepared(self, latent: Tensor) -> Tensor:
+        """See ``LearntCodebook.prepared``."""
+        return self.normalized(latent)
 
-    def _codewords(self, indices: Tensor) -> Tensor:
-        """(...,) -> (..., d)."""
-        codewords = take_codewords(self.codebook, indices)
+    def codewords(self, indices: Tensor, book: Tensor) -> Tensor:
+        """See ``LearntCodebook.codewords``."""
+        codewords = super().codewords(indices, book)
         return self.normalized(codewords) if self.output == "normalized" else codewords
 
     def normalized(self, x: Tensor) -> Tensor:

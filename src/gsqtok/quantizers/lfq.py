@@ -25,6 +25,7 @@ class LFQ(BinaryQuantizer):
             a bit is then 1 with log-odds 4 z / temperature.
         entropy_bits: bits of which the entropy over the batch is joint; see ``binary_entropies``.
         commitment_weight: weight of the commitment loss, mse(z, sg(codeword)).
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``sample_entropy``, ``batch_entropy`` (nats per token), ``commitment``.
 

@@ -88,9 +88,9 @@ def _typed_options(name: str, cls: type[Quantizer]) -> type[QuantizerOptions]:
     fields: list[tuple[str, Any, Any]] = [("name", Literal[name], name)]
     for parameter in list(inspect.signature(cls.__init__).parameters.values())[2:]:
         default = dataclasses.MISSING if parameter.default is parameter.empty else parameter.default
-        fields.append(
-            (parameter.name, hints.get(parameter.name, Any), dataclasses.field(default=default, kw_only=True))
-        )
+        metadata = cls.__dataclass_fields__[parameter.name].metadata
+        option = dataclasses.field(default=default, kw_only=True, metadata=metadata)
+        fields.append((parameter.name, hints.get(parameter.name, Any), option))
     typed = dataclasses.make_dataclass(
         "Options", fields, bases=(QuantizerOptions,), frozen=True, namespace={"__doc__": cls.__doc__}
     )

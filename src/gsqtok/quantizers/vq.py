@@ -12,18 +12,15 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gsqtok.options import Weight
-from gsqtok.quantizers.base import GroupedQuantizer, QuantizerOutput, straight_through
-from gsqtok.quantizers.codebook import CodebookSize, codebook_and_commitment, nearest_codewords, take_codewords
-from gsqtok.quantizers.kmeans import KMeansStart, kmeans
+from gsqtok.quantizers.codebook import CodebookSize, nearest_codewords
+from gsqtok.quantizers.learnt import Gradient, LearntCodebook
 from gsqtok.quantizers.registry import register_quantizer
-from gsqtok.quantizers.rotation import rotation_trick
 from gsqtok.search import normalize
 
 
 @register_quantizer("vq")
 @dataclass(eq=False, repr=False, kw_only=True)
-class VQ(GroupedQuantizer):
+class VQ(LearntCodebook):
     """Plain vector quantization with a codebook that is trained by its own loss.
 
     Args:
@@ -36,6 +33,8 @@ class VQ(GroupedQuantizer):
             groups), whose cluster centres then become the codewords; see ``Quantizer.update``.
         gradient: how the decoder's gradient reaches the latent: ``"straight_through"`` or ``"rotation"``.
         commitment_weight: weight of the commitment loss beside the codebook loss.
+        orthogonal_weight: as in ``LearntCodebook``.
+        nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``codebook``, ``commitment`` (equation 3).
 
@@ -46,8 +45,7 @@ class VQ(GroupedQuantizer):
     codebook_size: CodebookSize = 8192
     metric: Literal["euclidean", "cosine"] = "euclidean"
     init: Literal["uniform", "kmeans"] = "uniform"
-    gradient: Literal["straight_through", "rotation"] = "straight_through"
-    commitment_weight: Weight = 0.25
+    gradient: Gradient = "straight_through"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -55,39 +53,28 @@ class VQ(GroupedQuantizer):
             raise ValueError("metric 'cosine' leaves only the sign of groups of one channel; use euclidean")
         size = self.codebook_size
         self.codebook = nn.Parameter(torch.empty(size, self.group_dim).uniform_(-1 / size, 1 / size))
-        self.start = KMeansStart(size) if self.init == "kmeans" else None
+        self.start_by_kmeans(self.init == "kmeans")
 
-    def quantize(self, latent: Tensor) -> QuantizerOutput:
-        """See ``Quantizer.forward``."""
-        latent = self._normalize(self.split(latent))
-        indices = self._search(latent)
-        codewords = self._codewords(indices)
-        loss, losses = codebook_and_commitment(latent, codewords, self.commitment_weight)
-        through = rotation_trick if self.gradient == "rotation" else straight_through
-        return QuantizerOutput(through(latent, codewords).flatten(-2), indices, loss, losses)
+    def prepared(self, latent: Tensor) -> Tensor:
+        """See ``LearntCodebook.prepared``."""
+        return normalize(latent) if self.metric == "cosine" else latent
 
-    def lookup(self, indices: Tensor) -> Tensor:
-        """See ``Quantizer.decode``."""
-        return self._codewords(indices).flatten(-2)
+    def assign(self, latent: Tensor, book: Tensor) -> Tensor:
+        """See ``LearntCodebook.assign``."""
+        return nearest_codewords(latent, book, self.metric)
 
-    @property
-    def follows(self) -> bool:
-        """See ``Quantizer.follows``."""
-        return self.training and self.codebook.requires_grad and self.start is not None and self.start.pending
+    def codewords(self, indices: Tensor, book: Tensor) -> Tensor:
+        """See ``LearntCodebook.codewords``."""
+        return self.prepared(super().codewords(indices, book))
 
-    def move(self, latent: Tensor, indices: Tensor) -> None:
-        """See ``Quantizer.update``: the start by k-means."""
-        assert self.start is not None
-        rows = self.start.gather(self._normalize(self.split(latent))[indices >= 0])
-        if rows is not None:
-            self.codebook.copy_(kmeans(rows, self.codebook_size))
 
-    def _search(self, latent: Tensor) -> Tensor:
-        return nearest_codewords(latent, self.codebook, self.metric)
-
-    def _codewords(self, indices: Tensor) -> Tensor:
-        """(...,) -> (..., d)."""
-        return self._normalize(take_codewords(self.codebook, indices))
-
-    def _normalize(self, x: Tensor) -> Tensor:
-        return normalize(x) if self.metric == "cosine" else x
+def plain_vq(quantizer: LearntCodebook) -> VQ:
+    """The plain vector quantizer with the codewords of a method that makes them of something else."""
+    names = ("groups", "codebook_size", "commitment_weight", "gradient", "orthogonal_weight")
+    nesting = ("nested", "nested_full", "nested_mixed", "filler")
+    plain = VQ(quantizer.dim, **{name: getattr(quantizer, name) for name in (*names, *nesting)})
+    with torch.no_grad():
+        plain.codebook = nn.Parameter(quantizer.book().detach().clone())
+        if hasattr(quantizer, "fillers"):
+            plain.fillers = nn.Parameter(quantizer.fillers.detach().clone())
+    return plain.train(quantizer.training)

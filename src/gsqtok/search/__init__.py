@@ -28,8 +28,10 @@ def nearest(
     """Find the nearest codeword of every latent, or the k nearest.
 
     Args:
-        latents: (N, d), any floating dtype, contiguous or not; N may be 0.
-        codebook: (V, d), any floating dtype, on the same device; V at least 1.
+        latents: (N, d), any floating dtype, contiguous or not; N may be 0. (N, G, d) with a codebook for each of G
+            groups.
+        codebook: (V, d), any floating dtype, on the same device; V at least 1. (G, V, d): group g of a latent is
+            searched in codebook g, all groups by the same kernels at once on CUDA.
         metric: "cosine" for the largest inner product of the rows scaled to length 1 (the GSQ lookup, arXiv
             2412.02632, section 3), "euclidean" for the least distance (plain vector quantization). At d = 1 a sphere is
             only a sign, so there both compare by value, as the paper drops the normalisation.
@@ -38,8 +40,8 @@ def nearest(
             False searches in blocks.
 
     Returns:
-        Indices, int64 (N,); of k > 1 codewords (N, k), the nearest first. Deterministic, the same under autocast and
-        `torch.compile`. No gradient flows.
+        Indices, int64 (N,), with groups (N, G); of k > 1 codewords (N, k) or (N, G, k), the nearest first.
+        Deterministic, the same under autocast and `torch.compile`. No gradient flows.
 
         Euclidean, d >= 2: the codeword of the least squared distance in float64, which is summed term by term from the
         inputs as they are; of equal ones the lowest index. Inputs of float32 and less may be of any size. Of float64
@@ -82,7 +84,7 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
         found: Tensor = torch.ops.gsqtok.nearest(latents.cpu(), codebook.cpu(), metric, use_triton, k)
         return found.to(device)
     if device.type == "cpu":
-        require_finite("latents", latents)
+        require_finite("latents", latents.reshape(-1, latents.shape[-1]))
 
     if use_triton or (use_triton is None and latents.is_cuda):
         obstacle = _obstacle_to_triton(latents, codebook, k)
@@ -90,7 +92,7 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
             from gsqtok.search import sorted_triton, triton
 
             with torch.cuda.device(latents.get_device()):
-                if latents.shape[1] == 1 or (latents.shape[1] == 2 and metric == "cosine"):
+                if latents.shape[-1] == 1 or (latents.shape[-1] == 2 and metric == "cosine"):
                     return sorted_triton.nearest(latents, codebook)
                 return triton.nearest(latents, codebook, metric)
         if use_triton:
@@ -98,7 +100,7 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
 
     valid = None
     if device.type != "cpu":
-        valid = finite(latents) & finite(codebook).all()
+        valid = finite(latents) & finite(codebook).all(-1)
         latents, codebook = latents.nan_to_num(0, 0, 0), codebook.nan_to_num(0, 0, 0)
     # Autocast would round products to half precision, also inside an operator.
     rounds = torch.is_autocast_enabled(device.type)
@@ -106,11 +108,14 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
         found = _search(latents, kept(codebook) if device.type == "cpu" else Codebook(codebook), metric, k)
     found = found.clone()  # out of inference mode, which spares small searches a tenth of their time
     if valid is not None:
-        found = found.where(valid.view(-1, *[1] * (found.ndim - 1)), -1)
+        found = found.where(valid.view(*valid.shape, *[1] * (found.ndim - valid.ndim)), -1)
     return found
 
 
 def _search(latents: Tensor, codebook: Codebook, metric: str, k: int) -> Tensor:
+    if codebook.rows.ndim == 3:  # each group's search fills the processor by itself
+        groups = zip(latents.unbind(1), codebook.of_groups(), strict=True)
+        return torch.stack([_search(rows.contiguous(), of_group, metric, k) for rows, of_group in groups], dim=1)
     d = latents.shape[1]
     if k == 1 and d == 1:
         return sorted.nearest_on_line(latents, codebook)
@@ -133,7 +138,7 @@ def _obstacle_to_triton(latents: Tensor, codebook: Tensor, k: int) -> str | None
 
 
 def _nearest_fake(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | None, k: int = 1) -> Tensor:
-    shape = latents.shape[:1] if k == 1 else (latents.shape[0], k)
+    shape = latents.shape[:-1] if k == 1 else (*latents.shape[:-1], k)
     return latents.new_empty(shape, dtype=torch.int64)
 
 

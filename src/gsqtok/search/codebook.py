@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 
 class Codebook:
-    """Codewords (V, d) and what has been prepared of them.
+    """Codewords (V, d) and what has been prepared of them; or one codebook for each group (G, V, d).
 
     Attributes:
         rows: the codewords. They must not change.
@@ -29,6 +29,13 @@ class Codebook:
         self.known = False
         self._prepared: dict[tuple[Any, ...], Any] = {}
 
+    def of_groups(self) -> list[Codebook]:
+        """Return the codebook of each group, as long known as this one; only for rows (G, V, d)."""
+        groups = self.prepared(_each)
+        for group in groups:
+            group.known = self.known
+        return groups
+
     def prepared(self, prepare: Callable[..., T], *options: Any) -> T:
         """Return `prepare(rows, *options)`, made once."""
         key = (prepare, *options)
@@ -36,6 +43,10 @@ class Codebook:
             self._prepared[key] = prepare(self.rows, *options)
         value: T = self._prepared[key]
         return value
+
+
+def _each(rows: Tensor) -> list[Codebook]:
+    return [Codebook(group) for group in rows]
 
 
 _kept: list[Codebook] = []
@@ -55,7 +66,7 @@ def kept(rows: Tensor) -> Codebook:
             codebook.known = True
             _keep(codebook)
             return codebook
-    require_finite("codebook", rows)
+    require_finite("codebook", rows.reshape(-1, rows.shape[-1]))
     codebook = Codebook(rows.clone(memory_format=torch.contiguous_format))
     _keep(codebook)
     return codebook

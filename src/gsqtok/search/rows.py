@@ -35,26 +35,35 @@ def check(latents: Tensor, codebook: Tensor, metric: str, k: int) -> None:
     """Raise a clear error for arguments that no search can take; looks at no value, so it costs no device work."""
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(METRICS)}; got {metric!r}")
+    groups = codebook.ndim == 3 and latents.ndim == 3
     for name, rows in (("latents", latents), ("codebook", codebook)):
-        if rows.ndim != 2:
-            raise ValueError(f"{name} must have two dimensions (rows, d); got shape {tuple(rows.shape)}")
+        if rows.ndim != 2 and not groups:
+            raise ValueError(
+                f"{name} must have two dimensions (rows, d), or both three, (N, G, d) and (G, V, d); got shape "
+                f"{tuple(rows.shape)}"
+            )
         if not rows.is_floating_point():
             raise TypeError(f"{name} must hold floating-point numbers; got {rows.dtype}")
     if latents.device != codebook.device:
         raise ValueError(f"latents are on {latents.device} but codebook is on {codebook.device}; move one of them")
-    if latents.shape[1] != codebook.shape[1] or latents.shape[1] == 0:
+    if latents.shape[1:-1] != codebook.shape[:-2]:
         raise ValueError(
-            f"latents and codebook must have the same d of at least 1; got {latents.shape[1]} and {codebook.shape[1]}"
+            f"latents of {latents.shape[1]} groups need as many codebooks; got {codebook.shape[0]} of shape (G, V, d)"
         )
-    if codebook.shape[0] == 0:
+    if latents.shape[-1] != codebook.shape[-1] or latents.shape[-1] == 0:
+        raise ValueError(
+            f"latents and codebook must have the same d of at least 1; got {latents.shape[-1]} and {codebook.shape[-1]}"
+        )
+    codewords = codebook.shape[-2]
+    if codewords == 0:
         raise ValueError("codebook is empty: there is no codeword to choose")
-    if not 1 <= k <= codebook.shape[0]:
-        raise ValueError(f"k must be from 1 to the {codebook.shape[0]} codewords; got {k}")
+    if not 1 <= k <= codewords:
+        raise ValueError(f"k must be from 1 to the {codewords} codewords; got {k}")
 
 
 def finite(rows: Tensor) -> Tensor:
-    """Which rows (N, d) hold neither NaN nor infinity: bool (N,)."""
-    return torch.isfinite(rows).all(dim=1)
+    """Which rows (..., d) hold neither NaN nor infinity: bool (...)."""
+    return torch.isfinite(rows).all(dim=-1)
 
 
 def require_finite(name: str, rows: Tensor) -> None:

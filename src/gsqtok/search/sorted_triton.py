@@ -12,13 +12,18 @@ BLOCK = 512
 
 
 def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Index of the codeword of nearest value (d = 1) or angle (d = 2), int64 (N,), for (N, d) and (V, d)."""
-    (n, d), v = latents.shape, len(codebook)
-    keys = codebook.new_empty(v, dtype=torch.float64)
-    _keys[(-(-v // BLOCK),)](codebook, *codebook.stride(), keys, v, D=d, BM=BLOCK)
+    """Index of the codeword of nearest value (d = 1) or angle (d = 2), int64 (N,), for (N, d) and (V, d).
+
+    For (N, G, d) and (G, V, d): (N, G), all groups at once.
+    """
+    if codebook.ndim == 2:
+        return nearest(latents.unsqueeze(1), codebook.unsqueeze(0)).squeeze(1)
+    (n, groups, d), v = latents.shape, codebook.shape[1]
+    keys = codebook.new_empty((groups, v), dtype=torch.float64)
+    _keys[(-(-v // BLOCK), groups)](codebook, *codebook.stride(), keys, v, D=d, BM=BLOCK)
     keys, order = torch.sort(keys, stable=True)
-    found = latents.new_empty(n, dtype=torch.int64)
-    _look_up[(-(-n // BLOCK),)](
+    found = latents.new_empty((n, groups), dtype=torch.int64)
+    _look_up[(-(-n // BLOCK), groups)](
         latents,
         *latents.stride(),
         codebook,
@@ -63,8 +68,10 @@ def _turn(x, y):
 
 
 @triton.jit(do_not_specialize=["V"])
-def _keys(codebook, stride_v, stride_d, keys, V, D: tl.constexpr, BM: tl.constexpr):
+def _keys(codebook, stride_g, stride_v, stride_d, keys, V, D: tl.constexpr, BM: tl.constexpr):
     """What the codewords are sorted by: NaN, which sorts behind everything, for those with NaN or infinity."""
+    codebook += tl.program_id(1).to(tl.int64) * stride_g
+    keys += tl.program_id(1).to(tl.int64) * V
     v = tl.program_id(0) * BM + tl.arange(0, BM)
     x, y, bad = _point(codebook, stride_v, stride_d, v, v < V, D)
     key = x * 0.5 if D == 1 else _turn(x, y)
@@ -95,10 +102,16 @@ def _arc(x, y, codebook, stride_v, stride_d, index, D: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N", "V", "steps"])
 def _look_up(
-    latents, stride_n, latent_stride_d, codebook, stride_v, stride_d, keys, order, found, N, V, steps,
+    latents, stride_n, latent_stride_g, latent_stride_d, codebook, stride_g, stride_v, stride_d, keys, order, found,
+    N, V, steps,
     D: tl.constexpr, BM: tl.constexpr,
 ):  # fmt: skip
     """Each latent's neighbours among the sorted keys, and the nearer of them."""
+    number = tl.program_id(1).to(tl.int64)
+    latents += number * latent_stride_g
+    codebook += number * stride_g
+    keys += number * V
+    order += number * V
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < N
     x, y, invalid = _point(latents, stride_n, latent_stride_d, row, inside, D)
@@ -138,4 +151,5 @@ def _look_up(
         nearest = tl.where((product < 0) & (first_zero < V), first_zero, nearest)
         nearest = tl.where(product == 0, tl.minimum(nearest, first_zero), nearest)
         nearest = tl.where((x == 0) & (y == 0), 0, nearest)
-    tl.store(found + row, tl.where(invalid, -1, nearest), mask=inside)
+    place = found + row.to(tl.int64) * tl.num_programs(1) + number
+    tl.store(place, tl.where(invalid, -1, nearest), mask=inside)

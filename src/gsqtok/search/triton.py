@@ -40,7 +40,7 @@ def obstacle(latents: Tensor, codebook: Tensor) -> str | None:
         return "the kernels need a GPU of compute capability 8.0 or above"
     if latents.dtype not in DTYPES or codebook.dtype not in DTYPES:
         return "the kernels take float32, float16 and bfloat16"
-    if latents.shape[1] > LARGEST_D:
+    if latents.shape[-1] > LARGEST_D:
         return f"the kernels take d up to {LARGEST_D}"
     return None
 
@@ -85,39 +85,42 @@ class Plan:
 def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = None) -> Tensor:
     """Index of the nearest codeword, int64 (N,), of latents (N, d) in a codebook (V, d); -1 where that is undefined.
 
+    Of latents (N, G, d) in codebooks (G, V, d): (N, G). All groups are searched at once, each as if it were alone.
     What decides is float64 throughout: its rounding alone may keep the choice from the best. Euclidean distances are
     summed term by term, as in blocks. No wait for the device.
     """
-    (n, d), v = latents.shape, len(codebook)
+    if codebook.ndim == 2:
+        return nearest(latents.unsqueeze(1), codebook.unsqueeze(0), metric, plan).squeeze(1)
+    (n, groups, d), v = latents.shape, codebook.shape[1]
     euclidean = metric == "euclidean"
-    plan = plan or Plan.choose(n, v, d, metric)
+    plan = plan or Plan.choose(n * groups, v, d, metric)
     inner, depth, tiles, tiles_a_split, splits, columns, rows, id_bits = _sizes(plan, v, d, euclidean)
     # What the measured rounding of the high parts leaves out: the tensor cores' own rounding, that of the lengths and
     # neglected products of low parts; and what of a score the bits that a group's number takes are at most.
     slack, taken = (inner // 16 + 4) * 2.0**-20, 2.0 ** (id_bits - 22)
 
-    half = latents.new_empty((tiles * plan.codewords, inner), dtype=torch.float16)
-    exact = latents.new_empty((tiles * plan.codewords, depth), dtype=torch.float32)
-    inverse = latents.new_empty(0 if euclidean else tiles * plan.codewords, dtype=torch.float64)
-    error = latents.new_empty(tiles, dtype=torch.float32)
+    half = latents.new_empty((groups, tiles * plan.codewords, inner), dtype=torch.float16)
+    exact = latents.new_empty((groups, tiles * plan.codewords, depth), dtype=torch.float32)
+    inverse = latents.new_empty((groups, 0 if euclidean else tiles * plan.codewords), dtype=torch.float64)
+    error = latents.new_empty((groups, tiles), dtype=torch.float32)
     # Euclidean scores are those of codewords shrunk to a length of at most 1. In float64, as lengths of float32 rows
     # overflow.
-    scale = torch.linalg.vector_norm(codebook, dim=1, dtype=torch.float64).amax() if euclidean else error
-    margin = latents.new_empty(n, dtype=torch.float32)
-    slots = latents.new_empty((splits, SLOTS, n, 4), dtype=torch.int32)
-    found = latents.new_empty(n, dtype=torch.int64)
+    scale = torch.linalg.vector_norm(codebook, dim=2, dtype=torch.float64).amax(1) if euclidean else error
+    margin = latents.new_empty((groups, n), dtype=torch.float32)
+    slots = latents.new_empty((groups, splits, SLOTS, n, 4), dtype=torch.int32)
+    found = latents.new_empty((n, groups), dtype=torch.int64)
 
     shape = {"D": d, "DEPTH": depth, "EUCLIDEAN": euclidean, "BN": plan.codewords}
-    _prepare[(tiles,)](
+    _prepare[(tiles, groups)](
         codebook, *codebook.stride(), scale, half, exact, inverse, error, v,
         **shape, DP=_power_of_two_from(depth), K=inner, TERMS=plan.terms, num_warps=8 if inner > 32 else 4,
     )  # fmt: skip
-    _search[(-(-n // plan.rows), splits)](
+    _search[(-(-n // plan.rows), splits, groups)](
         latents, *latents.stride(), scale, half, error, margin, slots, n, tiles, tiles_a_split, slack,
         D=d, EUCLIDEAN=euclidean, BN=plan.codewords, DP=_power_of_two_from(d), K=inner, TERMS=plan.terms,
         BM=plan.rows, ID_BITS=id_bits, num_warps=plan.warps, num_stages=plan.stages,
     )  # fmt: skip
-    _settle[(-(-n // rows),)](
+    _settle[(-(-n // rows), groups)](
         latents, *latents.stride(), exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits, taken,
         **shape, BM=rows, COLUMNS=columns, ID_BITS=id_bits, num_stages=1,
         enable_fp_fusion=not euclidean,  # distances to the last bit as a CPU computes them
@@ -165,16 +168,26 @@ def _scale(largest):
 
 @triton.jit(do_not_specialize=["V"])
 def _prepare(
-    codebook, stride_v, stride_d, scale_ptr, half, exact, inverse, error, V,
+    codebook, stride_g, stride_v, stride_d, scale_ptr, half, exact, inverse, error, V,
     D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr, DP: tl.constexpr,
     K: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
     """One tile: half (V', K) permuted, exact (V' / GROUP, DEPTH, GROUP), inverse lengths (V',), error (tiles,).
 
-    Rows beyond V repeat the last codeword, with its index, so they need no mask anywhere.
+    Rows beyond V repeat the last codeword, with its index, so they need no mask anywhere. The second number of a
+    program is its codebook's: each has its own part of every array.
     """
     GROUP: tl.constexpr = BN // 4
     tile = tl.program_id(0)
+    number, tiles = tl.program_id(1).to(tl.int64), tl.num_programs(0)
+    codebook += number * stride_g
+    half += number * tiles * (BN * K)
+    exact += number * tiles * (BN * DEPTH)
+    error += number * tiles
+    if EUCLIDEAN:
+        scale_ptr += number
+    else:
+        inverse += number * tiles * BN
     within = tl.arange(0, BN)
     v = tile * BN + within
     source = codebook + tl.minimum(v, V - 1).to(tl.int64)[:, None] * stride_v
@@ -297,7 +310,7 @@ def _largest(values, count):
 
 @triton.jit(do_not_specialize=["N", "tiles", "tiles_a_split"])
 def _search(
-    latents, stride_n, stride_d, scale_ptr, half, error, margins, slots, N, tiles, tiles_a_split, slack,
+    latents, stride_n, stride_g, stride_d, scale_ptr, half, error, margins, slots, N, tiles, tiles_a_split, slack,
     D: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr, DP: tl.constexpr, K: tl.constexpr, TERMS: tl.constexpr,
     BM: tl.constexpr, ID_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -307,6 +320,14 @@ def _search(
     A slot holds a group's largest score in its high bits, the group's tile within the split in its low ID_BITS.
     """
     ID: tl.constexpr = (1 << ID_BITS) - 1
+    number = tl.program_id(2).to(tl.int64)
+    latents += number * stride_g
+    half += number * tiles * (BN * K)
+    error += number * tiles
+    margins += number * N
+    slots += number * tl.num_programs(1) * N * 16
+    if EUCLIDEAN:
+        scale_ptr += number
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < N
     source = latents + row.to(tl.int64) * stride_n
@@ -407,13 +428,20 @@ def _score_all(
 
 @triton.jit(do_not_specialize=["N", "V", "tiles", "tiles_a_split", "splits"])
 def _settle(
-    latents, stride_n, stride_d, exact, inverse, margins, slots, found, N, V, tiles, tiles_a_split, splits, taken,
-    D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr,
+    latents, stride_n, stride_g, stride_d, exact, inverse, margins, slots, found, N, V, tiles, tiles_a_split, splits,
+    taken, D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr,
     BM: tl.constexpr, COLUMNS: tl.constexpr, ID_BITS: tl.constexpr,
 ):  # fmt: skip
     """The index of each latent of a block, from exact scores of the candidates in its slots or what those stand for."""
     GROUP: tl.constexpr = BN // 4
     ID: tl.constexpr = (1 << ID_BITS) - 1
+    number = tl.program_id(1).to(tl.int64)
+    latents += number * stride_g
+    exact += number * tiles * (BN * DEPTH)
+    margins += number * N
+    slots += number * splits * N * 16
+    if not EUCLIDEAN:
+        inverse += number * tiles * BN
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < N
     source = latents + row.to(tl.int64) * stride_n
@@ -462,4 +490,5 @@ def _settle(
                     best_score, best_index, D, DEPTH, GROUP, EUCLIDEAN,
                 )  # fmt: skip
 
-    tl.store(found + row, tl.where(invalid, INVALID, best_index).to(tl.int64), mask=inside)
+    place = found + row.to(tl.int64) * tl.num_programs(1) + number
+    tl.store(place, tl.where(invalid, INVALID, best_index).to(tl.int64), mask=inside)

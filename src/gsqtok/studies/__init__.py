@@ -2,8 +2,9 @@
 
 from importlib import import_module
 
-_NAMES = ("codebook", "groups", "factor", "vocabulary", "precision", "methods", "isolate", "latency", "discriminator")
-STUDIES = {name: import_module(f"gsqtok.studies.{name}").STUDY for name in (*_NAMES, "limits")}
+_PAPER = ("codebook", "groups", "factor", "vocabulary", "precision", "methods", "isolate", "latency", "discriminator")
+_NAMES = (*_PAPER, "limits", "nested", "headtohead")
+STUDIES = {name: import_module(f"gsqtok.studies.{name}").STUDY for name in _NAMES}
 """Every study by name."""
 
 __all__ = ["STUDIES"]

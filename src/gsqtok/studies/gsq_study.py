@@ -6,7 +6,7 @@ Registered as ``gsq_study`` once `gsqtok.studies` is imported, which loading suc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -43,6 +43,7 @@ class StudyGSQ(GSQ):
     entropy_weight: Weight = 0.0
     coding_rate_weight: Weight = 0.0
     temperature: Positive = 0.01
+    codebooks: Literal["shared", "separate"] = field(init=False, default="shared")
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
@@ -57,15 +58,15 @@ class StudyGSQ(GSQ):
             out.loss = out.loss + self.coding_rate_weight * out.losses["coding_rate"]
         return out
 
-    def assign(self, latent: Tensor) -> Tensor:
+    def assign(self, latent: Tensor, book: Tensor) -> Tensor:
         """See ``GSQ.assign``."""
-        rows, codebook = latent.detach().reshape(-1, self.group_dim), self.normalized(self.codebook.detach().float())
+        rows, codebook = latent.detach().reshape(-1, self.group_dim), self.normalized(book.detach())
         if self.sample and self.training:
             indices = sample_codewords(rows, codebook, self.temperature)
         elif self.search != "exact":
             indices = low_precision.nearest(rows, codebook, torch.bfloat16 if self.search == "bf16" else torch.float32)
         else:
-            return super().assign(latent)
+            return super().assign(latent, book)
         return indices.view(latent.shape[:-1])
 
 

@@ -65,23 +65,27 @@ def points_of(plot: Plot, table: Table) -> pd.DataFrame:
     statistics = table.statistics()
     for place, setting in enumerate(table.settings()):
         numbers = statistics.loc[place]
-        if not dict(plot.only).items() <= setting.items() or pd.isna(numbers.get((plot.y, "mean"))):
+        if not dict(plot.only).items() <= setting.items():
             continue
+        names = [_label(column, setting[column]) for column in plot.lines if setting.get(column, "") != ""]
         # where images were measured, but no codebook, its bits and codewords mean nothing
         without_tokens = pd.notna(numbers.get(("psnr", "mean"))) and pd.isna(numbers.get(("usage", "mean")))
-        x = None if without_tokens else setting.get(plot.x, numbers.get((plot.x, "mean")))
-        if x == "" or (plot.log_x and isinstance(x, str)):
-            x = None
-        names = [_label(column, setting[column]) for column in plot.lines if setting.get(column, "") != ""]
-        found.append(
-            {
-                "panel": _label(plot.panels, setting[plot.panels]) if plot.panels else "",
-                "line": "no quantization" if without_tokens else ", ".join(names),
-                "x": x,
-                "mean": numbers[plot.y, "mean"],
-                "spread": numbers[plot.y, "std"],
-            }
-        )
+        without_tokens = without_tokens and "codec" not in setting
+        for label, ending in ((label, ending) for label, endings in plot.series for ending in endings):
+            if pd.isna(numbers.get((plot.y + ending, "mean"))):
+                continue
+            x = None if without_tokens else setting.get(plot.x, numbers.get((plot.x + ending, "mean")))
+            if x == "" or (plot.log_x and isinstance(x, str)):
+                x = None
+            found.append(
+                {
+                    "panel": _label(plot.panels, setting[plot.panels]) if plot.panels else "",
+                    "line": "no quantization" if without_tokens else ", ".join([*names, label] if label else names),
+                    "x": x,
+                    "mean": numbers[plot.y + ending, "mean"],
+                    "spread": numbers[plot.y + ending, "std"],
+                }
+            )
     return pd.DataFrame(found, columns=["panel", "line", "x", "mean", "spread"]).astype({"x": object})
 
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
@@ -150,7 +150,10 @@ def _execute_with_log(run: PlacedRun) -> Outcome:
 def execute(run: PlacedRun) -> Outcome:
     """Execute a run, from where an earlier attempt stopped, and write its outcome into its folder."""
     try:
-        outcome = _trained(run) if run.run.batch is None else _timed(run.run, run.run.batch)
+        if run.run.codec is not None:
+            outcome = _of_codec(run, run.run.codec)
+        else:
+            outcome = _trained(run) if run.run.batch is None else _timed(run.run, run.run.batch)
     finally:
         _release()
     with atomic_write(run.folder / OUTCOME) as temporary:
@@ -195,6 +198,7 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
 
     from gsqtok.data import ImageTransform, open_source
     from gsqtok.evaluation import evaluate
+    from gsqtok.studies.rates import nested_metrics
     from gsqtok.studies.spherical_error import spherical_error
     from gsqtok.tokenizer import ImageTokenizer
     from gsqtok.training.images import fixed_images
@@ -217,12 +221,37 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
     )
     result.save(run.folder / "evaluation.json")
     metrics = dict(result) | {"spherical_error": spherical_error(tokenizer, validation, transform, images=1000)}
-    finite = {
+    if tokenizer.quantizer.nested is not None:
+        for k in range(1, getattr(tokenizer.quantizer, "groups", 1) + 1):
+            at = evaluate(tokenizer, validation, transform=transform, groups=k, batch_size=100, workers=data.workers)
+            metrics |= {f"{name}_groups_{k}": at[name] for name in ("psnr", "ssim", "bits_per_pixel")}
+        metrics |= nested_metrics(tokenizer, validation, transform, images=500)
+    return _finite(metrics), result.environment
+
+
+def _of_codec(run: PlacedRun, codec: str) -> Outcome:
+    """The metrics of an image codec on the same images."""
+    from gsqtok.data import ImageTransform, open_source
+    from gsqtok.evaluation import Codec, evaluate_codec
+
+    data = run.run.config.data
+    result = evaluate_codec(
+        Codec.parse(codec),
+        open_source(data.validation, split=data.validation_split),
+        transform=ImageTransform(data.size),
+        source=str(data.validation),
+        split=data.validation_split,
+        workers=data.workers,
+    )
+    return Outcome("done", _finite(result.metrics), result.environment)
+
+
+def _finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
+    return {
         name: float(value)
         for name, value in metrics.items()
         if value is not None and math.isfinite(value) and not name.endswith("images_per_second")
     }
-    return finite, result.environment
 
 
 def _show(tokenizer: ImageTokenizer, images: Tensor, file: Path) -> None:

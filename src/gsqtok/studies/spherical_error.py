@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from gsqtok.data import ImageTransform, eval_loader
 from gsqtok.quantizers import GSQ
+from gsqtok.quantizers.codebook import nearest_codewords, take_codewords
 from gsqtok.quantizers.fixed_sphere import FixedSphere
-from gsqtok.search import nearest
 from gsqtok.tokenizer import ImageTokenizer
 
 
@@ -40,8 +40,9 @@ def spherical_error(
     errors: list[Tensor] = []
     for batch in eval_loader(source, transform, batch_size=100):
         latent = tokenizer.encoder(batch["image"].to(tokenizer.device)).movedim(1, -1)
-        latent = F.normalize(latent.unflatten(-1, (-1, directions.shape[1])).flatten(0, -2), dim=-1)
-        errors.append((directions[nearest(latent, directions)] - latent).double().square().sum(-1).cpu())
+        latent = F.normalize(latent.unflatten(-1, (-1, directions.shape[-1])), dim=-1)
+        chosen = take_codewords(directions, nearest_codewords(latent, directions, "cosine"))
+        errors.append((chosen - latent).double().square().sum(-1).flatten().cpu())
         images -= len(batch["image"])
         if images <= 0:
             break

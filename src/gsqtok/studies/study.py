@@ -29,18 +29,21 @@ class Run:
         varied: what varies, by column, such as {"G": 8, "d": 2, "seed": 0}; unique within its study.
         config: what is trained (without output folder and images), or whose model is timed.
         batch: images a pass, for a run that times the model untrained; None for one that trains.
+        codec: measure this codec instead, such as "webp@0.5"; of ``config`` only the images count.
     """
 
     varied: dict[str, Any]
     config: TrainConfig
     batch: int | None = None
+    codec: str | None = None
 
     @cached_property
     def digest(self) -> str:
         """Of everything that changes the results: runs of two studies with the same one are the same run."""
         plain = {name: value for name, value in as_plain(self.config).items() if name not in _IMMATERIAL}
         plain["data"].pop("workers")
-        return hashlib.sha256(json.dumps([plain, self.batch], sort_keys=True).encode()).hexdigest()[:12]
+        what = [plain, self.batch] if self.codec is None else [plain["data"], self.codec]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Plot:
         log_x: logarithmic.
         log_y: logarithmic.
         only: columns and the values that a run must have to be shown.
+        series: of one run several points: a label for their line, and the endings of the metrics' names that make them.
     """
 
     file: str
@@ -81,6 +85,7 @@ class Plot:
     log_x: bool = False
     log_y: bool = False
     only: tuple[tuple[str, Any], ...] = ()
+    series: tuple[tuple[str, tuple[str, ...]], ...] = (("", ("",)),)
 
 
 @dataclass(frozen=True)

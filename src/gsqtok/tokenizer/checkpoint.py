@@ -76,6 +76,7 @@ class Pretrained(nn.Module):
     ) -> None:
         """Write a folder with config.json, model.safetensors and a model card.
 
+        What only training needs is left out: see `Quantizer.plain`.
         Files are written atomically, so that a full disk or a crash leaves what was there before. A card that
         somebody wrote or changed is kept.
 
@@ -103,20 +104,21 @@ class Pretrained(nn.Module):
 
         if any(isinstance(module, torch.jit.ScriptModule) for module in self.modules()):
             raise ValueError("a tokenizer of TorchScript is a program and is not saved as weights: keep its own files")
+        tokenizer = cast("ImageTokenizer", self).plain()
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(f"{target} is a file; a tokenizer is saved as a folder")
         state = {  # whole numbers, such as counts, would not survive a float type
             name: value.detach().to("cpu", dtype if value.is_floating_point() else None).contiguous()
-            for name, value in self.weights().items()
+            for name, value in tokenizer.weights().items()
         }
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
         try:
             if (target / CARD_FILE).exists():
                 shutil.copy(target / CARD_FILE, temporary)
-            write_card(temporary, cast("ImageTokenizer", self), name, evaluation, license)
+            write_card(temporary, tokenizer, name, evaluation, license)
             save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
-            (temporary / CONFIG_FILE).write_text(json.dumps(self.config.to_dict(), indent=2) + "\n")
+            (temporary / CONFIG_FILE).write_text(json.dumps(tokenizer.config.to_dict(), indent=2) + "\n")
             target.mkdir(exist_ok=True)
             for file in temporary.iterdir():
                 os.replace(file, target / file.name)

@@ -153,7 +153,7 @@ class TokenizerConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it, and as a tokenizer's fingerprint counts it."""
-        values = dataclasses.asdict(self)
+        values = dataclasses.asdict(self) | {"quantizer": self.quantizer.to_dict()}
         for name in ("network", "decoder_multipliers", "norm_eps"):
             if values[name] == getattr(type(self), name):  # came later: what leaves it alone keeps its fingerprint
                 del values[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -92,6 +93,18 @@ class ImageTokenizer(Pretrained):
         self.quantizer.requires_grad_(requires_grad)
         return super().requires_grad_(requires_grad)
 
+    def plain(self) -> Self:
+        """The same tokenizer for use alone, with the quantizer's `plain` form; it shares the networks."""
+        quantizer = self.quantizer.plain()
+        if quantizer is self.quantizer:
+            return self
+        plain = copy.copy(self)
+        plain._modules = self._modules | {"quantizer": quantizer}
+        options = {name: value for name, value in quantizer.config.items() if name != "dim"}
+        assert isinstance(self.config, TokenizerConfig)
+        plain.config = dataclasses.replace(self.config, quantizer=quantizer_options(**options))
+        return plain
+
     @property
     def factor(self) -> int | None:
         """The down-sampling factor f; None where tokens are a sequence."""
@@ -105,11 +118,20 @@ class ImageTokenizer(Pretrained):
     @property
     def bits_per_pixel(self) -> float:
         """Bits per pixel: bits per position over f^2; for a sequence, those of all tokens over the image's pixels."""
+        return self.bits_per_pixel_of(None)
+
+    def bits_per_pixel_of(self, groups: int | None) -> float:
+        """Bits per pixel of each position's first ``groups``; None is all of them.
+
+        Raises:
+            ValueError: no such number of groups, or fewer than all where they are not nested.
+        """
+        bits = self.quantizer.bits_of(groups)
         if self._factor is not None:
-            return self.quantizer.bits / self._factor**2
+            return bits / self._factor**2
         assert self.length is not None
         assert self.size is not None
-        return self.quantizer.bits * self.length / self.size**2
+        return bits * self.length / self.size**2
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Height and width (h, w) of the tokens that ``encode`` makes of an image of so many pixels.
@@ -203,6 +225,7 @@ class ImageTokenizer(Pretrained):
         self,
         images: Tensor,
         *,
+        groups: int | Tensor | None = None,
         tile: int | None = None,
         progress: tiled.Progress | None = None,
         check: bool = True,
@@ -211,6 +234,8 @@ class ImageTokenizer(Pretrained):
 
         Args:
             images: (B, 3, H, W) floating point in [-1, 1].
+            groups: of nested groups how many to keep, the first of each position; None is all. One number for each
+                position, (B, h, w) integers, leaves -1 in the place of the others.
             tile: for images that do not fit the device: positions a side, of any layer, that are on it at a time
                 (even, such as 512); feature maps are kept where ``images`` are, which may be another device. Latents
                 are those of the whole image up to rounding (`gsqtok.acceleration.tiled`). None takes the whole at once.
@@ -220,22 +245,39 @@ class ImageTokenizer(Pretrained):
                 images known to lie in [-1, 1]; where the encoder produces NaN or infinity tokens are then -1.
 
         Returns:
-            (B, ceil(H / f), ceil(W / f), G) int64, each in [0, V); on the device of ``images``.
+            (B, ceil(H / f), ceil(W / f), G) int64, each in [0, V); on the device of ``images``. With ``groups`` a
+            number k: (..., k).
 
         Raises:
-            ValueError: wrong rank or channels, an empty image, values outside [-1, 1] or not finite; an odd tile.
+            ValueError: wrong rank or channels, an empty image, values outside [-1, 1] or not finite; an odd tile;
+                fewer groups than 1 or more than G, or not G where they are not nested.
             TypeError: not floating point.
         """
         _check_images(images, check)
+        grid = self.grid(images.shape[2], images.shape[3])
+        tokens = self._tokens_kept(groups, (len(images), *grid))
         if not len(images):
-            grid = self.grid(images.shape[2], images.shape[3])
-            return torch.empty(0, *grid, self.quantizer.tokens_per_position, dtype=torch.int64, device=images.device)
+            return torch.empty(0, *grid, tokens, dtype=torch.int64, device=images.device)
         images = self._pad(images)
         latent = self._run(self.encoder, images, images[:, 0].numel(), tile, progress).movedim(1, -1)
         indices = self._in_rows(lambda rows: self.quantizer(rows, check=check).indices, latent, tile)
         if check and (indices < 0).any():
             raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
-        return indices
+        if isinstance(groups, Tensor):
+            left_out = torch.arange(tokens, device=indices.device) >= groups.to(indices.device).unsqueeze(-1)
+            return indices.masked_fill(left_out, -1)
+        return indices[..., :tokens]
+
+    def _tokens_kept(self, groups: int | Tensor | None, shape: tuple[int, ...]) -> int:
+        """How many tokens of a position are handed over; refuses groups that there are not."""
+        if not isinstance(groups, Tensor):
+            return self.quantizer.tokens_of(groups)
+        if groups.shape != shape or groups.is_floating_point() or groups.dtype == torch.bool:
+            raise ValueError(f"groups must be integers of shape {shape}, got {groups.dtype} {tuple(groups.shape)}")
+        if groups.numel():
+            for bound in torch.aminmax(groups):
+                self.quantizer.tokens_of(int(bound))
+        return self.quantizer.tokens_per_position
 
     @torch.no_grad()
     def decode(
@@ -250,7 +292,8 @@ class ImageTokenizer(Pretrained):
 
         Args:
             tokens: (B, h, w, G) integers in [0, V), of any integer type; an array of numpy, which is moved to where it
-                is decoded, too.
+                is decoded, too. Of nested groups the first will do, (B, h, w, k), and -1 stands for one that is left
+                out: the decoder gets what took its place in training.
             size: height and width in pixels to crop to; None keeps h * f and w * f.
             tile: as for ``encode``; feature maps are kept where ``tokens`` are.
             progress: as for ``encode``.
@@ -325,9 +368,10 @@ class ImageTokenizer(Pretrained):
         return self._digest(lambda name: not name.startswith("decoder"))
 
     def _digest(self, counts: Callable[[str], bool]) -> str:
-        config = {name: value for name, value in self.config.to_dict().items() if counts(name)}
+        plain = self.plain()
+        config = {name: value for name, value in plain.config.to_dict().items() if counts(name)}
         digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
-        for name, value in sorted(self.weights().items()):
+        for name, value in sorted(plain.weights().items()):
             if counts(name):
                 digest.update(name.encode())
                 digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())

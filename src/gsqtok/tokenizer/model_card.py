@@ -78,7 +78,9 @@ def model_card(
 def _what_it_is(tokenizer: ImageTokenizer, name: str) -> str:
     quantizer = tokenizer.quantizer
     parameters = sum(p.numel() for p in tokenizer.parameters()) / 1e6
-    options = ", ".join(f"{k} = {v}" for k, v in quantizer.config.items() if k not in ("name", "dim"))
+    config = tokenizer.config.to_dict().get("quantizer")
+    described = config if isinstance(config, dict) else quantizer.config
+    options = ", ".join(f"{k} = {v}" for k, v in described.items() if k not in ("name", "dim"))
     rows = {
         "down-sampling factor": f"{tokenizer.factor}",
         "tokens per position": f"{quantizer.tokens_per_position}, each one of {quantizer.codebook_size:,}",

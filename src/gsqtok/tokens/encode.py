@@ -36,6 +36,7 @@ class Encode:
         compile: run the encoder through ``torch.compile``.
         tile: as ``ImageTokenizer.encode`` takes it: pixels and feature maps then stay in host memory, and by default
             images that are larger than ``side`` x ``side`` go one by one.
+        groups: as ``ImageTokenizer.encode`` takes it.
         shapes_vary: images of many shapes will come, so that compiled code should be generic.
     """
 
@@ -48,6 +49,7 @@ class Encode:
         precision: str = "float32",
         compile: bool = False,
         tile: int | None = None,
+        groups: int | None = None,
         shapes_vary: bool = False,
     ) -> None:
         if precision not in ("float32", "bfloat16"):
@@ -66,6 +68,7 @@ class Encode:
             tokenizer.encoder.compile(dynamic=shapes_vary or None)
         self.side = side
         self.tile = tile
+        self.groups = groups
         self.batch_size = batch_size or self._find_batch_size()
 
     def __call__(self, chunk: Chunk) -> Chunk:
@@ -124,7 +127,7 @@ class Encode:
         if count == 1 and self.tokenizer.grid(*images.shape[2:]) == (1, 1):
             images = images.repeat(2, 1, 1, 1)  # torch refuses to normalise a single value, alone in its batch
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
-            return self.tokenizer.encode(images, tile=self.tile, check=False)[:count]
+            return self.tokenizer.encode(images, groups=self.groups, tile=self.tile, check=False)[:count]
 
     def _parts(self, crops: Tensor) -> list[tuple[Tensor, Tensor] | str]:
         """The same in the signed type of the size of ``dtype``, on its way to the host, and whether all are finite.

@@ -117,7 +117,7 @@ def read_skipped(folder: Path) -> dict[int, list[tuple[str, str]]]:
     return by_unit
 
 
-def header(tokenizer: ImageTokenizer, transform: dict[str, Any]) -> dict[str, Any]:
+def header(tokenizer: ImageTokenizer, transform: dict[str, Any], groups: int | None = None) -> dict[str, Any]:
     """What every shard and the manifest say of their origin."""
     return {
         "format": FORMAT,
@@ -125,7 +125,7 @@ def header(tokenizer: ImageTokenizer, transform: dict[str, Any]) -> dict[str, An
         "tokenizer": tokenizer.tokens_fingerprint(),
         "config": json.loads(json.dumps(tokenizer.config.to_dict())),
         "factor": tokenizer.factor,
-        "groups": tokenizer.quantizer.tokens_per_position,
+        "groups": tokenizer.quantizer.tokens_of(groups),
         "codebook_size": tokenizer.quantizer.codebook_size,
         "transform": transform,
     }

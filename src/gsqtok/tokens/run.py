@@ -43,6 +43,7 @@ class RunOptions:
         crops: what to make of each image.
         split: of the source, where it has several.
         columns: extra columns to copy from the source, where it has them.
+        groups: of nested groups, how many of each position to keep; None: all.
         shard_size: images in a shard, at most.
         batch_size: None: found by trying.
         workers: processes that decode; None: one for each processor of this process's share.
@@ -57,6 +58,7 @@ class RunOptions:
     crops: Crops = field(default_factory=Crops)
     split: str | None = None
     columns: Sequence[str] = EXTRA_COLUMNS
+    groups: int | None = None
     shard_size: int = 8192
     batch_size: int | None = None
     workers: int | None = None
@@ -137,7 +139,7 @@ def tokenize(
             return Plan(settings, encoder.found_batch_size(), units)
 
         plan = load_or_make(folder, settings, make, first=rank == 0)
-        header = manifest.header(tokenizer, options.crops.settings())
+        header = manifest.header(tokenizer, options.crops.settings(), options.groups)
         schema = shard_schema(header["codebook_size"], images.columns, header)
         done = manifest.done_units(folder, plan)
         own = [unit for unit in plan.units[rank::world] if unit.number not in done]
@@ -195,6 +197,7 @@ class _Encoder:
             precision=options.precision,
             compile=options.compile,
             tile=options.tile,
+            groups=options.groups,
             shapes_vary=options.crops.crop == "none",
         )
 
@@ -240,6 +243,9 @@ def _settings(tokenizer: ImageTokenizer, images: ImageSource, options: RunOption
         "max pixels": options.max_pixels,
         **options.crops.settings(),
     }
+    if options.groups is not None:
+        tokenizer.quantizer.tokens_of(options.groups)
+        settings["groups"] = options.groups
     return json.loads(json.dumps(settings))
 
 

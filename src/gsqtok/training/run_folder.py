@@ -23,6 +23,7 @@ from typing import Any
 import yaml
 
 from gsqtok.io import atomic_write, one_line, read_json, sha256_of
+from gsqtok.quantizers import QuantizerOptions
 from gsqtok.training.config import RESUMABLE, TrainConfig
 
 DIGESTS = "sha256.json"  # in a checkpoint: of each of its files
@@ -244,10 +245,14 @@ def step_of(checkpoint: Path) -> int:
 
 def as_plain(config: Any) -> dict[str, Any]:
     """A configuration as dictionaries, lists and plain values, as YAML holds it."""
-    return _plain(dataclasses.asdict(config))
+    return _plain(config)
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, QuantizerOptions):
+        return _plain(value.to_dict())
+    if dataclasses.is_dataclass(value):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

@@ -63,7 +63,7 @@ def validate(config: TrainConfig, resume: bool = False) -> Report:
     objective = report.attempt(lambda: Objective(config.loss))
     # without their weights, pretrained networks are counted all the same
     perceptual = _random_perceptual(config) if objective is None else objective.perceptual
-    discriminator: nn.Module | None = None
+    discriminator = None
     if config.adversarial.discriminator != "none":
         discriminator = report.attempt(lambda: DiscriminatorObjective(config.adversarial))
         if discriminator is None:
@@ -125,7 +125,7 @@ def _random_perceptual(config: TrainConfig) -> PerceptualDistance | None:
         return None
 
 
-def _with_random_backbone(config: TrainConfig) -> nn.Module | None:
+def _with_random_backbone(config: TrainConfig) -> DiscriminatorObjective | None:
     if config.adversarial.discriminator != "projected":
         return None
     try:

@@ -1,0 +1,69 @@
+"""A nested tokenizer at its rates, and what its study says of them."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from gsqtok.cli.demo import IMAGES
+from gsqtok.data import ImageTransform, open_source
+from gsqtok.evaluation import evaluate
+from gsqtok.quantizers import quantizer_options
+from gsqtok.studies import STUDIES
+from gsqtok.studies.rates import nested_metrics
+from gsqtok.studies.scale import SCALES
+from gsqtok.studies.table import Row, Table
+from gsqtok.tokenizer import ImageTokenizer
+
+
+def test_metrics_of_fixed_groups_are_those_of_an_evaluation(tiny_config):
+    torch.manual_seed(0)
+    options = quantizer_options("gsq", groups=4, codebook_size=16, nested="uniform")
+    tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options)).eval()
+    source, transform = open_source(IMAGES), ImageTransform(32)
+    metrics = nested_metrics(tokenizer, source, transform, images=500)
+    half = len(source) - len(source) // 2
+    for k in (1, 2, 4):
+        result = evaluate(tokenizer, source, transform=transform, groups=k)
+        assert result.model["groups"] == k
+        assert result["bits_per_pixel"] == metrics[f"bits_per_pixel_fixed_{k}"] == k * 4 / 16
+        mean = sum(result.per_image["psnr"][-half:]) / half
+        assert metrics[f"psnr_fixed_{k}"] == pytest.approx(mean, abs=1e-4)
+    for k in (2, 3):
+        for name in ("chosen", "predicted"):
+            assert metrics[f"bits_per_pixel_{name}_{k}"] <= k * 4 / 16
+        assert metrics[f"psnr_chosen_{k}"] > metrics["psnr_fixed_1"] - 0.5
+
+
+def test_what_nesting_costs():
+    def metrics(varied):
+        if varied.get("trained") == "alone":
+            return {"psnr": 20.0 + varied["K"], "bits_per_pixel": varied["K"] / 8, "usage": 1.0}
+        loss = 0.1 if varied["trained"] == "half full" else 0.4
+        fixed = {f"psnr_{kind}_{k}": 20.0 + k - loss for k in range(1, 9) for kind in ("groups", "fixed")}
+        return fixed | {f"psnr_predicted_{k}": 20.1 + k for k in range(2, 8)}
+
+    runs = [run for run in STUDIES["nested"].runs(SCALES["small"]) if "trained" in run.varied]
+    table = Table("nested", "small", [Row(run.varied, metrics(run.varied), "done") for run in runs])
+    found = {finding.claim: finding for finding in STUDIES["nested"].findings(table)}
+    lossless = [
+        claim for claim, finding in found.items() if "no rate loses" in claim and finding.verdict == "supported"
+    ]
+    assert lossless == ["half full: no rate loses more than 0.15 dB to a tokenizer of its own"]
+    assert "0.10 dB at 8" in found[lossless[0]].because
+    assert found["uniform: groups by position, chosen from the latent, beat fixed ones"].verdict == "supported"
+
+
+@pytest.mark.parametrize("factor", [8, 16])
+def test_rivals_spend_the_same_bits(factor):
+    """Up to a twentieth; Leech, whose bits come in 17.6, up to a tenth."""
+    runs = [run for run in STUDIES["headtohead"].runs(SCALES["small"]) if run.varied["f"] == factor]
+    for run in runs:
+        if run.varied["rate"] == "none":
+            continue
+        model = run.config.model
+        with torch.device("meta"):
+            quantizer = model.build().quantizer
+        tolerance = 0.1 if run.varied["method"] == "leech" else 0.05
+        assert quantizer.bits / factor**2 == pytest.approx(run.varied["rate"], rel=tolerance)
+        assert run.config.steps >= 5000
