@@ -198,8 +198,7 @@ def _prepare(
     c = tl.where(invalid, 0.0, c)
     if EUCLIDEAN:
         unit = tl.full((BN,), 1.0, tl.float64)
-        shrink = 1.0 / _scale(scale_ptr)
-        factor = tl.zeros((BN,), tl.float64) + shrink
+        factor = tl.zeros((BN,), tl.float64) + 1.0 / _scale(scale_ptr)
         stored = c
     else:
         unit = _power_of_two(tl.max(tl.abs(c), axis=1).to(tl.float64))
@@ -219,24 +218,37 @@ def _prepare(
     any_invalid = tl.max(tl.max(invalid.to(tl.int32), axis=1), axis=0) > 0
     tl.store(error + tile, tl.where(any_invalid, float("inf"), worst))
 
-    # The same rows once more, laid out as the products need them: high, high, low parts side by side.
+    parts = _codeword_parts(source, stride_d, unit, factor, stored, D, EUCLIDEAN, K, TERMS)
+    position = (tile * BN + (lane // 2) * 8 + (within // GROUP) * 2 + lane % 2).to(tl.int64)
+    tl.store(half + position[:, None] * K + tl.arange(0, K)[None, :], parts)
+
+
+@triton.jit
+def _codeword_parts(
+    source, stride_d, unit, factor, stored,
+    D: tl.constexpr, EUCLIDEAN: tl.constexpr, K: tl.constexpr, TERMS: tl.constexpr,
+):  # fmt: skip
+    """Codewords as the products need them, float16 (BN, K): high, high, low parts side by side."""
     columns = tl.arange(0, K)[None, :]
     term = columns // D
     c = tl.load(source + (columns % D) * stride_d, mask=term < TERMS, other=0.0).to(tl.float32)
     c = tl.where(c - c != 0.0, 0.0, c)
-    point = (c.to(tl.float64) / unit[:, None] * factor[:, None]).to(tl.float32)
-    high = point.to(tl.float16)
-    low = (point - high.to(tl.float32)).to(tl.float16)
-    part = tl.where(term == 2, low, high)
+    high, low = _halves((c.to(tl.float64) / unit[:, None] * factor[:, None]).to(tl.float32))
+    parts = tl.where(term == 2, low, high)
     if EUCLIDEAN:  # -|c|^2 / 2 in two parts, for the latent's factor in two parts
-        offset = -0.5 * tl.sum(stored.to(tl.float64) * shrink * stored.to(tl.float64) * shrink, axis=1).to(tl.float32)
-        offset_high = offset.to(tl.float16)
-        offset_low = (offset - offset_high.to(tl.float32)).to(tl.float16)
+        shrink, wide = factor[:, None], stored.to(tl.float64)
+        offset_high, offset_low = _halves(-0.5 * tl.sum(wide * shrink * wide * shrink, axis=1).to(tl.float32))
         which = columns - TERMS * D
-        part = tl.where((which == 0) | (which == 1), offset_high[:, None], part)
-        part = tl.where(which == 2, offset_low[:, None], part)
-    position = (tile * BN + (lane // 2) * 8 + (within // GROUP) * 2 + lane % 2).to(tl.int64)
-    tl.store(half + position[:, None] * K + columns, part)
+        parts = tl.where((which == 0) | (which == 1), offset_high[:, None], parts)
+        parts = tl.where(which == 2, offset_low[:, None], parts)
+    return parts
+
+
+@triton.jit
+def _halves(x):
+    """A float32 in two parts, float16 both: what is near it, and what that leaves out."""
+    high = x.to(tl.float16)
+    return high, (x - high.to(tl.float32)).to(tl.float16)
 
 
 @triton.jit
@@ -290,8 +302,7 @@ def _latent_parts(
     miss = point - high.to(tl.float32)
     parts = tl.where(term == 1, miss.to(tl.float16), high)
     if EUCLIDEAN:
-        offset_high = offset.to(tl.float16)
-        offset_low = (offset - offset_high.to(tl.float32)).to(tl.float16)
+        offset_high, offset_low = _halves(offset)
         which = columns - TERMS * D
         parts = tl.where((which == 0) | (which == 2), offset_high[:, None], parts)
         parts = tl.where(which == 1, offset_low[:, None], parts)
@@ -426,6 +437,17 @@ def _score_all(
     return best_score, best_index
 
 
+@triton.jit
+def _bound(best, margin, taken, EUCLIDEAN: tl.constexpr):
+    """The least rank of a score within the margin of the best."""
+    bound = best - margin - taken * (tl.abs(best) + margin)
+    if EUCLIDEAN:
+        bound = _rank(bound)
+    else:  # the order of integers holds for groups with a positive similarity alone
+        bound = tl.where(bound > -(1.0 + margin), _rank(bound), LOWEST + 1)
+    return bound
+
+
 @triton.jit(do_not_specialize=["N", "V", "tiles", "tiles_a_split", "splits"])
 def _settle(
     latents, stride_n, stride_g, stride_d, exact, inverse, margins, slots, found, N, V, tiles, tiles_a_split, splits,
@@ -454,11 +476,7 @@ def _settle(
     held = tl.load(place, mask=open[:, None] & (column < splits * 16), other=LOWEST)
     candidate = tl.max(held, axis=1)
     best = _rank(candidate & ~ID).to(tl.float32, bitcast=True)
-    bound = best - margin - taken * (tl.abs(best) + margin)
-    if EUCLIDEAN:
-        bound = _rank(bound)
-    else:  # the order of integers holds for groups with a positive similarity alone
-        bound = tl.where(bound > -(1.0 + margin), _rank(bound), LOWEST + 1)
+    bound = _bound(best, margin, taken, EUCLIDEAN)
 
     lane = tl.arange(0, GROUP)[None, :]
     best_score = tl.full((BM,), float("-inf"), tl.float64)
