@@ -38,6 +38,7 @@ SHARED = {
     "workers": "processes that read images",
     "tile": "for images too large for the device: compute N x N positions of a layer at a time (even, such as 512) and "
     "keep the rest in host memory; the result is that of the whole image (default: whole images)",
+    "prior": "a prior's folder, or that of the run of gsqtok prior train",
     "device": "cpu, cuda, cuda:1, mps (default: a GPU if there is one)",
     "precision": "of the tokenizer's weights",
     "recipe": "a YAML file, or the name of a recipe that comes with the package (gsqtok recipes ls)",
