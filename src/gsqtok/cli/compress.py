@@ -73,8 +73,8 @@ def compress(
         temporary.write_bytes(data)
     pixels, fixed = sum(height * width for height, width in sizes), fixed_bits(tokenizer, grids)
     console.print(
-        f"{len(names)} images -> {output}: {len(data):,} bytes, {8 * len(data) / pixels:.4f} bits/px; tokens of a fixed "
-        f"length would take {fixed / 8:,.0f} bytes, {fixed / pixels:.4f} bits/px"
+        f"{len(names)} images -> {output}: {len(data):,} bytes, {8 * len(data) / pixels:.4f} bits/px; with tokens of a "
+        f"fixed length {fixed / 8:,.0f} bytes, {fixed / pixels:.4f} bits/px"
     )
     if loader.skipped.reasons:
         console.print(loader.skipped.summary())
@@ -135,5 +135,3 @@ def _load_prior(folder: str | None) -> Prior | None:
     from gsqtok.generation.prior import Prior
 
     return None if folder is None else Prior.from_pretrained(folder)
-
-

@@ -52,7 +52,7 @@ class FloatingPoint:
 
     def norm(self, x: Tensor, weight: Tensor) -> Tensor:
         """See `Arithmetic`."""
-        return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), NORM_EPS)
+        return F.rms_norm(x, (x.shape[-1],), weight.to(x.dtype), NORM_EPS).to(x.dtype)
 
     def rotate(self, x: Tensor, angles: Tensor) -> Tensor:
         """See `Arithmetic`."""

@@ -95,7 +95,9 @@ class Header:
         if images and (index[:4].min() < 1 or int(header.grids.prod(1).max()) > _MOST_POSITIONS):
             raise ValueError(f"an image of no pixels, or of more than {_MOST_POSITIONS:,} positions")
         if coder == STATIC:
-            table = np.frombuffer(_inflate(rest[of_names + of_index :], min(_LARGEST_HEADER, groups * codebook_size)), np.uint8)
+            table = np.frombuffer(
+                _inflate(rest[of_names + of_index :], min(_LARGEST_HEADER, groups * codebook_size)), np.uint8
+            )
             header.levels = table.reshape(groups, codebook_size)
         return header
 

@@ -18,15 +18,18 @@ MOST_LOGITS = 2**27  # at once, in training and in measuring: 512 MB in float32,
 class TokenEmbedding(nn.Module, ABC):
     """What stands between tokens (..., G) and the network.
 
-    Attributes:
+    Args:
         groups: G.
         codebook_size: V.
+        width: channels of the network.
+        masked: whether ``position`` is told of hidden tokens, for which it then has a vector each.
     """
 
-    def __init__(self, groups: int, codebook_size: int, width: int) -> None:
+    def __init__(self, groups: int, codebook_size: int, width: int, masked: bool) -> None:
         super().__init__()
         self.groups, self.codebook_size, self.width = groups, codebook_size, width
-        self.masks = nn.Parameter(torch.randn(groups, width) * width**-0.5)
+        masks = nn.Parameter(torch.randn(groups, width) * width**-0.5) if masked else None
+        self.register_parameter("masks", masks)  # only what is trained: data-parallel training waits for every gradient
 
     @abstractmethod
     def position(self, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -72,8 +75,8 @@ class TokenEmbedding(nn.Module, ABC):
 class TableEmbedding(TokenEmbedding):
     """A vector and a row of the last layer for each codeword of each group: 2 G V width parameters."""
 
-    def __init__(self, groups: int, codebook_size: int, width: int) -> None:
-        super().__init__(groups, codebook_size, width)
+    def __init__(self, groups: int, codebook_size: int, width: int, masked: bool) -> None:
+        super().__init__(groups, codebook_size, width, masked)
         self.arithmetic: Arithmetic = FloatingPoint()
         self.table = nn.Parameter(torch.randn(groups, codebook_size, width) * width**-0.5)
         self.last = nn.Parameter(torch.randn(groups, codebook_size, width) * (0.1 * width**-0.5))
@@ -110,18 +113,20 @@ class CodewordEmbedding(TokenEmbedding):
     Args:
         codewords: (G, V, d), or (1, V, d) where the groups share them.
         groups: G.
-        width: channels.
+        width: channels of the network.
+        masked: see `TokenEmbedding`.
+        chained: whether ``each`` is called, for which it then has a projection.
     """
 
     codewords: Tensor
 
-    def __init__(self, codewords: Tensor, groups: int, width: int) -> None:
-        super().__init__(groups, codewords.shape[1], width)
+    def __init__(self, codewords: Tensor, groups: int, width: int, masked: bool, chained: bool) -> None:
+        super().__init__(groups, codewords.shape[1], width, masked)
         self.arithmetic: Arithmetic = FloatingPoint()
         dim = codewords.shape[2]
-        self.register_buffer("codewords", codewords.float())
+        self.register_buffer("codewords", codewords.detach().float())
         self.latent = Linear(groups * dim, width)
-        self.codeword = Linear(dim, width)
+        self.codeword = Linear(dim, width) if chained else None
         self.first, self.second = Linear(dim + 1, width), Linear(width, width, 0.1)
 
     def position(self, tokens: Tensor, hidden: Tensor | None = None) -> Tensor:
@@ -134,6 +139,7 @@ class CodewordEmbedding(TokenEmbedding):
 
     def each(self, tokens: Tensor, group: int | None = None) -> Tensor:
         """See `TokenEmbedding`."""
+        assert self.codeword is not None
         if group is None:
             return self.codeword(self._values(tokens))
         return self.codeword(F.embedding(tokens, self.codewords[min(group, len(self.codewords) - 1)]))

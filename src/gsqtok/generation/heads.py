@@ -63,7 +63,7 @@ class GroupHead(nn.Module):
             return torch.stack(
                 [pick(embedding.logits(out[:, group], outputs, group)) for group in range(self.groups)], 1
             )
-        cache = self.transformer.cache(len(x), self.groups, y)
+        cache = self.transformer.cache(len(x), self.groups)
         tokens: list[Tensor] = []
         for group in range(self.groups):
             step = y[:, group : group + 1]

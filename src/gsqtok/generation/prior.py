@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gsqtok.generation.arithmetic import Arithmetic, FixedPoint
+from gsqtok.generation.arithmetic import FixedPoint
 from gsqtok.generation.embeddings import CodewordEmbedding, TableEmbedding, TokenEmbedding
 from gsqtok.generation.heads import GroupHead
 from gsqtok.generation.transformer import HEAD_WIDTH, Cache, Transformer, grid_angles
@@ -113,11 +113,12 @@ class Prior(nn.Module):
             if codewords is None:
                 codewords = torch.zeros(vocabulary.codewords or (1, vocabulary.codebook_size, 1))
             self.vocabulary = dataclasses.replace(vocabulary, codewords=tuple(codewords.shape))
-            self.embedding = CodewordEmbedding(codewords, groups, width)
+            self.embedding = CodewordEmbedding(codewords, groups, width, self.masked, config.head == "depth")
         else:
-            self.embedding = TableEmbedding(groups, vocabulary.codebook_size, width)
+            self.embedding = TableEmbedding(groups, vocabulary.codebook_size, width, self.masked)
         self.classes = nn.Parameter(torch.randn(vocabulary.classes + 1, width) * width**-0.5)  # the last: of any class
-        self.start = nn.Parameter(torch.randn(width) * width**-0.5)
+        start = None if self.masked else nn.Parameter(torch.randn(width) * width**-0.5)
+        self.register_parameter("start", start)
         self.transformer = Transformer(width, config.layers, causal=not self.masked)
         self.head = GroupHead(self.embedding, config.head_layers, chained=config.head == "depth")
 
@@ -129,7 +130,7 @@ class Prior(nn.Module):
     @property
     def device(self) -> torch.device:
         """Where the weights are."""
-        return self.start.device
+        return self.classes.device
 
     def forward(self, tokens: Tensor, labels: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
         """Nats of each token (B, h, w, G), float32.
@@ -172,7 +173,7 @@ class Prior(nn.Module):
     def begin(self, batch: int, grid: tuple[int, int], labels: Tensor | None = None) -> State:
         """Start on images of a grid (h, w), position by position, with a cache."""
         condition = self.condition(labels, batch)
-        cache = self.transformer.cache(batch, grid[0] * grid[1], condition)
+        cache = self.transformer.cache(batch, grid[0] * grid[1])
         return State(grid_angles(*grid, self.device), condition, cache, outputs=self.embedding.outputs())
 
     def step(self, state: State, before: Tensor | None) -> Tensor:
@@ -260,7 +261,9 @@ def codewords_of(tokenizer: ImageTokenizer) -> Tensor:
     quantizer = tokenizer.quantizer
     groups = quantizer.tokens_per_position
     if getattr(quantizer, "groups", None) != groups or quantizer.dim % groups:
-        raise ValueError(f"the tokens of {quantizer.name} are not codewords of groups: train with model.embedding tables")
+        raise ValueError(
+            f"the tokens of {quantizer.name} are not codewords of groups: train with model.embedding tables"
+        )
     every = torch.arange(quantizer.codebook_size, device=tokenizer.device)[:, None].expand(-1, groups)
     values = quantizer.decode(every).unflatten(-1, (groups, -1)).movedim(1, 0)
     return values[:1].contiguous() if bool((values == values[:1]).all()) else values.contiguous()

@@ -53,7 +53,9 @@ class PriorCoder:
         tokens = torch.from_numpy(np.ascontiguousarray(grid, np.int64)).to(self.prior.device)[None]
         positions, flat = self.prior.positions(tokens)[0], tokens.flatten(0, 2)
         encoder, groups, size = Encoder(), self.prior.vocabulary.groups, self.prior.vocabulary.codebook_size
-        for x, own in zip(*(part.split(max(1, _ENTRIES // (groups * size))) for part in (positions, flat)), strict=True):
+        for x, own in zip(
+            *(part.split(max(1, _ENTRIES // (groups * size))) for part in (positions, flat)), strict=True
+        ):
             out = self.prior.head(x, own, self.prior.embedding)
             by_group = [
                 frequencies(self.prior.embedding.logits(out[:, group], outputs, group)) for group in range(groups)
@@ -69,7 +71,8 @@ class PriorCoder:
         waiting: dict[tuple[int, int], list[tuple[int, slice, slice, bytes]]] = defaultdict(list)
         for number, (data, shape) in enumerate(parts):
             try:
-                for (rows, columns), stream in zip(_tiles(shape, self.tile), _streams(data, shape, self.tile), strict=True):
+                streams = _streams(data, shape, self.tile)
+                for (rows, columns), stream in zip(_tiles(shape, self.tile), streams, strict=True):
                     tile = (rows.stop - rows.start, columns.stop - columns.start)
                     waiting[tile].append((number, rows, columns, stream))
             except DamagedError as error:

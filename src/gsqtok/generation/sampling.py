@@ -152,9 +152,7 @@ def _guided(logits: Tensor, guidance: float) -> Tensor:
     return unconditional + guidance * (conditional - unconditional)
 
 
-def draw(
-    logits: Tensor, options: SamplingOptions, generator: torch.Generator | None = None
-) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, options: SamplingOptions, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
     """Tokens (N,) drawn from logits (N, V) float32, and the logarithms of their probabilities."""
     if options.temperature == 0:
         tokens = logits.argmax(-1)
@@ -164,7 +162,10 @@ def draw(
             kept = kept.masked_fill(kept < kept.topk(options.top_k).values[:, -1:], -torch.inf)
         if options.top_p < 1:
             ordered, order = kept.sort(descending=True)
-            before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
-            kept = kept.masked_fill(torch.zeros_like(kept, dtype=torch.bool).scatter_(-1, order, before >= options.top_p), -torch.inf)
+            shares = ordered.softmax(-1)
+            left_out = torch.zeros_like(kept, dtype=torch.bool).scatter_(
+                -1, order, shares.cumsum(-1) - shares >= options.top_p
+            )
+            kept = kept.masked_fill(left_out, -torch.inf)
         tokens = torch.multinomial(kept.softmax(-1), 1, generator=generator)[:, 0]
     return tokens, logits.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]

@@ -46,13 +46,15 @@ class Cache:
         length: positions so far.
     """
 
-    def __init__(self, layers: int, shape: tuple[int, int, int], like: Tensor) -> None:
+    def __init__(self, layers: int, shape: tuple[int, int, int]) -> None:
         self.length = 0
-        batch, heads, positions = shape
-        self._kept = like.new_empty(layers, 2, batch, heads, positions, HEAD_WIDTH)
+        self._layers, self._shape = layers, shape
+        self._kept: Tensor | None = None  # of the type of the first keys, which autocast decides
 
     def extend(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keep (B, heads, n, d) of a layer; all of it so far comes back."""
+        if self._kept is None:
+            self._kept = k.new_empty(self._layers, 2, *self._shape, k.shape[-1])
         end = self.length + k.shape[2]
         kept = self._kept[layer]
         kept[0, :, :, self.length : end], kept[1, :, :, self.length : end] = k, v
@@ -112,9 +114,9 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(width, layers) for _ in range(layers))
         self.norm = RMSNorm(width)
 
-    def cache(self, batch: int, positions: int, like: Tensor) -> Cache:
-        """An empty cache, of the type and on the device of ``like``."""
-        return Cache(len(self.blocks), (batch, self.width // HEAD_WIDTH, positions), like)
+    def cache(self, batch: int, positions: int) -> Cache:
+        """An empty cache for so many positions."""
+        return Cache(len(self.blocks), (batch, self.width // HEAD_WIDTH, positions))
 
     def forward(self, x: Tensor, angles: Tensor | None = None, cache: Cache | None = None) -> Tensor:
         """x (B, n, width) at positions with these rotary ``angles`` (n, 32) -> (B, n, width).
