@@ -50,6 +50,8 @@ def evaluate(
     workers: int = 0,
     tile: int | None = None,
     precision: Precision = "float32",
+    files: Literal["static", "adaptive"] | None = None,
+    prior: str | None = None,
     device: str | None = None,
 ) -> None:
     """Measure a tokenizer on a set of images.
@@ -75,6 +77,9 @@ def evaluate(
         output: write the result to this JSON file, with images beside it
         images_as: with -o, show the images that this result shows (default: the best, median and worst)
         precision: of the tokenizer; the metrics keep theirs
+        files: bits_per_pixel is that of files as gsqtok compress writes them, one for each image, with these
+            frequencies, as it is for codecs (default: tokens of a fixed length)
+        prior: likewise, with this prior
 
     Example:
           gsqtok evaluate images/
@@ -100,7 +105,7 @@ def evaluate(
     like = Result.load(images_as) if images_as else None
     with _processes(device) as (rank, world_size, device):
         images = open_source(source, split=split, streaming=streaming)
-        run, reconstruct, where = _subject(model, precision, tile, device)
+        run, reconstruct, where = _subject(model, precision, tile, device, files, prior)
         networks = {"features": _features(features, weights), "perceptual": _perceptual(perceptual)}
         with progress("measuring") as bar:
             bar.disable = rank > 0
@@ -129,7 +134,12 @@ def evaluate(
 
 
 def _subject(
-    model: str | None, precision: str, tile: int | None, device: str | None
+    model: str | None,
+    precision: str,
+    tile: int | None,
+    device: str | None,
+    files: Literal["static", "adaptive"] | None,
+    prior: str | None,
 ) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
     """What measures the tokenizer or codec, what reconstructs an image with it, and where."""
     import torch
@@ -142,11 +152,19 @@ def _subject(
             raise ValueError("--precision is a tokenizer's; a codec has none")
         if tile:
             raise ValueError("--tile is a tokenizer's; a codec takes whole images")
+        if files or prior:
+            raise ValueError("--files and --prior are for tokens; a codec writes files of its own")
         codec, where = Codec.parse(model), resolve_device(device)
         return partial(evaluate_codec, codec, device=where), codec, where
     tokenizer = load_model(model, device)
     dtype = None if precision == "float32" else getattr(torch, precision)
     run = partial(evaluate, tokenizer, name=model or "embedded", precision=dtype, tile=tile)
+    if files or prior:
+        from gsqtok.generation.compress import Compressor
+        from gsqtok.generation.prior import Prior
+
+        own = Prior.from_pretrained(prior) if prior else None
+        run = partial(run, bits=Compressor(tokenizer, own, files, device=tokenizer.device).bits)
     return run, reconstructor(tokenizer.eval(), dtype, tile), tokenizer.device
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsqtok.cli.options import check_output_file, console, messages, print_rows, progress, resolve_device
@@ -27,8 +28,8 @@ def train(recipe: str | None, config: gsqtok.generation.config.PriorConfig, *, r
         resume: go on from the newest checkpoint in the output folder
 
     Example:
-          gsqtok prior train prior-small --data.train tokens/ --data.validation tokens-val/ --output runs/prior
-          gsqtok prior train prior-small --data.train tokens/ --data.label label --model.head masked
+          gsqtok prior train prior-64 --data.train tokens/ --data.validation tokens-val/ --output runs/prior
+          gsqtok prior train prior-64 --data.train tokens/ --data.label label --model.head masked
     """
     from gsqtok.generation import train as training
 
@@ -81,7 +82,7 @@ def evaluate(
 
     Example:
           gsqtok prior evaluate runs/prior tokens-val/ -o prior.json
-          gsqtok prior evaluate runs/prior tokens-val/ --label label --samples 5000 --features timm:tf_efficientnet_lite0
+          gsqtok prior evaluate runs/prior tokens-val/ --samples 5000 --features timm:tf_efficientnet_lite0
     """
     import time
 
@@ -198,8 +199,6 @@ def sample(
         generator=torch.Generator(network.device).manual_seed(seed),
     )
     images = tokenizer.decode(tokens.to(tokenizer.device)).cpu()
-    from pathlib import Path
-
     save_image(to_pil(make_grid(images, round(number**0.5), pad_value=1.0)), Path(output))
     console.print(f"{number} images -> {output}")
 
@@ -238,6 +237,4 @@ def _show(result: dict[str, Any]) -> None:
     for group, (bits, entropy) in enumerate(by_group):
         console.print(f"group {group}: {bits:.4f} bits a token under the prior, {entropy:.4f} by frequency")
     if result["head"] == "masked":
-        messages.print(
-            "the masked head has no chain rule: its bits are a bound from above, the mean over random orders"
-        )
+        messages.print("the masked head has no chain rule: its bits are an upper bound, the mean over random orders")

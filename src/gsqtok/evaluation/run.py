@@ -29,6 +29,8 @@ from gsqtok.evaluation.similarity import PEAK, PSNR_CAP, similarity, to_8_bits
 from gsqtok.evaluation.usage import CodebookUsage, usage_of
 from gsqtok.tokenizer import ImageTokenizer
 
+Bits = Callable[[Tensor, tuple[int, int]], Tensor]  # tokens (B, h, w, G), (height, width) -> (B,)
+
 
 @dataclass
 class Reconstruction:
@@ -54,6 +56,7 @@ def evaluate(
     name: str = "",
     precision: torch.dtype | None = None,
     tile: int | None = None,
+    bits: Bits | None = None,
     **options: Any,
 ) -> Result:
     """Reconstruct every image once and measure.
@@ -64,6 +67,8 @@ def evaluate(
         name: what to call the model on record.
         precision: run the tokenizer under autocast of this type; the metrics are float32 or float64 all the same.
         tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; goes on record.
+        bits: what the tokens of each image cost, such as ``gsqtok.generation.compress.Compressor.bits``; None: tokens
+            of a fixed length.
         options: everything that `measure` takes by keyword, such as ``protocol="adm"``, ``features="inception"``,
             ``perceptual=("lpips_vgg",)``, ``batch_size=32``.
 
@@ -94,7 +99,7 @@ def evaluate(
     tokenizer.eval()
     try:
         return measure(
-            reconstructor(tokenizer, precision, tile),
+            reconstructor(tokenizer, precision, tile, bits),
             dataset,
             model=model,
             codebook=usage_of(quantizer),
@@ -106,7 +111,10 @@ def evaluate(
 
 
 def reconstructor(
-    tokenizer: ImageTokenizer, precision: torch.dtype | None = None, tile: int | None = None
+    tokenizer: ImageTokenizer,
+    precision: torch.dtype | None = None,
+    tile: int | None = None,
+    bits: Bits | None = None,
 ) -> Callable[[Tensor], Reconstruction]:
     """A tokenizer as `measure` takes it, under autocast of ``precision`` if one is given.
 
@@ -126,8 +134,12 @@ def reconstructor(
             middle = now(device)
             reconstruction = tokenizer.decode(tokens, size=size, tile=tile).to(images.device)
             seconds = {"encode": middle - start, "decode": now(device) - middle}
-        bits = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
-        return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64), seconds)
+        if bits is None:
+            fixed = tokenizer.quantizer.bits * tokens[0, ..., 0].numel()
+            cost = torch.full((len(images),), fixed, dtype=torch.float64)
+        else:
+            cost = bits(tokens, size)
+        return Reconstruction(reconstruction, tokens, cost, seconds)
 
     return reconstruct
 

@@ -20,6 +20,7 @@ from gsqtok.generation.embeddings import TokenEmbedding
 from gsqtok.generation.transformer import Linear, Transformer
 
 Pick = Callable[[Tensor], Tensor]
+_SEQUENCES = 2**15  # in one call of attention, whose kernels number sequences by 16 bits
 
 
 class GroupHead(nn.Module):
@@ -45,8 +46,7 @@ class GroupHead(nn.Module):
         if self.chained:
             before = embedding.each(tokens)[:, :-1]
             y = y + torch.cat([torch.zeros_like(y[:, :1]), before.to(y.dtype)], 1)
-        out: Tensor = self.transformer(y)
-        return out
+        return torch.cat([self.transformer(part) for part in y.split(_SEQUENCES)])
 
     def pick(self, x: Tensor, embedding: TokenEmbedding, outputs: Tensor, pick: Pick) -> Tensor:
         """Tokens (N, G) of positions (N, width), chosen by ``pick``: logits (N, V) of a group -> its tokens (N,).

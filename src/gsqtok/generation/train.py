@@ -224,8 +224,8 @@ def vocabulary_of(tokens: TokenDataset, label: str | None) -> Vocabulary:
     grids = {(int(grid[0]), int(grid[1])) for grid in tokens.values("grid")}
     if len(grids) > 1:
         raise ValueError(
-            f"{tokens.folder} has grids of {len(grids)} sizes: tokenize with --size and --crop center, so that they are "
-            "alike"
+            f"{tokens.folder} has grids of {len(grids)} sizes: tokenize with --size and --crop center, which makes "
+            "them alike"
         )
     classes = 0
     if label is not None:
