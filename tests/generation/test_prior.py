@@ -161,7 +161,7 @@ def test_codewords_are_what_the_quantizer_decodes(tiny_tokenizer):
     expected = tiny_tokenizer.quantizer.decode(tokens)
     assert torch.equal(F.embedding(tokens, codewords[0]).flatten(1), expected)
     tiny_tokenizer.quantizer = build_quantizer("rvq", dim=8, stages=2, codebook_size=16)
-    with pytest.raises(ValueError, match="model.embedding tables"):
+    with pytest.raises(ValueError, match=r"model.embedding tables"):
         codewords_of(tiny_tokenizer)
 
 
