@@ -5,16 +5,20 @@ import json
 import os
 import signal
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from gsqtok.cli import main
-from gsqtok.data import open_source
 from gsqtok.generation.config import PriorConfig, TokenDataConfig
 from gsqtok.generation.evaluate import predictability
 from gsqtok.generation.prior import Prior, PriorModelConfig
 from gsqtok.generation.train import PriorTrainer, hide, initial_prior, token_datasets, train
+from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.tokens import TokenDataset
 from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.run import RunOptions, tokenize
@@ -25,14 +29,7 @@ from gsqtok.training.run_folder import RunFolderError
 
 @pytest.fixture(scope="module")
 def tokens(tmp_path_factory):
-    """Tokens of the demo images with classes, by a tiny tokenizer that is beside them."""
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-    from PIL import Image
-
-    from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
-
+    """Tokens of random images with classes, by a tiny tokenizer that is beside them."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("tokens")
     blocks = {"encoder_blocks": 1, "decoder_blocks": 1, "encoder_middle_blocks": 1, "decoder_middle_blocks": 1}
@@ -47,9 +44,8 @@ def tokens(tmp_path_factory):
         rows.append({"image": {"bytes": (folder / "image.png").read_bytes(), "path": f"{i}.png"}, "label": i % 3})
     (folder / "images").mkdir()
     pq.write_table(pa.Table.from_pylist(rows), folder / "images" / "train.parquet")
-    images = open_source(str(folder / "images"))
     options = RunOptions(Crops(16), columns=("label",), workers=0)
-    tokenize(tokenizer, images, folder / "tokens", options, model=str(folder / "tokenizer"))
+    tokenize(tokenizer, folder / "images", folder / "tokens", options, model=str(folder / "tokenizer"))
     return folder / "tokens"
 
 

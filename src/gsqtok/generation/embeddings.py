@@ -25,6 +25,8 @@ class TokenEmbedding(nn.Module, ABC):
         masked: whether ``position`` is told of hidden tokens, for which it then has a vector each.
     """
 
+    masks: Tensor | None
+
     def __init__(self, groups: int, codebook_size: int, width: int, masked: bool) -> None:
         super().__init__()
         self.groups, self.codebook_size, self.width = groups, codebook_size, width
@@ -85,6 +87,7 @@ class TableEmbedding(TokenEmbedding):
         """See `TokenEmbedding`."""
         x = self.each(tokens)
         if hidden is not None:
+            assert self.masks is not None
             x = torch.where(hidden[..., None], self.masks, x)
         return x.sum(-2)
 
@@ -134,6 +137,7 @@ class CodewordEmbedding(TokenEmbedding):
         values = self._values(tokens)
         if hidden is None:
             return self.latent(values.flatten(-2))
+        assert self.masks is not None
         masks = (hidden[..., None] * self.masks).sum(-2)
         return self.latent(values.masked_fill(hidden[..., None], 0).flatten(-2)) + masks
 

@@ -104,6 +104,8 @@ class Prior(nn.Module):
         vocabulary: the tokens.
     """
 
+    start: Tensor | None
+
     def __init__(self, config: PriorModelConfig, vocabulary: Vocabulary, codewords: Tensor | None = None) -> None:
         super().__init__()
         self.config, self.vocabulary = config, vocabulary
@@ -112,7 +114,8 @@ class Prior(nn.Module):
         if config.embedding == "codewords":
             if codewords is None:
                 codewords = torch.zeros(vocabulary.codewords or (1, vocabulary.codebook_size, 1))
-            self.vocabulary = dataclasses.replace(vocabulary, codewords=tuple(codewords.shape))
+            shape = (codewords.shape[0], codewords.shape[1], codewords.shape[2])
+            self.vocabulary = dataclasses.replace(vocabulary, codewords=shape)
             self.embedding = CodewordEmbedding(codewords, groups, width, self.masked, config.head == "depth")
         else:
             self.embedding = TableEmbedding(groups, vocabulary.codebook_size, width, self.masked)
@@ -157,6 +160,7 @@ class Prior(nn.Module):
         flat = tokens.flatten(1, 2)
         if hidden is None:
             x = self.embedding.position(flat[:, :-1])
+            assert self.start is not None
             x = torch.cat([self.start.to(x.dtype).expand(len(x), 1, -1), x], 1)
         else:
             x = self.embedding.position(flat, hidden.flatten(1, 2))
@@ -178,6 +182,7 @@ class Prior(nn.Module):
 
     def step(self, state: State, before: Tensor | None) -> Tensor:
         """What the transformer says of the next position (B, width), given the tokens (B, G) of the one before."""
+        assert self.start is not None
         x = self.start.expand(len(state.condition), -1) if before is None else self.embedding.position(before)
         angles = state.angles[state.position : state.position + 1]
         state.position += 1
@@ -201,8 +206,8 @@ class Prior(nn.Module):
         twin = copy.deepcopy(self).cpu().double().eval().requires_grad_(False)
         arithmetic = FixedPoint()
         for module in twin.modules():
-            if hasattr(module, "arithmetic"):
-                module.arithmetic = arithmetic
+            if "arithmetic" in vars(module):
+                vars(module)["arithmetic"] = arithmetic
         for value in (*twin.parameters(), *twin.buffers()):
             value.copy_(arithmetic.weight(value))
         return twin
@@ -217,7 +222,8 @@ class Prior(nn.Module):
 
     def _described(self) -> dict[str, Any]:
         facts = {"model": dataclasses.asdict(self.config), "vocabulary": dataclasses.asdict(self.vocabulary)}
-        return json.loads(json.dumps(facts))  # type: ignore[no-any-return]
+        plain: dict[str, Any] = json.loads(json.dumps(facts))
+        return plain
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors."""

@@ -134,7 +134,7 @@ class PriorTrainer(Run):
 
     def summary(self, step: int, window: dict[str, list[Tensor]]) -> dict[str, float]:
         """Means over the steps since the last log line and over all ranks."""
-        figures = self.mean_over_ranks({f"loss/{name}": sum(values) / len(values) for name, values in window.items()})
+        figures = self.mean_over_ranks({f"loss/{name}": torch.stack(values).mean() for name, values in window.items()})
         self.guard.settle()
         figures["bits_per_token"] = figures["loss/total"] / math.log(2)
         figures["learning_rate"] = learning_rate(self.config.optimizer, step, self.config.steps)
@@ -165,13 +165,20 @@ class PriorTrainer(Run):
 
     def validate(self, tokens: TokenDataset) -> dict[str, float]:
         """Measure the averaged weights on held-out tokens."""
-        found = predictability(self.ema.module.eval(), tokens, label=self.config.data.label)
+        found = predictability(self.averaged, tokens, label=self.config.data.label)
         shown = ("bits_per_token", "bits_per_position", "bits_per_pixel", "entropy_bits_per_token")
         return {f"validation/{name}": found[name] for name in shown if name in found}
 
     def publish(self) -> None:
         """Write the averaged prior."""
-        self.ema.module.save_pretrained(self.folder.prior)
+        self.averaged.save_pretrained(self.folder.prior)
+
+    @property
+    def averaged(self) -> Prior:
+        """The prior with averaged weights."""
+        averaged = self.ema.module.eval()
+        assert isinstance(averaged, Prior)
+        return averaged
 
     def describe(self) -> str:
         """The run in one line."""
