@@ -73,7 +73,7 @@ def test_it_learns(tiny, head, tokens):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = [line["bits_per_token"] for line in lines if "bits_per_token" in line]
     assert len(losses) == 40
-    assert sum(losses[-5:]) / 5 < losses[0] - 0.5
+    assert sum(losses[-5:]) / 5 < losses[0] - (0.5 if head == "depth" else 0.1)
     measured = [line for line in lines if "validation/bits_per_pixel" in line]
     assert [line["step"] for line in measured] == [40]
     found = predictability(Prior.from_pretrained(run), token_datasets(tiny().data)[0], label="label")
@@ -83,8 +83,8 @@ def test_it_learns(tiny, head, tokens):
 
 @pytest.mark.parametrize("head", ["depth", "masked"])
 def test_a_run_that_was_stopped_goes_on_exactly(tiny, head, monkeypatch):
-    whole = train(tiny("whole", head=head, steps=5))
-    real, config = PriorTrainer.step, tiny("stopped", head=head, steps=5)
+    whole = train(tiny("whole", head=head, steps=5, loss_share=0.5))
+    real, config = PriorTrainer.step, tiny("stopped", head=head, steps=5, loss_share=0.5)
 
     def step(self, number, batch):
         if number == 3:

@@ -131,6 +131,17 @@ def test_losses_in_parts_are_those_of_the_whole(make, monkeypatch):
         torch.testing.assert_close(parameter.grad, gradients[name], atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("head", ["depth", "masked"])
+@torch.no_grad()
+def test_losses_of_chosen_positions(make, head):
+    prior, tokens = make(head, grid=(2, 3)), torch.randint(V, (2, 2, 3, G))
+    hidden = torch.rand(tokens.shape) < 0.7 if head == "masked" else None
+    whole = prior(tokens, hidden=hidden).flatten(1, 2)
+    chosen = torch.tensor([[4, 0], [1, 2]])
+    some = prior(tokens, hidden=hidden, chosen=chosen)
+    torch.testing.assert_close(some, torch.stack([whole[0, [4, 0]], whole[1, [1, 2]]]))
+
+
 def test_all_parameters_are_trained(make):
     """Else data-parallel training would wait for a gradient that never comes."""
     tokens = torch.randint(V, (2, 1, 2, G))

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from gsqtok.generation.prior import PriorModelConfig
-from gsqtok.options import Count, Decay, Natural, check
+from gsqtok.options import Count, Decay, Natural, Share, check
 from gsqtok.training.config import OptimizerConfig
 
 
@@ -51,6 +51,8 @@ class PriorConfig:
         batch_size: images a step, over all ranks.
         precision: bfloat16 (autocast) or float32.
         ema_decay: decay of the averaged weights, which are the ones saved and measured.
+        loss_share: share of the positions of each image whose tokens are in a step's loss; below 1 a step takes less
+            time and memory where V is large and logits are most of its work.
         label_dropout: share of images whose class is hidden, for guidance and for compression.
         seed: of the weights, the order of images and what is masked.
         log_every: steps between log lines.
@@ -68,6 +70,7 @@ class PriorConfig:
     batch_size: Count = 256
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     ema_decay: Decay = 0.999
+    loss_share: Share = 1.0
     label_dropout: Decay = 0.1
     seed: Natural = 0
     log_every: Count = 50

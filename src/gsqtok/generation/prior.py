@@ -135,7 +135,13 @@ class Prior(nn.Module):
         """Where the weights are."""
         return self.classes.device
 
-    def forward(self, tokens: Tensor, labels: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None = None,
+        hidden: Tensor | None = None,
+        chosen: Tensor | None = None,
+    ) -> Tensor:
         """Nats of each token (B, h, w, G), float32.
 
         Args:
@@ -143,6 +149,7 @@ class Prior(nn.Module):
             labels: (B,) int64 classes; None, or the number of classes, for any class.
             hidden: (B, h, w, G) bool, for the masked head: the tokens that it must predict from the others. Those
                 that are not hidden have a loss of 0.
+            chosen: (B, n) int64 numbers of positions, to compute the losses of these alone: (B, n, G).
 
         Raises:
             ValueError: tokens of another number of groups; ``hidden`` for a head that takes none, or none for masked.
@@ -151,9 +158,15 @@ class Prior(nn.Module):
             raise ValueError(f"tokens must be (B, h, w, {self.vocabulary.groups}), got {tuple(tokens.shape)}")
         if (hidden is not None) != self.masked:
             raise ValueError("the masked head, and no other, is told which tokens are hidden")
-        x, flat = self.positions(tokens, labels, hidden).flatten(0, 1), tokens.flatten(0, 2)
-        losses = self.embedding.losses(self.head(x, flat, self.embedding), flat).view(tokens.shape)
-        return losses if hidden is None else losses.masked_fill(~hidden, 0)
+        x, flat, shape = self.positions(tokens, labels, hidden), tokens.flatten(1, 2), tokens.shape
+        shown = None if hidden is None else ~hidden.flatten(1, 2)
+        if chosen is not None:
+            image = torch.arange(len(tokens), device=tokens.device)[:, None]
+            x, flat = x[image, chosen], flat[image, chosen]
+            shape, shown = flat.shape, None if shown is None else shown[image, chosen]
+        flat = flat.flatten(0, 1)
+        losses = self.embedding.losses(self.head(x.flatten(0, 1), flat, self.embedding), flat).view(shape)
+        return losses if shown is None else losses.masked_fill(shown.view(shape), 0)
 
     def positions(self, tokens: Tensor, labels: Tensor | None = None, hidden: Tensor | None = None) -> Tensor:
         """What the transformer says of every position: (B, h w, width); arguments as for ``forward``."""

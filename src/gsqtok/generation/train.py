@@ -108,9 +108,10 @@ class PriorTrainer(Run):
         draw.manual_seed(epoch_seed(config.seed + 1, step * accelerator.num_processes + accelerator.process_index))
         labels = self.labels(batch, draw)
         hidden = hide(tokens, draw) if self.prior.masked else None
+        chosen = choose(tokens, config.loss_share, draw)
         with accelerator.autocast():
-            losses = self.model(tokens, labels, hidden)
-        loss = losses.mean() if hidden is None else losses.sum() / hidden.sum()
+            losses = self.model(tokens, labels, hidden, chosen)
+        loss = losses.mean() if hidden is None else losses.sum() / (losses > 0).sum().clamp_min(1)
         accelerator.backward(loss)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, config.steps)
@@ -198,6 +199,15 @@ def hide(tokens: Tensor, draw: torch.Generator) -> Tensor:
     share = (torch.rand(len(tokens), 1, 1, 1, device=tokens.device, generator=draw) * (math.pi / 2)).cos()
     order = torch.rand(tokens.shape, device=tokens.device, generator=draw)
     return (order < share) | (order == order.amin((1, 2, 3), keepdim=True))  # one at least
+
+
+def choose(tokens: Tensor, share: float, draw: torch.Generator) -> Tensor | None:
+    """The positions (B, n) of tokens (B, h, w, G) whose losses are computed; None: all."""
+    if share == 1:
+        return None
+    number = tokens[0, ..., 0].numel()
+    order = torch.rand(len(tokens), number, device=tokens.device, generator=draw).argsort(1)
+    return order[:, : max(1, round(share * number))]
 
 
 def token_datasets(config: TokenDataConfig) -> tuple[TokenDataset, TokenDataset | None]:
