@@ -50,6 +50,12 @@ print(F(sys.argv[1]).header.names[0])" "$folder/images.gsq")
     --only "$first"
   $gsqtok evaluate $model "$images" --split validation --size 256 --crop center --features none --perceptual \
     --prior "$folder/prior" -o "$folder/files.json"
+  rate=$(python -c "import json, sys; print(json.load(open(sys.argv[1]))['metrics']['bits_per_pixel'])" "$folder/files.json")
+  for codec in webp avif jpeg; do
+    $gsqtok evaluate "codec:$codec@$rate" "$images" --split validation --size 256 --crop center --features none \
+      --perceptual -o "$folder/$codec.json"
+  done
+  $gsqtok compare "$folder"/{files,webp,avif,jpeg}.json -o "$folder/report" --markdown
 else
   echo "the first argument is heads or files" >&2
   exit 2

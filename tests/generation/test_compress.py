@@ -76,6 +76,15 @@ def test_damage_is_named_and_the_others_are_decoded(packed, grids, tiny_tokenize
     assert np.array_equal(third[2], grids[2])
 
 
+def test_a_size_that_its_tokens_do_not_have_is_damage(tmp_path, tiny_tokenizer, grids):
+    path = tmp_path / "file.gsq"
+    path.write_bytes(Compressor(tiny_tokenizer).pack(NAMES, [SIZES[0], (400, 400), SIZES[2]], grids))
+    first, second, third = decompress(path, tiny_tokenizer)
+    assert "400 x 400 pixels are no grid of 3 x 4 tokens" in str(second[2])
+    assert np.array_equal(first[2], grids[0])
+    assert np.array_equal(third[2], grids[2])
+
+
 def test_other_probabilities_are_never_silent(packed, tiny_tokenizer, tiny_prior, monkeypatch):
     path = packed(prior=tiny_prior)
 

@@ -74,6 +74,17 @@ def test_damage_is_of_one_grid(tiny_prior):
         assert isinstance(result, DamagedError) or result.shape == (9, 9, 2)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_and_a_cpu_read_each_other(tiny_prior):
+    grids = grids_of(tiny_prior, (3, 4), (3, 4), (7, 9))
+    here, there = PriorCoder(tiny_prior), PriorCoder(tiny_prior, "cuda")
+    data = there.encode(grids)
+    assert here.encode(grids) == data
+    for coder in (here, there):
+        assert all(np.array_equal(a, b) for a, b in zip(decoded(coder, data, grids), grids, strict=True))
+
+
 def test_a_masked_prior_is_refused(tiny_prior):
     masked = Prior(PriorModelConfig(head="masked", width=64, layers=1, head_layers=1), tiny_prior.vocabulary)
     with pytest.raises(ValueError, match="no order to decode in"):

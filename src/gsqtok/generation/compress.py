@@ -128,11 +128,11 @@ def decompress(
     file = path if isinstance(path, CompressedFile) else CompressedFile(path)
     coder = _coder_of(file, tokenizer, prior, device)
     rows = list(range(len(file))) if names is None else [file.header.row(name) for name in names]
-    return _decompressed(file, coder, rows)
+    return _decompressed(file, coder, rows, tokenizer)
 
 
 def _decompressed(
-    file: CompressedFile, coder: Coder, rows: list[int]
+    file: CompressedFile, coder: Coder, rows: list[int], tokenizer: ImageTokenizer
 ) -> Iterator[tuple[str, tuple[int, int], Grid | DamagedError]]:
     header = file.header
     for first in range(0, len(rows), _TOGETHER):
@@ -141,7 +141,7 @@ def _decompressed(
         batch = rows[first : first + _TOGETHER]
         for row in batch:
             try:
-                found[row] = file.read(row)
+                found[row] = _read(file, row, tokenizer)
             except DamagedError as error:
                 errors[row] = error
         shapes = {row: (int(header.grids[row, 0]), int(header.grids[row, 1])) for row in found}
@@ -154,6 +154,14 @@ def _decompressed(
                     "it was decoded to other tokens than were encoded: the probabilities differ on this machine"
                 )
             yield name, size, tokens
+
+
+def _read(file: CompressedFile, row: int, tokenizer: ImageTokenizer) -> tuple[bytes, bytes]:
+    """As ``CompressedFile.read``, once the image's size and its grid are known to belong together."""
+    size, grid = file.header.sizes[row].tolist(), file.header.grids[row].tolist()
+    if tokenizer.grid(*size) != tuple(grid):
+        raise DamagedError(f"{size[0]} x {size[1]} pixels are no grid of {grid[0]} x {grid[1]} tokens")
+    return file.read(row)
 
 
 def _coder_of(
