@@ -39,7 +39,9 @@ def main():
     torch.set_num_threads(1)
     tokenizer = ImageTokenizer.from_pretrained(args.model)
     images, grids = [], []
-    for batch in eval_loader(open_source(args.source, split=args.split), ImageTransform(args.size, crop="center")):
+    for batch in eval_loader(
+        open_source(args.source, split=args.split), ImageTransform(args.size, crop="center"), batch_size=8
+    ):
         images += [to_pil(image) for image in batch["image"]]
         grids += list(tokenizer.encode(batch["image"]).numpy())
         if len(images) >= args.images:
@@ -67,8 +69,8 @@ def main():
         fixed = sum(grid.size for grid in grids) * np.log2(size)
         print(
             f"{name:<9} write {megapixels / encoding:8.1f} Mpixel/s ({writing / encoding:.0f} x WebP)   read "
-            f"{megapixels / decoding:8.1f} Mpixel/s ({reading / decoding:.1f} x)   {8 * sum(map(len, data)) / fixed:.4f} of "
-            "the bits of a fixed length"
+            f"{megapixels / decoding:8.1f} Mpixel/s ({reading / decoding:.1f} x)   "
+            f"{8 * sum(map(len, data)) / fixed:.4f} of the bits of a fixed length"
         )
 
 

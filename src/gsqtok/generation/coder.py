@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 Grid = NDArray[np.int64]
 # 16 * 2 ** (k / 4), rounded: a level is a quarter of a bit. A floating-point power would differ between machines.
 _QUARTERS = np.array([16, 19, 23, 27], dtype=np.int64)
+LARGEST_CODEBOOK = 2**22  # constriction's probabilities have 24 bits, and each codeword gets one at least
 _HIGHEST_LEVEL = 4 * 40
 _ROWS = 2  # of tokens, after which adaptive frequencies take them in
 

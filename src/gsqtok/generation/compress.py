@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gsqtok.generation import container
-from gsqtok.generation.coder import AdaptiveFrequencies, Coder, DamagedError, Grid, StaticFrequencies
+from gsqtok.generation.coder import LARGEST_CODEBOOK, AdaptiveFrequencies, Coder, DamagedError, Grid, StaticFrequencies
 from gsqtok.generation.container import CompressedFile, Header
 from gsqtok.generation.prior import Prior
 from gsqtok.generation.probabilities import PriorCoder
@@ -34,7 +34,7 @@ class Compressor:
         device: where the prior computes.
 
     Raises:
-        ValueError: a prior for other tokens, or a masked one; frequencies beside a prior.
+        ValueError: a prior for other tokens, or a masked one; frequencies beside a prior; too large a codebook.
     """
 
     tokenizer: ImageTokenizer
@@ -46,6 +46,10 @@ class Compressor:
     def __post_init__(self) -> None:
         quantizer = self.tokenizer.quantizer
         self.groups, self.codebook_size = quantizer.tokens_per_position, quantizer.codebook_size
+        if self.codebook_size > LARGEST_CODEBOOK:
+            raise ValueError(
+                f"tokens of {self.codebook_size:,} codewords cannot be compressed: {LARGEST_CODEBOOK:,} are the most"
+            )
         self._tokenizer = self.tokenizer.fingerprint()[:16]
         self._prior = ""
         if self.prior is not None:

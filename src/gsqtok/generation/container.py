@@ -24,7 +24,7 @@ from typing import BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from gsqtok.generation.coder import DamagedError, Grid
+from gsqtok.generation.coder import LARGEST_CODEBOOK, DamagedError, Grid
 from gsqtok.io import atomic_write
 
 MAGIC = b"GSQ\x01"
@@ -33,7 +33,7 @@ _FIXED = struct.Struct("<B8s8sHIIII")  # coder, tokenizer, prior, G, V, images, 
 _TAIL = 12  # digest and CRC of a record
 _LARGEST_HEADER = 2**28  # bytes, unpacked too
 _MOST_POSITIONS = 2**22  # of an image
-_MOST_GROUPS, _LARGEST_CODEBOOK = 1024, 2**22
+_MOST_GROUPS = 1024
 
 
 class CompressedFileError(ValueError):
@@ -83,7 +83,7 @@ class Header:
         coder, tokenizer, prior, groups, codebook_size, images, of_names, of_index = _FIXED.unpack_from(data)
         if coder not in (STATIC, ADAPTIVE, PRIOR):
             raise ValueError(f"coder {coder} is newer than this version")
-        if not (0 < groups <= _MOST_GROUPS and 0 < codebook_size <= _LARGEST_CODEBOOK):
+        if not (0 < groups <= _MOST_GROUPS and 0 < codebook_size <= LARGEST_CODEBOOK):
             raise ValueError(f"{groups} groups of {codebook_size} codewords")
         rest = data[_FIXED.size :]
         names = _inflate(rest[:of_names]).decode("utf-8", "surrogateescape").split("\0") if images else []

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gsqtok.generation.arithmetic import FixedPoint
+from gsqtok.generation.coder import LARGEST_CODEBOOK
 from gsqtok.generation.embeddings import CodewordEmbedding, TableEmbedding, TokenEmbedding
 from gsqtok.generation.heads import GroupHead
 from gsqtok.generation.transformer import HEAD_WIDTH, Cache, Transformer, grid_angles
@@ -271,18 +272,27 @@ class Prior(nn.Module):
         return prior.eval()
 
 
+@torch.no_grad()
 def codewords_of(tokenizer: ImageTokenizer) -> Tensor:
     """The values of every token, (G, V, d), or (1, V, d) where the groups share them.
 
     Raises:
-        ValueError: a quantizer whose groups are not neighbouring channels, each with a token of its own.
+        ValueError: a quantizer whose groups are not neighbouring channels, each with a token of its own, or one with
+            more than ``LARGEST_CODEBOOK`` codewords.
     """
     quantizer = tokenizer.quantizer
-    groups = quantizer.tokens_per_position
-    if getattr(quantizer, "groups", None) != groups or quantizer.dim % groups:
-        raise ValueError(
-            f"the tokens of {quantizer.name} are not codewords of groups: train with model.embedding tables"
-        )
-    every = torch.arange(quantizer.codebook_size, device=tokenizer.device)[:, None].expand(-1, groups)
-    values = quantizer.decode(every).unflatten(-1, (groups, -1)).movedim(1, 0)
+    groups, size = quantizer.tokens_per_position, quantizer.codebook_size
+    if size > LARGEST_CODEBOOK:
+        raise ValueError(f"a prior knows {LARGEST_CODEBOOK:,} codewords at most, {quantizer.name} has {size:,}")
+    numbers = torch.arange(size, device=tokenizer.device)[:, None]
+    of_groups = quantizer.dim % groups == 0
+    if of_groups:
+        values = quantizer.decode(numbers.expand(-1, groups)).unflatten(-1, (groups, -1)).movedim(1, 0)
+        mixed = (
+            numbers * (1 + torch.arange(groups, device=tokenizer.device)) + 1
+        ) % size  # another token in each group
+        by_group = torch.stack([values[group, mixed[:, group]] for group in range(groups)], 1)
+        of_groups = torch.equal(quantizer.decode(mixed), by_group.flatten(1))
+    if not of_groups:
+        raise ValueError(f"the tokens of {quantizer.name} are not codewords of groups: use model.embedding tables")
     return values[:1].contiguous() if bool((values == values[:1]).all()) else values.contiguous()
