@@ -36,7 +36,7 @@ from tiled import mosaic
 from torch import Tensor, nn
 
 from gsqtok import ImageTokenizer
-from gsqtok.acceleration import cpu
+from gsqtok.acceleration import accelerate, cpu
 from gsqtok.evaluation.environment import environment
 
 WAYS = ("plain", "layout", "default", "optimized", "compiled", "onnx", "autocast", "autocast+", "bf16", "bf16+")
@@ -56,7 +56,7 @@ def prepare(model: str, way: str, threads: int) -> tuple[Call, Call]:
     if way == "onnx":
         return exported(tokenizer, threads)
     if way in ("plain", "layout", "autocast", "bf16"):
-        cpu.applies = lambda x: False
+        accelerate(tokenizer, enabled=False)
     if way in ("plain", "autocast", "bf16"):
         cpu.run = lambda network, x, pixels: network(x.contiguous())
     if way == "layout":

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 import gsqtok
 from gsqtok import ImageTokenizer
-from gsqtok.acceleration import cpu, fused
+from gsqtok.acceleration import accelerate
 from gsqtok.data import ImageTransform, eval_loader, open_source
 from gsqtok.evaluation.environment import environment
 
@@ -222,9 +222,9 @@ def source_images(source: str | Path | list[str], size: int, first: int, last: i
 
 def prepared(device: torch.device) -> ImageTokenizer:
     """The tokenizer in float32 by the plain formula, channels innermost."""
-    cpu.applies = fused.fusible = lambda x: False
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
     tokenizer = ImageTokenizer.from_pretrained().eval().requires_grad_(False).to(device)
+    accelerate(tokenizer, enabled=False)
     return tokenizer.to(memory_format=torch.channels_last)
 
 

@@ -48,7 +48,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gsqtok import ImageTokenizer
-from gsqtok.acceleration import fused
+from gsqtok.acceleration import accelerate, recompute
 from gsqtok.tokenizer import TokenizerConfig
 
 if TYPE_CHECKING:
@@ -58,7 +58,6 @@ MULTIPLIERS = {8: (1, 2, 2, 4), 16: (1, 1, 2, 2, 4)}
 SECONDS = 0.7  # for one median
 SWEEP = [(256, 1), (256, 8), (256, 32), (256, 128), (128, 128), (512, 8), (1024, 2)]  # size, batch
 OPPONENTS = {"patch": None, "efficientnet": "tf_efficientnet_lite0", "dinov2": "vit_small_patch14_reg4_dinov2"}
-plain_rule = fused.fusible
 
 
 def model(factor: int, toy: bool) -> ImageTokenizer:
@@ -113,15 +112,6 @@ def random_images(batch: int, size: int, device: str) -> Tensor:
     return F.interpolate(torch.rand(batch, 3, 16, 16, device=device) * 2 - 1, (size, size), mode="bilinear")
 
 
-@contextlib.contextmanager
-def fusing(allowed: bool) -> Iterator[None]:
-    fused.fusible = plain_rule if allowed else (lambda x: False)
-    try:
-        yield
-    finally:
-        fused.fusible = plain_rule
-
-
 def median_time(run: Callable[[], Any], device: str, seconds: float = SECONDS) -> float:
     for _ in range(3):
         run()
@@ -141,7 +131,7 @@ def median_time(run: Callable[[], Any], device: str, seconds: float = SECONDS) -
 def flops(network: nn.Module, shape: tuple[int, ...]) -> int:
     """Of one forward pass of the plain formula, for a network that nothing has been done to."""
     network = copy.deepcopy(network).to("meta")
-    with fusing(False), FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
         network(torch.empty(shape, device="meta"))
     return counter.get_total_flops()
 
@@ -176,7 +166,7 @@ def inference(tokenizer: ImageTokenizer, way: str, device: str) -> tuple[ImageTo
     if way == "compiled":
         tokenizer.encoder.compile()
         tokenizer.decoder.compile()
-    stack.enter_context(fusing(way in ("fused", "graphs")))
+    accelerate(tokenizer, enabled=way in ("fused", "graphs"))
     return tokenizer, stack
 
 
@@ -255,7 +245,7 @@ def training(
     perceptual: PerceptualLike | None,
     device: str,
     adversary: DiscriminatorObjective | None = None,
-) -> tuple[Callable[[], Any], contextlib.ExitStack]:
+) -> Callable[[], Any]:
     tokenizer = copy.deepcopy(tokenizer).to(device).train()
     optimizer = torch.optim.AdamW(tokenizer.parameters(), fused=device == "cuda")
     judge = None if adversary is None else adversary.discriminator
@@ -263,14 +253,13 @@ def training(
         from gsqtok.losses import generator_loss
     judges = None if judge is None else torch.optim.AdamW(judge.parameters(), fused=device == "cuda")
     shown = images if way in ("original", "published") else images.contiguous(memory_format=torch.channels_last)
-    stack = contextlib.ExitStack()
-    stack.enter_context(fusing(way in ("fused", "graphs", "recompute")))
+    accelerate(tokenizer, enabled=way in ("fused", "graphs", "recompute"))
     if way not in ("original", "published"):
         tokenizer.to(memory_format=torch.channels_last)
         if perceptual is not None:
             perceptual.to(memory_format=torch.channels_last)
     if way == "recompute":
-        tokenizer.encoder.recompute_levels = tokenizer.decoder.recompute_levels = 2
+        recompute(tokenizer, levels=2)
     if way == "compiled":
         tokenizer.encoder.compile()
         tokenizer.decoder.compile()
@@ -307,7 +296,7 @@ def training(
         optimizer.zero_grad(set_to_none=True)
         return loss.detach()
 
-    return step, stack
+    return step
 
 
 def run_training(args: argparse.Namespace, factor: int, size: int, batch: int, way: str, task: str):
@@ -318,9 +307,8 @@ def run_training(args: argparse.Namespace, factor: int, size: int, batch: int, w
     if args.device == "cuda":
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    step, stack = training(model_for(args, way, factor), way, images, network, args.device, adversary)
-    with stack:
-        seconds = median_time(step, args.device, args.seconds)
+    step = training(model_for(args, way, factor), way, images, network, args.device, adversary)
+    seconds = median_time(step, args.device, args.seconds)
     tokenizer = args.models[factor]
     latent = (batch, tokenizer.config.latent_dim, size // factor, size // factor)
     count = 3 * (flops(tokenizer.encoder, images.shape) + flops(tokenizer.decoder, latent))
@@ -371,19 +359,20 @@ def run_agreement(args: argparse.Namespace, ways: list[str]) -> Iterator[dict[st
 
 def stages(x: Tensor) -> dict[str, tuple[int, Callable[[], Any]]]:
     """Each with how often it must read or write a tensor of this size."""
+    from gsqtok.acceleration import fused_triton as kernels
+
     batch, channels, side, _ = x.shape
-    ops = torch.ops.gsqtok
     y, grad = torch.randn_like(x), torch.randn_like(x)
     weight, bias = torch.randn(channels, device="cuda"), torch.randn(channels, device="cuda")
     four = torch.randn(batch, 4 * channels, side // 2, side // 2, device="cuda", dtype=x.dtype)
     four = four.contiguous(memory_format=torch.channels_last)
-    _, *kept = ops.group_norm(x, weight, bias, None, 32, 1e-5, True, x.dtype)
-    backward = (grad, x, weight, bias, None, *kept, 32, True)
+    norm = (weight, bias, 32, 1e-5, True, None, x.dtype)
+    out = kernels.GroupNorm.apply(x.detach().requires_grad_(), *norm)
     return {
-        "norm": (3, lambda: ops.group_norm(x, weight, bias, None, 32, 1e-5, True, x.dtype)),
-        "gradient": (5, lambda: ops.group_norm_backward(*backward)),
-        "add": (3, lambda: ops.add(x, y, bias)),
-        "interleave": (2, lambda: ops.interleave(four, bias.repeat(4), 0)),
+        "norm": (3, lambda: kernels.GroupNorm.apply(x, *norm)),
+        "gradient": (5, lambda: torch.autograd.backward(out, grad, retain_graph=True)),
+        "add": (3, lambda: kernels.Add.apply(x, y, bias)),
+        "interleave": (2, lambda: kernels.Interleave.apply(four, bias.repeat(4), 0)),
     }
 
 
@@ -438,9 +427,8 @@ def run_profile(args: argparse.Namespace, factor: int, size: int, batch: int) ->
             z = torch.randn(batch, tokenizer.config.latent_dim, *(size // factor,) * 2, device=args.device)
             z = z.to(x.dtype)
             show(f"decode f{factor}, {way}", lambda tokenizer=tokenizer, z=z: tokenizer.decoder(z))
-        step, stack = training(args.models[factor], way, images, None, args.device)
-        with stack:
-            show(f"training f{factor}, {way}", step)
+        step = training(args.models[factor], way, images, None, args.device)
+        show(f"training f{factor}, {way}", step)
         del tokenizer, step
 
 

@@ -1,5 +1,7 @@
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import parametrizations
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gsqtok.acceleration import tiled
@@ -59,6 +61,65 @@ def test_equal_to_the_whole_in_float32(options):
         with torch.no_grad():
             expected = network(x)
         assert relative(tiled.run(network, x, 12), expected) < 2e-5
+
+
+class Adapter(nn.Module):
+    """What LoRA puts around a convolution."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base, self.weight = base, base.weight
+        self.down = nn.Conv2d(base.in_channels, 2, base.kernel_size, base.stride, base.padding, bias=False)
+        self.up = nn.Conv2d(2, base.out_channels, 1, bias=False)
+
+    def forward(self, x):
+        return self.base(x) + self.up(self.down(x))
+
+
+def weight_norm(conv):
+    conv = parametrizations.weight_norm(conv)
+    with torch.no_grad():
+        conv.parametrizations.weight.original0.mul_(1.5)
+    return conv
+
+
+def hooked(conv):
+    conv.register_forward_hook(lambda _, __, out: out.cos())
+    return conv
+
+
+@pytest.mark.parametrize("change", [Adapter, weight_norm, hooked])
+@pytest.mark.parametrize("options", [OPTIONS[0], OPTIONS[3]])
+def test_convolutions_are_called_whatever_became_of_them(options, change):
+    for network, channels, scale in zip(networks(4, **options), (3, 5), (1, 4), strict=True):
+        x = torch.randn(1, channels, 24 // scale, 16 // scale, dtype=torch.float64)
+        with torch.no_grad():
+            before = network.double()(x)
+            for parent in list(network.modules()):
+                for name, conv in list(parent.named_children()):
+                    if type(conv) is nn.Conv2d and not isinstance(parent, Adapter):
+                        setattr(parent, name, change(conv))
+            expected = network.double()(x)
+        assert relative(tiled.run(network, x, 6), expected) < 1e-11
+        assert relative(before, expected) > 1e-2
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("blocks.0", hooked, r"ResidualBlock \(blocks.0\) cannot run in tiles: it has hooks"),
+        ("blocks.0.norm2", hooked, r"GroupNorm \(blocks.0.norm2\)"),
+        ("norm_out", lambda _: nn.Identity(), r"Identity \(norm_out\)"),
+        ("blocks.1", lambda _: nn.Identity(), r"Identity \(blocks.1\)"),
+        ("blocks.0.conv1", lambda _: nn.Conv2d(32, 32, 5, padding=2), "looks further than a tile's border"),
+    ],
+)
+def test_what_cannot_run_in_tiles_is_refused_by_name(name, change, message):
+    network, _ = networks(4)
+    parent, _, child = name.rpartition(".")
+    setattr(network.get_submodule(parent), child, change(network.get_submodule(name)))
+    with pytest.raises(TypeError, match=message):
+        tiled.run(network, torch.zeros(1, 3, 8, 8), 4)
 
 
 def test_a_mean_far_from_zero_keeps_its_variance():

@@ -109,7 +109,8 @@ assert "gsqtok.tokenizer" not in sys.modules
     subprocess.run([sys.executable, "-c", code], check=True, timeout=processes.PATIENCE)
     tokens, photos = torch.load(tmp_path / "found.pt")
     assert torch.equal(tokens, everything.encode(images))
-    torch.testing.assert_close(photos, everything.decode(tokens), atol=1e-5, rtol=0)
+    # the last weights are of size 1, so values before clamping are of size 20
+    torch.testing.assert_close(photos, everything.decode(tokens), atol=5e-5, rtol=0)
 
 
 OPTIONS = {

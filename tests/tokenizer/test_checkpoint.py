@@ -1,12 +1,14 @@
 """Loading under other defaults than PyTorch's, of tokenizers that were changed, and of files that ask for too much."""
 
+import copy
 import json
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
+from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig, checkpoint
 
 
 @pytest.fixture
@@ -113,3 +115,34 @@ def test_a_config_that_asks_for_far_more_than_its_weights(saved, changes, reason
         ImageTokenizer.from_pretrained(saved)
     assert reason in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_another_decoder_of_the_same_tokens(tiny_tokenizer, images, tmp_path):
+    folder, sharp = tmp_path / "both", copy.deepcopy(tiny_tokenizer)
+    tiny_tokenizer.save_pretrained(folder)
+    for parameter in sharp.decoder.parameters():
+        parameter.data.mul_(1.1)
+    save_file(sharp.decoder.state_dict(), folder / "decoder-sharp.safetensors")
+    for loaded in (
+        ImageTokenizer.from_pretrained(folder, decoder="sharp"),
+        ImageTokenizer.from_pretrained(f"{folder}?decoder=sharp"),
+    ):
+        tokens = tiny_tokenizer.encode(images)
+        assert torch.equal(loaded.encode(images), tokens)
+        assert torch.equal(loaded.decode(tokens), sharp.decode(tokens))
+        assert loaded.fingerprint() == sharp.fingerprint() != tiny_tokenizer.fingerprint()
+        assert loaded.tokens_fingerprint() == tiny_tokenizer.tokens_fingerprint()
+    with pytest.raises(CheckpointError, match="holds no decoder 'soft': it has sharp, and its usual one"):
+        ImageTokenizer.from_pretrained(folder, decoder="soft")
+    (folder / "decoder-sharp.safetensors").write_bytes(b"no weights")
+    with pytest.raises(CheckpointError, match=r"decoder-sharp\.safetensors cannot be read"):
+        ImageTokenizer.from_pretrained(folder, decoder="sharp")
+
+
+def test_short_names_are_found_in_a_checkout_and_on_the_hub(tiny_tokenizer, tmp_path, monkeypatch):
+    tiny_tokenizer.save_pretrained(tmp_path / "pretrained" / "small")
+    monkeypatch.setattr(checkpoint, "CHECKOUT", tmp_path)
+    loaded = ImageTokenizer.from_pretrained("pretrained/small")
+    assert loaded.fingerprint() == tiny_tokenizer.fingerprint()
+    with pytest.raises(FileNotFoundError, match="gsqtok/other"):
+        ImageTokenizer.from_pretrained("pretrained/other", local_files_only=True)

@@ -30,7 +30,7 @@ def test_round_trip(archive, tiny_tokenizer):
     read = TokenArchive(archive)
     assert len(read) == 3
     assert read.codebook_size == 64
-    assert read.fingerprint == tiny_tokenizer.fingerprint()
+    assert read.fingerprint == tiny_tokenizer.tokens_fingerprint()
     rows = list(read)
     assert [(name, size) for name, _, size in rows] == [
         ("b/cat.png", (12, 7)),

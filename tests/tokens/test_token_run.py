@@ -56,7 +56,7 @@ def test_shards_say_what_made_them_and_datasets_reads_them(mixed, tmp_path, run,
     run(mixed, tmp_path / "out")
     shards = sorted((tmp_path / "out" / "data").glob("*.parquet"))
     header = json.loads(pq.read_schema(shards[0]).metadata[b"gsqtok"])
-    assert header["tokenizer"] == tiny_tokenizer.fingerprint()
+    assert header["tokenizer"] == tiny_tokenizer.tokens_fingerprint()
     assert header["config"]["quantizer"]["codebook_size"] == 64
     assert header["transform"]["size"] == 8
     assert header["version"]

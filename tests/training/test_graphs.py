@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from gsqtok.acceleration import recompute
 from gsqtok.networks.backbone import random_backbone
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.graphs import only_like, record, record_backbone
@@ -72,11 +73,11 @@ def test_record_refuses_what_it_cannot_record(tiny_tokenizer):
 @needs_gpu
 @pytest.mark.parametrize("precision", [None, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("recompute", [0, 2])
-def test_steps_from_graphs_equal_eager_ones(tiny_config, precision, layout, recompute):
+@pytest.mark.parametrize("levels", [0, 2])
+def test_steps_from_graphs_equal_eager_ones(tiny_config, precision, layout, levels):
     torch.manual_seed(0)
     eager = ImageTokenizer(tiny_config).cuda().train().to(memory_format=layout)
-    eager.encoder.recompute_levels = eager.decoder.recompute_levels = recompute
+    recompute(eager, levels=levels)
     graphed = copy.deepcopy(eager)
     batches = torch.rand(3, 4, 3, 16, 24, device="cuda") * 2 - 1
     unchanged, version = batches.clone(), batches._version

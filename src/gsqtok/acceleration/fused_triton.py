@@ -14,6 +14,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 TILE = 4096  # elements a tile: 32 for each of 128 threads, which is four loads of 16 bytes in half precision
 SUMS_TILE = 2048  # where sums stay in registers: two or three float32 for each of 16 elements a thread
@@ -69,86 +70,115 @@ def _power_of_2(n: int) -> int:
     return 1 << (n - 1).bit_length()
 
 
-def group_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, shift: Tensor | None, groups: int, eps: float, silu: bool, out: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Write into ``out`` and return what the backward pass needs, all float32.
+def innermost(x: Tensor) -> Tensor:
+    """X with channels innermost."""
+    return x.contiguous(memory_format=torch.channels_last)
 
-    Those are mean and 1 / deviation, both (B, groups), and the mean of each channel after normalisation, (B, C).
 
-    Args:
-        x: (B, C, H, W), channels innermost; so is ``out``.
-        weight: (C,), or (B, C) for a scale of each sample's own; ``bias`` likewise.
-        shift: (C,), added to x first; None adds nothing.
-        groups: of channels.
-        eps: added to the variance.
-        silu: apply SiLU after it.
-        out: (B, C, H, W) of any float type.
+def _empty(x: Tensor, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=x.device, memory_format=torch.channels_last)
+
+
+def _floats(x: Tensor, *shape: int) -> Tensor:
+    return x.new_empty(shape, dtype=torch.float32)
+
+
+class GroupNorm(torch.autograd.Function):
+    """``silu(group_norm(x + shift) * weight + bias)`` of x (B, C, H, W).
+
+    weight and bias are (C,), or (B, C) for each sample's own; shift is (C,) or None; dtype is that of the result. Kept
+    for the backward pass, in float32: mean and 1 / deviation, both (B, groups), and the mean of each channel after
+    normalisation, (B, C).
     """
-    s = shape_of(x)
-    partial = x.new_empty((s.batch, s.splits, 2, s.channels), dtype=torch.float32)
-    mean, inverse = (x.new_empty((s.batch, groups), dtype=torch.float32) for _ in range(2))
-    centre, scale, offset = (x.new_empty((s.batch, s.channels), dtype=torch.float32) for _ in range(3))
-    _statistics[(s.splits, s.batch)](x, partial, s.rows, s.steps, **s.sums, num_warps=WARPS)
-    _merge_statistics[(groups, s.batch)](
-        partial, weight, bias, weight if shift is None else shift, mean, inverse, centre, scale, offset,
-        s.rows, s.splits, s.steps * s.sums["BR"], eps, weight.ndim - 1,
-        s.channels, groups, int(shift is not None), **_group_tile(s.channels // groups), num_warps=MERGE_WARPS,
-    )  # fmt: skip
-    _normalise[s.programs(s.once)](x, out, scale, offset, s.rows, s.batch, SILU=silu, **s.once, num_warps=WARPS)
-    return mean, inverse, centre
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, groups, eps, silu, shift, dtype):
+        x, weight, bias = innermost(x), weight.contiguous(), bias.contiguous()
+        s, out = shape_of(x), _empty(x, x.shape, dtype)
+        partial = _floats(x, s.batch, s.splits, 2, s.channels)
+        mean, inverse = (_floats(x, s.batch, groups) for _ in range(2))
+        centre, scale, offset = (_floats(x, s.batch, s.channels) for _ in range(3))
+        _statistics[(s.splits, s.batch)](x, partial, s.rows, s.steps, **s.sums, num_warps=WARPS)
+        _merge_statistics[(groups, s.batch)](
+            partial, weight, bias, weight if shift is None else shift, mean, inverse, centre, scale, offset,
+            s.rows, s.splits, s.steps * s.sums["BR"], eps, weight.ndim - 1,
+            s.channels, groups, int(shift is not None), **_group_tile(s.channels // groups), num_warps=MERGE_WARPS,
+        )  # fmt: skip
+        _normalise[s.programs(s.once)](x, out, scale, offset, s.rows, s.batch, SILU=silu, **s.once, num_warps=WARPS)
+        ctx.save_for_backward(x, weight, bias, shift, mean, inverse, centre)
+        ctx.groups, ctx.silu = groups, silu
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, bias, shift, mean, inverse, centre = ctx.saved_tensors
+        groups, silu, s, grad = ctx.groups, ctx.silu, shape_of(x), innermost(grad)
+        out, partial = _empty(x, x.shape, x.dtype), _floats(x, s.batch, s.splits, 2, s.channels)
+        d_weight, d_bias, d_shift = (_floats(x, s.batch, s.channels) for _ in range(3))
+        means = _floats(x, s.batch, groups, 2)
+        parameters = (weight, bias, weight if shift is None else shift, mean, inverse)
+        kind = (weight.ndim - 1, int(shift is not None))
+        _gradient_sums[(s.splits, s.batch)](
+            grad, x, *parameters, partial, s.rows, s.steps, *kind, SILU=silu, G=groups, **s.sums, num_warps=WARPS
+        )
+        _merge_gradient_sums[(groups, s.batch)](
+            partial, weight, inverse, centre, means, d_weight, d_bias, d_shift, s.rows, s.splits, weight.ndim - 1,
+            s.channels, groups, **_group_tile(s.channels // groups), num_warps=MERGE_WARPS,
+        )  # fmt: skip
+        _gradient[s.programs(s.twice)](
+            grad, x, *parameters, means, out, s.rows, s.batch, *kind, SILU=silu, G=groups, **s.twice,
+            num_warps=WARPS,
+        )  # fmt: skip
+        if weight.ndim == 1:
+            d_weight, d_bias = d_weight.sum(0), d_bias.sum(0)
+        of_shift = None if shift is None else d_shift.sum(0).to(shift.dtype)
+        return out, d_weight.to(weight.dtype), d_bias.to(bias.dtype), None, None, None, of_shift, None
 
 
-def group_norm_backward(
-    grad: Tensor,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    shift: Tensor | None,
-    mean: Tensor,
-    inverse: Tensor,
-    centre: Tensor,
-    groups: int,
-    silu: bool,
-    out: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Write the gradient of x into ``out``; return those of weight, bias and shift for each sample, (B, C) float32."""
-    s = shape_of(x)
-    partial = x.new_empty((s.batch, s.splits, 2, s.channels), dtype=torch.float32)
-    d_weight, d_bias, d_shift = (x.new_empty((s.batch, s.channels), dtype=torch.float32) for _ in range(3))
-    means = x.new_empty((s.batch, groups, 2), dtype=torch.float32)
-    parameters = (weight, bias, weight if shift is None else shift, mean, inverse)
-    kind = (weight.ndim - 1, int(shift is not None))
-    _gradient_sums[(s.splits, s.batch)](
-        grad, x, *parameters, partial, s.rows, s.steps, *kind, SILU=silu, G=groups, **s.sums, num_warps=WARPS
-    )
-    _merge_gradient_sums[(groups, s.batch)](
-        partial, weight, inverse, centre, means, d_weight, d_bias, d_shift, s.rows, s.splits, weight.ndim - 1,
-        s.channels, groups, **_group_tile(s.channels // groups), num_warps=MERGE_WARPS,
-    )  # fmt: skip
-    _gradient[s.programs(s.twice)](
-        grad, x, *parameters, means, out, s.rows, s.batch, *kind, SILU=silu, G=groups, **s.twice, num_warps=WARPS
-    )
-    return d_weight, d_bias, d_shift
+class Add(torch.autograd.Function):
+    """x + y + bias, the bias (C,) for each channel."""
+
+    @staticmethod
+    def forward(ctx, x, y, bias):
+        x, y = innermost(x), innermost(y)
+        s, out = shape_of(x), _empty(x, x.shape, torch.promote_types(x.dtype, y.dtype))
+        _add[s.programs(s.once)](x, y, bias, out, s.rows, **s.once, num_warps=WARPS)
+        ctx.dtypes = x.dtype, y.dtype, bias.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, y, bias = ctx.dtypes
+        return grad.to(x), grad.to(y), grad.sum((0, 2, 3), dtype=torch.float32).to(bias)
 
 
-def add(x: Tensor, y: Tensor, bias: Tensor, out: Tensor) -> None:
-    """out = x + y + bias, the bias (C,) for each channel; all (B, C, H, W) with channels innermost."""
-    s = shape_of(x)
-    _add[s.programs(s.once)](x, y, bias, out, s.rows, **s.once, num_warps=WARPS)
+class Interleave(torch.autograd.Function):
+    """Four images side by side in the channels become the pixels of each 2x2 block of one: (B, C, 2h, 2w).
+
+    x is (B, 4C, h + overlap, w + overlap), channel (2 * row + column) * C + c for pixel (row, column) of a block; bias
+    (4C,) is added to it first. With overlap 1 the image for the lower (right) pixel of a block is taken from one row
+    further down (one column to the right).
+    """
+
+    @staticmethod
+    def forward(ctx, x, bias, overlap):
+        b, channels, h, w = x.shape
+        out = _empty(x, (b, channels // 4, 2 * (h - overlap), 2 * (w - overlap)), x.dtype)
+        _interleave(innermost(x), bias.contiguous(), out, overlap, backward=False)
+        ctx.shape, ctx.overlap, ctx.bias = x.shape, overlap, bias.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        out = _empty(grad, ctx.shape, grad.dtype)  # 0 where forward took nothing
+        _interleave(out, out, innermost(grad), ctx.overlap, backward=True)
+        return out, out.sum((0, 2, 3), dtype=torch.float32).to(ctx.bias), None
 
 
-def interleave(x: Tensor, bias: Tensor, overlap: int, out: Tensor) -> None:
-    """Four images of (h, w) become the pixels of each 2x2 block of one: see `gsqtok.acceleration.fused.interleave`."""
-    _interleave(x, bias, overlap, out, backward=False)
-
-
-def interleave_backward(grad: Tensor, overlap: int, out: Tensor) -> None:
-    """The gradient of ``interleave``: 0 where it took nothing."""
-    _interleave(out, out, overlap, grad, backward=True)
-
-
-def _interleave(x: Tensor, bias: Tensor, overlap: int, out: Tensor, backward: bool) -> None:
+def _interleave(x: Tensor, bias: Tensor, out: Tensor, overlap: int, backward: bool) -> None:
     batch, channels, height, width = out.shape
     s = _shape(batch, channels, 4 * x.shape[2] * x.shape[3], TILE, SUMS_TILE, PROGRAMS)
     _move[s.programs(s.once)](

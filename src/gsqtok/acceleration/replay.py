@@ -3,28 +3,31 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
+from operator import is_not
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gsqtok.acceleration.backend import hooked_everywhere
+
 SHAPES = 8  # graphs that are kept, the least recently used one goes
 PIXELS = 2**20  # a larger batch keeps the GPU busy without
+
+Graph = tuple[torch.cuda.CUDAGraph, Tensor, Any]
 
 
 class Replays:
     """Runs networks without gradient, from a CUDA graph where the same shape has come before.
 
     The first input of a shape runs plainly, so that a shape that comes once costs nothing; the second is recorded. A
-    graph reads the weights where they are: updating them in place is fine, replacing them needs ``clear``.
+    graph reads the weights where they are: updating them in place is fine. Where a module, its class or a parameter has
+    been exchanged it is recorded anew; with hooks, which a replay would not call, networks run plainly.
     """
 
     def __init__(self) -> None:
-        self.graphs: OrderedDict[tuple[Any, ...], tuple[torch.cuda.CUDAGraph, Tensor, Tensor] | None] = OrderedDict()
-
-    def clear(self) -> None:
-        """Forget all graphs."""
-        self.graphs.clear()
+        self.graphs: OrderedDict[tuple[Any, ...], tuple[Graph, Contents] | None] = OrderedDict()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Replays:
         return Replays()  # the copy has weights of its own
@@ -50,15 +53,51 @@ class Replays:
                 self.graphs.popitem(last=False)
             return network(x)
         self.graphs.move_to_end(key)
-        if self.graphs[key] is None:
-            self.graphs[key] = recorded(network, x)
-        graph, source, out = self.graphs[key]
-        source.copy_(x)
-        graph.replay()
-        return out.clone()
+        known = self.graphs[key]
+        if known is not None:
+            out = replayed(known[0], x)
+            if not known[1].changed():  # looked at while the GPU is at work, so it costs no time
+                return out.clone()
+        self.graphs[key], contents = None, Contents(network)
+        if contents.changed():
+            return network(x)
+        known = self.graphs[key] = recorded(network, x), contents
+        return replayed(known[0], x).clone()
 
 
-def recorded(network: nn.Module, x: Tensor) -> tuple[torch.cuda.CUDAGraph, Tensor, Any]:
+def replayed(recording: Graph, x: Tensor) -> Tensor:
+    """What a graph writes for x, in the graph's own memory."""
+    graph, source, out = recording
+    source.copy_(x)
+    graph.replay()
+    result: Tensor = out
+    return result
+
+
+class Contents:
+    """What a network consists of, to see within microseconds what a replay would not notice.
+
+    It keeps the parameters that a graph reads, so a graph may run once more after they have been exchanged.
+    """
+
+    def __init__(self, network: nn.Module) -> None:
+        self.modules = list(network.modules())
+        self.states = [module.__dict__ for module in self.modules]
+        self.parts = self._parts()
+
+    def _parts(self) -> list[Any]:
+        kinds = ("_modules", "_parameters")
+        parts = [part for state in self.states for kind in kinds for part in state[kind].values()]
+        return [*parts, *map(type, self.modules), *(state.get("forward") for state in self.states)]
+
+    def changed(self) -> bool:
+        """Whether a module, its class or forward, or a parameter has been replaced, or a module has a hook."""
+        hooked = any(state["_forward_hooks"] or state["_forward_pre_hooks"] for state in self.states)
+        parts = self._parts()
+        return hooked or hooked_everywhere() or len(parts) != len(self.parts) or any(map(is_not, parts, self.parts))
+
+
+def recorded(network: Callable[[Tensor], Any], x: Tensor) -> Graph:
     """A graph of ``network(x)`` without gradient, the tensor that it reads and what it writes."""
     with torch.cuda.device(x.device), torch.no_grad():
         source = x.clone()

@@ -9,28 +9,41 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from gsqtok.acceleration.fused_triton import innermost
 
 TILE = 4096  # elements a tile, 32 for each thread; half of it backward, which keeps two sums for each
 PROGRAMS = 640  # that share the rows backward, five on each multiprocessor of the largest GPUs
 WARPS = 4
 
 
-def forward(x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> None:
-    """Out = silu(x / rms(x) * weight + bias), for x (B, C, H, W) with channels innermost."""
-    rows, sizes = _sizes(x, TILE)
-    _forward[(-(-rows // sizes["ROWS"]),)](x, weight, bias, out, rows, eps, **sizes, num_warps=WARPS)
+class RMSNormSiLU(torch.autograd.Function):
+    """``silu(x / rms(x) * weight + bias)`` of x (B, C, H, W), the root mean square over channels; weight, bias (C,)."""
 
+    @staticmethod
+    def forward(ctx, x, weight, bias, eps):
+        x, weight, bias = innermost(x), weight.contiguous(), bias.contiguous()
+        out, (rows, sizes) = torch.empty_like(x), _sizes(x, TILE)
+        _forward[(-(-rows // sizes["ROWS"]),)](x, weight, bias, out, rows, eps, **sizes, num_warps=WARPS)
+        ctx.save_for_backward(x, weight, bias)
+        ctx.eps = eps
+        return out
 
-def backward(grad: Tensor, x: Tensor, weight: Tensor, bias: Tensor, eps: float, out: Tensor) -> tuple[Tensor, Tensor]:
-    """Write the gradient of x to ``out`` and return those of weight and bias, (C,) float32."""
-    rows, sizes = _sizes(x, TILE // 2)
-    tiles = -(-rows // sizes["ROWS"])
-    steps = -(-tiles // PROGRAMS)
-    programs = -(-tiles // steps)
-    sums = torch.empty((programs, 2, sizes["CHANNELS"]), dtype=torch.float32, device=x.device)
-    _backward[(programs,)](grad, x, weight, bias, out, sums, rows, steps, eps, **sizes, num_warps=WARPS)
-    d_weight, d_bias = sums.sum(0)
-    return d_weight, d_bias
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight, bias = ctx.saved_tensors
+        out, (rows, sizes) = torch.empty_like(x), _sizes(x, TILE // 2)
+        tiles = -(-rows // sizes["ROWS"])
+        steps = -(-tiles // PROGRAMS)
+        programs = -(-tiles // steps)
+        sums = torch.empty((programs, 2, sizes["CHANNELS"]), dtype=torch.float32, device=x.device)
+        _backward[(programs,)](
+            innermost(grad), x, weight, bias, out, sums, rows, steps, ctx.eps, **sizes, num_warps=WARPS
+        )
+        d_weight, d_bias = sums.sum(0)
+        return out, d_weight.to(weight.dtype), d_bias.to(bias.dtype), None
 
 
 def _sizes(x: Tensor, tile: int) -> tuple[int, dict[str, int]]:

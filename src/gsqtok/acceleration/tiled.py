@@ -6,6 +6,9 @@ the next begins. Its feature map is kept where the image is (in host memory, for
 it, with one row and column more on each side, is on the device of the weights. Statistics are gathered while a map is
 written. So the result is the network's own up to rounding, with nothing to blend, and the device's memory depends on
 the tile alone.
+
+Convolutions are called, so that what has been put around them (an adapter, `weight_norm`, a hook) has its effect, a
+tile at a time. Norms are not: one that is hooked or unknown is refused.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsqtok.acceleration.backend import unchanged
+from gsqtok.acceleration.recompute import RecomputedBlock
 from gsqtok.networks import AnyDecoder, AnyEncoder
 from gsqtok.networks.blocks import (
     NORM_GROUPS,
@@ -28,14 +33,15 @@ from gsqtok.networks.blocks import (
     GroupNorm,
     NearestUpsample,
     ResidualBlock,
-    interleaved,
 )
 from gsqtok.networks.compact import FOLD, CompactBlock, CompactDecoder, CompactEncoder, Merge, RMSNorm, Split
 
-Window = tuple[int, int, int, int]  # first and last + 1 row, first and last + 1 column
+Window = tuple[int, ...]  # first and last + 1 row, first and last + 1 column
 Network = AnyEncoder | AnyDecoder
 Layer = Callable[[Tensor], Tensor]
 Progress = Callable[[int, int], None]  # gets the number of tiles that are done, and of all
+_CALLED = (Downsample, Merge, NearestUpsample, DepthToSpaceUpsample, Split, RMSNorm)
+_TAKEN_APART = (ResidualBlock, RecomputedBlock, CompactBlock, Attention, AdaptiveGroupNorm, GroupNorm, nn.GroupNorm)
 
 
 class FeatureMap:
@@ -106,47 +112,36 @@ class Tiled:
     def convolve(
         self,
         source: FeatureMap,
-        conv: nn.Conv2d,
+        conv: nn.Module,
         before: Layer | None = None,
         after: Callable[[Tensor, Window], Tensor] | None = None,
         into: Tensor | None = None,
+        *,
+        scale: float = 1,
         normed: bool = True,
     ) -> FeatureMap:
-        """A convolution that keeps the size or halves it.
+        """A convolution of at most 3x3 with its padding, or an up-sampling by one.
 
         Args:
             source: its input.
-            conv: 3x3 or 1x1.
+            conv: called with tiles that are larger by what it pads: the border of its result is dropped.
             before: what is computed from the source, value by value, on the way to the convolution.
             after: gets the result and its window.
             into: what the result is written to, as soon as it is known; None makes a new map.
+            scale: of height and width, 1/2, 1 or 2.
             normed: whether a norm of the result follows.
         """
         x, out = source.values, None if into is None else FeatureMap(into)
-        halo, stride = conv.padding[0], conv.stride[0]
-        for window in self.windows(x):
-            tile = self._read(x, window, halo, before)
-            tile = F.conv2d(tile.to(conv.weight.dtype), conv.weight, conv.bias, conv.stride)
+        halo, border = max(1, int(1 / scale)), max(1, int(scale))
+        for window in self.windows(x, border):
+            tile = conv(self._read(x, window, halo, before).to(_dtype(conv)))[:, :, border:-border, border:-border]
             if after is not None:
                 tile = after(tile, window)
-            out = out or self._new(x, tile, 1 / stride)
-            out.write(tuple(n // stride for n in window), tile, normed)
-        return out
-
-    def upsample(self, block: NearestUpsample | DepthToSpaceUpsample | Split, source: FeatureMap) -> FeatureMap:
-        """Twice the height and width."""
-        x, conv, out = source.values, block.conv, None
-        for window in self.windows(x, 2):
-            tile = self._read(x, window, conv.padding[0])
-            if isinstance(block, Split):
-                tile = block(tile)
-            elif isinstance(block, NearestUpsample):
-                tile = F.interpolate(tile, scale_factor=2, mode="nearest")[:, :, 1:-1, 1:-1]
-                tile = F.conv2d(tile, conv.weight, conv.bias)
-            else:
-                tile = interleaved(F.conv2d(tile, conv.weight, conv.bias))
-            out = out or self._new(x, tile, 2)
-            out.write(tuple(2 * n for n in window), tile, True)
+            if out is None:  # kept where x is
+                height, width = (int(n * scale) for n in x.shape[2:])
+                out = FeatureMap(x.new_empty(len(x), tile.shape[1], height, width, dtype=tile.dtype))
+            out.write(tuple(int(n * scale) for n in window), tile, normed)
+        assert out is not None  # no map is empty
         return out
 
     def residual(self, block: ResidualBlock | CompactBlock, source: FeatureMap) -> FeatureMap:
@@ -158,7 +153,7 @@ class Tiled:
         def add(tile: Tensor, window: Window) -> Tensor:
             return skip(self._read(x, window, 0)) + tile
 
-        channels = block.conv2.out_channels
+        channels = h.values.shape[1]
         into = x[:, :channels] if channels <= x.shape[1] else None
         return self.convolve(h, block.conv2, _norm(block.norm2, h), add, into)
 
@@ -173,23 +168,18 @@ class Tiled:
     def attend(self, block: Attention, source: FeatureMap) -> FeatureMap:
         """Queries by tiles; keys and values of all positions are on the device."""
         x, channels = source.values, source.values.shape[1]
-        norm = _norm(block.norm, source)
-        weights, biases = block.qkv.weight, block.qkv.bias
-        keys_values: Tensor | None = None
+        norm, dtype = _norm(block.norm, source), _dtype(block.qkv)
+        keys_values = torch.empty(len(x), 2 * channels, *x.shape[2:], dtype=dtype, device=self.device)
         for window in self.windows(x):
-            tile = self._read(x, window, 0, norm).to(weights.dtype)
-            tile = F.conv2d(tile, weights[channels:], biases[channels:])
-            if keys_values is None:
-                keys_values = tile.new_empty(*tile.shape[:2], *x.shape[2:])
             top, bottom, left, right = window
-            keys_values[:, :, top:bottom, left:right] = tile
+            tile = block.qkv(self._read(x, window, 0, norm).to(dtype))
+            keys_values[:, :, top:bottom, left:right] = tile[:, channels:]
         keys, values = keys_values.flatten(2).transpose(1, 2).unsqueeze(1).chunk(2, dim=-1)
         # A backend that writes the scores down holds no more of them than a tile has values.
         rows = max(1, self.tile**2 * channels // keys.shape[2])
         out = FeatureMap(x)
         for window in self.windows(x):
-            q = self._read(x, window, 0, norm).to(weights.dtype)
-            q = F.conv2d(q, weights[:channels], biases[:channels])
+            q = block.qkv(self._read(x, window, 0, norm).to(dtype))[:, :channels].to(dtype)
             shape = q.shape[2:]
             q = q.flatten(2).transpose(1, 2).unsqueeze(1)
             h = torch.cat([F.scaled_dot_product_attention(part, keys, values) for part in q.split(rows, 2)], 2)
@@ -209,10 +199,9 @@ class Tiled:
         missing = (halo - west, halo - east, halo - above, halo - below)
         return F.pad(tile, missing) if any(missing) else tile
 
-    def _new(self, x: Tensor, tile: Tensor, scale: float) -> FeatureMap:
-        """A map for tiles like this one, kept where x is."""
-        height, width = (int(n * scale) for n in x.shape[2:])
-        return FeatureMap(x.new_empty(len(x), tile.shape[1], height, width, dtype=tile.dtype))
+
+def _dtype(module: nn.Module) -> torch.dtype:
+    return next(module.parameters()).dtype
 
 
 def _affine(scale: Tensor, offset: Tensor, silu: bool = False) -> Layer:
@@ -235,13 +224,29 @@ def count(network: Network, size: tuple[int, int], tile: int) -> int:
     if isinstance(network, CompactEncoder):
         height, width = height // FOLD, width // FOLD
     for block in (network.conv_in, *network.blocks, network.conv_out):
-        upsamples = isinstance(block, NearestUpsample | DepthToSpaceUpsample | Split)
-        step = tile // 2 if upsamples else tile
+        scale = _scale(block)
+        step = tile // max(1, int(scale))
         passes = 2 if isinstance(block, ResidualBlock | CompactBlock | Attention) else 1
         total += passes * math.ceil(height / step) * math.ceil(width / step)
-        scale = 2 if upsamples else 0.5 if isinstance(block, Downsample | Merge) else 1
         height, width = int(height * scale), int(width * scale)
     return total
+
+
+def _scale(block: nn.Module) -> float:
+    if isinstance(block, NearestUpsample | DepthToSpaceUpsample | Split):
+        return 2
+    return 0.5 if isinstance(block, Downsample | Merge) else 1
+
+
+def _check(network: Network) -> None:
+    """Raises TypeError for what cannot run in tiles."""
+    for name, module in network.named_modules():
+        place, kind = name.split("."), type(module)
+        fits = unchanged(module) if kind in _TAKEN_APART else isinstance(module, _CALLED)
+        if (place[-1].startswith("norm") or (place[0] == "blocks" and len(place) == 2)) and not fits:
+            raise TypeError(f"{kind.__name__} ({name}) cannot run in tiles: it has hooks, or is not of gsqtok.networks")
+        if isinstance(module, nn.Conv2d) and (max(module.kernel_size) > 3 or module.padding_mode != "zeros"):
+            raise TypeError(f"{module} ({name}) cannot run in tiles: it looks further than a tile's border")
 
 
 @torch.no_grad()
@@ -261,12 +266,14 @@ def run(network: Network, x: Tensor, tile: int, progress: Progress | None = None
 
     Raises:
         ValueError: ``tile`` is not a positive even number; a network of another project.
+        TypeError: a block or a norm that is not known here, or has hooks.
     """
     if not isinstance(network, Network):
         raise ValueError("tiles are for the networks of this package; this tokenizer has others: leave out tile")
-    tiled = Tiled(tile, network.conv_in.weight.device)
+    _check(network)
+    tiled = Tiled(tile, next(network.parameters()).device)
     if progress is not None:
-        done, total = itertools.count(1), count(network, tuple(x.shape[2:]), tile)
+        done, total = itertools.count(1), count(network, (x.shape[2], x.shape[3]), tile)
         tiled.done = lambda: progress(next(done), total)
     folded = F.pixel_unshuffle(x, FOLD) if isinstance(network, CompactEncoder) else x
     current = tiled.convolve(FeatureMap(folded), network.conv_in)
@@ -274,17 +281,11 @@ def run(network: Network, x: Tensor, tile: int, progress: Progress | None = None
         match block:
             case ResidualBlock() | CompactBlock():
                 current = tiled.residual(block, current)
-            case Downsample():
-                current = tiled.convolve(current, block.conv)
-            case Merge():
-                current = tiled.convolve(current, block)
-            case NearestUpsample() | DepthToSpaceUpsample() | Split():
-                current = tiled.upsample(block, current)
             case AdaptiveGroupNorm():
                 current = tiled.adapt(block, current, x)
             case Attention():
                 current = tiled.attend(block, current)
             case _:
-                raise TypeError(f"{type(block).__name__} cannot run in tiles")
+                current = tiled.convolve(current, block, scale=_scale(block))
     out = tiled.convolve(current, network.conv_out, _norm(network.norm_out, current), normed=False).values
     return F.pixel_shuffle(out, FOLD) if isinstance(network, CompactDecoder) else out

@@ -50,7 +50,7 @@ class Compressor:
             raise ValueError(
                 f"tokens of {self.codebook_size:,} codewords cannot be compressed: {LARGEST_CODEBOOK:,} are the most"
             )
-        self._tokenizer = self.tokenizer.fingerprint()[:16]
+        self._tokenizer = self.tokenizer.tokens_fingerprint()[:16]
         self._prior = ""
         if self.prior is not None:
             if self.frequencies is not None:
@@ -173,7 +173,7 @@ def _coder_of(
 ) -> Coder:
     """What decodes a file, after all fingerprints have been compared."""
     header, quantizer = file.header, tokenizer.quantizer
-    if (theirs := tokenizer.fingerprint()[:16]) != header.tokenizer:
+    if (theirs := tokenizer.tokens_fingerprint()[:16]) != header.tokenizer:
         raise ValueError(
             f"{file.path} was made by the tokenizer {header.tokenizer[:12]}, this one is {theirs[:12]}: name the same "
             "model that compressed it"

@@ -45,7 +45,7 @@ class Header:
     """What a file says of itself.
 
     Attributes:
-        tokenizer: the first 16 hexadecimal digits of the tokenizer's fingerprint.
+        tokenizer: the first 16 hexadecimal digits of the tokenizer's ``tokens_fingerprint``.
         prior: likewise; empty without a prior.
         coder: STATIC, ADAPTIVE or PRIOR.
         groups: tokens of a position, G.

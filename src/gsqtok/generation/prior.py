@@ -58,7 +58,7 @@ class Vocabulary:
     """The tokens that a prior knows.
 
     Attributes:
-        tokenizer: fingerprint of the tokenizer that makes them.
+        tokenizer: ``tokens_fingerprint`` of the tokenizer that makes them.
         groups: G.
         codebook_size: V.
         grid: (h, w) of the images that it was trained on.
@@ -79,7 +79,7 @@ class Vocabulary:
         Raises:
             ValueError: another one; the message names both.
         """
-        if (theirs := tokenizer.fingerprint()) != self.tokenizer:
+        if (theirs := tokenizer.tokens_fingerprint()) != self.tokenizer:
             raise ValueError(
                 f"the prior is for tokens of the tokenizer {self.tokenizer[:12]}, this one is {theirs[:12]}: name the "
                 "same model that made its tokens, or train a prior for this one"

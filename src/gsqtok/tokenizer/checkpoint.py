@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from gsqtok.tokenizer.model import ImageTokenizer
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
+CHECKOUT = Path(__file__).parents[3]  # of the repository, where the package is used from one
+PRETRAINED = (
+    "pretrained/"  # names of the larger tokenizers begin with it: a folder of a checkout, a repository of OWNER
+)
+OWNER = "gsqtok"
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_FILE = "checkpoint.pt"  # of the official GSQ implementation
@@ -162,6 +167,7 @@ class Pretrained(nn.Module):
         local_files_only: bool = False,
         force_download: bool = False,
         token: str | bool | None = None,
+        decoder: str | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> Self:
@@ -171,9 +177,12 @@ class Pretrained(nn.Module):
             source: a folder written by ``save_pretrained`` or by a training run; a checkpoint of another project (a
                 file, or a folder with one), whose family is found by what it holds, or named and told more:
                 ``"FAMILY:PATH?option=value"``; or a hub repository (``owner/name``, or ``owner/name/file``) that holds
-                either. None loads the small default tokenizer inside the package.
+                either. ``"pretrained/f8"`` and ``"pretrained/f16"`` are this project's own larger tokenizers, from its
+                repository or from the hub. None loads the small default tokenizer inside the package.
             revision: branch, tag or commit of a hub repository.
             cache_dir, local_files_only, force_download, token: huggingface_hub's own.
+            decoder: another decoder of the same tokens, where the folder holds one as ``decoder-NAME.safetensors``:
+                ``"sharp"`` for ``pretrained/f16``. ``"pretrained/f16?decoder=sharp"`` says the same in one word.
             device: where it is to run.
             dtype: of the networks' weights; the quantizer's stay in float32, since rounding them changes tokens.
 
@@ -183,35 +192,40 @@ class Pretrained(nn.Module):
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
         with torch.device("cpu"):  # whatever the caller's default is
-            tokenizer = cls._load(source, hub | {"force_download": force_download, "token": token})
+            tokenizer = cls._load(source, decoder, hub | {"force_download": force_download, "token": token})
         for network in (tokenizer.encoder, tokenizer.decoder):
             network.to(dtype)
         return tokenizer.to(device)
 
     @classmethod
-    def _load(cls, source: str | Path | None, hub: dict[str, Any]) -> Self:
+    def _load(cls, source: str | Path | None, decoder: str | None, hub: dict[str, Any]) -> Self:
         family: str | None = None
         options: dict[str, Any] = {}
         path = EMBEDDED
         if source is not None:
             family, name, options = split_name(source)
-            path = _located(name, hub)
+            path = _located(name, hub, decoder or options.get("decoder"))
         if path.name == WEIGHTS_FILE and _is_own(path.parent):
             raise CheckpointError(f"{path} is a file: name the folder that it is in")
-        if family is not None or options or not _is_own(path):
+        own = family is None and _is_own(path) and options.keys() <= {"decoder"}
+        if not own:
+            if decoder is not None:
+                raise ValueError(f"decoder={decoder!r} is for a folder that save_pretrained wrote; {path} is none")
             opened: Self = import_module(PUBLISHED).open_checkpoint(path, family, options)
             return opened
         for file in (path / CONFIG_FILE, path / WEIGHTS_FILE):
             if not file.is_file():
                 raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
-        return cls._from_files(path / CONFIG_FILE, path / WEIGHTS_FILE)
+        decoder = decoder or options.get("decoder")
+        return cls._from_files(path / CONFIG_FILE, path / WEIGHTS_FILE, decoder and _decoder_file(path, decoder))
 
     @classmethod
-    def _from_files(cls, config_file: Path, weights_file: Path) -> Self:
-        try:
-            state = load_file(weights_file)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{weights_file} cannot be read: {error}") from error
+    def _from_files(cls, config_file: Path, weights_file: Path, decoder_file: Path | None = None) -> Self:
+        state = _read(weights_file)
+        if decoder_file is not None:
+            weights_file = decoder_file
+            state = {name: value for name, value in state.items() if not name.startswith("decoder.")}
+            state |= {f"decoder.{name}": value for name, value in _read(decoder_file).items()}
         try:
             values = json.loads(config_file.read_text())
             own = "family" not in values
@@ -276,6 +290,23 @@ class Pretrained(nn.Module):
         return tokenizer.eval()
 
 
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file} cannot be read: {error}") from error
+
+
+def _decoder_file(folder: Path, name: str) -> Path:
+    """Where a folder holds the decoder of that name."""
+    prefix, suffix = "decoder-", ".safetensors"
+    names = sorted(file.name[len(prefix) : -len(suffix)] for file in folder.glob(f"{prefix}*{suffix}"))
+    if name not in names:
+        there = f"it has {', '.join(names)}, and its usual one" if names else "it has its usual one only"
+        raise CheckpointError(f"{folder} holds no decoder {name!r}: {there}")
+    return folder / f"{prefix}{name}{suffix}"
+
+
 def _in_a_line(error: Exception) -> str:
     return " ".join(str(error).split())[:300]
 
@@ -298,9 +329,13 @@ def _value(text: str) -> Any:
         return text
 
 
-def _located(name: str, hub: dict[str, Any]) -> Path:
+def _located(name: str, hub: dict[str, Any], decoder: str | None = None) -> Path:
     """The file or folder of that name; from the hub where there is none here."""
     path = Path(name).expanduser()
+    if name.startswith(PRETRAINED) and not path.exists():
+        path = CHECKOUT / name
+        if not path.exists():
+            name = f"{OWNER}/{name.removeprefix(PRETRAINED)}"
     if path.exists():
         is_run = not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir()
         return path / RUN_TOKENIZER if is_run else path
@@ -308,7 +343,10 @@ def _located(name: str, hub: dict[str, Any]) -> Path:
         raise FileNotFoundError(f"no such folder: {name} (a hub repository is named owner/name)")
     from gsqtok.tokenizer.hub import download
 
-    wanted = [(WEIGHTS_FILE, CONFIG_FILE), (DIFFUSERS_FILE, CONFIG_FILE), (CHECKPOINT_FILE,)]
+    own: tuple[str, ...] = (WEIGHTS_FILE, CONFIG_FILE)
+    if decoder:
+        own = (*own, f"decoder-{decoder}.safetensors")
+    wanted = [own, (DIFFUSERS_FILE, CONFIG_FILE), (CHECKPOINT_FILE,)]
     if name.count("/") < 2 or path.suffix not in (*PICKLED, ".safetensors"):
         return download(name, wanted, **hub)
     owner, repository, file = name.split("/", 2)

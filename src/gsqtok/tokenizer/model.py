@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsqtok.acceleration import cpu, tiled
+from gsqtok.acceleration import accelerate, cpu, tiled
 from gsqtok.acceleration.replay import Replays
 from gsqtok.networks import AnyDecoder, AnyEncoder
 from gsqtok.quantizers import quantizer_options
@@ -85,6 +85,7 @@ class ImageTokenizer(Pretrained):
             options = {k: v for k, v in self.quantizer.config.items() if k != "dim"}
             self.config = dataclasses.replace(config, quantizer=quantizer_options(**options))
         self._replays: Replays | None = None
+        accelerate(self)
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
         """As in every module; False also keeps the quantizer's codebook from following the latents."""
@@ -273,7 +274,7 @@ class ImageTokenizer(Pretrained):
         quantized = quantized.to(_dtype(self.decoder))
         if not len(tokens):
             tile = None  # nothing to cut
-        images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp_(-1, 1)
+        images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp(-1, 1)
         return images if size is None else images[:, :, : size[0], : size[1]]
 
     def _in_rows(self, function: Callable[[Tensor], Tensor], x: Tensor, tile: int | None) -> Tensor:
@@ -313,11 +314,23 @@ class ImageTokenizer(Pretrained):
         return images.to(_dtype(self.encoder))
 
     def fingerprint(self) -> str:
-        """SHA-256 over configuration and weights (as float32): two tokenizers that agree make the same tokens."""
-        digest = hashlib.sha256(json.dumps(self.config.to_dict(), sort_keys=True).encode())
+        """SHA-256 over configuration and weights (as float32)."""
+        return self._digest(lambda name: True)
+
+    def tokens_fingerprint(self) -> str:
+        """SHA-256 of all but the decoder: two tokenizers that agree make the same tokens, and read each other's.
+
+        A decoder that was trained on a frozen encoder and quantizer has another `fingerprint`, and this one in common.
+        """
+        return self._digest(lambda name: not name.startswith("decoder"))
+
+    def _digest(self, counts: Callable[[str], bool]) -> str:
+        config = {name: value for name, value in self.config.to_dict().items() if counts(name)}
+        digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for name, value in sorted(self.weights().items()):
-            digest.update(name.encode())
-            digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
+            if counts(name):
+                digest.update(name.encode())
+                digest.update(value.detach().float().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()
 
 

@@ -40,7 +40,7 @@ class TokenArchiveWriter:
     def __init__(self, path: str | Path, tokenizer: ImageTokenizer) -> None:
         self.path = Path(path)
         self.codebook_size = tokenizer.quantizer.codebook_size
-        self.meta = {"format": 1, "tokenizer": tokenizer.fingerprint(), "codebook_size": self.codebook_size}
+        self.meta = {"format": 1, "tokenizer": tokenizer.tokens_fingerprint(), "codebook_size": self.codebook_size}
         self.sizes: dict[str, tuple[int, int]] = {}
 
     def __enter__(self) -> TokenArchiveWriter:
@@ -104,7 +104,7 @@ class TokenArchive:
 
     def require(self, tokenizer: ImageTokenizer) -> None:
         """Refuse a tokenizer other than the one that made the tokens."""
-        if (theirs := tokenizer.fingerprint()) != self.fingerprint:
+        if (theirs := tokenizer.tokens_fingerprint()) != self.fingerprint:
             raise TokenArchiveError(
                 f"{self.path} was made by the tokenizer {self.fingerprint[:12]}, this one is {theirs[:12]}: "
                 "name the same model that encoded it"

@@ -213,7 +213,7 @@ def require(manifest: dict[str, Any], tokenizer: ImageTokenizer) -> None:
     Raises:
         ValueError: another one; the message names both.
     """
-    if (theirs := tokenizer.fingerprint()) != manifest["tokenizer"]:
+    if (theirs := tokenizer.tokens_fingerprint()) != manifest["tokenizer"]:
         raise ValueError(
             f"the tokens were made by the tokenizer {manifest['tokenizer'][:12]}, this one is {theirs[:12]}: "
             "name the same model that made them"

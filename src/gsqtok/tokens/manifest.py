@@ -116,7 +116,7 @@ def header(tokenizer: ImageTokenizer, transform: dict[str, Any]) -> dict[str, An
     return {
         "format": FORMAT,
         "version": gsqtok.__version__,
-        "tokenizer": tokenizer.fingerprint(),
+        "tokenizer": tokenizer.tokens_fingerprint(),
         "config": json.loads(json.dumps(tokenizer.config.to_dict())),
         "factor": tokenizer.factor,
         "groups": tokenizer.quantizer.tokens_per_position,

@@ -229,7 +229,7 @@ def _settings(tokenizer: ImageTokenizer, images: ImageSource, options: RunOption
     chunk = chunk_images(side, options.crops.number, options.shard_size)
     settings = {
         "format": manifest.FORMAT,
-        "model": tokenizer.fingerprint(),
+        "model": tokenizer.tokens_fingerprint(),
         "source": images.digest,
         "columns": [[field.name, str(field.type)] for field in images.columns],
         "shard size": options.shard_size,
