@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gsqtok.generation.embeddings import MOST_LOGITS
 from gsqtok.generation.prior import Prior
 
 
@@ -137,9 +138,13 @@ def _predicted(
     x = prior.positions(tokens.repeat(twice, 1, 1, 1), labels, hidden.repeat(twice, 1, 1, 1))
     out = prior.head(x.flatten(0, 1), tokens.repeat(twice, 1, 1, 1).flatten(0, 2), prior.embedding)
     outputs, drawn = prior.embedding.outputs(), []
+    rows = max(1, MOST_LOGITS // (twice * prior.vocabulary.codebook_size))
     for group in range(prior.vocabulary.groups):
-        logits = _guided(prior.embedding.logits(out[:, group], outputs, group), options.guidance)
-        drawn.append(draw(logits, options, generator))
+        parts = []
+        for part in out[:, group].unflatten(0, (twice, -1)).split(rows, 1):
+            logits = prior.embedding.logits(part.flatten(0, 1), outputs, group)
+            parts.append(draw(_guided(logits, options.guidance), options, generator))
+        drawn.append([torch.cat(values) for values in zip(*parts, strict=True)])
     picked, sure = (torch.stack(parts, -1).view(tokens.shape) for parts in zip(*drawn, strict=True))
     return picked, sure
 
