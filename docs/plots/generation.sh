@@ -5,7 +5,8 @@
 #   docs/plots/generation.sh files FOLDER PHOTOS IMAGES [OPTION ...]      tokens of 256 px, a prior, files of IMAGES
 #
 # OPTIONs go to every gsqtok prior train, such as --steps 1000. MODEL=runs/mine names another tokenizer than the embedded
-# one, SAMPLES how many images the Frechet distance takes (5000), FEATURES its network.
+# one, SAMPLES how many images the Frechet distance takes (5000), FEATURES its network, CODECS those beside the files; a
+# folder goes on where it was left, so that CODECS= first and the codecs later keeps a GPU free of them.
 set -euo pipefail
 what=$1 folder=$2
 mkdir -p "$folder"
@@ -43,19 +44,25 @@ elif [ "$what" = files ]; then
   for way in "--frequencies static" "--frequencies adaptive" "--prior $folder/prior"; do
     $gsqtok compress $model "$images" --split validation --size 256 --crop center -o "$folder/images.gsq" $way
   done
-  # compressed where the tokenizer runs, decompressed on the CPU: the probabilities must be the same
-  first=$(python -c "import sys; from gsqtok.generation.container import CompressedFile as F
-print(F(sys.argv[1]).header.names[0])" "$folder/images.gsq")
-  $gsqtok decompress $model "$folder/images.gsq" -o "$folder/decompressed" --prior "$folder/prior" --device cpu \
-    --only "$first"
+  # compressed where the tokenizer runs, decompressed on the CPU, which checks every token: small images, as it takes long
+  $gsqtok compress $model "$images" --split validation --size 64 --crop center -o "$folder/small.gsq" --prior "$folder/prior"
+  ${PYTHON:-python} - "$folder/small.gsq" > "$folder/names" <<'END'
+import sys
+from gsqtok.generation import CompressedFile
+print(*CompressedFile(sys.argv[1]).header.names[:16], sep="\n")
+END
+  mapfile -t names < "$folder/names"
+  $gsqtok decompress $model "$folder/small.gsq" -o "$folder/decompressed" --prior "$folder/prior" --device cpu \
+    --only "${names[@]}"
   $gsqtok evaluate $model "$images" --split validation --size 256 --crop center --features none --perceptual \
     --prior "$folder/prior" -o "$folder/files.json"
-  rate=$(python -c "import json, sys; print(json.load(open(sys.argv[1]))['metrics']['bits_per_pixel'])" "$folder/files.json")
-  for codec in webp avif jpeg; do
+  rate=$(${PYTHON:-python} -c "import json, sys; print(json.load(open(sys.argv[1]))['metrics']['bits_per_pixel'])" \
+    "$folder/files.json")
+  for codec in ${CODECS-webp avif jpeg}; do
     $gsqtok evaluate "codec:$codec@$rate" "$images" --split validation --size 256 --crop center --features none \
-      --perceptual -o "$folder/$codec.json"
+      --perceptual -o "$folder/codec-$codec.json"
   done
-  $gsqtok compare "$folder"/{files,webp,avif,jpeg}.json -o "$folder/report" --markdown
+  $gsqtok compare "$folder"/files.json "$folder"/codec-*.json -o "$folder/report" --markdown
 else
   echo "the first argument is heads or files" >&2
   exit 2
