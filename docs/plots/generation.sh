@@ -62,7 +62,7 @@ END
     $gsqtok evaluate "codec:$codec@$rate" "$images" --split validation --size 256 --crop center --features none \
       --perceptual -o "$folder/codec-$codec.json"
   done
-  $gsqtok compare "$folder"/files.json "$folder"/codec-*.json -o "$folder/report" --markdown
+  test -z "${CODECS-all}" || $gsqtok compare "$folder"/files.json "$folder"/codec-*.json -o "$folder/report" --markdown
 else
   echo "the first argument is heads or files" >&2
   exit 2
