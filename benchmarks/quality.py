@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py measure embedded pretrained/f8 codec:webp@1.0 --data coco-256 -o docs/quality.json
     python benchmarks/quality.py table docs/quality.json README.md docs/results.md
+    python benchmarks/quality.py picture src/gsqtok/demo_images caltech101 -o docs/images/tokenizers.jpg
 
 Each model is measured on the central squares of 256 pixels of a data set: PSNR, SSIM, MS-SSIM, bits per pixel, ST-LPIPS
 (Ghildyal and Liu 2022; a shift-tolerant LPIPS, not LPIPS), and Fréchet distances in the features of two networks: the
@@ -14,6 +15,7 @@ MobileNetV2 (github.com/google-coral/test_data, as .npz).
 """
 
 import argparse
+import itertools
 import json
 import re
 from datetime import date
@@ -23,11 +25,12 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gsqtok
-from gsqtok.data import ImageTransform
+from gsqtok.data import ImageTransform, eval_loader, open_source, to_pil
 from gsqtok.evaluation import Codec
 from gsqtok.evaluation.features import TimmFeatures
 from gsqtok.evaluation.frechet import FrechetDistance
@@ -118,6 +121,65 @@ def measured(name: str, data: str, size: int, both: Both, device: torch.device, 
     return {"images": result.data["images"], "model": about, "metrics": line}
 
 
+NAMES = {  # models of the tables, in their order
+    "embedded": "inside the package",
+    "f8": "`pretrained/f8`",
+    "f16": "`pretrained/f16`",
+    "f16?decoder=sharp": "`pretrained/f16?decoder=sharp`",
+}
+
+
+def table(record: dict[str, Any], data: str, distances: str, rate: float) -> str:
+    """Tokenizers and codecs at about one rate: metrics of ``data``, Fréchet distances of ``distances``."""
+    heads = ["", "parameters", *(title for title, _ in HEADS.values())]
+    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
+    names = [*NAMES, *(f"codec:{codec}@{rate}" for codec in ("jpeg", "webp", "avif"))]
+    for name in names:
+        line, far = record.get(f"{data}/{name}"), record.get(f"{distances}/{name}")
+        if line is None or far is None or not rate / 2 < line["metrics"]["bits_per_pixel"] < rate * 2:
+            continue
+        metrics = line["metrics"] | {k: far["metrics"][k] for k in (LITE, MOBILE)}
+        size = line["model"].get("parameters")
+        title = NAMES.get(name) or {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}[name[6:10]]
+        cells = [title, f"{size / 1e6:.1f}M" if size else ""]
+        cells += [form.format(metrics[k]) for k, (_, form) in HEADS.items()]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def fill(page: Path, record: dict[str, Any]) -> None:
+    """Put the tables into a page, each between two comments that say which it is."""
+
+    def filled(found: re.Match[str]) -> str:
+        data, distances, rate = found[2].split()
+        return f"{found[1]}\n{table(record, data, distances, float(rate))}\n{found[3]}"
+
+    pattern = r"(<!-- quality: ([^>]*?) -->)\n.*?(<!-- end -->)"
+    text = re.sub(pattern, filled, page.read_text(), flags=re.DOTALL)
+    write_bytes(page, text.encode())
+
+
+def picture(sources: list[str], count: int, output: Path, size: int = 256) -> None:
+    """Rows: the first images of the sources. Columns: original, each tokenizer, WebP at 0.25 bits/px."""
+    loaders = (eval_loader(open_source(x), ImageTransform(size, crop="center"), batch_size=1) for x in sources)
+    images = torch.cat([batch["image"] for batch in itertools.islice(itertools.chain(*loaders), count)])
+    columns = {"original": images}
+    for name in NAMES:
+        path = None if name == "embedded" else f"pretrained/{name}"
+        tokenizer = gsqtok.ImageTokenizer.from_pretrained(path)
+        titles = {"embedded": "in the package", "f16?decoder=sharp": "f16, sharp"}
+        columns[f"{titles.get(name, name)}: {tokenizer.bits_per_pixel:g} bits/px"] = tokenizer(images).reconstruction
+    columns["WebP: 0.25 bits/px"] = Codec("webp", 0.25)(images).images
+    strip, font = 30, ImageFont.load_default(20)
+    sheet = Image.new("RGB", (size * len(columns), strip + size * len(images)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (title, column) in enumerate(columns.items()):
+        draw.text((size * i + size // 2, strip // 2), title, "black", font, anchor="mm")
+        for row, image in enumerate(column):
+            sheet.paste(to_pil(image), (size * i, strip + size * row))
+    sheet.save(output, quality=90)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(required=True, dest="verb")
@@ -130,12 +192,27 @@ def main() -> None:
     verb.add_argument("--batch-size", type=int, default=25)
     verb.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     verb.add_argument("-o", "--output", type=Path, required=True)
+    verb = verbs.add_parser("table")
+    verb.add_argument("source", type=Path)
+    verb.add_argument("pages", type=Path, nargs="+")
+    verb = verbs.add_parser("picture")
+    verb.add_argument("sources", nargs="+")
+    verb.add_argument("--images", type=int, default=6, help="how many")
+    verb.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
+    if args.verb == "table":
+        for page in args.pages:
+            fill(page, json.loads(args.source.read_text()))
+        return
+    if args.verb == "picture":
+        with torch.no_grad():
+            picture(args.sources, args.images, args.output)
+        return
     device = torch.device(args.device)
     for data, called in zip(args.data, args.names or args.data, strict=True):
         for name in args.models:
             record = json.loads(args.output.read_text()) if args.output.exists() else {}
-            key = f"{called}/{Path(name).name if Path(name).exists() else name}"
+            key = f"{called}/{name.removeprefix('pretrained/')}"
             if key in record:
                 continue
             line = measured(name, data, args.size, Both(args.mobilenet, device), device, args.batch_size)

@@ -2,7 +2,7 @@
 
     python benchmarks/train_step.py --device cuda          the paper's f8 model at 128 px
     python benchmarks/train_step.py --quick                a tiny model on the CPU, to see that it runs
-    torchrun --nproc-per-node 2 benchmarks/train_step.py --recipe embedded --stages none --batch-size 320
+    torchrun --nproc-per-node 2 benchmarks/train_step.py --recipe f8-64px --stages none --batch-size 320
                                                            160 images on each of two GPUs
 
 One step is what training does: the tokenizer's gradient, the discriminator's, both updates, the average. Reading

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import math
 import os
 import stat
@@ -68,6 +69,24 @@ def read_bytes(path: str | bytes | Path) -> bytes:
 def one_line(error: BaseException) -> str:
     """The message of an error in one line; its type's name where it has none."""
     return " ".join(str(error).split()) or type(error).__name__
+
+
+def printable(text: str) -> str:
+    """Replace what would move a terminal's cursor or change its colours, as a file's name may."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no JSON, or nested so deeply that Python will not read it.
+    """
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 def json_values(value: Any) -> Any:

@@ -60,3 +60,14 @@ def test_every_dimension_has_a_plot(d):
 
 def test_without_a_codebook_there_is_no_image_of_it():
     assert sphere_plot(build_quantizer("lfq", dim=8)) is None
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8, 24])
+def test_every_group_has_a_colour_of_its_own_and_a_name_in_the_legend(groups, monkeypatch):
+    shown = []
+    monkeypatch.setattr("gsqtok.app.codebook._image", shown.append)
+    usage_plot(torch.randint(50, (4, 4, groups)), 50)
+    axes = shown[0].axes[0]
+    lines = [line for line in axes.lines if line.get_label().startswith("group ")]
+    assert len({line.get_color() for line in lines}) == groups
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == [f"group {g + 1}" for g in range(groups)]

@@ -1,6 +1,7 @@
 """Every command takes a published tokenizer: one with a grid of any size, one of one size, one with a sequence."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from tiny import official
 
 from gsqtok.cli import main
+from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens import TokenDataset
 
 
@@ -53,6 +55,10 @@ def test_from_images_to_tokens_and_back(family, asked, size, grid, words, images
     bits = np.prod(grid) * np.log2(64 if family == "bsq_vit" else 16)
     assert metrics["bits_per_pixel"] == pytest.approx(bits / size**2)
 
+    run("compare", str(result), "-o", str(tmp_path / "report"))
+    run("leaderboard", str(result), "-o", str(tmp_path / "board"))
+    assert (tmp_path / "report" / "report.html").stat().st_size > 1000
+
     folder = str(tmp_path / "set")
     run("tokenize", model, images, "--size", str(size), "--workers", "0", "-o", folder)
     assert TokenDataset(folder)[0]["tokens"].shape == grid
@@ -63,6 +69,55 @@ def test_from_images_to_tokens_and_back(family, asked, size, grid, words, images
     run("decode", saved, archive, "-o", str(tmp_path / "again"))  # the same fingerprint, or it is refused
     first, second = (np.asarray(Image.open(tmp_path / name / "0.png")) for name in ("decoded", "again"))
     assert np.array_equal(first, second)
+
+
+def test_export_of_one_that_takes_any_size(tmp_path, capsys):
+    torch.save(official("llamagen"), tmp_path / "weights.pt")
+    folder = tmp_path / "exported"
+    assert main(["export", f"llamagen:{tmp_path / 'weights.pt'}", "-o", str(folder)]) == 0
+    assert "verified in" in capsys.readouterr().out
+    assert {file.name for file in folder.iterdir()} >= {"encoder.onnx", "decoder.onnx"}
+
+
+@pytest.mark.parametrize(("family", "asked", "size"), [("llamagen", "", 40), ("titok", "?l2_norm=true", 8)])
+def test_the_app_shows_grids_and_sequences(family, asked, size, tmp_path):
+    pytest.importorskip("gradio")
+    from gsqtok.app import views
+    from gsqtok.app.codebook import neighbours
+
+    torch.save(official(family), tmp_path / "weights.pt")
+    tokenizer = ImageTokenizer.from_pretrained(f"{family}:{tmp_path / 'weights.pt'}{asked}")
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (size, size, 3), dtype=np.uint8))
+    seen = views.look(tokenizer, image, "a")
+    tokens = seen.ours.tokens
+    assert tokens.shape == (*tokenizer.grid(size, size), 1)
+    assert torch.equal(tokens, views.encoded(tokenizer, image))
+    assert views.decoded(tokenizer, tokens, (size, size)).size == (size, size)
+    assert len(views.figures(seen, family)) == 2
+    assert len(neighbours(tokenizer.quantizer, tokens[0, 0], 0, nearest=3)) == 3
+
+
+def test_fine_tuning_with_before_and_after_in_one_report(images, tmp_path, capsys):
+    """The decoder of a published tokenizer is trained for the tokens that it makes; two results, one page."""
+    torch.save(official("open_magvit2"), tmp_path / "weights.ckpt")
+    model, run_folder = f"open_magvit2:{tmp_path / 'weights.ckpt'}", str(tmp_path / "run")
+
+    def run(*argv):
+        assert main([*argv]) == 0, capsys.readouterr().err
+
+    train = ["--initialize-from", model, "--freeze", "encoder", "--loss.perceptual-weight", "0", "--ema-decay", "0.5"]
+    train += ["--data.train", images, "--data.size", "16", "--data.workers", "0", "--precision", "float32"]
+    run("train", *train, "--steps", "3", "--batch-size", "2", "--output", run_folder)
+    results = []
+    for name, source in (("before", model), ("after", run_folder)):
+        results.append(str(tmp_path / f"{name}.json"))
+        run("evaluate", source, images, "--size", "16", "--features", "none", "--perceptual", "-o", results[-1])
+    before, after = (json.loads(Path(file).read_text()) for file in results)
+    assert before["codebook"] == after["codebook"]  # the same tokens
+    assert before["metrics"]["psnr"] != after["metrics"]["psnr"]
+    run("compare", *results, "-o", str(tmp_path / "report"))
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert all(name in page for name in ("open_magvit2:", "run"))
 
 
 def test_what_a_published_tokenizer_cannot_do_is_said(images, tmp_path, capsys):

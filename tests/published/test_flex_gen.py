@@ -188,7 +188,7 @@ WEIGHTS = {"model_state_dict": {"a": torch.zeros(1)}}
         ({"state_dict": {}, "epoch": 3}, "holds no weights, but state_dict, epoch"),
         ({}, "holds no weights, but nothing"),
         (torch.zeros(3), "holds no weights, but a Tensor"),
-        ({"state_dict": {"a": torch.zeros(1)}}, "no family that is known (bitdance, bsq_vit, diffusers, "),
+        ({"state_dict": {"a": torch.zeros(1)}}, "no family that is known (bitdance, bsq_vit, cosmos_di, "),
         ({"model_state_dict": [1], "config": b"x"}, "holds no weights, but model_state_dict, config"),
         (WEIGHTS | {"config": {"hidden_channels": 32}}, "must be a pickle in bytes, got dict"),
         (WEIGHTS | {"config": b"hello"}, "its config was refused: broken pickle"),

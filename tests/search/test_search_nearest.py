@@ -288,6 +288,29 @@ def test_k_nearest_has_the_same_dtypes_shapes_and_refusals():
         nearest(latents, codebook, k=2, use_triton=True)
 
 
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize(("d", "v"), [(1, 60), (2, 60), (4, 3000), (12, 300)])  # by value, by angle, tree, blocks
+def test_k_nearest_keeps_the_promises_of_one(metric, d, v):
+    latents, codebook = make("uniform", 1100, v, d, seed=3)
+    plain = nearest(latents, codebook, metric=metric, k=4)
+    if d > 1 or metric == "euclidean":
+        assert torch.equal(plain[:, 0], nearest(latents, codebook, metric=metric))
+    wide = torch.stack([latents, latents], 2)[:, :, 0]
+    assert torch.equal(nearest(wide, codebook.T.contiguous().T, metric=metric, k=4), plain)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(nearest(latents, codebook, metric=metric, k=4), plain)
+    for scale in (1e-300, 1e300):
+        scaled = nearest(latents.double() * scale, codebook.double() * scale, metric=metric, k=4)
+        assert torch.equal(scaled, nearest(latents.double(), codebook.double(), metric=metric, k=4))
+    assert torch.equal(nearest(latents, codebook, metric=metric, k=4, use_triton=False), plain)
+    for rows, other, name in ((latents, codebook, "latents"), (codebook, latents, "codebook")):
+        bad = rows.clone()
+        bad[7] = torch.nan
+        arguments = (bad, other) if name == "latents" else (other, bad)
+        with pytest.raises(ValueError, match=f"{name}: 1 of {len(rows)} rows hold NaN or infinity, the first is row 7"):
+            nearest(*arguments, metric=metric, k=4)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_float32_doubts_are_resolved_in_float64(kind, metric, monkeypatch):

@@ -339,6 +339,17 @@ def test_sorting_kernels_do_what_sorting_does(n, v, d, duplicated, zeros, seed):
     assert torch.equal(found, plain(latents, Codebook(codebook)))
 
 
+@runs_kernels
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+def test_the_kernels_find_the_first_of_k(metric):
+    """They search for one codeword; of several the search in blocks says which, and the first is theirs."""
+    latents, codebook = (x.to(DEVICE) for x in make("uniform", 40, 200, 6, seed=5))
+    found = nearest(latents, codebook, metric=metric, k=3)
+    assert torch.equal(found[:, 0], nearest(latents, codebook, metric=metric, use_triton=True))
+    with pytest.raises(ValueError, match="the kernels find one codeword"):
+        nearest(latents, codebook, metric=metric, k=3, use_triton=True)
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(DEVICE != "cuda", reason="needs a GPU")
 @pytest.mark.parametrize("kind", SCALES)

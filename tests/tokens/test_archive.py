@@ -183,6 +183,33 @@ def test_entries_that_are_no_grids(archive, array):
         list(TokenArchive(archive))
 
 
+def test_a_header_that_promises_more_than_there_is_takes_no_memory(archive):
+    text = b"{'descr': '<u8', 'fortran_order': False, 'shape': (99999999, 99999999, 9), }".ljust(117) + b"\n"
+    _with(archive, "no-suffix.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(64))
+    with pytest.raises(TokenArchiveError, match=r"'no-suffix' cannot be read .*which it does not hold"):
+        list(TokenArchive(archive))
+    _with(archive, "no-suffix.npy", b"\x93NUMPY\x01\x00\x76\x00{'descr': '<u8', 'fo")
+    with pytest.raises(TokenArchiveError, match="'no-suffix' cannot be read"):
+        list(TokenArchive(archive))
+
+
+@pytest.mark.parametrize(
+    "change", [{"format": 99}, {"codebook_size": 0}, {"codebook_size": 1e400}, {"sizes": {"a": [0, 4]}}]
+)
+def test_what_it_says_of_itself_is_checked(archive, change):
+    with np.load(archive) as arrays:
+        meta = json.loads(str(arrays[META]))
+    _with(archive, f"{META}.npy", _npy(np.array(json.dumps(meta | change))))
+    with pytest.raises(TokenArchiveError, match="not an archive"):
+        TokenArchive(archive)
+
+
+def test_tokens_beyond_the_codebook_are_refused(archive):
+    _with(archive, "no-suffix.npy", _npy(np.full((2, 2, 2), 255, np.uint8)))
+    with pytest.raises(TokenArchiveError, match="a token of 'no-suffix' is not below"):
+        list(TokenArchive(archive))
+
+
 def test_a_missing_entry(archive):
     with zipfile.ZipFile(archive) as old:
         entries = {entry: old.read(entry) for entry in old.namelist() if entry != "no-suffix.npy"}

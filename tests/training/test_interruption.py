@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from gsqtok.data.workers import STOP_SIGNALS
 from gsqtok.training import Trainer, train
-from gsqtok.training.interruption import SIGNALS, InterruptedRunError, Interruption
+from gsqtok.training import interruption as module
+from gsqtok.training.interruption import ECHO_SECONDS, InterruptedRunError, Interruption
 
 
 def signalled(monkeypatch, name, at):
@@ -24,7 +26,7 @@ def signalled(monkeypatch, name, at):
     monkeypatch.setattr(Trainer, "step", step)
 
 
-@pytest.mark.parametrize("name", SIGNALS)
+@pytest.mark.parametrize("name", STOP_SIGNALS)
 def test_a_signal_saves_and_the_run_goes_on_as_if_there_had_been_none(tiny, monkeypatch, name):
     whole = train(tiny(output=f"{tiny().output}-whole"))
     with monkeypatch.context() as patch:
@@ -44,16 +46,20 @@ def test_the_last_step_is_no_reason_to_stop(tiny, monkeypatch):
     assert (train(tiny()) / "checkpoints/step-00000006").is_dir()
 
 
-def test_a_second_signal_ends_at_once():
+def test_a_second_signal_ends_at_once_unless_it_is_the_first_passed_on(monkeypatch):
     set_before = signal.signal(signal.SIGINT, signal.default_int_handler)  # other tests may have left theirs
-    before = signal.getsignal(signal.SIGINT)
+    now = [100.0]
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
     with Interruption() as interruption:
         os.kill(os.getpid(), signal.SIGINT)
+        now[0] += ECHO_SECONDS / 2
+        os.kill(os.getpid(), signal.SIGTERM)
         assert interruption.name == "SIGINT"
-        assert signal.getsignal(signal.SIGINT) is before
+        now[0] += ECHO_SECONDS
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGTERM) is not interruption._note
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert signal.getsignal(signal.SIGTERM) != interruption._note
     signal.signal(signal.SIGINT, set_before)
 
 

@@ -114,7 +114,9 @@ def _unknown(argv: list[str]) -> int:
 
 def _line(error: Exception, argv: list[str]) -> str:
     """An error as one line that says what to do."""
-    message = " ".join(str(error).split()) or type(error).__name__
+    from gsqtok.io import one_line, printable
+
+    message = printable(one_line(error))
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         output = dict(pairwise(argv))
         where = error.filename or output.get("-o") or output.get("--output") or "this machine"

@@ -5,7 +5,15 @@ from __future__ import annotations
 from gsqtok.cli.options import check_output_folder, console, load_model, progress
 
 
-def decode(model: str | None, tokens: str, *, output: str, tile: int | None = None, device: str | None = None) -> None:
+def decode(
+    model: str | None,
+    tokens: str,
+    *,
+    output: str,
+    tile: int | None = None,
+    device: str | None = None,
+    allow_code: bool = False,
+) -> None:
     """Decode a file of tokens to images (PNG), with the names and sizes of those that were encoded.
 
     Args:
@@ -22,7 +30,7 @@ def decode(model: str | None, tokens: str, *, output: str, tile: int | None = No
 
     check_output_folder(output)
     archive = TokenArchive(tokens)
-    tokenizer = load_model(model, device)
+    tokenizer = load_model(model, device, allow_code=allow_code)
     archive.require(tokenizer)
     paths = image_paths(output, archive.sizes)
     with progress("decoding") as bar:

@@ -19,6 +19,7 @@ def encode(
     workers: int = 0,
     tile: int | None = None,
     device: str | None = None,
+    allow_code: bool = False,
 ) -> None:
     """Encode a few images to one file of tokens, which numpy reads.
 
@@ -37,7 +38,7 @@ def encode(
 
     check_output_file(output, suffix=".npz", source=source)
     images = open_source(source, split=split)
-    tokenizer = load_model(model, device)
+    tokenizer = load_model(model, device, allow_code=allow_code)
     loader = eval_loader(images, make_transform(size, crop), batch_size=batch_size, workers=workers)
     positions = 0
     with TokenArchiveWriter(output, tokenizer) as archive, progress("encoding") as bar:

@@ -27,20 +27,23 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from gsqtok.evaluation import FeatureNetwork, ImageDistance, Reconstruction, Result
+    from gsqtok.evaluation.run import Bits
+    from gsqtok.tokenizer import ImageTokenizer
 
 
 def evaluate(
     model: str | None,
     source: str,
     *,
-    protocol: Literal["adm", "flex_gen", "native"] | None = None,
+    protocol: Literal["adm", "flex_gen", "native", "tokbench", "vtbench", "vtbench_padded"] | None = None,
     split: str | None = None,
     size: int | None = None,
     crop: Literal["none", "center"] = "none",
     features: str | None = None,
     weights: str | None = None,
-    perceptual: list[Literal["lpips_vgg", "lpips_alex", "dists"]] | None = None,
+    perceptual: list[Literal["lpips_vgg", "lpips_alex", "lpips_vtbench", "dists"]] | None = None,
     neighbours: bool = False,
+    pfid: str | None = None,
     reference: str | None = None,
     save_reference: str | None = None,
     streaming: bool = False,
@@ -53,6 +56,7 @@ def evaluate(
     files: Literal["static", "adaptive"] | None = None,
     prior: str | None = None,
     device: str | None = None,
+    allow_code: bool = False,
 ) -> None:
     """Measure a tokenizer on a set of images.
 
@@ -63,14 +67,16 @@ def evaluate(
         model: a tokenizer (its folder, a run's folder, a published checkpoint, a hub name; default: the one inside the
             package), or a codec at so many bits/px: codec:jpeg@1.0, codec:webp@1.0, codec:avif@1.0
         protocol: how images are prepared: adm (as guided-diffusion, which most rFIDs are under), flex_gen (as the
-            original GSQ evaluation) or native (as they are); --size is then the protocol's (default: 256 for the first
-            two)
+            original GSQ evaluation), native (as they are), vtbench and vtbench_padded (VTBench's tables) or tokbench
+            (text and faces; the source is TokBench's folder); --size is then the protocol's (default: 256)
         features: network of the distribution metrics: inception (rFID), timm:NAME (a Frechet distance under that name)
             or none (default: inception where its weights are)
         weights: file with the weights of --features (default: the cache, else a download)
-        perceptual: any of lpips_vgg, lpips_alex, dists (default: LPIPS where its weights are; none where nothing is
-            named)
+        perceptual: any of lpips_vgg, lpips_alex, lpips_vtbench, dists (default: LPIPS where its weights are; none where
+            nothing is named)
         neighbours: measure precision, recall, density and coverage, too
+        pfid: SHARE@NEAREST, such as 0.5@100: also the FID of images of which that share of the tokens is drawn anew
+            among the nearest codewords
         reference: compare with the statistics in this file instead of the originals
         save_reference: write the originals' statistics to this file (.npz)
         streaming: read a data set of the hub over the network instead of downloading it
@@ -103,9 +109,16 @@ def evaluate(
     if output:
         check_output_file(output, source=source)
     like = Result.load(images_as) if images_as else None
+    if protocol == "tokbench":
+        asked = {"split": split, "features": features, "weights": weights, "perceptual": perceptual, "pfid": pfid}
+        asked |= {"neighbours": neighbours, "reference": reference, "save_reference": save_reference}
+        asked |= {"files": files, "prior": prior}
+        _refuse_with_tokbench(asked | {"streaming": streaming, "images_as": images_as})
+        return _tokbench(model, source, size or 256, precision, tile, device, allow_code, output)
     with _processes(device) as (rank, world_size, device):
         images = open_source(source, split=split, streaming=streaming)
-        run, reconstruct, where = _subject(model, precision, tile, device, files, prior)
+        counting = _file_bits(files, prior)
+        run, reconstruct, _, where = _subject(model, precision, tile, pfid, device, allow_code, counting)
         networks = {"features": _features(features, weights), "perceptual": _perceptual(perceptual)}
         with progress("measuring") as bar:
             bar.disable = rank > 0
@@ -137,35 +150,91 @@ def _subject(
     model: str | None,
     precision: str,
     tile: int | None,
+    pfid: str | None,
     device: str | None,
-    files: Literal["static", "adaptive"] | None,
-    prior: str | None,
-) -> tuple[Callable[..., Result], Callable[..., Reconstruction], torch.device]:
-    """What measures the tokenizer or codec, what reconstructs an image with it, and where."""
+    allow_code: bool,
+    counting: Callable[[ImageTokenizer], Bits] | None = None,
+) -> tuple[Callable[..., Result], Callable[..., Reconstruction], Callable[[], dict[str, Any]], torch.device]:
+    """What measures the tokenizer or codec, what reconstructs an image with it, what goes on record, and where."""
     import torch
 
     from gsqtok.evaluation import Codec, evaluate, evaluate_codec
-    from gsqtok.evaluation.run import reconstructor
+    from gsqtok.evaluation.run import describe, reconstructor
 
     if model is not None and model.startswith("codec:"):
         if precision != "float32":
             raise ValueError("--precision is a tokenizer's; a codec has none")
         if tile:
             raise ValueError("--tile is a tokenizer's; a codec takes whole images")
-        if files or prior:
+        if counting:
             raise ValueError("--files and --prior are for tokens; a codec writes files of its own")
+        if pfid:
+            raise ValueError("--pfid perturbs tokens; a codec has none")
         codec, where = Codec.parse(model), resolve_device(device)
-        return partial(evaluate_codec, codec, device=where), codec, where
-    tokenizer = load_model(model, device)
+        return partial(evaluate_codec, codec, device=where), codec, lambda: codec.model, where
+    tokenizer = load_model(model, device, allow_code=allow_code)
     dtype = None if precision == "float32" else getattr(torch, precision)
-    run = partial(evaluate, tokenizer, name=model or "embedded", precision=dtype, tile=tile)
-    if files or prior:
-        from gsqtok.generation.compress import Compressor
-        from gsqtok.generation.prior import Prior
+    bits = counting(tokenizer) if counting else None
+    run = partial(evaluate, tokenizer, name=model or "embedded", precision=dtype, tile=tile, pfid=pfid, bits=bits)
+    record = partial(describe, tokenizer, model or "embedded", dtype, tile)
+    return run, reconstructor(tokenizer.eval(), dtype, tile), record, tokenizer.device
 
-        own = Prior.from_pretrained(prior) if prior else None
-        run = partial(run, bits=Compressor(tokenizer, own, files, device=tokenizer.device).bits)
-    return run, reconstructor(tokenizer.eval(), dtype, tile), tokenizer.device
+
+def _file_bits(
+    files: Literal["static", "adaptive"] | None, prior: str | None
+) -> Callable[[ImageTokenizer], Bits] | None:
+    """What counts the bits of a tokenizer's files; None: they are not asked for."""
+    if not (files or prior):
+        return None
+    from gsqtok.generation import Compressor, Prior
+
+    own = Prior.from_pretrained(prior) if prior else None
+    return lambda tokenizer: Compressor(tokenizer, own, files, device=tokenizer.device).bits
+
+
+def _refuse_with_tokbench(asked: dict[str, Any]) -> None:
+    """Refuse what asks for more than the text and the faces that TokBench measures."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("tokbench runs in one process: leave torchrun out")
+    for name, value in asked.items():
+        if value:
+            raise ValueError(f"tokbench measures text and faces alone: leave --{name.replace('_', '-')} out")
+
+
+def _tokbench(
+    model: str | None,
+    source: str,
+    size: int,
+    precision: str,
+    tile: int | None,
+    device: str | None,
+    allow_code: bool,
+    output: str | None,
+) -> None:
+    """Measure what TokBench's folder has annotations of."""
+    from gsqtok.evaluation.tokbench import DocTRReader, InsightFace, evaluate_tokbench, read_annotations
+
+    images = read_annotations(source)
+    _, reconstruct, record, where = _subject(model, precision, tile, None, device, allow_code)
+    reader = DocTRReader(where) if any(image.words for image in images) else None
+    faces = InsightFace() if any(image.faces for image in images) else None
+    with progress("measuring") as bar:
+        task = bar.add_task("", total=len(images))
+        result = evaluate_tokbench(
+            reconstruct,
+            source,
+            model=record(),
+            size=size,
+            reader=reader,
+            faces=faces,
+            device=where,
+            on_progress=lambda done: bar.advance(task, done),
+        )
+    result.environment["command"] = options.command
+    console.print(_metrics(result))
+    console.print(_circumstances(result))
+    if output:
+        result.save(output)
 
 
 @contextmanager
@@ -240,11 +309,13 @@ def _circumstances(result: Result) -> Table:
     tiles = f", in tiles of {model['tile']}" if model.get("tile") else ""
     table.add_row("model", f"{model['name']} ({identity}{tiles})")
     if not model["fingerprint"]:
-        over = sum(bits > model["bits_per_pixel"] for bits in result.per_image["bits_per_pixel"])
+        over = sum(bits > model["bits_per_pixel"] for bits in result.per_image.get("bits_per_pixel", []))
         more = f"; {over:,} files are larger at the lowest quality" if over else ""
         table.add_row("files", f"at most {model['bits_per_pixel']:g} bits/px{more}")
     split = f" {data['split']}" if data["split"] else ""
-    table.add_row("images", f"{data['images']:,} of {data['source']}{split} ({data['fingerprint'][:12]})")
+    table.add_row(
+        "images", f"{data['images']:,} of {data['source']}{split} ({(data['fingerprint'] or 'TokBench')[:12]})"
+    )
     if data["skipped"]:
         table.add_row("skipped", f"{data['skipped']:,}")
     size = "own size" if protocol["size"] is None else f"{protocol['size']} px"

@@ -7,7 +7,7 @@ from pathlib import Path
 from gsqtok.cli.options import describe_tokens, print_rows
 
 
-def info(model: str | None) -> None:
+def info(model: str | None, *, allow_code: bool = False) -> None:
     """Say what a tokenizer, or a file of tokens, is.
 
     Args:
@@ -19,13 +19,13 @@ def info(model: str | None) -> None:
           gsqtok info runs/mine
           gsqtok info tokens.npz
     """
-    print_rows(_archive(model) if model and Path(model).suffix == ".npz" else _tokenizer(model))
+    print_rows(_archive(model) if model and Path(model).suffix == ".npz" else _tokenizer(model, allow_code))
 
 
-def _tokenizer(source: str | None) -> list[tuple[str, str]]:
+def _tokenizer(source: str | None, allow_code: bool) -> list[tuple[str, str]]:
     from gsqtok.tokenizer import ImageTokenizer
 
-    tokenizer = ImageTokenizer.from_pretrained(source)
+    tokenizer = ImageTokenizer.from_pretrained(source, allow_code=allow_code)
     quantizer = tokenizer.quantizer
     encoder, decoder, codebook = (
         sum(p.numel() for p in part.parameters()) / 1e6 for part in (tokenizer.encoder, tokenizer.decoder, quantizer)

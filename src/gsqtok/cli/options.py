@@ -7,9 +7,11 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich.console import Console
+from rich.console import Console, ConsoleRenderable
 from rich.logging import RichHandler
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from gsqtok.io import printable
 
 if TYPE_CHECKING:
     import torch
@@ -17,9 +19,23 @@ if TYPE_CHECKING:
     from gsqtok.data import ImageTransform
     from gsqtok.tokenizer import ImageTokenizer
 
+
+class _Console(Console):
+    """Prints texts without what a terminal would obey: names may come from anybody's file."""
+
+    def print(self, *objects: Any, **options: Any) -> None:
+        texts = ("\n".join(map(printable, o.split("\n"))) if isinstance(o, str) else o for o in objects)
+        super().print(*texts, **options)
+
+
+class _LogHandler(RichHandler):
+    def render_message(self, record: logging.LogRecord, message: str) -> ConsoleRenderable:
+        return super().render_message(record, printable(message))
+
+
 # File names may look like rich's markup; and a line that another program reads must not be wrapped.
-console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
-messages = Console(stderr=True, highlight=False, markup=False, emoji=False)
+console = _Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
+messages = _Console(stderr=True, highlight=False, markup=False, emoji=False)
 
 command = "gsqtok"  # the whole command line, for what goes on record
 
@@ -39,6 +55,7 @@ SHARED = {
     "tile": "for images too large for the device: compute N x N positions of a layer at a time (even, such as 512) and "
     "keep the rest in host memory; the result is that of the whole image (default: whole images)",
     "prior": "a prior's folder, or that of the run of gsqtok prior train",
+    "allow_code": "run the program in a checkpoint of TorchScript (Cosmos DI): only if you trust who made it",
     "device": "cpu, cuda, cuda:1, mps (default: a GPU if there is one)",
     "precision": "of the tokenizer's weights",
     "recipe": "a YAML file, or the name of a recipe that comes with the package (gsqtok recipes ls)",
@@ -48,7 +65,7 @@ SHARED = {
 def show_warnings() -> None:
     """Send the library's warnings to the terminal."""
     logging.basicConfig(
-        level="WARNING", format="%(message)s", handlers=[RichHandler(console=messages, show_path=False)]
+        level="WARNING", format="%(message)s", handlers=[_LogHandler(console=messages, show_path=False)]
     )
 
 
@@ -70,12 +87,12 @@ def resolve_device(name: str | None) -> torch.device:
     return device
 
 
-def load_model(model: str | None, device: str | None) -> ImageTokenizer:
-    """The tokenizer that ``model`` names, on its device."""
+def load_model(model: str | None, device: str | None, *, allow_code: bool = False) -> ImageTokenizer:
+    """The tokenizer that ``model`` names, on its device; with ``allow_code`` it may be a program."""
     from gsqtok.tokenizer import ImageTokenizer
 
     where = resolve_device(device)
-    return ImageTokenizer.from_pretrained(model).to(where)
+    return ImageTokenizer.from_pretrained(model, allow_code=allow_code).to(where)
 
 
 def describe_tokens(tokenizer: ImageTokenizer) -> str:

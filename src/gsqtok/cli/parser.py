@@ -19,6 +19,7 @@ import docstring_parser
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from gsqtok.cli.options import SHARED
+from gsqtok.io import printable
 
 _SHORT = {"output": "-o"}
 
@@ -47,7 +48,8 @@ class Parser(ArgumentParser):
         """Print what is wrong, with the nearest name that exists."""
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         where = f"{self.reading}: " if self.reading else ""
-        print(f"{self.prog}: error: {where}{_explained(str(message), known)}; see {self.prog} --help", file=sys.stderr)
+        line = printable(f"{where}{_explained(str(message), known)}")
+        print(f"{self.prog}: error: {line}; see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 
 

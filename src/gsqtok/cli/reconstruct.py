@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal
 
 from gsqtok.cli.options import check_output_folder, console, count, load_model, make_transform, progress
+from gsqtok.io import printable
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -25,6 +26,7 @@ def reconstruct(
     workers: int = 0,
     tile: int | None = None,
     device: str | None = None,
+    allow_code: bool = False,
 ) -> None:
     """Send images through the tokenizer and back (PNG), with PSNR and SSIM of each.
 
@@ -42,7 +44,7 @@ def reconstruct(
 
     check_output_folder(output, source=source)
     images = open_source(source, split=split)
-    tokenizer = load_model(model, device)
+    tokenizer = load_model(model, device, allow_code=allow_code)
     paths = image_paths(output, images.all_keys())
     loader = eval_loader(images, make_transform(size, crop), batch_size=batch_size, workers=workers)
     results = []
@@ -72,7 +74,7 @@ def metrics_table(results: list[tuple[str, tuple[int, ...], float, float]], bits
     for column in table.columns[1:]:
         column.justify = "right"
     for name, (height, width), psnr, ssim in results[:SHOWN]:
-        table.add_row(name, f"{width}x{height}", f"{psnr:.2f}", f"{ssim:.3f}", f"{bits_per_pixel:.3g}")
+        table.add_row(printable(name), f"{width}x{height}", f"{psnr:.2f}", f"{ssim:.3f}", f"{bits_per_pixel:.3g}")
     if len(results) > SHOWN:
         table.add_row(f"... and {len(results) - SHOWN} more")
     table.add_section()

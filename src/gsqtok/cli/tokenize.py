@@ -35,6 +35,7 @@ def tokenize(
     compile: bool = False,
     tile: int | None = None,
     device: str | None = None,
+    allow_code: bool = False,
     engine: Literal["local", "ray"] = "local",
     ray_address: str | None = None,
 ) -> None:
@@ -84,7 +85,7 @@ def tokenize(
     if ray_address and engine != "ray":
         raise ValueError("--ray-address goes with --engine ray")
     check_output_folder(output, source=source)
-    tokenizer = load_model(model, device or _own_device())
+    tokenizer = load_model(model, device or _own_device(), allow_code=allow_code)
     options = run.RunOptions(
         crops=Crops(size or None, crop or ("center" if size else "none"), resize, flip, resample, fast_resize),
         split=split,

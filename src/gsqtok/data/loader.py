@@ -19,6 +19,7 @@ from gsqtok.data.sampling import EpochSampler, epoch_seed, local_batch_size
 from gsqtok.data.skipped import SkipLog
 from gsqtok.data.sources import ByNumber, ImageSource, Reader, Row, Span
 from gsqtok.data.transforms import ImageTransform, to_tensor
+from gsqtok.data.workers import end_with_parent
 
 _PREFETCH = 4  # batches each worker prepares ahead
 _MAX_EMPTY_EPOCHS = 10  # an uneven division of shards may leave a reader without images for an epoch
@@ -226,6 +227,7 @@ def _options(workers: int) -> dict[str, Any]:
         "num_workers": workers,
         "pin_memory": torch.cuda.is_available(),
         "prefetch_factor": _PREFETCH if workers else None,
+        "worker_init_fn": end_with_parent,
         "generator": torch.Generator(),
     }
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from gsqtok.evaluation.protocol import PROTOCOLS
     from gsqtok.evaluation.result import Result, ResultError, differences
     from gsqtok.evaluation.run import Reconstruction, evaluate, measure
+    from gsqtok.evaluation.tokbench import evaluate_tokbench
     from gsqtok.evaluation.usage import CodebookUsage
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "differences",
     "evaluate",
     "evaluate_codec",
+    "evaluate_tokbench",
     "measure",
     "precision_recall_density_coverage",
 ]
@@ -49,6 +51,7 @@ _HOMES = {
     **dict.fromkeys(("InceptionFeatures", "TimmFeatures", "build_features"), "features"),
     "ImageDistance": "perceptual",
     **dict.fromkeys(("Result", "ResultError", "differences"), "result"),
+    "evaluate_tokbench": "tokbench",
     "precision_recall_density_coverage": "neighbours",
 }
 

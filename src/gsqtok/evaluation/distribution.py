@@ -28,12 +28,15 @@ class DistributionMetrics:
     - ``sfid``: the same in spatial features (``spatial_frechet_distance_...``);
     - ``inception_score``, ``inception_score_std``: of the reconstructions (Salimans et al. 2016, arXiv 1606.03498),
       mean and standard deviation over 10 parts of the images, which torch-fidelity shuffles after sorting by key;
-    - ``precision``, ``recall``, ``density``, ``coverage``, if asked for: against the originals.
+    - ``precision``, ``recall``, ``density``, ``coverage``, if asked for: against the originals;
+    - ``pfid_SHARE@NEAREST`` (``perturbed_frechet_distance_...``), if asked for: the Fréchet distance of images whose
+      tokens were perturbed (`gsqtok.evaluation.perturbation`).
 
     Args:
         network: where features come from.
         reference: statistics to compare with instead of the originals'.
         neighbours: compute precision, recall, density and coverage, which keep all features in memory.
+        perturbed: what the name of the perturbed distance ends with; None: there is none.
         device: where sums are kept; it must have float64.
 
     Raises:
@@ -46,6 +49,7 @@ class DistributionMetrics:
         *,
         reference: Reference | None = None,
         neighbours: bool = False,
+        perturbed: str | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
         self.network = network
@@ -57,16 +61,22 @@ class DistributionMetrics:
         self.spatial: FrechetDistance | None = None
         if probe.spatial is not None and (reference is None or reference.spatial is not None):
             self.spatial = FrechetDistance(probe.spatial.shape[1]).to(self.device)
+        self.perturbed_name = perturbed
+        self.perturbed = None if perturbed is None else FrechetDistance(network.dim).to(self.device)
         if reference is not None and rank_and_size()[0] == 0:
             self.frechet.set_reference(reference.pooled)
+            if self.perturbed is not None:
+                self.perturbed.set_reference(reference.pooled)
             if self.spatial is not None and reference.spatial is not None:
                 self.spatial.set_reference(reference.spatial)
         self._kept: dict[str, list[Tensor]] = {"logits": [], "real": [], "fake": []}
         self._keys: list[str] = []
         self.scored = probe.logits is not None
 
-    def update(self, reconstruction: Tensor, images: Tensor, keys: list[str]) -> None:
+    def update(self, reconstruction: Tensor, images: Tensor, keys: list[str], perturbed: Tensor | None = None) -> None:
         """Add a batch: uint8 (B, 3, H, W) each, and the images' names."""
+        if self.perturbed is not None and perturbed is not None:
+            self.perturbed.update(self.network(perturbed.to(self.device)).pooled, real=False)
         fake = self.network(reconstruction.to(self.device))
         self._add(fake, real=False)
         if fake.logits is not None:
@@ -82,6 +92,8 @@ class DistributionMetrics:
 
     def _add(self, features: Features, real: bool) -> None:
         self.frechet.update(features.pooled, real=real)
+        if self.perturbed is not None and real:
+            self.perturbed.update(features.pooled, real=True)
         if self.spatial is not None and features.spatial is not None:
             self.spatial.update(features.spatial, real=real)
 
@@ -96,6 +108,9 @@ class DistributionMetrics:
         metrics = {names[0]: self.frechet.compute().item()}
         if self.spatial is not None:
             metrics[names[1]] = self.spatial.compute().item()
+        if self.perturbed is not None:
+            name = f"perturbed_frechet_distance{suffix}" if suffix else "pfid"
+            metrics[f"{name}_{self.perturbed_name}"] = self.perturbed.compute().item()
         if self.scored or self.neighbours:
             kept = {name: torch.cat(parts) for name, parts in self._kept.items() if parts}
             more = on_first((self._keys, kept), self._of_all)

@@ -18,7 +18,7 @@ from gsqtok.io import sha256_of
 from gsqtok.losses.perceptual import PerceptualDistance, lpips
 from gsqtok.networks.backbone import trunk_file
 
-TRUNKS = {"lpips_vgg": "vgg16", "lpips_alex": "alexnet", "dists": "vgg16"}
+TRUNKS = {"lpips_vgg": "vgg16", "lpips_alex": "alexnet", "lpips_vtbench": "alexnet", "dists": "vgg16"}
 _SMALLEST = {"vgg16": 16, "alexnet": 31}  # pixels of a side from which every stage has a position
 
 
@@ -28,7 +28,8 @@ class ImageDistance:
     It is nan for images that are smaller than the network's stages allow (16 pixels a side for VGG16, 31 for AlexNet).
 
     Args:
-        name: ``"lpips_vgg"``, ``"lpips_alex"`` or ``"dists"``.
+        name: ``"lpips_vgg"``, ``"lpips_alex"``, ``"dists"``, or ``"lpips_vtbench"``: on AlexNet, of images in [0, 1]
+            where LPIPS expects [-1, 1], which VTBench's results are of.
         download: fetch the trunk into torch's hub cache where it is absent.
 
     Attributes:
@@ -70,7 +71,9 @@ class ImageDistance:
             return torch.full((len(images),), math.nan, dtype=torch.float64)
         with full_precision(images.device):
             if isinstance(self.network, PerceptualDistance):
-                distances = self.network.distances(2 * ours - 1, 2 * theirs - 1)
+                if self.name != "lpips_vtbench":
+                    ours, theirs = 2 * ours - 1, 2 * theirs - 1
+                distances = self.network.distances(ours, theirs)
             else:
                 distances = self.network(ours, theirs)
         return distances.reshape(len(images)).double()

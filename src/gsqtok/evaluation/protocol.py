@@ -84,6 +84,31 @@ class TimmTransform(_Square):
         return _cut(image, round((width - self.size) / 2), round((height - self.size) / 2), self.size)
 
 
+class FittedTransform(_Square):
+    """An image scaled to a square with Pillow's Lanczos filter: what hangs over is cut off, or what is missing black.
+
+    VTBench's preparation (Lin et al. 2025, arXiv 2505.13439; data_processing.py of its code).
+    """
+
+    pad = False
+
+    def pixels(self, image: Image.Image | np.ndarray, generator: np.random.Generator | None = None) -> np.ndarray:
+        """RGB image, or uint8 (H, W, 3) -> uint8 (size, size, 3)."""
+        image = _as_image(image)
+        scale = self.size / (max(image.size) if self.pad else min(image.size))
+        width, height = (max(1, round(side * scale)) for side in image.size)
+        image = _resized(image, width, height, Image.Resampling.LANCZOS)
+        # Where the image is smaller the margin is negative, and rounds to the same side as the original's.
+        left, top = ((side - self.size) // 2 if side > self.size else -((self.size - side) // 2) for side in image.size)
+        return _cut(image, left, top, self.size)
+
+
+class PaddedTransform(FittedTransform):
+    """The whole image in the square's middle, with black around it."""
+
+    pad = True
+
+
 def _as_image(image: Image.Image | np.ndarray) -> Image.Image:
     return image if isinstance(image, Image.Image) else Image.fromarray(image)
 
@@ -102,6 +127,8 @@ PROTOCOLS = {
     "adm": "short side to SIZE (256) by box halving and bicubic, centre crop, as guided-diffusion; most rFIDs",
     "flex_gen": "short side to SIZE / 0.875 (292 for 256), bilinear, centre crop SIZE, as the original GSQ evaluation",
     "native": "images as they are",
+    "vtbench": "VTBench: short side to SIZE (256) by Lanczos, centre crop; measured at 256 px",
+    "vtbench_padded": "VTBench, for its models that see the whole image: long side to SIZE, black around it",
 }
 
 
@@ -137,6 +164,10 @@ def prepare(
     if name == "flex_gen":
         timm = TimmTransform(size or 256)
         return timm, _record(name, timm.size, f"center of {timm.resize_to}", "bilinear")
+    if name.startswith("vtbench"):
+        fitted = (PaddedTransform if name == "vtbench_padded" else FittedTransform)(size or 256)
+        record = _record(name, fitted.size, "none, padded with black" if fitted.pad else "center", "lanczos")
+        return fitted, record | {"rounding": "8 bits, truncated; measured at 256 px, bilinear"}
     if size is not None:
         raise ValueError("the protocol 'native' keeps images as they are: leave the size out")
     return ImageTransform(None, crop="none"), _record(name, None, "none", None)

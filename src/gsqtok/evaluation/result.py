@@ -31,7 +31,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gsqtok.io import atomic_write, json_values
+from gsqtok.io import atomic_write, json_values, read_json
 
 FORMAT = "gsqtok-evaluation-2"
 _PREPARATION = ("size", "crop", "resize_filter", "antialias")
@@ -133,10 +133,10 @@ class Result(Mapping):
             ResultError: no JSON, another format, or parts that are missing or of the wrong kind.
         """
         try:
-            return cls.from_dict(json.loads(Path(path).read_text("utf-8")))
+            return cls.from_dict(read_json(Path(path)))
         except ResultError as error:
             raise ResultError(f"{path}: {error}") from None
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             raise ResultError(f"{path} is not a JSON file: {error}") from error
 
     @classmethod

@@ -23,10 +23,12 @@ from gsqtok.evaluation.features import FeatureNetwork, build_features
 from gsqtok.evaluation.fingerprint import SetFingerprint
 from gsqtok.evaluation.frechet import Reference
 from gsqtok.evaluation.perceptual import ImageDistance
+from gsqtok.evaluation.perturbation import Perturbation, Perturbed
 from gsqtok.evaluation.protocol import prepare
 from gsqtok.evaluation.result import Result
 from gsqtok.evaluation.similarity import PEAK, PSNR_CAP, similarity, to_8_bits
 from gsqtok.evaluation.usage import CodebookUsage, usage_of
+from gsqtok.evaluation.vtbench import as_measured, vtbench_ssim
 from gsqtok.tokenizer import ImageTokenizer
 
 Bits = Callable[[Tensor, tuple[int, int]], Tensor]  # tokens (B, h, w, G), (height, width) -> (B,)
@@ -57,6 +59,7 @@ def evaluate(
     precision: torch.dtype | None = None,
     tile: int | None = None,
     bits: Bits | None = None,
+    pfid: str | Perturbation | None = None,
     **options: Any,
 ) -> Result:
     """Reconstruct every image once and measure.
@@ -69,6 +72,8 @@ def evaluate(
         tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; goes on record.
         bits: what the tokens of each image cost, such as ``gsqtok.generation.compress.Compressor.bits``; None: tokens
             of a fixed length.
+        pfid: ``"SHARE@NEAREST"``: also the Fréchet distance of images whose tokens are perturbed so, in the features of
+            ``features``; see `gsqtok.evaluation.perturbation`.
         options: everything that `measure` takes by keyword, such as ``protocol="adm"``, ``features="inception"``,
             ``perceptual=("lpips_vgg",)``, ``batch_size=32``.
 
@@ -82,9 +87,31 @@ def evaluate(
     Raises:
         ValueError: no image could be read, on any process; and what `measure` raises.
     """
+    if isinstance(pfid, str):
+        pfid = Perturbation.parse(pfid)
+    training = tokenizer.training
+    tokenizer.eval()
+    try:
+        return measure(
+            reconstructor(tokenizer, precision, tile, bits),
+            dataset,
+            model=describe(tokenizer, name, precision, tile),
+            codebook=usage_of(tokenizer.quantizer),
+            device=tokenizer.device,
+            perturbed=None if pfid is None else Perturbed(tokenizer, pfid, precision=precision, tile=tile),
+            **options,
+        )
+    finally:
+        tokenizer.train(training)
+
+
+def describe(
+    tokenizer: ImageTokenizer, name: str, precision: torch.dtype | None = None, tile: int | None = None
+) -> dict[str, Any]:
+    """What goes on record about a tokenizer: the part ``model`` of a `Result`."""
     quantizer = tokenizer.quantizer
     weights = str(next(tokenizer.parameters()).dtype).removeprefix("torch.")
-    model = {
+    return {
         "name": name,
         "fingerprint": tokenizer.fingerprint(),
         "quantizer": quantizer.name,
@@ -95,19 +122,6 @@ def evaluate(
         "tile": tile,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
     }
-    training = tokenizer.training
-    tokenizer.eval()
-    try:
-        return measure(
-            reconstructor(tokenizer, precision, tile, bits),
-            dataset,
-            model=model,
-            codebook=usage_of(quantizer),
-            device=tokenizer.device,
-            **options,
-        )
-    finally:
-        tokenizer.train(training)
 
 
 def reconstructor(
@@ -159,6 +173,7 @@ def measure(
     neighbours: bool = False,
     reference: str | Path | None = None,
     save_reference: str | Path | None = None,
+    perturbed: Perturbed | None = None,
     source: str | None = None,
     split: str | None = None,
     device: torch.device | str = "cpu",
@@ -184,6 +199,7 @@ def measure(
         neighbours: precision, recall, density and coverage, too.
         reference: statistics that ``save_reference`` wrote, to compare with instead of the originals.
         save_reference: write the originals' statistics there.
+        perturbed: makes the images of the perturbed Fréchet distance of ``out.tokens``.
         source: what the data are called on record; None takes ``dataset`` where it is a path.
         split: likewise; it is also what a path is opened with.
         device: where images are handed to ``reconstruct``.
@@ -193,7 +209,7 @@ def measure(
 
     Raises:
         ValueError: no image could be read, on any process; two images of one name; a protocol and a transform at
-            once; neighbours or a reference without features.
+            once; neighbours, a reference or perturbed tokens without features.
         FileNotFoundError: weights or data that are not there; the message says what to get.
         ReferenceSetError: a reference of other features.
     """
@@ -206,8 +222,8 @@ def measure(
     device = torch.device(device)
     where = device if device.type == "cuda" else torch.device("cpu")  # not every other device has float64
     distances = [ImageDistance(d, download=True) if isinstance(d, str) else d for d in perceptual]
-    distribution = _distribution(features, reference, save_reference, neighbours, record, where)
-    seen = _Seen(where, codebook, distances, distribution)
+    distribution = _distribution(features, reference, save_reference, neighbours, perturbed, record, where)
+    seen = _Seen(where, codebook, distances, distribution, vtbench=record["name"].startswith("vtbench"))
     loader = eval_loader(dataset, prepared, batch_size=batch_size, workers=workers, rank=rank, world_size=processes)
     for batch in loader:
         images = batch["image"].to(device)
@@ -215,7 +231,11 @@ def measure(
         out = reconstruct(images)
         if out.images.is_cuda:
             torch.cuda.synchronize(out.images.device)
-        seen.update(out, images, batch["keys"], time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        with_errors = None
+        if perturbed is not None and out.tokens is not None:
+            with_errors = perturbed(out.tokens, batch["keys"], (images.shape[2], images.shape[3]))
+        seen.update(out, images, batch["keys"], seconds, with_errors)
         if on_progress is not None:
             on_progress(len(images) + len(batch["skipped"]))
 
@@ -252,6 +272,7 @@ class _Seen:
         codebook: counts the tokens; None where there are none.
         distances: perceptual ones, of each pair of images.
         distribution: of the two sets.
+        vtbench: compare images as VTBench does.
     """
 
     def __init__(
@@ -260,17 +281,30 @@ class _Seen:
         codebook: CodebookUsage | None,
         distances: Sequence[ImageDistance],
         distribution: DistributionMetrics | None,
+        vtbench: bool = False,
     ) -> None:
+        self.vtbench = vtbench
         self.device, self.codebook, self.distribution = device, codebook and codebook.to(device), distribution
         self.distances = [distance.to(device) for distance in distances]
         self.fingerprint = SetFingerprint()
         self.columns: dict[str, list[Any]] = defaultdict(list)
         self.seconds: dict[str, float] = defaultdict(float)
 
-    def update(self, out: Reconstruction, images: Tensor, keys: list[str], seconds: float) -> None:
+    def update(
+        self, out: Reconstruction, images: Tensor, keys: list[str], seconds: float, perturbed: Tensor | None = None
+    ) -> None:
         """Measure a batch: what came out of the images (B, 3, H, W) with these names in so many seconds."""
         ours, theirs = out.images.to(self.device), images.to(self.device)
+        originals = to_8_bits(theirs)
+        self.fingerprint.add(originals)
+        if self.vtbench:
+            if perturbed is not None:
+                perturbed, _ = as_measured(perturbed, images)
+            ours, theirs = as_measured(ours, theirs)
+            originals = to_8_bits(theirs)
         of_each = similarity(ours, theirs, ms_ssim=True)
+        if self.vtbench:
+            of_each["ssim_vtbench"] = vtbench_ssim(ours, theirs)
         of_each |= {distance.metric: distance(ours, theirs) for distance in self.distances}
         if out.bits is not None:
             of_each["bits"] = out.bits.double()
@@ -278,12 +312,12 @@ class _Seen:
             self.columns[name] += values.tolist()
         self.columns["key"] += keys
         self.columns["pixels"] += [images.shape[2] * images.shape[3]] * len(images)
+        self.columns["compared"] += [ours.shape[2] * ours.shape[3]] * len(images)
         if self.codebook is not None and out.tokens is not None:
             self.codebook.update(out.tokens)
-        originals = to_8_bits(theirs)
-        self.fingerprint.add(originals)
         if self.distribution is not None:
-            self.distribution.update(to_8_bits(ours), originals, keys)
+            with_errors = None if perturbed is None else to_8_bits(perturbed)
+            self.distribution.update(to_8_bits(ours), originals, keys, with_errors)
         self.seconds["images_per_second"] += seconds
         for part, took in out.seconds.items():
             self.seconds[f"{part}_images_per_second"] += took
@@ -306,10 +340,10 @@ def _together(parts: list[tuple[pd.DataFrame, int, dict[str, float], int, str]],
         raise ValueError(f"the image '{twice}' came twice: keys must be unique")
     if not in_order and len(parts) > 1:  # a stream is dealt out to the processes; by name is the order that is left
         images = images.sort_values("key")
-    errors, pixels = images.pop("squared_error"), images.pop("pixels")
+    errors, pixels, compared = (images.pop(name) for name in ("squared_error", "pixels", "compared"))
     bits = images.pop("bits") if "bits" in images else None
     metrics = images.drop(columns="key").mean(skipna=False).to_dict()
-    mse = int(errors.sum()) / int(3 * pixels.sum())
+    mse = int(errors.sum()) / int(3 * compared.sum())
     metrics |= {"psnr_pooled": min(PSNR_CAP, 10 * math.log10(PEAK**2 / mse)) if mse else PSNR_CAP, "mse": mse}
     if bits is not None:
         metrics["bits_per_pixel"] = float(bits.sum() / pixels.sum())
@@ -329,12 +363,14 @@ def _distribution(
     reference: str | Path | None,
     save_reference: str | Path | None,
     neighbours: bool,
+    perturbed: Perturbed | None,
     protocol: dict[str, Any],
     device: torch.device,
 ) -> DistributionMetrics | None:
     """The distribution metrics asked for; ``protocol`` gets what goes on record about them."""
     if features is None:
-        for name, asked in (("neighbours", neighbours), ("reference", reference), ("save_reference", save_reference)):
+        options = {"neighbours": neighbours, "reference": reference, "save_reference": save_reference}
+        for name, asked in (options | {"pfid": perturbed}).items():
             if asked:
                 raise ValueError(f"{name} needs features, such as 'inception' or 'timm:tf_efficientnet_lite0'")
         return None
@@ -349,4 +385,5 @@ def _distribution(
         protocol["reference"] = {name: saved.data.get(name) for name in ("source", "images", "fingerprint")}
         if not saved.data:
             protocol["reference"]["source"] = str(reference)
-    return DistributionMetrics(network, reference=saved, neighbours=neighbours, device=device)
+    suffix = None if perturbed is None else perturbed.suffix
+    return DistributionMetrics(network, reference=saved, neighbours=neighbours, perturbed=suffix, device=device)

@@ -6,6 +6,7 @@ it, and ``"var:FILE?scales=1,2,3"`` adds what no file tells. Importing this pack
 
 from gsqtok.published import (  # noqa: F401  (each registers its families)
     bsq_vit,
+    cosmos,
     diffusers_vq,
     emu3,
     flex_gen,

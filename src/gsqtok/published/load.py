@@ -10,24 +10,34 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsqtok.published import cosmos
 from gsqtok.published.config import PublishedConfig
 from gsqtok.published.registry import Family, get_family, list_families, matching
 from gsqtok.published.source import Source, read
 from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
 
 
-def open_checkpoint(path: Path, family: str | None = None, options: Mapping[str, Any] | None = None) -> ImageTokenizer:
+def open_checkpoint(
+    path: Path,
+    family: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    *,
+    allow_code: bool = False,
+) -> ImageTokenizer:
     """Open a checkpoint of another project, in evaluation mode, in float32, on the CPU.
 
     Args:
         path: a file of weights or a folder with one.
         family: its name, one of ``list_families()``; None finds it by what the file holds.
         options: what the file does not tell, by name.
+        allow_code: run programs (TorchScript), if that is what the files are.
 
     Raises:
         CheckpointError: unreadable, hostile, of no family or of several, of an unknown version, an option is missing.
         ValueError: no such family or option.
     """
+    if family in (None, cosmos.FAMILY) and cosmos.is_script(path):
+        return cosmos.open_scripts(path, options or {}, allow_code)
     source, options = read(path), dict(options or {})
     chosen = _family(source) if family is None else get_family(family)
     ema = options.pop("ema", None) if source.has_average else None

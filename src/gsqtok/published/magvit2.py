@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 
 from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
+from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import CheckpointError, TokenizerConfig
 
 _UNBIASED = r"encoder\.conv_in\.bias|(encoder|decoder)\.blocks\.\d+\.(conv1|conv2|skip)\.bias"
@@ -66,7 +67,7 @@ def _config(source: Source, groups: int) -> TokenizerConfig:
         adaptive_norm=True,
         depth_to_space=True,
         norm_eps=1e-6,
-        quantizer={"name": "lfq", "groups": groups},
+        quantizer=quantizer_options("lfq", groups=groups),
     )
 
 

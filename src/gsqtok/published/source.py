@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from gsqtok.io import read_json
 from gsqtok.tokenizer import CheckpointError
 from gsqtok.tokenizer.checkpoint import CHECKPOINT_FILE, PICKLED
 from gsqtok.tokenizer.restricted_pickle import RefusedPickleError, load_tensors
@@ -139,9 +139,8 @@ def _parsed(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        text = file.read_text()
-        parsed = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
-    except (ValueError, yaml.YAMLError, OSError) as error:
+        parsed = read_json(file) if file.suffix == ".json" else yaml.safe_load(file.read_text())
+    except (ValueError, yaml.YAMLError, OSError, RecursionError) as error:
         raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
     return parsed if isinstance(parsed, dict) else {}
 

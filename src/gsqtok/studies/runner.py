@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsqtok.data.workers import end_with_parent, processors
-from gsqtok.io import atomic_write
+from gsqtok.io import atomic_write, read_json
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import Run
 
@@ -42,9 +42,11 @@ class Outcome:
 
     @classmethod
     def of(cls, folder: Path) -> Outcome | None:
-        """Read the outcome in a run's folder; None while there is none."""
-        file = folder / OUTCOME
-        return cls(**json.loads(file.read_text("utf-8"))) if file.exists() else None
+        """Read the outcome in a run's folder; None while there is none, or where it is damaged: it is run again."""
+        try:
+            return cls(**read_json(folder / OUTCOME))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from gsqtok.evaluation.report.metrics import text_of
-from gsqtok.io import atomic_write, json_values
+from gsqtok.io import atomic_write, json_values, read_json
 
 FORMAT = "gsqtok-study-2"
 
@@ -114,12 +114,15 @@ class Table:
             ValueError: another kind of file.
         """
         try:
-            content = json.loads(path.read_text("utf-8"))
-        except json.JSONDecodeError as error:
+            content = read_json(path)
+        except ValueError as error:
             raise ValueError(f"{path} is not a JSON file: {error}") from error
         if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is no result of gsqtok study, or one of another version")
-        return cls(**content | {"rows": [Row(**row) for row in content["rows"]]})
+        try:
+            return cls(**content | {"rows": [Row(**row) for row in content["rows"]]})
+        except (TypeError, LookupError) as error:
+            raise ValueError(f"{path} is no result of gsqtok study: {error}") from error
 
 
 def described(varied: dict[str, Any]) -> str:

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
+from gsqtok.io import read_json
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
 
@@ -40,6 +41,7 @@ WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_FILE = "checkpoint.pt"  # of the official GSQ implementation
 DIFFUSERS_FILE = "diffusion_pytorch_model.safetensors"
 PICKLED = (".pt", ".pth", ".ckpt", ".bin")  # suffixes of files that torch.save wrote
+SCRIPTED = ".jit"  # of TorchScript
 PUBLISHED = "gsqtok.published"  # opens what is none of ours; a layer above, so it is loaded by name when it is needed
 MODULES_PER_WEIGHT = 20  # blocks hold modules without weights, too
 RUN_TOKENIZER = "tokenizer"  # where a training run keeps its newest weights
@@ -85,7 +87,7 @@ class Pretrained(nn.Module):
 
         Raises:
             NotADirectoryError: ``save_directory`` is a file.
-            ValueError: no such evaluation, or one of another tokenizer.
+            ValueError: no such evaluation, or one of another tokenizer; a tokenizer of TorchScript.
         """
         self._save(Path(save_directory), Path(save_directory).name, dtype, evaluation, license)
 
@@ -99,6 +101,8 @@ class Pretrained(nn.Module):
     ) -> None:
         from gsqtok.tokenizer.model_card import CARD_FILE, write_card
 
+        if any(isinstance(module, torch.jit.ScriptModule) for module in self.modules()):
+            raise ValueError("a tokenizer of TorchScript is a program and is not saved as weights: keep its own files")
         target.parent.mkdir(parents=True, exist_ok=True)
         if target.exists() and not target.is_dir():
             raise NotADirectoryError(f"{target} is a file; a tokenizer is saved as a folder")
@@ -170,6 +174,7 @@ class Pretrained(nn.Module):
         decoder: str | None = None,
         device: str | torch.device = "cpu",
         dtype: torch.dtype = torch.float32,
+        allow_code: bool = False,
     ) -> Self:
         """Load a tokenizer, in evaluation mode.
 
@@ -185,6 +190,8 @@ class Pretrained(nn.Module):
                 ``"sharp"`` for ``pretrained/f16``. ``"pretrained/f16?decoder=sharp"`` says the same in one word.
             device: where it is to run.
             dtype: of the networks' weights; the quantizer's stay in float32, since rounding them changes tokens.
+            allow_code: run the programs in a checkpoint of TorchScript (Cosmos DI), which may do anything: only for
+                files of somebody you trust. Nothing else ever runs code of a file.
 
         Raises:
             FileNotFoundError: no such folder or repository.
@@ -192,13 +199,13 @@ class Pretrained(nn.Module):
         """
         hub = {"revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
         with torch.device("cpu"):  # whatever the caller's default is
-            tokenizer = cls._load(source, decoder, hub | {"force_download": force_download, "token": token})
+            tokenizer = cls._load(source, decoder, hub | {"force_download": force_download, "token": token}, allow_code)
         for network in (tokenizer.encoder, tokenizer.decoder):
             network.to(dtype)
         return tokenizer.to(device)
 
     @classmethod
-    def _load(cls, source: str | Path | None, decoder: str | None, hub: dict[str, Any]) -> Self:
+    def _load(cls, source: str | Path | None, decoder: str | None, hub: dict[str, Any], allow_code: bool) -> Self:
         family: str | None = None
         options: dict[str, Any] = {}
         path = EMBEDDED
@@ -211,13 +218,15 @@ class Pretrained(nn.Module):
         if not own:
             if decoder is not None:
                 raise ValueError(f"decoder={decoder!r} is for a folder that save_pretrained wrote; {path} is none")
-            opened: Self = import_module(PUBLISHED).open_checkpoint(path, family, options)
+            opened: Self = import_module(PUBLISHED).open_checkpoint(path, family, options, allow_code=allow_code)
             return opened
         for file in (path / CONFIG_FILE, path / WEIGHTS_FILE):
             if not file.is_file():
                 raise CheckpointError(f"{path} holds no {file.name}, so it is not a saved tokenizer")
         decoder = decoder or options.get("decoder")
-        return cls._from_files(path / CONFIG_FILE, path / WEIGHTS_FILE, decoder and _decoder_file(path, decoder))
+        return cls._from_files(
+            path / CONFIG_FILE, path / WEIGHTS_FILE, _decoder_file(path, decoder) if decoder else None
+        )
 
     @classmethod
     def _from_files(cls, config_file: Path, weights_file: Path, decoder_file: Path | None = None) -> Self:
@@ -227,7 +236,7 @@ class Pretrained(nn.Module):
             state = {name: value for name, value in state.items() if not name.startswith("decoder.")}
             state |= {f"decoder.{name}": value for name, value in _read(decoder_file).items()}
         try:
-            values = json.loads(config_file.read_text())
+            values = read_json(config_file)
             own = "family" not in values
             config = TokenizerConfig.from_dict(values) if own else import_module(PUBLISHED).PublishedConfig(**values)
             tokenizer = cls.on_meta(config, len(state))
@@ -358,9 +367,11 @@ def _is_own(path: Path) -> bool:
     if not path.is_dir():
         return False
     if not (path / CONFIG_FILE).exists():
-        return not any(file.suffix in PICKLED for pattern in ("*", "checkpoints/*") for file in path.glob(pattern))
+        return not any(
+            file.suffix in (*PICKLED, SCRIPTED) for pattern in ("*", "checkpoints/*") for file in path.glob(pattern)
+        )
     try:
-        values = json.loads((path / CONFIG_FILE).read_text())
+        values = read_json(path / CONFIG_FILE)
     except (OSError, ValueError):
         return True
     own = {"family", *(field.name for field in dataclasses.fields(TokenizerConfig))}

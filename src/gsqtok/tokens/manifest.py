@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 import gsqtok
-from gsqtok.io import write_bytes
+from gsqtok.io import read_json, write_bytes
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens.plan import Plan, Unit, fingerprint, read_plan
 from gsqtok.tokens.shards import shard_name, write_shard
@@ -39,15 +39,21 @@ def write_part(folder: Path, unit: Unit, count: int, table: pa.Table, skipped: S
 
 def done_units(folder: Path, plan: Plan) -> set[int]:
     """Numbers of the units whose part is there and whose shard has the size that it says."""
-    return {unit.number for unit in plan.units if _is_done(folder, unit.number)}
+    return {unit.number for unit in plan.units if _part_of(folder, unit) is not None}
 
 
-def _is_done(folder: Path, number: int) -> bool:
+def _part_of(folder: Path, unit: Unit) -> dict[str, Any] | None:
+    """What the part of a unit says; None where it is missing or damaged, so that the unit is done again."""
     try:
-        part = json.loads(_part(folder, number).read_text())
-        return "file" not in part or (folder / part["file"]).stat().st_size == part["bytes"]
-    except (OSError, ValueError):
-        return False
+        part = read_json(_part(folder, unit.number))
+        skipped = [(str(key), str(reason)) for key, reason in part["skipped"]]
+        whole = part["keys"] == unit.keys and part["images"] + len(skipped) == unit.images and part["rows"] >= 0
+        if "file" in part:
+            whole &= (folder / part["file"]).stat().st_size == part["bytes"] and part["tokens"] >= 0
+            whole &= isinstance(part["sha256"], str)
+        return part if whole else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def finish(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any]:
@@ -56,7 +62,7 @@ def finish(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any]:
     Returns:
         the manifest.
     """
-    parts = [json.loads(_part(folder, unit.number).read_text()) for unit in plan.units]
+    parts = [part for unit in plan.units if (part := _part_of(folder, unit)) is not None]
     skipped = [(key, reason, unit) for unit, part in enumerate(parts) for key, reason in part.pop("skipped")]
     columns = list(zip(*skipped, strict=True)) or [[], [], []]
     buffer = io.BytesIO()
@@ -95,7 +101,7 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
         done = len(done_units(folder, plan))
         raise ValueError(f"{folder} is not finished: {done} of {len(plan.units)} shards; repeat gsqtok tokenize")
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_json(path)
         if manifest["format"] != FORMAT:
             raise ValueError(f"format {manifest['format']}, this version reads {FORMAT}")
         return manifest

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gsqtok.data.sources import ImageSource, Span
-from gsqtok.io import write_bytes
+from gsqtok.io import read_json, write_bytes
 
 PLAN = "plan.json"
 _PIXELS = 2**23  # decoded pixels in a chunk, about: 25 MB
@@ -122,12 +122,14 @@ def read_plan(folder: Path) -> Plan:
     if not path.exists():
         raise FileNotFoundError(f"{folder} holds no {PLAN}: it was not written by gsqtok tokenize")
     try:
-        values = json.loads(path.read_text())
+        values = read_json(path)
         units = []
         for number, (images, keys, spans) in enumerate(values["units"]):
             units.append(Unit(number, images, keys, tuple(Span(*span) for span in spans)))
+        if values["fingerprint"] != fingerprint(values["settings"]):
+            raise ValueError("its settings are not as they were written")
         return Plan(values["settings"], values["batch_size"], tuple(units))
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, OSError) as error:
         raise ValueError(f"{path} is not the plan of a token data set ({error})") from error
 
 

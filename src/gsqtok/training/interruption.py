@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import signal
 import threading
+from time import monotonic
 from types import FrameType, TracebackType
 from typing import Any
 
-SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1")  # of a scheduler, of Ctrl-C, and of Slurm's --signal
+from gsqtok.data.workers import STOP_SIGNALS
+
 EXIT_STATUS = 75  # the system's "temporary failure": run the same command again, with --resume
+ECHO_SECONDS = 5.0  # torchrun passes on what it is sent, so ranks get twice what a scheduler sends to all processes
 
 
 class InterruptedRunError(RuntimeError):
@@ -22,7 +25,7 @@ class InterruptedRunError(RuntimeError):
 
 
 class Interruption:
-    """Notes the first signal that asks the run to stop; a second one ends it at once.
+    """Notes the first signal that asks the run to stop; a second one, seconds later, ends it at once.
 
     A context manager. Outside of the main thread, where Python handles no signals, it notes nothing.
 
@@ -32,13 +35,14 @@ class Interruption:
 
     def __init__(self) -> None:
         self.name: str | None = None
+        self._noted = 0.0  # when, in seconds
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for name in SIGNALS:
-                if number := getattr(signal, name, None):  # Windows has no SIGUSR1
-                    self._before[number] = signal.signal(number, self._note)
+            for name in STOP_SIGNALS:
+                number = getattr(signal, name)
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -47,8 +51,11 @@ class Interruption:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.name = signal.Signals(number).name
-        self._restore()
+        if self.name is None:
+            self.name, self._noted = signal.Signals(number).name, monotonic()
+        elif monotonic() - self._noted > ECHO_SECONDS:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

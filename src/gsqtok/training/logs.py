@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -140,6 +141,14 @@ def _short(value: float) -> str:
 def _keep_until(metrics_file: Path, step: int) -> None:
     """Drop lines beyond the step that a resumed run goes on from: they will be written again."""
     if metrics_file.exists():
-        lines = [line for line in metrics_file.read_text().splitlines() if line.endswith("}")]
+        lines = metrics_file.read_text(errors="replace").splitlines()
         with atomic_write(metrics_file) as aside:
-            aside.write_text("".join(line + "\n" for line in lines if json.loads(line)["step"] <= step))
+            aside.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step))
+
+
+def _step_of(line: str) -> float:
+    """The step of a line; infinite where it is damaged."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, LookupError, TypeError, RecursionError):
+        return math.inf

@@ -23,7 +23,7 @@ from typing import Any
 
 import yaml
 
-from gsqtok.io import atomic_write, sha256_of
+from gsqtok.io import atomic_write, one_line, read_json, sha256_of
 from gsqtok.training.config import RESUMABLE
 
 DIGESTS = "sha256.json"  # in a checkpoint: of each of its files
@@ -76,7 +76,11 @@ class RunFolder:
             raise RunFolderError(
                 f"{self.path} already holds a run{reached}; go on with --resume, or choose another --output"
             )
-        before, now = flatten(yaml.safe_load(self.config_file.read_text())), flatten(as_plain(config))
+        try:
+            before = flatten(yaml.safe_load(self.config_file.read_text()))
+        except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
+            raise RunFolderError(f"{self.config_file} cannot be read: {one_line(error)[:200]}") from error
+        now = flatten(as_plain(config))
         defaults = {k: v for k, v in flatten(as_plain(type(config)())).items() if not k.startswith("model.")}
         before = defaults | before  # options that are newer than the run
         for key in sorted(before.keys() | now.keys()):
@@ -102,8 +106,11 @@ class RunFolder:
         Raises:
             RunFolderError: a source has another digest, and ``changed_data`` is off.
         """
-        before = json.loads(self.data_file.read_text()) if self.data_file.exists() else {}
-        other = [name for name, digest in digests.items() if before.get(name, digest) != digest]
+        try:
+            before = read_json(self.data_file) if self.data_file.exists() else {}
+            other = [name for name, digest in digests.items() if before.get(name, digest) != digest]
+        except (ValueError, AttributeError):
+            other = [f"{', '.join(digests)} ({self.data_file.name} is damaged)"]
         if other and not changed_data:
             raise RunFolderError(
                 f"cannot resume {self.path}: the data of {', '.join(other)} have changed since it was started "
@@ -226,7 +233,7 @@ def seal(checkpoint: Path) -> None:
 def damage_of(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint's files, None where they are as ``seal`` found them."""
     try:
-        digests = json.loads((checkpoint / DIGESTS).read_text())
+        digests = read_json(checkpoint / DIGESTS)
         for name, digest in digests.items():
             if sha256_of(checkpoint / name) != digest:
                 return f"{name} is not as it was written"

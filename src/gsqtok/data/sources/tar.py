@@ -107,7 +107,8 @@ def _decompressed(file: SourceFile, process: int) -> BinaryIO | None:
     """The content of a compressed shard; it stays open, for the next span goes on where this one ends."""
     try:
         archive = tarfile.open(file.path)  # noqa: SIM115
-    except tarfile.TarError:
+    except _BROKEN as error:
+        _content_error(error)
         return None
     if not isinstance(archive.fileobj, io.BufferedReader):
         return cast(BinaryIO, archive.fileobj)

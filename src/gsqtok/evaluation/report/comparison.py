@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,9 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from gsqtok.evaluation.report.metrics import METRICS, base_of, metric_of, printable
+from gsqtok.evaluation.report.metrics import METRICS, base_of, metric_of
 from gsqtok.evaluation.report.plots import COLOURS, legend, line, logarithmic_y, panels, powers_of_two
 from gsqtok.evaluation.result import Result, differences
+from gsqtok.io import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,11 +61,14 @@ class Comparison:
 
     @property
     def warnings(self) -> list[str]:
-        """Why results must not be compared with the first, a line for each that must not."""
+        """Why results must not be compared with the first; those that differ from it in the same share a line."""
+        alike: dict[str, list[str]] = {}
+        for label, lines in self.unlike.items():
+            if lines:
+                alike.setdefault(printable("; ".join(lines)), []).append(label)
         return [
-            f"{label} and {self.labels[0]} were not measured alike: {printable('; '.join(lines))}"
-            for label, lines in self.unlike.items()
-            if lines
+            f"{', '.join(labels)} and {self.labels[0]} were not measured alike: {reasons}"
+            for reasons, labels in alike.items()
         ]
 
     def marked(self, label: str, text: str) -> str:
@@ -130,7 +135,8 @@ def rate_distortion(comparison: Comparison, table: pd.DataFrame | None = None) -
             if len(points):
                 line(axis, number, model, points["bits_per_pixel"], points[name], yardstick=model in codecs)
         metric = metric_of(name)
-        axis.set_title(f"{metric.title} ({'higher' if metric.better > 0 else 'lower'} is better)")
+        title = f"{metric.title} ({'higher' if metric.better > 0 else 'lower'} is better)"
+        axis.set_title("\n".join(textwrap.wrap(title, 40)))
         axis.set_xlabel("bits/px")
         powers_of_two(axis, known["bits_per_pixel"])
     legend(figure, axes)

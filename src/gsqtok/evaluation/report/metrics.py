@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from gsqtok.io import printable
+
 
 class Metric(NamedTuple):
     """How a metric is shown. ``better`` is 1 where more is better, -1 where less is, 0 where it is no judgement."""
@@ -24,13 +26,18 @@ METRICS = {
     "dists": Metric("DISTS", ".3f", -1),
     "rfid": Metric("rFID", ".2f", -1),
     "sfid": Metric("sFID", ".2f", -1),
+    "pfid": Metric("pFID", ".2f", -1),
     "frechet_distance": Metric("Fréchet distance", ".2f", -1),
     "spatial_frechet_distance": Metric("spatial Fréchet distance", ".2f", -1),
+    "perturbed_frechet_distance": Metric("perturbed Fréchet distance", ".2f", -1),
     "inception_score": Metric("Inception Score", ".2f", 1),
     "precision": Metric("precision", ".3f", 1),
     "recall": Metric("recall", ".3f", 1),
     "density": Metric("density", ".3f", 1),
     "coverage": Metric("coverage", ".3f", 1),
+    "t_acc": Metric("T-ACC", ".2%", 1),
+    "t_ned": Metric("T-NED", ".2%", 1),
+    "f_sim": Metric("F-Sim", ".3f", 1),
     "usage": Metric("usage", ".1%"),
     "perplexity": Metric("perplexity", ",.1f"),
     "parameters": Metric("parameters", ",.0f"),
@@ -66,11 +73,6 @@ def metric_of(name: str) -> Metric:
         return Metric(printable(name.replace("_", " ")))
     rest = printable(name[len(base) + 1 :].replace("_", " "))
     return METRICS[base]._replace(title=f"{METRICS[base].title} {rest}".strip())
-
-
-def printable(text: str) -> str:
-    """Replace what would move a terminal's cursor or change its colours."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def text_of(name: str, value: float | None, spread: float | None = None) -> str:

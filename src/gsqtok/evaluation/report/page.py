@@ -33,11 +33,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 LEADERBOARD = (
-    *("bits_per_pixel", "psnr", "ssim", "ms_ssim", "lpips", "rfid", "frechet_distance", "usage", "parameters"),
+    *("bits_per_pixel", "psnr", "ssim", "ms_ssim", "lpips", "rfid", "frechet_distance"),
+    *("pfid", "perturbed_frechet_distance", "t_acc", "t_ned", "f_sim", "usage", "parameters"),
     *("encode_images_per_second", "decode_images_per_second"),
 )
-"""The columns of a leaderboard, by the beginning of their names."""
-_ALWAYS = set(LEADERBOARD) - {"frechet_distance"}  # the others stand in for rFID where its weights are not
+"""The columns of a leaderboard, by the beginning of their names; those of other protocols where they were measured."""
+_MEASURED = ("frechet_distance", "pfid", "perturbed_frechet_distance", "t_acc", "t_ned", "f_sim")
+_ALWAYS = set(LEADERBOARD) - set(_MEASURED)  # a Fréchet distance stands in for rFID where its weights are not
 
 Plots = Mapping[str, Callable[[Comparison], "Figure | None"]]
 
