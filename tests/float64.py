@@ -14,8 +14,10 @@ import torch
 def everywhere(replace: Callable[[Any, str, Any], None] = setattr) -> None:
     """Compute in float64 whatever is made or widened from here on; half precision is not."""
     from gsqtok.data import loader
+    from gsqtok.training import trainer
 
-    to_tensor = loader.to_tensor
+    to_tensor, to_float = loader.to_tensor, trainer.to_float
     torch.set_default_dtype(torch.float64)
     replace(torch.Tensor, "float", torch.Tensor.double)
     replace(loader, "to_tensor", lambda pixels: to_tensor(pixels).double())
+    replace(trainer, "to_float", lambda pixels, layout: to_float(pixels, layout).double())

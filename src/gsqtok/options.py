@@ -26,6 +26,7 @@ Count = Annotated[int, Rule("of at least 1", lambda n: n >= 1)]
 Natural = Annotated[int, Rule("of at least 0", lambda n: n >= 0)]
 Weight = Annotated[float, Rule("of at least 0", lambda x: x >= 0)]
 Positive = Annotated[float, Rule("above 0", lambda x: x > 0)]
+Scale = Annotated[float, Rule("of at least 1", lambda x: x >= 1)]
 Share = Annotated[float, Rule("from 0 to 1", lambda x: 0 <= x <= 1)]
 Decay = Annotated[float, Rule("from 0 to below 1", lambda x: 0 <= x < 1)]
 

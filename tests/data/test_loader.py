@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from gsqtok.data import ImageDataset, ImageTransform, eval_loader, open_source, to_tensor, train_loader
+from gsqtok.data import CropMix, ImageDataset, ImageTransform, eval_loader, open_source, to_tensor, train_loader
 
 RANDOM = ImageTransform(6, "random", flip=True)
 WHOLE = ImageTransform(None, "none")
@@ -61,14 +61,13 @@ def keys_of(shards):
 
 def test_batch_of_training(folder, noise):
     (batch,) = take(1, open_source(folder), ImageTransform(8), batch_size=10, seed=3)
-    assert batch["image"].shape == (10, 3, 8, 8)
-    assert batch["image"].dtype == torch.float32
-    assert batch["image"].is_contiguous()
+    assert batch["image"].shape == (10, 8, 8, 3)
+    assert batch["image"].dtype == torch.uint8
     assert sorted(batch["keys"]) == [f"{i:02d}.png" for i in range(10)]
     assert batch["keys"] != sorted(batch["keys"])
     assert batch["skipped"] == []
     for key, image in zip(batch["keys"], batch["image"], strict=True):
-        torch.testing.assert_close(image, to_tensor(noise(int(key[:2]))))
+        assert np.array_equal(image, np.asarray(noise(int(key[:2]))))
 
 
 def test_workers_make_no_difference(broken_folder):
@@ -86,6 +85,25 @@ def test_ranks_make_no_difference(broken_folder):
 def test_resuming(broken_folder):
     source = open_source(broken_folder)
     same(take(4, source, batch_size=4, seed=1, start_step=5), take(9, source, batch_size=4, seed=1)[5:])
+
+
+MIX = CropMix((ImageTransform(4, "random", scales=(1, 2)), ImageTransform(8, "random", flip=True)), (0.5, 0.5), 8)
+
+
+def test_batches_of_several_sizes(broken_folder):
+    source = open_source(broken_folder)
+    whole = take(8, source, MIX, batch_size=2, seed=1)
+    assert {batch["image"].shape[1] for batch in whole} == {4, 8}
+    assert {batch["image"].numel() for batch in whole} == {2 * 8 * 8 * 3}
+    same(take(8, source, MIX, batch_size=2, seed=1, workers=2), whole)
+    same(take(3, source, MIX, batch_size=2, seed=1, start_step=5), whole[5:])
+    ranks = [take(8, source, MIX, batch_size=2, seed=1, rank=rank, world_size=2) for rank in range(2)]
+    same([joined(parts) for parts in zip(*ranks, strict=True)], whole)
+
+
+def test_streaming_has_crops_of_one_size(folder):
+    with pytest.raises(ValueError, match="streaming reads encoded images in their files' order"):
+        take(1, open_source(folder), MIX, batch_size=2, streaming=True)
 
 
 def test_batch_larger_than_the_data_set(folder):

@@ -82,6 +82,26 @@ def test_random_crop_reaches_every_offset(noise):
     assert crops == {np.asarray(image)[:, x : x + 8].tobytes() for x in range(4)}
 
 
+def test_scales_leave_at_least_the_size(noise):
+    image, rng = noise(1, (12, 8)), np.random.default_rng(0)
+    transform = ImageTransform(4, "random", scales=(1, 2, 4))  # a quarter of 8 is less than 4
+    half = np.asarray(image.resize((6, 4), Image.Resampling.BICUBIC))
+    expected = {half[:, x : x + 4].tobytes() for x in range(3)}
+    expected |= {np.asarray(image)[y : y + 4, x : x + 4].tobytes() for y in range(5) for x in range(9)}
+    crops = [transform.pixels(image, rng).tobytes() for _ in range(600)]
+    assert set(crops) == expected
+    assert 240 < sum(crop in {half[:, x : x + 4].tobytes() for x in range(3)} for crop in crops) < 360
+    enlarged = ImageTransform(16, "random", scales=(2,)).pixels(noise(1), rng)
+    assert np.array_equal(enlarged, np.asarray(noise(1).resize((16, 16), Image.Resampling.BICUBIC)))
+
+
+def test_what_was_resized_before_is_cropped(noise):
+    image, other = noise(1, (12, 8)), noise(2, (6, 4))
+    transform = ImageTransform(4, "center")
+    assert np.array_equal(transform.pixels(image, resized=[np.asarray(other)]), np.asarray(other)[:, 1:5])
+    assert np.array_equal(transform.pixels(image, resized=[np.asarray(image)]), transform.pixels(image))
+
+
 def test_flip_is_fair(noise):
     image, rng = noise(1), np.random.default_rng(0)
     straight, mirrored = np.asarray(image).tobytes(), np.asarray(image)[:, ::-1].tobytes()
@@ -110,7 +130,17 @@ def test_a_strip_is_refused_before_it_fills_the_memory(crop):
         ImageTransform(256, crop)(Image.new("RGB", (1, 60_000)))
 
 
-@pytest.mark.parametrize("options", [{"size": 0}, {"size": None}, {"crop": "middle"}, {"resample": "nearest"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"size": 0},
+        {"size": None},
+        {"crop": "middle"},
+        {"resample": "nearest"},
+        {"scales": (2,)},
+        {"crop": "random", "scales": (0.5,)},
+    ],
+)
 def test_bad_options(options):
     with pytest.raises(ValueError):
         ImageTransform(**options)

@@ -106,6 +106,26 @@ def test_steps_from_graphs_equal_eager_ones(tiny_config, precision, layout, leve
 
 @pytest.mark.gpu
 @needs_gpu
+def test_several_shapes_share_the_memory_of_their_graphs(tiny_config):
+    torch.manual_seed(0)
+    eager = ImageTokenizer(tiny_config).cuda().train()
+    graphed = copy.deepcopy(eager)
+    shapes = [(8, 3, 8, 8), (2, 3, 16, 16)]
+    pool = torch.cuda.graph_pool_handle()
+    for shape in shapes:
+        record(graphed, torch.zeros(shape, device="cuda"), None, pool)
+    for shape in [*shapes, *reversed(shapes), *shapes]:
+        images = torch.rand(shape, device="cuda") * 2 - 1
+        for tokenizer in (eager, graphed):
+            out = tokenizer(images)
+            ((out.reconstruction - images).square().mean() + out.quantizer_loss).backward()
+        for found, expected in zip(graphed.parameters(), eager.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad, rtol=1e-3, atol=1e-5)
+            found.grad = expected.grad = None
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_accumulating_into_existing_gradients(tiny_config):
     torch.manual_seed(0)
     eager = ImageTokenizer(tiny_config).cuda().train()

@@ -167,6 +167,8 @@ def test_learning_rate():
     cosine = OptimizerConfig(learning_rate=2.0, warmup_steps=4, schedule="cosine")
     assert [learning_rate(cosine, step, 12) for step in (2, 4, 8, 12)] == pytest.approx([1.0, 2.0, 1.0, 0.0])
     assert learning_rate(cosine, 6, 12) == pytest.approx(1 + math.cos(math.pi / 4))
+    linear = OptimizerConfig(learning_rate=2.0, warmup_steps=4, schedule="linear")
+    assert [learning_rate(linear, step, 12) for step in (2, 4, 6, 8, 12)] == [1.0, 2.0, 1.5, 1.0, 0.0]
     assert learning_rate(OptimizerConfig(learning_rate=2.0), 1, 10) == 2.0
 
 

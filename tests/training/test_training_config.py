@@ -9,7 +9,7 @@ from gsqtok.cli import parser
 from gsqtok.cli.train import train
 from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
-from gsqtok.training import AdversarialConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig, recipes
+from gsqtok.training import AdversarialConfig, CropConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig, recipes
 
 RECIPES = [name for name in recipes.names() if not name.startswith("prior-")]  # which train no tokenizer
 COUNTS = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate_every", "save_every")
@@ -39,8 +39,23 @@ def test_names_what_is_wrong(values, named):
         ),
         (OptimizerConfig, {"betas": (0.9, 1.0)}, "optimizer.betas must be a list of 2, each a finite number from 0 to"),
         (OptimizerConfig, {"clip": 0}, "optimizer.clip must be a finite number above 0"),
-        (OptimizerConfig, {"schedule": "linear"}, "optimizer.schedule must be one of constant, cosine"),
+        (OptimizerConfig, {"schedule": "step"}, "optimizer.schedule must be one of constant, cosine, linear"),
         (DataConfig, {"size": 64.5}, "data.size must be a whole number of at least 1"),
+        (DataConfig, {"crops": (CropConfig(96, 1),)}, "data.crops: 96 does not divide data.size 256, so a step"),
+        (
+            DataConfig,
+            {"crops": (CropConfig(64, 1),), "max_resize": 300},
+            "data.crops takes the place of data.max_resize",
+        ),
+        (DataConfig, {"crops": (CropConfig(64, 1),), "streaming": True}, "data.crops reads images in any order"),
+        (DataConfig, {"cache": "decoded", "streaming": True}, "data.cache reads images in any order"),
+        (CropConfig, {"size": 64, "share": 0}, "data.crops: share must be a finite number above 0"),
+        (
+            CropConfig,
+            {"size": 64, "share": 1, "scales": (0.5,)},
+            "data.crops: scales must be a list, each a finite number",
+        ),
+        (CropConfig, {"size": 64, "share": 1, "scales": ()}, "data.crops: scales are empty"),
         (DataConfig, {"train": 3}, "data.train must be text or a list, each text"),
         (LossConfig, {"quantizer_weight": float("inf")}, "loss.quantizer_weight must be a finite number of at least 0"),
         (AdversarialConfig, {"r1_every": 0}, "adversarial.r1_every must be a whole number of at least 1"),

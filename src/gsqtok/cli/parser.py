@@ -46,6 +46,8 @@ class Parser(ArgumentParser):
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Print what is wrong, with the nearest name that exists."""
+        if not self.prog.startswith("gsqtok "):  # jsonargparse's own, for a section in a list, which names the option
+            raise ValueError(message)
         known = [option for action in self._actions for option in action.option_strings if option.startswith("--")]
         where = f"{self.reading}: " if self.reading else ""
         line = printable(f"{where}{_explained(str(message), known)}")
@@ -218,6 +220,7 @@ def _from_recipe(parser: Parser, recipe: str) -> Any:
 
     values = recipes.load(recipe)
     known = [option[2:] for action in parser._actions for option in action.option_strings if option[:2] == "--"]
+    known = [name for name in known if not name.endswith(".help")]  # of lists of sections
     _check_keys(values, known, recipe, "")
     parser.reading = recipe
     namespace = parser.parse_object({"recipe": recipe} | values)

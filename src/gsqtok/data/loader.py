@@ -15,7 +15,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from gsqtok.data.decode import BrokenImageError, decode_row
-from gsqtok.data.sampling import EpochSampler, epoch_seed, local_batch_size
+from gsqtok.data.decoded import DecodedImages, DecodedRow
+from gsqtok.data.sampling import CropMix, CropSampler, EpochSampler, epoch_seed, local_batch_size
 from gsqtok.data.skipped import SkipLog
 from gsqtok.data.sources import ByNumber, ImageSource, Reader, Row, Span
 from gsqtok.data.transforms import ImageTransform, to_tensor
@@ -40,40 +41,46 @@ class Sample(NamedTuple):
 
 
 class ImageDataset(Dataset[Sample]):
-    """Training images addressed by (epoch, index).
+    """Training images addressed by (epoch, index), or (epoch, index, number of the transform).
 
     The randomness of an image's crop and flip comes from (seed, epoch, index) alone: the same whatever the number of
     ranks and workers. In the place of a skipped image stands the next readable one of the source, wrapping around.
 
     Args:
-        source: see ``open_source``; its rows are read by number.
-        transform: makes all images the same size.
+        source: see ``open_source``; its rows are read by number. Or the images, decoded before.
+        transform: makes all images the same size; several to choose from.
         seed: not negative.
 
     Raises:
         ValueError: the source is empty; on access: none of its images can be read.
     """
 
-    def __init__(self, source: ImageSource, transform: ImageTransform, seed: int = 0) -> None:
-        self.rows = ByNumber(source)
-        self.transform = transform
+    def __init__(
+        self,
+        source: ImageSource | DecodedImages,
+        transform: ImageTransform | Sequence[ImageTransform],
+        seed: int = 0,
+    ) -> None:
+        self.rows = source if isinstance(source, DecodedImages) else ByNumber(source)
+        self.transforms = [transform] if isinstance(transform, ImageTransform) else transform
         self.seed = seed
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, position: tuple[int, int]) -> Sample:
+    def __getitem__(self, position: tuple[int, ...]) -> Sample:
         return self.__getitems__([position])[0]
 
-    def __getitems__(self, positions: Sequence[tuple[int, int]]) -> list[Sample]:
+    def __getitems__(self, positions: Sequence[tuple[int, ...]]) -> list[Sample]:
         """Fetch a whole batch with one look-up."""
-        rows = self.rows.take([index for _, index in positions])
-        return [self._sample(epoch, index, row) for (epoch, index), row in zip(positions, rows, strict=True)]
+        rows: Sequence[Row | DecodedRow] = self.rows.take([position[1] for position in positions])
+        return [self._sample(row, *position) for position, row in zip(positions, rows, strict=True)]
 
-    def _sample(self, epoch: int, index: int, row: Row) -> Sample:
+    def _sample(self, row: Row | DecodedRow, epoch: int, index: int, number: int = 0) -> Sample:
         following = (self.rows.take([(index + i) % len(self)])[0] for i in range(1, len(self)))
         generator = partial(_generator, self.seed, epoch, index)
-        return _first_readable(itertools.chain([row], following), self.transform, lambda row: generator(), len(self))
+        candidates = itertools.chain([row], following)
+        return _first_readable(candidates, self.transforms[number], lambda row: generator(), len(self))
 
 
 @dataclass(eq=False)
@@ -173,8 +180,8 @@ def _shuffled(rows: Iterable[Row], size: int, generator: np.random.Generator) ->
 
 
 def train_loader(
-    source: ImageSource,
-    transform: ImageTransform,
+    source: ImageSource | DecodedImages,
+    transform: ImageTransform | CropMix,
     *,
     batch_size: int,
     seed: int = 0,
@@ -187,15 +194,16 @@ def train_loader(
 ) -> DataLoader[Any]:
     """Endless shuffled batches for one rank, beginning with batch ``start_step``.
 
-    Each batch is a dict: ``image`` float32 (batch_size / world_size, 3, H, W) in [-1, 1], ``keys`` list[str], and
+    Each batch is a dict: ``image`` uint8 (batch_size / world_size, H, W, 3), for ``to_float`` once they are on the
+    device (bytes travel four times as fast), ``keys`` list[str], and
     ``skipped`` list[(key, reason)], the skipped images met on the way, for a ``SkipLog``. The loader already
     divides the images among the ranks (do not let Accelerate divide them again) and leaves torch's global generator
     alone.
 
     Args:
-        source: see ``open_source``.
-        transform: makes all images the same size.
-        batch_size: the global batch, over all ranks.
+        source: see ``open_source``; or the images, decoded before.
+        transform: makes all images the same size; a mix of crops makes those of each batch so.
+        batch_size: the global batch, over all ranks; of a mix, at its ``size``.
         seed: of the order and of the transform.
         rank: of ``world_size``.
         world_size: number of ranks.
@@ -210,11 +218,14 @@ def train_loader(
     """
     options = _options(workers) | {"collate_fn": collate}
     if not streaming:
+        place = {"rank": rank, "world_size": world_size, "seed": seed, "start_step": start_step}
+        if isinstance(transform, CropMix):
+            mixed = ImageDataset(source, transform.transforms, seed)
+            return DataLoader(mixed, batch_sampler=CropSampler(len(mixed), batch_size, transform, **place), **options)
         dataset = ImageDataset(source, transform, seed)
-        sampler = EpochSampler(
-            len(dataset), batch_size, rank=rank, world_size=world_size, seed=seed, start_step=start_step
-        )
-        return DataLoader(dataset, batch_sampler=sampler, **options)
+        return DataLoader(dataset, batch_sampler=EpochSampler(len(dataset), batch_size, **place), **options)
+    if isinstance(source, DecodedImages) or isinstance(transform, CropMix):
+        raise ValueError("streaming reads encoded images in their files' order, and gives crops of one size")
     local_size = local_batch_size(batch_size, rank, world_size)
     if seed < 0 or start_step < 0:
         raise ValueError(f"seed and start_step must not be negative, got {seed} and {start_step}")
@@ -233,7 +244,7 @@ def _options(workers: int) -> dict[str, Any]:
 
 
 def collate(samples: Sequence[Sample]) -> dict[str, Any]:
-    """Samples of one size -> {image: float32 (B, 3, H, W) in [-1, 1], keys: list[str], skipped: list[(key, reason)]}.
+    """Samples of one size -> {image: uint8 (B, H, W, 3), keys: list[str], skipped: list[(key, reason)]}.
 
     Raises:
         ValueError: the images differ in size.
@@ -243,7 +254,7 @@ def collate(samples: Sequence[Sample]) -> dict[str, Any]:
         sizes = " and ".join(f"{width} x {height}" for height, width, _ in sorted(shapes)[:2])
         raise ValueError(f"the images of a batch differ in size ({sizes}): give the transform a size and a crop")
     return {
-        "image": to_tensor(np.stack([sample.pixels for sample in samples])),
+        "image": torch.from_numpy(np.stack([sample.pixels for sample in samples])),
         "keys": [sample.key for sample in samples],
         "skipped": [pair for sample in samples for pair in sample.skipped],
     }
@@ -255,15 +266,16 @@ def _generator(seed: int, epoch: int, number: int) -> np.random.Generator:
 
 
 def _first_readable(
-    candidates: Iterable[Row],
+    candidates: Iterable[Row | DecodedRow],
     transform: ImageTransform,
-    generator: Callable[[Row], np.random.Generator],
+    generator: Callable[[Any], np.random.Generator],
     count: int | None = None,
 ) -> Sample:
     skipped: list[tuple[str, str]] = []
     for row in candidates:
         try:
-            pixels = transform.pixels(decode_row(row), generator(row) if transform.random else None)
+            image, *resized = row.images() if isinstance(row, DecodedRow) else [decode_row(row)]
+            pixels = transform.pixels(image, generator(row) if transform.random else None, resized)
             return Sample(pixels, row.key, skipped)
         except BrokenImageError as error:
             skipped.append((row.key, str(error)))

@@ -5,8 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from gsqtok.options import Count, Decay, Natural, Positive, Weight, check
+from gsqtok.options import Count, Decay, Natural, Positive, Scale, Weight, check
 from gsqtok.tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """One of several crop sizes in a training.
+
+    Args:
+        size: crops are size x size pixels; it divides data.size.
+        share: of the steps, beside the other sizes' shares.
+        scales: before the crop the image is scaled down by one of these at random, of those that leave size pixels or
+            more; where none does, the short side becomes size.
+    """
+
+    size: Count
+    share: Positive
+    scales: tuple[Scale, ...] = (1.0,)
+
+    def __post_init__(self) -> None:
+        check(self, "data.crops: ")
+        if not self.scales:
+            raise ValueError("data.crops: scales are empty; [1] leaves images as they are")
 
 
 @dataclass(frozen=True)
@@ -21,7 +42,11 @@ class DataConfig:
         size: images are cropped to size x size pixels.
         max_resize: before the random crop the short side becomes a random length from size to max_resize, at most its
             own; null resizes it to size.
+        crops: steps of several crop sizes, in the place of max_resize, such as [{size: 64, share: 0.1, scales: [1, 2]},
+            {size: 256, share: 0.9}]; each step has as many pixels as batch_size images of data.size.
         flip: mirror half of the images.
+        cache: a folder where images are kept as they are once decoded, for later runs too; null decodes them for each
+            crop. Takes 3 bytes a pixel, and as much memory as is free.
         streaming: read files in their order, shuffled in a buffer, instead of converting parquet and tar first.
         workers: processes that decode images, for each rank.
     """
@@ -32,12 +57,27 @@ class DataConfig:
     validation_split: str | None = None
     size: Count = 256
     max_resize: Count | None = None
+    crops: tuple[CropConfig, ...] = ()
     flip: bool = True
+    cache: str | None = None
     streaming: bool = False
     workers: Natural = 4
 
     def __post_init__(self) -> None:
         check(self, "data.")
+        for crop in self.crops:
+            if self.size % crop.size:
+                raise ValueError(
+                    f"data.crops: {crop.size} does not divide data.size {self.size}, so a step of such crops could not "
+                    "have as many pixels as the others"
+                )
+        if self.crops and self.max_resize is not None:
+            raise ValueError(
+                "data.crops takes the place of data.max_resize: say scales of each crop, and max_resize null"
+            )
+        if self.streaming and (self.crops or self.cache):
+            option = "crops" if self.crops else "cache"
+            raise ValueError(f"data.{option} reads images in any order: leave data.streaming out")
 
 
 @dataclass(frozen=True)
@@ -53,7 +93,7 @@ class OptimizerConfig:
         weight_decay: AdamW's weight decay.
         clip: the gradient's norm is clipped to this.
         warmup_steps: the learning rate rises linearly over these steps.
-        schedule: constant, or cosine, which falls to zero at the last step.
+        schedule: constant, or cosine or linear, which fall to zero at the last step.
     """
 
     name: Literal["adamw", "muon"] = "adamw"
@@ -63,7 +103,7 @@ class OptimizerConfig:
     weight_decay: Weight = 0.05
     clip: Positive = 2.0
     warmup_steps: Natural = 0
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
 
     def __post_init__(self) -> None:
         check(self, "optimizer.")
@@ -157,7 +197,7 @@ class TrainConfig:
         loss: the terms of the loss.
         adversarial: the discriminator and its term of the loss.
         steps: optimiser steps in all.
-        batch_size: images a step, over all ranks and accumulated parts.
+        batch_size: images of data.size a step, over all ranks and accumulated parts.
         gradient_accumulation: parts that a step's batch is split into, to save memory.
         precision: bfloat16 (autocast; the quantizer stays in float32) or float32.
         ema_decay: decay of the averaged weights, which are the ones saved and measured.
@@ -214,6 +254,7 @@ RESUMABLE = frozenset(
         "trackers",
         "data.validation",
         "data.validation_split",
+        "data.cache",
         "data.workers",
     }
 )

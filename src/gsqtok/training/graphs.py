@@ -14,15 +14,16 @@ from gsqtok.acceleration.replay import recorded
 from gsqtok.tokenizer import ImageTokenizer
 
 
-def record(tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | None) -> None:
+def record(tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | None, pool: Any = None) -> None:
     """Record encoder and decoder, in place, for training on batches like ``images``.
 
     What then comes in training mode, with gradient, with this shape, type and precision replays the graphs; anything
     else (another size, evaluation, no gradient) runs as before. Values and gradients are those of the eager networks.
 
-    Call it once, with the tokenizer in training mode on its device, before it is wrapped (DistributedDataParallel,
-    ``Accelerator.prepare``) and before ``compile``, and after the averaged copy is made, which stays eager. With many
-    ranks all gradients of a network come at once, so that exchanging them overlaps less with computing them.
+    Call it once for each shape, with the tokenizer in training mode on its device, before it is wrapped
+    (DistributedDataParallel, ``Accelerator.prepare``) and before ``compile``, and after the averaged copy is made,
+    which stays eager. With many ranks all gradients of a network come at once, so that exchanging them overlaps less
+    with computing them.
 
     Gradients live in the graphs' own memory: ``zero_grad(set_to_none=True)`` after each step is right for one backward
     pass a step. To accumulate several, let every parameter have a ``.grad`` before the first (and zero it with
@@ -36,6 +37,7 @@ def record(tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | N
         tokenizer: whose ``forward`` the training step calls.
         images: (B, 3, H, W), H and W multiples of f, on the tokenizer's device; its values do not matter.
         precision: of autocast in the training step; None for none.
+        pool: ``torch.cuda.graph_pool_handle()``, by which the graphs of several shapes share their memory.
 
     Raises:
         ValueError: not on CUDA, not in training mode, or a size that would be padded.
@@ -55,7 +57,9 @@ def record(tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | N
     latent = latent.to(weight.dtype, memory_format=torch.channels_last).requires_grad_()
     # Replays write their input into the sample: it must share no memory with the caller's images.
     _record_training(
-        [(tokenizer.encoder, images.detach().to(weight.dtype, copy=True)), (tokenizer.decoder, latent)], precision
+        [(tokenizer.encoder, images.detach().to(weight.dtype, copy=True)), (tokenizer.decoder, latent)],
+        precision,
+        pool,
     )
 
 
@@ -83,7 +87,7 @@ def record_backbone(backbone: nn.Module, images: Tensor, precision: torch.dtype 
     backbone.forward = only_like(source, backbone, replay, backbone.forward, precision, gradient=False)
 
 
-def _record_training(samples: list[tuple[nn.Module, Tensor]], precision: torch.dtype | None) -> None:
+def _record_training(samples: list[tuple[nn.Module, Tensor]], precision: torch.dtype | None, pool: Any = None) -> None:
     """Record networks with gradient, each for inputs like its sample."""
     networks = [network for network, _ in samples]
     eager = [network.forward for network in networks]
@@ -91,7 +95,7 @@ def _record_training(samples: list[tuple[nn.Module, Tensor]], precision: torch.d
     torch.cuda.synchronize(samples[0][1].device)
     # autocast may keep no converted weights: a graph would go on reading those of its recording
     with torch.autocast("cuda", precision, enabled=precision is not None, cache_enabled=False):
-        torch.cuda.make_graphed_callables(tuple(networks), tuple((sample,) for _, sample in samples))
+        torch.cuda.make_graphed_callables(tuple(networks), tuple((sample,) for _, sample in samples), pool=pool)
     for (network, sample), plain in zip(samples, eager, strict=True):
         network.forward = only_like(sample, network, network.forward, plain, precision)
 

@@ -6,18 +6,28 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gsqtok.data import ImageSource, ImageTransform, eval_loader, open_source, to_pil
+from gsqtok.data import CropMix, DecodedImages, ImageSource, ImageTransform, eval_loader, open_source, to_pil
 from gsqtok.training.config import DataConfig
 
 GRID_IMAGES = 8
 
 
-def training_images(config: DataConfig) -> tuple[ImageSource, ImageTransform]:
-    """The training source, opened, and the random transform of its images; for ``train_loader``."""
+def training_images(config: DataConfig) -> tuple[ImageSource, ImageTransform | CropMix]:
+    """The training source, opened, and the random crops of its images; for ``train_loader``."""
     if not config.train:
         raise ValueError("no training images: name a folder, parquet files or tar shards with --data.train")
     source = open_source(config.train, split=config.train_split, streaming=config.streaming)
-    return source, ImageTransform(config.size, crop="random", flip=config.flip, max_resize=config.max_resize)
+    if not config.crops:
+        return source, ImageTransform(config.size, crop="random", flip=config.flip, max_resize=config.max_resize)
+    transforms = [ImageTransform(c.size, crop="random", flip=config.flip, scales=c.scales) for c in config.crops]
+    return source, CropMix(tuple(transforms), tuple(crop.share for crop in config.crops), config.size)
+
+
+def decoded_images(config: DataConfig, source: ImageSource, workers: int) -> DecodedImages:
+    """The training images in ``config.cache``, at the scales of their crops; decoded if they are not there."""
+    assert config.cache is not None
+    scales = {scale for crop in config.crops for scale in crop.scales}
+    return DecodedImages(source, config.cache, scales=sorted(scales), workers=workers)
 
 
 def validation_images(config: DataConfig) -> ImageSource | None:

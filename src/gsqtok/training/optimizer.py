@@ -21,6 +21,8 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     if config.schedule == "constant":
         return config.learning_rate
     progress = (step - config.warmup_steps) / max(1, steps - config.warmup_steps)
+    if config.schedule == "linear":
+        return config.learning_rate * (1 - progress)
     return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 from collections import defaultdict
+from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,7 +19,7 @@ from accelerate.utils import set_seed
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from gsqtok.data import ImageTransform, SkipLog, train_loader
+from gsqtok.data import ImageTransform, SkipLog, to_float, train_loader
 from gsqtok.evaluation.usage import usage_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
@@ -24,14 +27,14 @@ from gsqtok.training.config import TrainConfig
 from gsqtok.training.ema import Average
 from gsqtok.training.graphs import record, record_backbone
 from gsqtok.training.guards import CollapseWatch, DominanceWatch
-from gsqtok.training.images import fixed_images, training_images, validation_images
+from gsqtok.training.images import decoded_images, fixed_images, training_images, validation_images
 from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.interruption import Interruption
 from gsqtok.training.logs import RunLog
 from gsqtok.training.objective import Objective
 from gsqtok.training.optimizer import build_optimizer, learning_rate, update_where
 from gsqtok.training.run import Run
-from gsqtok.training.run_folder import RunFolder
+from gsqtok.training.run_folder import RunFolder, together
 
 log = logging.getLogger("gsqtok.training")
 USAGE = "usage-{}.pt"  # of each rank, in a checkpoint
@@ -110,11 +113,13 @@ class Trainer(Run):
             self.folder.write_data(digests)
 
     def record_graphs(self, tokenizer: ImageTokenizer) -> None:
-        """Record the passes of encoder and decoder on this rank's part of a batch."""
+        """Record the passes of encoder and decoder on this rank's part of a batch, for each size of crops."""
         config = self.config
-        if config.freeze != "none" or config.data.size % tokenizer.config.factor:
+        if config.freeze != "none" or any(size % tokenizer.config.factor for size in self.crop_sizes()):
             return  # graphs need a gradient in both networks, and images that are not padded
-        record(tokenizer.train(), self.sample_images(), self.precision)
+        pool = torch.cuda.graph_pool_handle()  # they never run at once, so they may share their memory
+        for images in self.sample_images():
+            record(tokenizer.train(), images, self.precision, pool)
         if config.gradient_accumulation > 1:
             for parameter in tokenizer.parameters():
                 parameter.grad = torch.zeros_like(parameter)
@@ -125,13 +130,20 @@ class Trainer(Run):
         if self.adversary is not None and not self.config.adversarial.r1:  # a graph has no second derivative
             backbones.append(getattr(self.adversary.network, "backbone", None))
         for backbone in filter(None, backbones):
-            record_backbone(backbone, self.sample_images(), self.precision)
+            for images in self.sample_images():
+                record_backbone(backbone, images, self.precision)
 
-    def sample_images(self) -> Tensor:
-        """What this rank's part of a batch looks like."""
-        images = self.config.batch_size // (self.config.gradient_accumulation * self.accelerator.num_processes)
-        shape = (images, 3, self.config.data.size, self.config.data.size)
-        return torch.zeros(shape, device=self.accelerator.device).to(memory_format=self.layout)
+    def crop_sizes(self) -> list[int]:
+        """The sizes of crops, in pixels."""
+        return sorted({crop.size for crop in self.config.data.crops} or {self.config.data.size})
+
+    def sample_images(self) -> Iterator[Tensor]:
+        """What this rank's part of a batch looks like, for each size of crops."""
+        config = self.config
+        images = config.batch_size // (config.gradient_accumulation * self.accelerator.num_processes)
+        for size in self.crop_sizes():
+            shape = (images * (config.data.size // size) ** 2, 3, size, size)
+            yield torch.zeros(shape, device=self.accelerator.device).to(memory_format=self.layout)
 
     def run(self) -> Path:
         """Train from the start, or from the checkpoint, to the last step."""
@@ -140,7 +152,9 @@ class Trainer(Run):
         window: dict[str, list[Tensor]] = defaultdict(list)
         with Interruption() as interruption, RunLog(self.folder, accelerator, self.start, config.steps) as run_log:
             run_log.line(self.describe())
+            paused = run_log.pause()  # decoding all images may take a while
             batches = self.batches()
+            run_log.go_on(paused)
             for step in range(self.start + 1, config.steps + 1):
                 for name, value in self.step(step, batches).items():
                     window[name].append(value)
@@ -185,7 +199,7 @@ class Trainer(Run):
         quantizer = self.tokenizer.quantizer
         for part, batch in enumerate(islice(batches, parts), 1):
             self.skipped.add(batch["skipped"])
-            images = batch["image"].to(accelerator.device, non_blocking=True, memory_format=self.layout)
+            images = to_float(batch["image"].to(accelerator.device, non_blocking=True), self.layout)
             with accelerator.no_sync(self.model) if part < parts else nullcontext():
                 with accelerator.autocast():
                     out = self.model(images, check=False)  # they come from our own transform
@@ -199,9 +213,9 @@ class Trainer(Run):
                 accelerator.backward(loss / parts)
             if adversary is not None:
                 terms |= adversary.learn(step, images, out.reconstruction.detach(), part, parts)
-            tokens.append(out.tokens)
+            tokens.append(out.tokens.flatten(0, 2))  # parts may differ in their crops' size
             if quantizer.follows:  # a copy: the next part's pass through a recorded graph overwrites the latent
-                latents.append(out.latent.detach().movedim(1, -1).to(torch.float32, copy=True))
+                latents.append(out.latent.detach().movedim(1, -1).to(torch.float32, copy=True).flatten(0, 2))
             for name, term in terms.items():
                 share = term / parts if parts > 1 else term
                 means[name] = means[name] + share if name in means else share
@@ -244,17 +258,25 @@ class Trainer(Run):
 
     def batches(self) -> Any:
         """This rank's share of each global batch, from the first step that is not done yet, without end."""
-        parts = self.config.gradient_accumulation
+        parts, workers = self.config.gradient_accumulation, self.config.data.workers
+        images: Any = self.images
+        if self.config.data.cache:
+            # one process of a machine decodes, with the workers of all, and the others read its files
+            local = int(os.environ.get("LOCAL_WORLD_SIZE", 1)) * workers
+            decode = partial(decoded_images, self.config.data, self.images, local)
+            first = self.accelerator.is_local_main_process
+            together(decode if first else lambda: None, self.reports, "the images could not be decoded")
+            images = decode()
         return iter(
             train_loader(
-                self.images,
+                images,
                 self.transform,
                 batch_size=self.config.batch_size // parts,
                 rank=self.accelerator.process_index,
                 world_size=self.accelerator.num_processes,
                 seed=self.config.seed,
                 start_step=self.start * parts,
-                workers=self.config.data.workers,
+                workers=workers,
                 streaming=self.config.data.streaming,
             )
         )
