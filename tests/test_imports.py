@@ -9,6 +9,8 @@ import pytest
 HEAVY = {"datasets", "huggingface_hub.hf_api", "matplotlib", "pandas", "scipy", "timm", "torchmetrics", "torchvision"}
 PARTS = [
     "training",
+    "generation",
+    "generation.train",
     "tokens.run",
     "tokens.verify",
     "evaluation.reconstruct",

@@ -22,8 +22,7 @@ def example(name):
 
 
 def test_every_example_has_a_test():
-    tested = {"own_autoencoder", "replace_vector_quantize_pytorch", "autoregressive", "batch_encode", "fine_tune"}
-    tested |= {"train_from_tokens"}  # in a file of its own
+    tested = {"own_autoencoder", "replace_vector_quantize_pytorch", "batch_encode", "fine_tune"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -56,27 +55,6 @@ def test_the_drop_in_gives_what_vector_quantize_pytorch_gives(heads):
     ours.quantizer.codebook.data.copy_(codebook)
     theirs.project_in = theirs.project_out = torch.nn.Identity()
     assert torch.equal(ours(x)[1], theirs(x)[1])
-
-
-def test_the_transformer_learns_and_samples():
-    losses, image = example("autoregressive").main(IMAGES, size=32, steps=30)
-    codewords = ImageTokenizer.from_pretrained().quantizer.codebook_size
-    assert losses[0] == pytest.approx(np.log(codewords), rel=0.2)  # uniform over all codewords
-    assert losses[-1] < 0.7 * losses[0]
-    assert image.shape == (3, 32, 32)
-    assert image.abs().max() <= 1
-
-
-def test_the_transformer_sees_no_token_before_its_turn():
-    torch.manual_seed(0)
-    model = example("autoregressive").Transformer(codebook_size=16, groups=2, positions=6, layers=1).eval()
-    tokens = torch.randint(16, (1, 5, 2))
-    changed = tokens.clone()
-    changed[:, 3] = (changed[:, 3] + 1) % 16
-    with torch.no_grad():
-        before, after = model(tokens), model(changed)
-    torch.testing.assert_close(before[:, :4], after[:, :4])
-    assert (before[:, 4:] - after[:, 4:]).abs().max() > 1e-3
 
 
 def test_batch_encode(tmp_path):

@@ -199,7 +199,7 @@ def test_other_images_are_noticed(tiny, demo_copy):
     train(config)
     longer = dataclasses.replace(config, steps=2)
     (demo_copy / "more.png").write_bytes((demo_copy / "coffee.png").read_bytes())
-    with pytest.raises(RunFolderError, match=r"the images of data.train have changed.*--changed-data"):
+    with pytest.raises(RunFolderError, match=r"the data of data.train have changed.*--changed-data"):
         train(longer, resume=True)
     train(longer, resume=True, changed_data=True)
     (demo_copy / "more.png").unlink()

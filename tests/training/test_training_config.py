@@ -11,7 +11,7 @@ from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.training import AdversarialConfig, CropConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig, recipes
 
-RECIPES = recipes.names()
+RECIPES = [name for name in recipes.names() if not name.startswith("prior-")]  # which train no tokenizer
 COUNTS = ("steps", "batch_size", "gradient_accumulation", "log_every", "validate_every", "save_every")
 
 

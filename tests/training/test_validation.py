@@ -15,7 +15,7 @@ from gsqtok.training import LossConfig, recipes, validation
 from gsqtok.training.adversarial import DiscriminatorObjective
 from gsqtok.training.validation import _activation_bytes, _state_bytes, validate
 
-RECIPES = recipes.names()
+RECIPES = [name for name in recipes.names() if not name.startswith("prior-")]
 
 
 COUNTED = ("smoke", "smoke-gan", "gan-f8-128")  # whose steps are gone through; the others have the same layers

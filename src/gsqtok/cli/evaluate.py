@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
     from gsqtok.data.sources import ImageSource
     from gsqtok.evaluation import FeatureNetwork, ImageDistance, Reconstruction, Result
+    from gsqtok.evaluation.run import Bits
+    from gsqtok.tokenizer import ImageTokenizer
 
 
 def evaluate(
@@ -53,6 +55,8 @@ def evaluate(
     workers: int = 0,
     tile: int | None = None,
     precision: Precision = "float32",
+    files: Literal["static", "adaptive"] | None = None,
+    prior: str | None = None,
     device: str | None = None,
     allow_code: bool = False,
 ) -> None:
@@ -82,6 +86,9 @@ def evaluate(
         groups: of a tokenizer with nested groups, how many of each position to keep
         images_as: with -o, show the images that this result shows (default: the best, median and worst)
         precision: of the tokenizer; the metrics keep theirs
+        files: bits_per_pixel is that of files as gsqtok compress writes them, one for each image, with these
+            frequencies, as it is for codecs (default: tokens of a fixed length)
+        prior: likewise, with this prior
 
     Example:
           gsqtok evaluate images/
@@ -97,11 +104,13 @@ def evaluate(
     if protocol == "tokbench":
         asked: dict[str, Any] = {"neighbours": neighbours, "reference": reference, "save_reference": save_reference}
         asked |= {"split": split, "features": features, "weights": weights, "perceptual": perceptual, "pfid": pfid}
+        asked |= {"files": files, "prior": prior}
         _refuse_with_tokbench(asked | {"streaming": streaming, "images_as": images_as, "groups": groups})
         return _tokbench(model, source, size or 256, precision, tile, device, allow_code, output)
     with _processes(device) as (rank, world_size, device):
         images = open_source(source, split=split, streaming=streaming)
-        run, reconstruct, _, where = _subject(model, precision, tile, groups, pfid, device, allow_code)
+        counting = _file_bits(files, prior)
+        run, reconstruct, _, where = _subject(model, precision, tile, groups, pfid, device, allow_code, counting)
         networks = {"features": _features(features, weights), "perceptual": _perceptual(perceptual)}
         with _measuring(images, rank, world_size) as on_progress:
             result = run(
@@ -179,6 +188,7 @@ def _subject(
     pfid: str | None,
     device: str | None,
     allow_code: bool,
+    counting: Callable[[ImageTokenizer], Bits] | None = None,
 ) -> tuple[Callable[..., Result], Callable[..., Reconstruction], Callable[[], dict[str, Any]], torch.device]:
     """What measures the tokenizer or codec, what reconstructs an image with it, what goes on record, and where."""
     import torch
@@ -193,16 +203,32 @@ def _subject(
             raise ValueError("--tile is a tokenizer's; a codec takes whole images")
         if groups is not None:
             raise ValueError("--groups is a tokenizer's; a codec is named with its rate: codec:webp@1.0")
+        if counting:
+            raise ValueError("--files and --prior are for tokens; a codec writes files of its own")
         if pfid:
             raise ValueError("--pfid perturbs tokens; a codec has none")
         codec, where = Codec.parse(model), resolve_device(device)
         return partial(evaluate_codec, codec, device=where), codec, lambda: codec.model, where
     tokenizer = load_model(model, device, allow_code=allow_code)
     dtype = None if precision == "float32" else getattr(torch, precision)
-    name = model or "embedded"
-    run = partial(evaluate, tokenizer, name=name, groups=groups, precision=dtype, tile=tile, pfid=pfid)
+    if counting and groups is not None:
+        raise ValueError("--files and --prior count whole positions; leave --groups out")
+    name, bits = model or "embedded", counting(tokenizer) if counting else None
+    run = partial(evaluate, tokenizer, name=name, groups=groups, precision=dtype, tile=tile, pfid=pfid, bits=bits)
     record = partial(describe, tokenizer, name, dtype, tile, groups)
     return run, reconstructor(tokenizer.eval(), dtype, tile, groups), record, tokenizer.device
+
+
+def _file_bits(
+    files: Literal["static", "adaptive"] | None, prior: str | None
+) -> Callable[[ImageTokenizer], Bits] | None:
+    """What counts the bits of a tokenizer's files; None: they are not asked for."""
+    if not (files or prior):
+        return None
+    from gsqtok.generation import Compressor, Prior
+
+    own = Prior.from_pretrained(prior) if prior else None
+    return lambda tokenizer: Compressor(tokenizer, own, files, device=tokenizer.device).bits
 
 
 def _refuse_with_tokbench(asked: dict[str, Any]) -> None:

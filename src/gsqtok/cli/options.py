@@ -54,6 +54,7 @@ SHARED = {
     "workers": "processes that read images",
     "tile": "for images too large for the device: compute N x N positions of a layer at a time (even, such as 512) and "
     "keep the rest in host memory; the result is that of the whole image (default: whole images)",
+    "prior": "a prior's folder, or that of the run of gsqtok prior train",
     "allow_code": "run the program in a checkpoint of TorchScript (Cosmos DI): only if you trust who made it",
     "device": "cpu, cuda, cuda:1, mps (default: a GPU if there is one)",
     "precision": "of the tokenizer's weights",

@@ -118,6 +118,11 @@ def build(verb: str, function: Callable[..., Any], *, explain: bool = True) -> P
 
 def _add_config(parser: Parser, config: Any, explain: bool) -> None:
     """An option for each field of a training configuration."""
+    from gsqtok.training import TrainConfig
+
+    if config is not TrainConfig:
+        parser.add_class_arguments(config, None)
+        return
     from gsqtok.quantizers import options_type
     from gsqtok.tokenizer import TokenizerConfig
 

@@ -31,6 +31,8 @@ from gsqtok.evaluation.usage import CodebookUsage, usage_of
 from gsqtok.evaluation.vtbench import as_measured, vtbench_ssim
 from gsqtok.tokenizer import ImageTokenizer
 
+Bits = Callable[[Tensor, tuple[int, int]], Tensor]  # tokens (B, h, w, G), (height, width) -> (B,)
+
 
 @dataclass
 class Reconstruction:
@@ -57,6 +59,7 @@ def evaluate(
     groups: int | None = None,
     precision: torch.dtype | None = None,
     tile: int | None = None,
+    bits: Bits | None = None,
     pfid: str | Perturbation | None = None,
     **options: Any,
 ) -> Result:
@@ -69,6 +72,8 @@ def evaluate(
         groups: keep only so many groups of each position, which must be nested; goes on record.
         precision: run the tokenizer under autocast of this type; the metrics are float32 or float64 all the same.
         tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; goes on record.
+        bits: what the tokens of each image cost, such as ``gsqtok.generation.compress.Compressor.bits``; None: tokens
+            of a fixed length.
         pfid: ``"SHARE@NEAREST"``: also the Fréchet distance of images whose tokens are perturbed so, in the features of
             ``features``; see `gsqtok.evaluation.perturbation`.
         options: everything that `measure` takes by keyword, such as ``protocol="adm"``, ``features="inception"``,
@@ -92,7 +97,7 @@ def evaluate(
     tokenizer.eval()
     try:
         return measure(
-            reconstructor(tokenizer, precision, tile, groups),
+            reconstructor(tokenizer, precision, tile, groups, bits),
             dataset,
             model=describe(tokenizer, name, precision, tile, groups),
             codebook=usage_of(tokenizer.quantizer, groups),
@@ -133,6 +138,7 @@ def reconstructor(
     precision: torch.dtype | None = None,
     tile: int | None = None,
     groups: int | None = None,
+    bits: Bits | None = None,
 ) -> Callable[[Tensor], Reconstruction]:
     """A tokenizer as `measure` takes it, under autocast of ``precision`` if one is given.
 
@@ -152,8 +158,12 @@ def reconstructor(
             middle = now(device)
             reconstruction = tokenizer.decode(tokens, size=size, tile=tile).to(images.device)
             seconds = {"encode": middle - start, "decode": now(device) - middle}
-        bits = tokenizer.quantizer.bits_of(groups) * tokens[0, ..., 0].numel()
-        return Reconstruction(reconstruction, tokens, torch.full((len(images),), bits, dtype=torch.float64), seconds)
+        if bits is None:
+            fixed = tokenizer.quantizer.bits_of(groups) * tokens[0, ..., 0].numel()
+            cost = torch.full((len(images),), fixed, dtype=torch.float64)
+        else:
+            cost = bits(tokens, size)
+        return Reconstruction(reconstruction, tokens, cost, seconds)
 
     return reconstruct
 

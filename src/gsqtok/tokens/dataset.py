@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
@@ -17,6 +18,7 @@ from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens.layout import Layout
 from gsqtok.tokens.manifest import read_manifest
 from gsqtok.tokens.mapped import MappedShard, cache_folder
+from gsqtok.tokens.shards import COLUMNS
 
 Item = dict[str, Any]
 
@@ -87,6 +89,17 @@ class TokenDataset(Dataset[Item]):
             item[column] = shard.value(column, row)
         return item
 
+    def values(self, column: str) -> list[Any]:
+        """A column of all rows, in their order.
+
+        Raises:
+            ValueError: the data set does not have it.
+        """
+        if column not in (*COLUMNS, *self.manifest["columns"]):
+            raise ValueError(f"{self.folder} has no column '{column}', only {', '.join(self.manifest['columns'])}")
+        files = (self.folder / unit["file"] for unit in self._shards)
+        return [value for file in files for value in pq.read_table(file, columns=[column])[column].to_pylist()]
+
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_mapped": {}}  # a worker maps its own
 
@@ -117,13 +130,19 @@ class TokenDataset(Dataset[Item]):
             ValueError: another tokenizer, or tokens that do not fit the layout.
         """
         if tokenizer is None:
-            tokenizer = self._own_tokenizer()
+            tokenizer = self.tokenizer()
         elif self._checked is not tokenizer:
             require(self.manifest, tokenizer)
             self._checked = tokenizer
         return tokenizer.decode(self.layout.restore(tokens, grid).to(tokenizer.device))
 
-    def _own_tokenizer(self) -> ImageTokenizer:
+    def tokenizer(self) -> ImageTokenizer:
+        """The tokenizer that made the tokens, by the name in the manifest.
+
+        Raises:
+            ValueError: there is another one under that name now.
+            FileNotFoundError: there is none.
+        """
         if self._own is None:
             loaded = ImageTokenizer.from_pretrained(self.manifest["model"])
             require(self.manifest, loaded)

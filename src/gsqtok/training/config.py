@@ -242,17 +242,19 @@ class TrainConfig:
 
 
 # What may differ between a run and its resumption: nothing that changes the weights of the steps already taken.
-RESUMABLE = {
-    "output",
-    "steps",
-    "cuda_graphs",
-    "log_every",
-    "validate_every",
-    "save_every",
-    "keep_checkpoints",
-    "trackers",
-    "data.validation",
-    "data.validation_split",
-    "data.cache",
-    "data.workers",
-}
+RESUMABLE = frozenset(
+    {
+        "output",
+        "steps",
+        "cuda_graphs",
+        "log_every",
+        "validate_every",
+        "save_every",
+        "keep_checkpoints",
+        "trackers",
+        "data.validation",
+        "data.validation_split",
+        "data.cache",
+        "data.workers",
+    }
+)

@@ -5,6 +5,7 @@ runs/mine/
     data.json        the digests of the images, so that other images are noticed
     checkpoints/     step-00001000/ ...: everything needed to go on
     tokenizer/       the averaged weights, newest: what ImageTokenizer.from_pretrained("runs/mine") loads
+    prior/           instead, in a run that trains a prior over tokens
     samples/         step-00001000.png: images above their reconstructions
     metrics.jsonl    one JSON object a log line
     tensorboard/     the same, as curves
@@ -24,7 +25,7 @@ import yaml
 
 from gsqtok.io import atomic_write, one_line, read_json, sha256_of
 from gsqtok.quantizers import QuantizerOptions
-from gsqtok.training.config import RESUMABLE, TrainConfig
+from gsqtok.training.config import RESUMABLE
 
 DIGESTS = "sha256.json"  # in a checkpoint: of each of its files
 Reports = Callable[[str | None], list[str | None]]
@@ -42,6 +43,7 @@ class RunFolder:
         self.config_file = self.path / "config.yaml"
         self.checkpoints = self.path / "checkpoints"
         self.tokenizer = self.path / "tokenizer"
+        self.prior = self.path / "prior"
         self.samples = self.path / "samples"
         self.metrics_file = self.path / "metrics.jsonl"
         self.data_file = self.path / "data.json"
@@ -51,8 +53,13 @@ class RunFolder:
         """The lines of metrics.jsonl, in order."""
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
-    def check(self, config: TrainConfig, resume: bool) -> None:
+    def check(self, config: Any, resume: bool, resumable: frozenset[str] = RESUMABLE) -> None:
         """Refuse a folder that holds something else, or a run that this configuration would not continue.
+
+        Args:
+            config: the run's dataclass.
+            resume: go on with the run in the folder.
+            resumable: dotted names of the options that may differ from the run's.
 
         Raises:
             RunFolderError: the folder holds a run and ``resume`` is off, holds other files, or its run was started
@@ -75,15 +82,15 @@ class RunFolder:
         except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:
             raise RunFolderError(f"{self.config_file} cannot be read: {one_line(error)[:200]}") from error
         now = flatten(as_plain(config))
-        defaults = {k: v for k, v in flatten(as_plain(TrainConfig())).items() if not k.startswith("model.")}
+        defaults = {k: v for k, v in flatten(as_plain(type(config)())).items() if not k.startswith("model.")}
         before = defaults | before  # options that are newer than the run
         for key in sorted(before.keys() | now.keys()):
-            if key not in RESUMABLE and before.get(key) != now.get(key):
+            if key not in resumable and before.get(key) != now.get(key):
                 raise RunFolderError(
                     f"cannot resume {self.path}: it was started with {key} = {before.get(key)}, now {now.get(key)}"
                 )
 
-    def write_config(self, config: TrainConfig) -> None:
+    def write_config(self, config: Any) -> None:
         """Make the folder and write the resolved configuration."""
         for folder in (self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
@@ -107,7 +114,7 @@ class RunFolder:
             other = [f"{', '.join(digests)} ({self.data_file.name} is damaged)"]
         if other and not changed_data:
             raise RunFolderError(
-                f"cannot resume {self.path}: the images of {', '.join(other)} have changed since it was started "
+                f"cannot resume {self.path}: the data of {', '.join(other)} have changed since it was started "
                 "(names, sizes or times of files); put them back, or go on with the new ones: --changed-data"
             )
 

@@ -12,20 +12,10 @@ from contextlib import nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.state import AcceleratorState
-from accelerate.utils import (
-    DistributedDataParallelKwargs,
-    DistributedType,
-    ProjectConfiguration,
-    broadcast_object_list,
-    gather_object,
-    set_seed,
-    synchronize_rng_states,
-)
+from accelerate.utils import set_seed
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -36,22 +26,18 @@ from gsqtok.training.adversarial import Adversary
 from gsqtok.training.config import TrainConfig
 from gsqtok.training.ema import Average
 from gsqtok.training.graphs import record, record_backbone
-from gsqtok.training.guards import CollapseWatch, DominanceWatch, FiniteGuard
+from gsqtok.training.guards import CollapseWatch, DominanceWatch
 from gsqtok.training.images import decoded_images, fixed_images, training_images, validation_images
 from gsqtok.training.initial import initial_tokenizer
-from gsqtok.training.interruption import InterruptedRunError, Interruption
-from gsqtok.training.logs import RunLog, checked_trackers
+from gsqtok.training.interruption import Interruption
+from gsqtok.training.logs import RunLog
 from gsqtok.training.objective import Objective
 from gsqtok.training.optimizer import build_optimizer, learning_rate, update_where
-from gsqtok.training.run_folder import RunFolder, step_of, together
+from gsqtok.training.run import Run
+from gsqtok.training.run_folder import RunFolder, together
 
 log = logging.getLogger("gsqtok.training")
-# In a checkpoint, what accelerate's own files do not hold:
-EXTRA = "extra.pt"
-USAGE = "usage-{}.pt"  # of each rank
-STEPS_BETWEEN_QUESTIONS = 10  # by which many ranks ask each other whether to stop, and wait for the answer
-# Ways of Accelerate that would round the codebook to the precision of the networks.
-UNSUPPORTED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM)
+USAGE = "usage-{}.pt"  # of each rank, in a checkpoint
 
 
 def train(config: TrainConfig, *, resume: bool = False, changed_data: bool = False) -> Path:
@@ -74,28 +60,16 @@ def train(config: TrainConfig, *, resume: bool = False, changed_data: bool = Fal
     return Trainer(config, resume=resume, changed_data=changed_data).run()
 
 
-class Trainer:
+class Trainer(Run):
     """One run: what it is made of (``__init__``), what happens in order (``run``), and each of its parts."""
 
     def __init__(self, config: TrainConfig, *, resume: bool = False, changed_data: bool = False) -> None:
         set_seed(config.seed)
         tokenizer = initial_tokenizer(config)
         self.config = config = dataclasses.replace(config, model=tokenizer.config)  # every option resolved
-        self.folder = RunFolder(config.output)
-        self.folder.check(config, resume)
-        AcceleratorState._reset_state()  # else a process could train in one precision only
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(),  # else ranks without a GPU would not know of each other
-            mixed_precision="bf16" if config.precision == "bfloat16" else "no",
-            log_with=checked_trackers(config.trackers) or None,
-            project_config=ProjectConfiguration(project_dir=str(self.folder.path)),
-            kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],  # a copy less of each
-        )
-        if self.accelerator.distributed_type in UNSUPPORTED:
-            raise ValueError(
-                f"{self.accelerator.distributed_type.value} is not supported: launch without --use_fsdp and "
-                "--use_deepspeed; gradient_accumulation saves memory"
-            )
+        folder = RunFolder(config.output)
+        folder.check(config, resume)
+        super().__init__(folder, config.precision, config.trackers)
         device, ranks = self.accelerator.device, self.accelerator.num_processes
         if config.batch_size % (config.gradient_accumulation * ranks):
             raise ValueError(
@@ -127,15 +101,12 @@ class Trainer:
         self.usage = usage_of(tokenizer.quantizer)
         if self.usage is not None:  # part of a checkpoint: figures over an epoch outlive a restart
             self.usage.to(device)
-        self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=self.folder.latest)
         self.collapse, self.dominance = CollapseWatch(), DominanceWatch()
         self.skipped = SkipLog()
-        self.start = 0
         digests = {name: source.digest for name, source in self.sources().items()}
         if resume:
             self.folder.check_data(digests, changed_data)
-            if checkpoint := self.newest_checkpoint():
-                self.load(checkpoint)
+            self.resume()
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             self.folder.write_config(config)
@@ -206,7 +177,7 @@ class Trainer:
                     self.validate(step, run_log)
                 stopped = not last and self.asked_to_stop(step, interruption)
                 if step % config.save_every == 0 or last or stopped:
-                    self.save(step)
+                    self.save(step, config.keep_checkpoints)
                 if stopped:
                     self.stop(step, interruption)
                 run_log.go_on(paused)
@@ -328,52 +299,15 @@ class Trainer:
             images = self.fixed.to(self.accelerator.device)
             run_log.grid(step, images.cpu(), model.decode(model.encode(images), size=tuple(images.shape[2:])).cpu())
 
-    def save(self, step: int) -> None:
-        """Write a checkpoint and the averaged tokenizer."""
-        rank, main = self.accelerator.process_index, self.accelerator.is_main_process
+    def publish(self) -> None:
+        """Write the averaged tokenizer."""
+        self.ema.module.save_pretrained(self.folder.tokenizer)
 
-        def write(folder: Path) -> None:
-            self.accelerator.save_state(str(folder))
-            if self.usage is not None:
-                torch.save(self.usage.state_dict(), folder / USAGE.format(rank))
-            if main:
-                guards = {name: guard.state_dict() for name, guard in self.guards.items()}
-                torch.save({"ema": self.ema.state_dict(), "guards": guards}, folder / EXTRA)
-
-        def publish() -> None:
-            if main:
-                self.folder.clear_leftovers()
-                self.ema.module.save_pretrained(self.folder.tokenizer)
-
-        self.folder.save(step, write, self.reports, main, self.config.keep_checkpoints)
-        together(publish, self.reports, f"the tokenizer of step {step} could not be written")
-
-    def asked_to_stop(self, step: int, interruption: Interruption) -> bool:
-        """Whether a signal asked this rank, or any other, to stop; ranks ask each other every few steps."""
-        if self.accelerator.num_processes == 1:
-            return interruption.name is not None
-        if step % STEPS_BETWEEN_QUESTIONS:
-            return False
-        asked = torch.tensor(float(interruption.name is not None), device=self.accelerator.device)
-        return bool(self.accelerator.reduce(asked, "sum"))
-
-    def stop(self, step: int, interruption: Interruption) -> NoReturn:
-        """End the run, which has been saved."""
-        cause = interruption.name or "a signal to another rank"
-        raise InterruptedRunError(
-            f"stopped by {cause} after step {step}, which is saved in {self.folder.path}; go on with --resume"
-        )
-
-    def newest_checkpoint(self) -> Path | None:
-        """The newest checkpoint that is whole, the same on all ranks; the first rank reads them all."""
-        found: list[Path | None] = [None]
-
-        def look() -> None:
-            if self.accelerator.is_main_process:
-                found[0] = self.folder.newest_whole(log.warning)
-
-        together(look, self.reports, "no checkpoint to go on from")
-        return broadcast_object_list(found)[0]
+    def write(self, folder: Path) -> None:
+        """Write a checkpoint; every rank does."""
+        super().write(folder)
+        if self.usage is not None:
+            torch.save(self.usage.state_dict(), folder / USAGE.format(self.accelerator.process_index))
 
     def sources(self) -> dict[str, Any]:
         """The sources of images by their names in the configuration."""
@@ -382,18 +316,11 @@ class Trainer:
 
     def load(self, checkpoint: Path) -> None:
         """Take everything from a checkpoint."""
-        self.accelerator.load_state(str(checkpoint))
-        if len(list(checkpoint.glob("random_states_*.pkl"))) != self.accelerator.num_processes:
-            synchronize_rng_states(["torch", "cuda"] if torch.cuda.is_available() else ["torch"])  # new ranks have none
-        extra = torch.load(checkpoint / EXTRA, map_location="cpu", weights_only=True)
-        self.ema.load_state_dict(extra["ema"])
-        for name, guard in self.guards.items():
-            guard.load_state_dict(extra["guards"][name])
+        super().load(checkpoint)
         usage = checkpoint / USAGE.format(self.accelerator.process_index)
         if self.usage is not None and usage.exists():  # not for a rank that an earlier start did not have
             self.usage.load_state_dict(torch.load(usage, map_location="cpu", weights_only=True))
             self.usage.to(self.accelerator.device)
-        self.start = step_of(checkpoint)
 
     def steps_of_usage(self) -> int:
         """Steps over which codebook usage is counted: an epoch or more, since a batch's perplexity says little.
@@ -404,23 +331,10 @@ class Trainer:
         epoch = 1000 if streaming else math.ceil(len(self.images) / self.config.batch_size)
         return math.ceil(epoch / self.config.log_every) * self.config.log_every
 
-    def mean_over_ranks(self, values: dict[str, Tensor]) -> dict[str, float]:
-        """Mean of scalars over all ranks."""
-        stacked = torch.stack([value.float() for value in values.values()])
-        return dict(zip(values, self.accelerator.reduce(stacked, "mean").tolist(), strict=True))
-
     @property
     def guards(self) -> dict[str, Any]:
         """What watches over the run, by the names under which a checkpoint keeps it."""
-        return {"finite": self.guard, "collapse": self.collapse, "dominance": self.dominance}
-
-    def on_every_rank(self, holds: Tensor) -> Tensor:
-        """Whether something, a bool scalar, holds on every rank."""
-        return self.accelerator.reduce(holds.float(), "mean") == 1
-
-    def reports(self, report: str | None) -> list[str | None]:
-        """What every rank has to say; waits for all of them."""
-        return gather_object([report])
+        return super().guards | {"collapse": self.collapse, "dominance": self.dominance}
 
     def warn(self, message: str | None) -> None:
         """Log a warning once, not once a rank."""
