@@ -115,11 +115,11 @@ def test_a_broken_step_leaves_everything_as_it_was(tiny):
     assert all(torch.isfinite(value).all() for value in trainer.tokenizer.state_dict().values())
 
 
-def test_a_image_of_nan_is_skipped(tiny):
+def test_an_image_of_nan_is_skipped(tiny):
     trainer = Trainer(tiny())
     batch = next(trainer.batches())
     before = {k: v.clone() for k, v in trainer.tokenizer.state_dict().items()}
-    trainer.step(1, iter([batch | {"image": torch.full_like(batch["image"], math.nan)}]))
+    trainer.step(1, iter([batch | {"image": torch.full_like(batch["image"], math.nan, dtype=torch.float32)}]))
     trainer.guard.settle()
     assert trainer.guard.skipped == 1
     for name, value in trainer.tokenizer.state_dict().items():

@@ -134,8 +134,8 @@ def evaluate(
         result |= {"samples": samples, "sampling": vars(options), "compared_with": images or "decoded tokens"}
     _show(result)
     if output:
-        with atomic_write(output) as aside:
-            aside.write_text(json.dumps(json_values(result), indent=1) + "\n")
+        with atomic_write(output) as temporary:
+            temporary.write_text(json.dumps(json_values(result), indent=1) + "\n")
 
 
 def sample(

@@ -135,11 +135,11 @@ class PriorTrainer(Run):
 
     def summary(self, step: int, window: dict[str, list[Tensor]]) -> dict[str, float]:
         """Means over the steps since the last log line and over all ranks."""
-        figures = self.mean_over_ranks({f"loss/{name}": torch.stack(values).mean() for name, values in window.items()})
+        metrics = self.mean_over_ranks({f"loss/{name}": torch.stack(values).mean() for name, values in window.items()})
         self.guard.settle()
-        figures["bits_per_token"] = figures["loss/total"] / math.log(2)
-        figures["learning_rate"] = learning_rate(self.config.optimizer, step, self.config.steps)
-        return figures | {"skipped_steps": self.guard.skipped}
+        metrics["bits_per_token"] = metrics["loss/total"] / math.log(2)
+        metrics["learning_rate"] = learning_rate(self.config.optimizer, step, self.config.steps)
+        return metrics | {"skipped_steps": self.guard.skipped}
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """This rank's share of each global batch, from the first step that is not done yet to the last."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from itertools import chain
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class Average(nn.Module):
+
+class Average(nn.Module, Generic[Model]):
     """An exponential moving average of a model's weights and buffers.
 
     As torch's ``AveragedModel`` keeps one, but nothing in it waits for the device. Buffers that count (integers) are
@@ -21,16 +24,17 @@ class Average(nn.Module):
         n_averaged: updates so far, on the CPU.
     """
 
+    module: Model
     n_averaged: Tensor
 
-    def __init__(self, model: nn.Module, decay: float) -> None:
+    def __init__(self, model: Model, decay: float) -> None:
         super().__init__()
         self.module = copy.deepcopy(model)
         self.decay = decay
         self.register_buffer("n_averaged", torch.tensor(0))
 
     @torch.no_grad()
-    def update_parameters(self, model: nn.Module) -> None:
+    def update_parameters(self, model: Model) -> None:
         """Take in the model as it is now."""
         n = int(self.n_averaged)
         share = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0

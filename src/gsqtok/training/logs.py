@@ -142,8 +142,8 @@ def _keep_until(metrics_file: Path, step: int) -> None:
     """Drop lines beyond the step that a resumed run goes on from: they will be written again."""
     if metrics_file.exists():
         lines = metrics_file.read_text(errors="replace").splitlines()
-        with atomic_write(metrics_file) as aside:
-            aside.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step))
+        with atomic_write(metrics_file) as temporary:
+            temporary.write_text("".join(line + "\n" for line in lines if _step_of(line) <= step))
 
 
 def _step_of(line: str) -> float:

@@ -28,7 +28,12 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
 
 def build_optimizer(network: nn.Module, config: OptimizerConfig, device: torch.device) -> Optimizer:
     """The optimiser over the parameters that are trained."""
-    shared = {"lr": config.learning_rate, "betas": config.betas, "eps": config.eps, "weight_decay": config.weight_decay}
+    shared: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": config.betas,
+        "eps": config.eps,
+        "weight_decay": config.weight_decay,
+    }
     optimizer: Optimizer
     if config.name == "muon":
         optimizer = Muon(network, **shared)

@@ -49,7 +49,7 @@ class Run:
         start: the steps that are done when the run begins.
     """
 
-    ema: Average
+    ema: Average[Any]
 
     def __init__(self, folder: RunFolder, precision: str, trackers: Sequence[str]) -> None:
         self.folder = folder

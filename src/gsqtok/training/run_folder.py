@@ -94,8 +94,8 @@ class RunFolder:
         """Make the folder and write the resolved configuration."""
         for folder in (self.checkpoints, self.samples):
             folder.mkdir(parents=True, exist_ok=True)
-        with atomic_write(self.config_file) as aside:
-            aside.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
+        with atomic_write(self.config_file) as temporary:
+            temporary.write_text(yaml.safe_dump(as_plain(config), sort_keys=False))
 
     def check_data(self, digests: dict[str, str], changed_data: bool) -> None:
         """Refuse to go on with other images than the run was started with.
@@ -120,8 +120,8 @@ class RunFolder:
 
     def write_data(self, digests: dict[str, str]) -> None:
         """Record the digests of the images."""
-        with atomic_write(self.data_file) as aside:
-            aside.write_text(json.dumps(digests, indent=1))
+        with atomic_write(self.data_file) as temporary:
+            temporary.write_text(json.dumps(digests, indent=1))
 
     def clear_leftovers(self) -> None:
         """Remove what a run that was killed while it saved the tokenizer left beside it."""
@@ -157,7 +157,7 @@ class RunFolder:
         return None
 
     def save(self, step: int, write: Callable[[Path], Any], reports: Reports, main: bool, keep: int) -> None:
-        """Write a checkpoint aside, then rename it; every rank calls this.
+        """Write a checkpoint atomically; every rank calls this.
 
         Args:
             step: the optimiser steps done.
@@ -170,28 +170,28 @@ class RunFolder:
             RunFolderError: the checkpoint could not be written, by whichever rank; earlier ones are untouched.
         """
         target = self.checkpoints / f"step-{step:08d}"
-        aside = self.checkpoints / f".writing-{step:08d}"
+        temporary = self.checkpoints / f".writing-{step:08d}"
 
         def prepare() -> None:
             if main:
                 for leftover in self.checkpoints.glob(".writing-*"):
                     shutil.rmtree(leftover)
-                aside.mkdir()
+                temporary.mkdir()
 
         def publish() -> None:
             if main:
-                seal(aside)
+                seal(temporary)
                 shutil.rmtree(target, ignore_errors=True)
-                os.replace(aside, target)
+                os.replace(temporary, target)
                 for old in self.complete()[:-keep]:
                     shutil.rmtree(old)
 
         try:
-            for action in (prepare, lambda: write(aside), publish):
+            for action in (prepare, lambda: write(temporary), publish):
                 together(action, reports, f"checkpoint at step {step} could not be written")
         except RunFolderError as error:
             if main:
-                shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(temporary, ignore_errors=True)
             last = self.latest()
             kept = f"the last good one is {last}" if last else "there is none before it"
             raise RunFolderError(f"{error}; {kept}") from error

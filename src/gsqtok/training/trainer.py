@@ -63,6 +63,8 @@ def train(config: TrainConfig, *, resume: bool = False, changed_data: bool = Fal
 class Trainer(Run):
     """One run: what it is made of (``__init__``), what happens in order (``run``), and each of its parts."""
 
+    ema: Average[ImageTokenizer]
+
     def __init__(self, config: TrainConfig, *, resume: bool = False, changed_data: bool = False) -> None:
         set_seed(config.seed)
         tokenizer = initial_tokenizer(config)
@@ -79,12 +81,12 @@ class Trainer(Run):
         # with channels innermost, what stands between convolutions runs fused on a GPU
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.precision = torch.bfloat16 if config.precision == "bfloat16" else None
-        self.objective = Objective(config.loss).to(device=device, memory_format=self.layout)
+        self.objective = Objective(config.loss).to(device).to(memory_format=self.layout)
         self.images, self.transform = training_images(config.data)
         self.validation = validation_images(config.data)
         self.fixed = fixed_images(config.data, self.images if self.validation is None else self.validation)
 
-        self.ema = Average(tokenizer.to(device=device, memory_format=self.layout), config.ema_decay)
+        self.ema = Average(tokenizer.to(device).to(memory_format=self.layout), config.ema_decay)
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
             self.record_graphs(tokenizer)
         self.tokenizer = tokenizer
@@ -99,7 +101,7 @@ class Trainer(Run):
             if isinstance(network, DistributedDataParallel):
                 network.broadcast_buffers = False  # they change alike on all ranks
         self.usage = usage_of(tokenizer.quantizer)
-        if self.usage is not None:  # part of a checkpoint: figures over an epoch outlive a restart
+        if self.usage is not None:  # part of a checkpoint: metrics over an epoch outlive a restart
             self.usage.to(device)
         self.collapse, self.dominance = CollapseWatch(), DominanceWatch()
         self.skipped = SkipLog()
@@ -167,11 +169,11 @@ class Trainer(Run):
                 paused = run_log.pause()
                 if self.usage is not None and (step % usage_every == 0 or last):
                     if int(self.usage.positions):
-                        figures = self.usage.compute()
-                        figures = {name: float(figures[name]) for name in ("usage", "perplexity")}
-                        run_log.measured(step, {f"codebook/{name}": value for name, value in figures.items()})
+                        found = self.usage.compute()
+                        metrics = {n: x for n in ("usage", "perplexity") if isinstance(x := found[n], float)}
+                        run_log.measured(step, {f"codebook/{name}": value for name, value in metrics.items()})
                         if step % usage_every == 0:  # counted over as many images as the others
-                            self.warn(self.collapse.see(step, figures))
+                            self.warn(self.collapse.see(step, metrics))
                     self.usage.reset()
                 if step % config.validate_every == 0 or last:
                     self.validate(step, run_log)
@@ -243,18 +245,21 @@ class Trainer(Run):
         return means
 
     def summary(self, step: int, window: dict[str, list[Tensor]]) -> dict[str, float]:
-        """The figures of a log line: means over the steps since the last one and over all ranks."""
+        """The metrics of a log line: means over the steps since the last one and over all ranks."""
         config = self.config
-        figures = self.mean_over_ranks(
-            {name if "/" in name else f"loss/{name}": sum(values) / len(values) for name, values in window.items()}
+        metrics = self.mean_over_ranks(
+            {
+                name if "/" in name else f"loss/{name}": sum(values[1:], values[0]) / len(values)
+                for name, values in window.items()
+            }
         )
         if judged := window.get("discriminator/accuracy"):
-            self.warn(self.dominance.see(step, figures["discriminator/accuracy"], len(judged)))
+            self.warn(self.dominance.see(step, metrics["discriminator/accuracy"], len(judged)))
         self.guard.settle()
-        figures["learning_rate"] = learning_rate(config.optimizer, step, config.steps)
+        metrics["learning_rate"] = learning_rate(config.optimizer, step, config.steps)
         if self.adversary is not None and self.adversary.joins(step):
-            figures["discriminator/learning_rate"] = self.adversary.learning_rate(step)
-        return figures | {"skipped_steps": self.guard.skipped}
+            metrics["discriminator/learning_rate"] = self.adversary.learning_rate(step)
+        return metrics | {"skipped_steps": self.guard.skipped}
 
     def batches(self) -> Any:
         """This rank's share of each global batch, from the first step that is not done yet, without end."""
@@ -287,17 +292,18 @@ class Trainer(Run):
         if self.validation is not None:
             from gsqtok.evaluation import evaluate  # with torchmetrics, which takes seconds to import
 
-            figures = evaluate(
+            result = evaluate(
                 model,
                 self.validation,
                 transform=ImageTransform(self.config.data.size),
                 workers=self.config.data.workers,
             )
             shown = ("psnr", "ssim", "usage", "perplexity", "bits_per_pixel")
-            run_log.measured(step, {f"validation/{name}": float(figures[name]) for name in shown if name in figures})
+            run_log.measured(step, {f"validation/{name}": float(result[name]) for name in shown if name in result})
         if self.accelerator.is_main_process:
             images = self.fixed.to(self.accelerator.device)
-            run_log.grid(step, images.cpu(), model.decode(model.encode(images), size=tuple(images.shape[2:])).cpu())
+            height, width = images.shape[2:]
+            run_log.grid(step, images.cpu(), model.decode(model.encode(images), size=(height, width)).cpu())
 
     def publish(self) -> None:
         """Write the averaged tokenizer."""
