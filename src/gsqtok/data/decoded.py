@@ -105,7 +105,7 @@ def _decode_all(source: ImageSource, folder: Path, scales: tuple[float, ...], wo
     rows = [row for chunk in loader for row in chunk]
     keys, reasons, places = zip(*rows, strict=True) if rows else ((), (), ())
     table = np.array(places, np.int64).reshape(len(rows), 1 + 3 * (1 + len(scales)))
-    with atomic_write(folder / _INDEX) as aside, aside.open("wb") as file:
+    with atomic_write(folder / _INDEX) as temporary, temporary.open("wb") as file:
         np.savez(file, keys=np.array(keys, str), reasons=np.array(reasons, str), places=table)
 
 
@@ -119,7 +119,7 @@ class _Decoding(Dataset[list[tuple[str, str, list[int]]]]):
     def __getitem__(self, chunk: tuple[int, Reader]) -> list[tuple[str, str, list[int]]]:
         number, reader = chunk
         rows, start = [], 0
-        with atomic_write(self.folder / _name(number)) as aside, aside.open("wb") as file:
+        with atomic_write(self.folder / _name(number)) as temporary, temporary.open("wb") as file:
             for row in reader():
                 place, reason = [number], ""
                 try:

@@ -74,7 +74,7 @@ class CropMix:
     """Batches of different crop sizes: each has one of them, and all have equally many pixels.
 
     Which size a batch has depends on its number and the seed alone. The sizes follow each other as the multiples of the
-    golden ratio fall into the shares, modulo one: of any stretch of batches, each size has its share to within a few,
+    golden ratio fall into the shares, modulo one: over any run of batches, each size has its share to within a few,
     and none comes in clusters (random draws would differ by the square root of their number).
 
     Attributes:
