@@ -171,6 +171,11 @@ def test_the_command(tiny, tokens, tmp_path, capsys):
     assert values["bits_per_pixel"] == pytest.approx(values["bits_per_position"] / 16)
     assert values["bits_per_position"] == pytest.approx(2 * values["bits_per_token"])
     assert len(values["bits_by_position"]) == 4
+    words = ["--samples", "4", "--features", "timm:tf_efficientnet_lite0", "--device", "cpu"]
+    assert main(["prior", "evaluate", run, str(tokens), "-o", result, *words]) == 0
+    values = json.loads((tmp_path / "prior.json").read_text())
+    assert (values["samples"], values["compared_with"]) == (4, "decoded tokens")
+    assert values["frechet_distance_tf_efficientnet_lite0"] > 0
     tokenizer, image = str(tokens.parent / "tokenizer"), tmp_path / "samples.png"
     words = ["prior", "sample", run, tokenizer, "-o", str(image), "--number", "4", "--device", "cpu"]
     assert main([*words, "--classes", "0", "2", "--guidance", "1.5"]) == 0
