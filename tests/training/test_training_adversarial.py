@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from gsqtok.data import to_float
 from gsqtok.losses import adaptive_weight, discriminator_loss, generator_loss
 from gsqtok.training import AdversarialConfig, OptimizerConfig, Trainer, train
 from gsqtok.training.adversarial import DiscriminatorObjective
@@ -61,7 +62,7 @@ def test_the_step_is_what_the_losses_say(gan, kinds):
     adversarial = {"generator_loss": kinds[0], "discriminator_loss": kinds[1], "weight": 0.3}
     trainer = Trainer(gan(adversarial=adversarial, batch_size=4))
     batch = next(trainer.batches())
-    images = batch["image"]
+    images = to_float(batch["image"])
     tokenizer, network = trainer.tokenizer, trainer.adversary.network
 
     out = tokenizer(images)
@@ -89,7 +90,7 @@ def test_the_step_is_what_the_losses_say(gan, kinds):
 
 def test_neither_leaves_a_gradient_in_the_other(gan):
     trainer = Trainer(gan())
-    images = next(trainer.batches())["image"]
+    images = to_float(next(trainer.batches())["image"])
     adversary = trainer.adversary
     out = trainer.tokenizer(images)
     adversary.learn(1, images, out.reconstruction.detach(), 1, 1)
@@ -138,8 +139,9 @@ def test_its_schedule_begins_when_it_joins(gan):
 def test_adaptive_weight(gan):
     trainer = Trainer(gan(adversarial={"adaptive_weight": True, "weight": 0.5}))
     batch = next(trainer.batches())
-    out = trainer.tokenizer(batch["image"])
-    loss, _ = trainer.objective(out, batch["image"])
+    images = to_float(batch["image"])
+    out = trainer.tokenizer(images)
+    loss, _ = trainer.objective(out, images)
     term = generator_loss(trainer.adversary.network(out.reconstruction), "non_saturating")
     expected = float(adaptive_weight(loss, term, trainer.tokenizer.decoder.last_layer))
     terms = trainer.step(1, iter([batch]))
