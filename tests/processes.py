@@ -27,6 +27,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 import gsqtok
+from gsqtok.data.workers import STOP_SIGNALS
 
 SOURCE = str(Path(gsqtok.__file__).parents[1])
 PRELOADED = [
@@ -226,6 +227,8 @@ def _run(
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)
+    # the server may have been started by a command of this process, which blocks them for decoding processes
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {getattr(signal, name) for name in STOP_SIGNALS})
     _rank(arguments, before)
 
 

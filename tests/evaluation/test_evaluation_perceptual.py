@@ -36,7 +36,7 @@ def trunks(tmp_path_factory):
         torch.save(random_weights(torchvision.models.alexnet), alex)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TORCH_HOME", str(folder.parents[1]))
-        yield {"lpips_vgg": vgg, "lpips_alex": alex, "dists": vgg}
+        yield {"lpips_vgg": vgg, "lpips_alex": alex, "lpips_vtbench": alex, "dists": vgg}
 
 
 def pair(height=64, width=48, batch=3):
@@ -60,9 +60,11 @@ def theirs(name, file, monkeypatch):
         monkeypatch.setattr(DISTS_pytorch.DISTS_pt.models, "vgg16", lambda **_: trunk)
         network = DISTS_pytorch.DISTS()
         return lambda a, b: network((a + 1) / 2, (b + 1) / 2)
-    network = lpips.LPIPS(net=name.removeprefix("lpips_"), pnet_rand=True, verbose=False)
+    trunk = "alex" if name == "lpips_vtbench" else name.removeprefix("lpips_")
+    network = lpips.LPIPS(net=trunk, pnet_rand=True, verbose=False)
     network.net.load_state_dict({k: weights["features." + k.split(".", 1)[1]] for k in network.net.state_dict()})
-    return network
+    # VTBench hands over images in [0, 1]
+    return (lambda a, b: network((a + 1) / 2, (b + 1) / 2)) if name == "lpips_vtbench" else network
 
 
 @pytest.mark.parametrize("name", list(TRUNKS))

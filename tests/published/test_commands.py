@@ -93,7 +93,7 @@ def test_the_app_shows_grids_and_sequences(family, asked, size, tmp_path):
     assert tokens.shape == (*tokenizer.grid(size, size), 1)
     assert torch.equal(tokens, views.encoded(tokenizer, image))
     assert views.decoded(tokenizer, tokens, (size, size)).size == (size, size)
-    assert len(views.figures(seen, family)) == 2
+    assert len(views.metrics(seen, family)) == 2
     assert len(neighbours(tokenizer.quantizer, tokens[0, 0], 0, nearest=3)) == 3
 
 
