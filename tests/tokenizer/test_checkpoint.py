@@ -146,3 +146,13 @@ def test_short_names_are_found_in_a_checkout_and_on_the_hub(tiny_tokenizer, tmp_
     assert loaded.fingerprint() == tiny_tokenizer.fingerprint()
     with pytest.raises(FileNotFoundError, match="gsqtok/other"):
         ImageTokenizer.from_pretrained("pretrained/other", local_files_only=True)
+
+
+@pytest.mark.parametrize("name", ["pretrained/f8", "pretrained/f16", "pretrained/f16?decoder=sharp"])
+def test_the_weights_of_this_repository(name):
+    if not (checkpoint.CHECKOUT / name.partition("?")[0]).is_dir():
+        pytest.skip("a package without its repository does not have them")
+    tokenizer = ImageTokenizer.from_pretrained(name)
+    ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
+    restored = tokenizer(ramp).reconstruction
+    assert (restored - ramp).square().mean() < ramp.var() / 10  # it was trained: a smooth ramp comes back
