@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
@@ -16,6 +18,30 @@ def rank_and_size() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+@contextmanager
+def alone(folder: Path, rank: int, command: str) -> Iterator[None]:
+    """Hold a folder for a rank of a command; a second one in the same folder is refused. A killed one leaves no lock.
+
+    Raises:
+        ValueError: another command holds it.
+    """
+    from filelock import FileLock, Timeout
+
+    lock = FileLock(folder / f".rank-{rank}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ValueError(
+            f"{folder} is being written by another {command}: wait for it, or choose another folder for the output"
+        ) from None
+    except NotImplementedError:  # a disk without locks
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 
+import filelock
 import numpy as np
 import pytest
 import torch
@@ -36,7 +37,8 @@ def test_the_run_folder(tiny, metrics):
     config = tiny(steps=6, save_every=2, validate_every=3, data={"validation": tiny().data.train})
     run = train(config)
     assert {file.name for file in run.iterdir()} == {
-        *("config.yaml", "data.json", "checkpoints", "tokenizer", "samples", "metrics.jsonl", "tensorboard")
+        *("config.yaml", "data.json", "checkpoints", "tokenizer", "samples", "metrics.jsonl", "tensorboard"),
+        ".rank-0.lock",
     }
     assert sorted(file.name for file in (run / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
 
@@ -184,3 +186,12 @@ def test_sharding_by_accelerate_is_refused(tiny, monkeypatch):
     monkeypatch.setattr(Accelerator, "distributed_type", DistributedType.FSDP)
     with pytest.raises(ValueError, match=r"FSDP is not supported.*gradient_accumulation"):
         Trainer(tiny())
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tiny):
+    trainer = Trainer(tiny())
+    folder = trainer.folder.path
+    refused = pytest.raises(ValueError, match="is being written by another gsqtok train: wait for it")
+    with filelock.FileLock(folder / ".rank-0.lock"), refused:
+        trainer.run()
+    assert trainer.run() == folder

@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader
 from gsqtok.data import EpochSampler
 from gsqtok.data.sampling import epoch_seed
 from gsqtok.data.workers import START_METHOD, end_with_parent
+from gsqtok.distributed import alone
 from gsqtok.generation.config import RESUMABLE, PriorConfig, TokenDataConfig
 from gsqtok.generation.evaluate import predictability
 from gsqtok.generation.prior import Prior, Vocabulary, codewords_of
@@ -78,7 +79,11 @@ class PriorTrainer(Run):
         """Train from the start, or from the checkpoint, to the last step."""
         config = self.config
         window: dict[str, list[Tensor]] = defaultdict(list)
-        with Interruption() as interruption, RunLog(self.folder, self.accelerator, self.start, config.steps) as run_log:
+        with (
+            alone(self.folder.path, self.accelerator.process_index, "gsqtok prior train"),
+            Interruption() as interruption,
+            RunLog(self.folder, self.accelerator, self.start, config.steps) as run_log,
+        ):
             run_log.line(self.describe())
             for step, batch in enumerate(self.batches(), self.start + 1):
                 for name, value in self.step(step, batch).items():

@@ -9,18 +9,17 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
-from filelock import FileLock, Timeout
 
 from gsqtok.acceleration.tiled import check_tile
 from gsqtok.data import ImageSource, check_outside, open_source
 from gsqtok.data.workers import processors, start_server
+from gsqtok.distributed import alone
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens import engines, manifest
 from gsqtok.tokens.chunk import Chunk, Decode, Task
@@ -129,7 +128,7 @@ def tokenize(
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
-    with _alone(folder, rank):
+    with alone(folder, rank, "gsqtok tokenize"):
         images = open_source(source, split=options.split, columns=options.columns)
         encoder = _Encoder(tokenizer, options)
         settings = _settings(tokenizer, images, options)
@@ -163,24 +162,6 @@ def _finished(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any
         skipped = folder / manifest.SKIPPED
         raise ValueError(f"none of the {whole['skipped']['rows']:,} images can be read: see {skipped}")
     return whole
-
-
-@contextmanager
-def _alone(folder: Path, rank: int) -> Iterator[None]:
-    """Refuse a second run in the same folder, which would do all the work, too; a killed run leaves no lock."""
-    lock = FileLock(folder / f".rank-{rank}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ValueError(
-            f"{folder} is being written by another gsqtok tokenize: wait for it, or choose another -o"
-        ) from None
-    except NotImplementedError:  # a disk without locks: two runs are safe, only wasteful
-        pass
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 class _Encoder:

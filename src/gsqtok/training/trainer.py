@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gsqtok.data import ImageTransform, SkipLog, to_float, train_loader
+from gsqtok.distributed import alone
 from gsqtok.evaluation.usage import usage_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
@@ -152,7 +153,11 @@ class Trainer(Run):
         config, accelerator = self.config, self.accelerator
         usage_every = self.steps_of_usage()
         window: dict[str, list[Tensor]] = defaultdict(list)
-        with Interruption() as interruption, RunLog(self.folder, accelerator, self.start, config.steps) as run_log:
+        with (
+            alone(self.folder.path, self.accelerator.process_index, "gsqtok train"),
+            Interruption() as interruption,
+            RunLog(self.folder, accelerator, self.start, config.steps) as run_log,
+        ):
             run_log.line(self.describe())
             paused = run_log.pause()  # decoding all images may take a while
             batches = self.batches()
