@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +63,8 @@ CASES = [
     Case("gsq", {"dim": 6, "groups": 2, "codebook_size": 32, "norm": "l1", "output": "normalized"}, bits=10),
     Case("gsq_study", {"dim": 6, "codebook_size": 32, "entropy_weight": 0.1, "coding_rate_weight": 0.1}, bits=5),
     Case("gsq_study", {"dim": 6, "groups": 2, "codebook_size": 32, "sample": True}, bits=10, random=True),
-    Case("gsq_study", {"dim": 6, "groups": 2, "codebook_size": 32, "search": "bf16"}, bits=10),
+    # of two codewords that are alike in bfloat16, rounding decides
+    Case("gsq_study", {"dim": 6, "groups": 2, "codebook_size": 32, "search": "bf16"}, bits=10, projects=False),
     Case("vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
     Case("vq", {"dim": 6, "codebook_size": 32, "metric": "cosine", "gradient": "rotation"}, bits=5),
     Case("vq", {"dim": 6, "codebook_size": 8, "init": "kmeans"}, bits=3, random=True),  # starts in the second step
@@ -593,6 +595,10 @@ WRITTEN_APART = list({type(case.build()).quantize: case for case in reversed(MET
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(
+    os.environ.get("ATEN_CPU_CAPABILITY") == "default",
+    reason="PyTorch's Inductor writes code with at::vec all the same",
+)
 @pytest.mark.parametrize(("case", "training"), [(CASES[0], False), *((case, True) for case in WRITTEN_APART)], ids=str)
 def test_compiles_with_inductor(case, training):
     with inductor.patch(fallback_random=True):  # the same draws as in eager mode
