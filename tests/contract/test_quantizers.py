@@ -597,7 +597,7 @@ WRITTEN_APART = list({type(case.build()).quantize: case for case in reversed(MET
 @pytest.mark.slow
 @pytest.mark.skipif(
     os.environ.get("ATEN_CPU_CAPABILITY") == "default",
-    reason="PyTorch's Inductor writes code with at::vec all the same",
+    reason="Inductor writes code with at::vec all the same",
 )
 @pytest.mark.parametrize(("case", "training"), [(CASES[0], False), *((case, True) for case in WRITTEN_APART)], ids=str)
 def test_compiles_with_inductor(case, training):
