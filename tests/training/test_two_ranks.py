@@ -55,7 +55,7 @@ def test_two_ranks_equal_one(tmp_path, arguments, metrics, demo_copy, recipe, la
     assert "on 2 x cpu" in said
     assert said.count("done:") == 1
     compare_runs(tmp_path / "one", tmp_path / "two", metrics, steps=3)
-    contents = [sorted(p.name for p in (tmp_path / run).iterdir()) for run in ("one", "two")]
+    contents = [sorted(p.name for p in (tmp_path / run).glob("[!.]*")) for run in ("one", "two")]
     assert contents[0] == contents[1]
     assert len(list((tmp_path / "two/tensorboard").rglob("events*"))) == 1
 
