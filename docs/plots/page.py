@@ -13,7 +13,7 @@ from gsqtok.tokenizer import ImageTokenizer
 
 
 def shoot(address: str, output: str) -> None:
-    """Write a picture of the page once its results are there."""
+    """Write an image of the page once its results are there."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         tab = browser.new_page(viewport={"width": 1280, "height": 1130})

@@ -81,19 +81,3 @@ class PriorConfig:
 
     def __post_init__(self) -> None:
         check(self)
-
-
-# What may differ between a run and its resumption: nothing that changes the weights of the steps already taken.
-RESUMABLE = frozenset(
-    {
-        "output",
-        "steps",
-        "log_every",
-        "validate_every",
-        "save_every",
-        "keep_checkpoints",
-        "trackers",
-        "data.validation",
-        "data.workers",
-    }
-)

@@ -1,9 +1,8 @@
-"""Training of a prior, from top to bottom."""
+"""Training of a prior: what a run is made of, and the parts of its loop."""
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -17,15 +16,14 @@ from torch.utils.data import DataLoader
 from gsqtok.data import EpochSampler
 from gsqtok.data.sampling import epoch_seed
 from gsqtok.data.workers import START_METHOD, end_with_parent
-from gsqtok.distributed import alone
-from gsqtok.generation.config import RESUMABLE, PriorConfig, TokenDataConfig
+from gsqtok.generation.config import PriorConfig, TokenDataConfig
 from gsqtok.generation.evaluate import predictability
 from gsqtok.generation.prior import Prior, Vocabulary, codewords_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens import TokenDataset
 from gsqtok.tokens.dataset import require
+from gsqtok.training.config import RUNS_RESUMABLE
 from gsqtok.training.ema import Average
-from gsqtok.training.interruption import Interruption
 from gsqtok.training.logs import RunLog
 from gsqtok.training.optimizer import build_optimizer, learning_rate, update_where
 from gsqtok.training.run import Run
@@ -50,13 +48,16 @@ def train(config: PriorConfig, *, resume: bool = False) -> Path:
 
 
 class PriorTrainer(Run):
-    """One run: what it is made of (``__init__``), what happens in order (``run``), and each of its parts."""
+    """One run: what it is made of (``__init__``), and each part of what happens in order (`Run.run`)."""
+
+    command = "gsqtok prior train"
+    config: PriorConfig
 
     def __init__(self, config: PriorConfig, *, resume: bool = False) -> None:
         set_seed(config.seed)
         self.config = config
         folder = RunFolder(config.output)
-        folder.check(config, resume, RESUMABLE)
+        folder.check(config, resume, RUNS_RESUMABLE)
         super().__init__(folder, config.precision, config.trackers)
         if config.batch_size % self.accelerator.num_processes:
             raise ValueError(f"batch_size {config.batch_size} is no multiple of {self.accelerator.num_processes} ranks")
@@ -75,39 +76,14 @@ class PriorTrainer(Run):
             self.folder.write_config(config)
             self.folder.write_data(digests)
 
-    def run(self) -> Path:
-        """Train from the start, or from the checkpoint, to the last step."""
-        config = self.config
-        window: dict[str, list[Tensor]] = defaultdict(list)
-        with (
-            alone(self.folder.path, self.accelerator.process_index, "gsqtok prior train"),
-            Interruption() as interruption,
-            RunLog(self.folder, self.accelerator, self.start, config.steps) as run_log,
-        ):
-            run_log.line(self.describe())
-            for step, batch in enumerate(self.batches(), self.start + 1):
-                for name, value in self.step(step, batch).items():
-                    window[name].append(value)
-                run_log.advance(step, config.batch_size)
-                last = step == config.steps
-                if step % config.log_every == 0 or last:
-                    run_log.scalars(step, self.summary(step, window))
-                    window.clear()
-                paused = run_log.pause()
-                if self.validation is not None and (step % config.validate_every == 0 or last):
-                    run_log.measured(step, self.validate(self.validation))
-                stopped = not last and self.asked_to_stop(step, interruption)
-                if step % config.save_every == 0 or last or stopped:
-                    self.save(step, config.keep_checkpoints)
-                if stopped:
-                    self.stop(step, interruption)
-                run_log.go_on(paused)
-            run_log.line(f"done: {self.folder.path}")
-        return self.folder.path
+    def measure(self, step: int, last: bool, run_log: RunLog) -> None:
+        """Measure on the held-out tokens, where it is due."""
+        if self.validation is not None and (step % self.config.validate_every == 0 or last):
+            run_log.measured(step, self.validate(self.validation))
 
-    def step(self, step: int, batch: dict[str, Any]) -> dict[str, Tensor]:
+    def step(self, step: int, batches: Iterator[dict[str, Any]]) -> dict[str, Tensor]:
         """One optimiser step; the mean loss in nats a token, and the gradient's norm."""
-        config, accelerator = self.config, self.accelerator
+        config, accelerator, batch = self.config, self.accelerator, next(batches)
         tokens = batch["tokens"].to(accelerator.device, non_blocking=True)
         draw = torch.Generator(accelerator.device)  # of the step alone, so that a resumed run draws the same
         draw.manual_seed(epoch_seed(config.seed + 1, step * accelerator.num_processes + accelerator.process_index))

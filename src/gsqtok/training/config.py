@@ -241,20 +241,18 @@ class TrainConfig:
             raise ValueError("freeze needs initialize_from: an encoder with random weights is not worth keeping")
 
 
-# What may differ between a run and its resumption: nothing that changes the weights of the steps already taken.
-RESUMABLE = frozenset(
+# What may differ between any run and its resumption: nothing that changes the weights of the steps already taken.
+RUNS_RESUMABLE = frozenset(
     {
         "output",
         "steps",
-        "cuda_graphs",
         "log_every",
         "validate_every",
         "save_every",
         "keep_checkpoints",
         "trackers",
         "data.validation",
-        "data.validation_split",
-        "data.cache",
         "data.workers",
     }
 )
+RESUMABLE = RUNS_RESUMABLE | {"cuda_graphs", "data.validation_split", "data.cache"}

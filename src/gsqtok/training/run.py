@@ -1,8 +1,9 @@
-"""What every training run has, whatever it trains: devices and ranks, checkpoints, and the way it stops."""
+"""What every training run has, whatever it trains: the loop, devices and ranks, checkpoints, and the way it stops."""
 
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,10 +21,11 @@ from accelerate.utils import (
 )
 from torch import Tensor
 
+from gsqtok.distributed import alone
 from gsqtok.training.ema import Average
 from gsqtok.training.guards import FiniteGuard
 from gsqtok.training.interruption import InterruptedRunError, Interruption
-from gsqtok.training.logs import checked_trackers
+from gsqtok.training.logs import RunLog, checked_trackers
 from gsqtok.training.run_folder import RunFolder, step_of, together
 
 log = logging.getLogger("gsqtok.training")
@@ -35,10 +37,11 @@ UNSUPPORTED = (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.
 
 
 class Run:
-    """Devices, ranks and checkpoints of a run.
+    """The loop of a run, and its devices, ranks and checkpoints.
 
-    A subclass sets ``ema`` before anything is saved or loaded, says with ``publish`` what users load, and adds to
-    ``guards``, ``write`` and ``load`` what else must outlive a restart.
+    A subclass sets ``config`` before it runs and ``ema`` before anything is saved or loaded, says with ``publish`` what
+    users load, and adds to ``guards``, ``write`` and ``load`` what else must outlive a restart. It gives the loop its
+    parts: ``describe``, ``batches``, ``step``, ``summary``, ``measure`` and ``done``.
 
     Args:
         folder: of the run.
@@ -46,9 +49,13 @@ class Run:
         trackers: where curves go.
 
     Attributes:
+        command: what a user calls this kind of run.
+        config: of the run: ``steps``, ``batch_size``, and every how many steps what is done.
         start: the steps that are done when the run begins.
     """
 
+    command: str
+    config: Any
     ema: Average[Any]
 
     def __init__(self, folder: RunFolder, precision: str, trackers: Sequence[str]) -> None:
@@ -68,6 +75,63 @@ class Run:
             )
         self.guard = FiniteGuard(agreed=self.on_every_rank, last_checkpoint=folder.latest)
         self.start = 0
+
+    def run(self) -> Path:
+        """Train from the start, or from the checkpoint, to the last step."""
+        config = self.config
+        window: dict[str, list[Tensor]] = defaultdict(list)
+        with (
+            alone(self.folder.path, self.accelerator.process_index, self.command),
+            Interruption() as interruption,
+            RunLog(self.folder, self.accelerator, self.start, config.steps) as run_log,
+        ):
+            run_log.line(self.describe())
+            paused = run_log.pause()  # decoding all images may take a while
+            batches = self.batches()
+            run_log.go_on(paused)
+            for step in range(self.start + 1, config.steps + 1):
+                for name, value in self.step(step, batches).items():
+                    window[name].append(value)
+                run_log.advance(step, config.batch_size)
+
+                last = step == config.steps
+                if step % config.log_every == 0 or last:
+                    run_log.scalars(step, self.summary(step, window))
+                    window.clear()
+                paused = run_log.pause()
+                self.measure(step, last, run_log)
+                stopped = not last and self.asked_to_stop(step, interruption)
+                if step % config.save_every == 0 or last or stopped:
+                    self.save(step, config.keep_checkpoints)
+                if stopped:
+                    self.stop(step, interruption)
+                run_log.go_on(paused)
+            run_log.line(self.done())
+        return self.folder.path
+
+    def describe(self) -> str:
+        """Say in one line what is trained, and on what."""
+        raise NotImplementedError
+
+    def batches(self) -> Any:
+        """Give this rank's share of each global batch, from the first step that is not done yet."""
+        raise NotImplementedError
+
+    def step(self, step: int, batches: Any) -> dict[str, Tensor]:
+        """Take one step; the terms of its losses, and the gradients' norms."""
+        raise NotImplementedError
+
+    def summary(self, step: int, window: dict[str, list[Tensor]]) -> dict[str, float]:
+        """Give the metrics of a log line, from what the steps since the last one returned."""
+        raise NotImplementedError
+
+    def measure(self, step: int, last: bool, run_log: RunLog) -> None:
+        """Measure what is due after a step; everything is after the last one."""
+        raise NotImplementedError
+
+    def done(self) -> str:
+        """Say in one line that the run has ended."""
+        return f"done: {self.folder.path}"
 
     def resume(self) -> None:
         """Take everything from the newest checkpoint, if there is one."""

@@ -1,4 +1,4 @@
-"""The training loop, from top to bottom."""
+"""Training of a tokenizer: what a run is made of, and the parts of its loop."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ import dataclasses
 import logging
 import math
 import os
-from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import nullcontext
-from functools import partial
+from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from gsqtok.data import ImageTransform, SkipLog, to_float, train_loader
-from gsqtok.distributed import alone
 from gsqtok.evaluation.usage import usage_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import Adversary
@@ -30,7 +28,6 @@ from gsqtok.training.graphs import record, record_backbone
 from gsqtok.training.guards import CollapseWatch, DominanceWatch
 from gsqtok.training.images import decoded_images, fixed_images, training_images, validation_images
 from gsqtok.training.initial import initial_tokenizer
-from gsqtok.training.interruption import Interruption
 from gsqtok.training.logs import RunLog
 from gsqtok.training.objective import Objective
 from gsqtok.training.optimizer import build_optimizer, learning_rate, update_where
@@ -62,8 +59,10 @@ def train(config: TrainConfig, *, resume: bool = False, changed_data: bool = Fal
 
 
 class Trainer(Run):
-    """One run: what it is made of (``__init__``), what happens in order (``run``), and each of its parts."""
+    """One run: what it is made of (``__init__``), and each part of what happens in order (`Run.run`)."""
 
+    command = "gsqtok train"
+    config: TrainConfig
     ema: Average[ImageTokenizer]
 
     def __init__(self, config: TrainConfig, *, resume: bool = False, changed_data: bool = False) -> None:
@@ -148,48 +147,22 @@ class Trainer(Run):
             shape = (images * (config.data.size // size) ** 2, 3, size, size)
             yield torch.zeros(shape, device=self.accelerator.device).to(memory_format=self.layout)
 
-    def run(self) -> Path:
-        """Train from the start, or from the checkpoint, to the last step."""
-        config, accelerator = self.config, self.accelerator
-        usage_every = self.steps_of_usage()
-        window: dict[str, list[Tensor]] = defaultdict(list)
-        with (
-            alone(self.folder.path, self.accelerator.process_index, "gsqtok train"),
-            Interruption() as interruption,
-            RunLog(self.folder, accelerator, self.start, config.steps) as run_log,
-        ):
-            run_log.line(self.describe())
-            paused = run_log.pause()  # decoding all images may take a while
-            batches = self.batches()
-            run_log.go_on(paused)
-            for step in range(self.start + 1, config.steps + 1):
-                for name, value in self.step(step, batches).items():
-                    window[name].append(value)
-                run_log.advance(step, config.batch_size)
+    def measure(self, step: int, last: bool, run_log: RunLog) -> None:
+        """Report how the codebook was used, and measure on the validation source, where they are due."""
+        if self.usage is not None and (step % self.steps_of_usage == 0 or last):
+            if int(self.usage.positions):
+                found = self.usage.compute()
+                metrics = {n: x for n in ("usage", "perplexity") if isinstance(x := found[n], float)}
+                run_log.measured(step, {f"codebook/{name}": value for name, value in metrics.items()})
+                if step % self.steps_of_usage == 0:  # counted over as many images as the others
+                    self.warn(self.collapse.see(step, metrics))
+            self.usage.reset()
+        if step % self.config.validate_every == 0 or last:
+            self.validate(step, run_log)
 
-                last = step == config.steps
-                if step % config.log_every == 0 or last:
-                    run_log.scalars(step, self.summary(step, window))
-                    window.clear()
-                paused = run_log.pause()
-                if self.usage is not None and (step % usage_every == 0 or last):
-                    if int(self.usage.positions):
-                        found = self.usage.compute()
-                        metrics = {n: x for n in ("usage", "perplexity") if isinstance(x := found[n], float)}
-                        run_log.measured(step, {f"codebook/{name}": value for name, value in metrics.items()})
-                        if step % usage_every == 0:  # counted over as many images as the others
-                            self.warn(self.collapse.see(step, metrics))
-                    self.usage.reset()
-                if step % config.validate_every == 0 or last:
-                    self.validate(step, run_log)
-                stopped = not last and self.asked_to_stop(step, interruption)
-                if step % config.save_every == 0 or last or stopped:
-                    self.save(step, config.keep_checkpoints)
-                if stopped:
-                    self.stop(step, interruption)
-                run_log.go_on(paused)
-            run_log.line(f"done: {self.folder.path}; {self.skipped.summary()}")
-        return self.folder.path
+    def done(self) -> str:
+        """Say in one line that the run has ended, and which images could not be read."""
+        return f"{super().done()}; {self.skipped.summary()}"
 
     def step(self, step: int, batches: Any) -> dict[str, Tensor]:
         """One optimiser step of the tokenizer, and of the discriminator once it has joined.
@@ -333,6 +306,7 @@ class Trainer(Run):
             self.usage.load_state_dict(torch.load(usage, map_location="cpu", weights_only=True))
             self.usage.to(self.accelerator.device)
 
+    @cached_property
     def steps_of_usage(self) -> int:
         """Steps over which codebook usage is counted: an epoch or more, since a batch's perplexity says little.
 
