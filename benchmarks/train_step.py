@@ -74,7 +74,8 @@ def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
         size = config.data.size
         parts = config.gradient_accumulation
         graphs = config.cuda_graphs and device.type == "cuda"
-        images = torch.rand(config.batch_size // parts // ranks, 3, size, size, device=device) * 2 - 1
+        shape = (config.batch_size // parts // ranks, size, size, 3)  # as the loader gives them
+        images = torch.randint(256, shape, dtype=torch.uint8, device=device)
         batches = repeat({"image": images, "skipped": []})
         for step in range(1, args.warmup + 1):
             trainer.step(step, batches)

@@ -5,7 +5,8 @@
 #   docs/plots/generation.sh files FOLDER PHOTOS IMAGES [OPTION ...]      tokens of 256 px, a prior, files of IMAGES
 #
 # OPTIONs go to every gsqtok prior train, such as --steps 1000. MODEL=runs/mine names another tokenizer than the embedded
-# one, SAMPLES how many images the Frechet distance takes (5000), FEATURES its network, CODECS those beside the files; a
+# one, HEADS some of the heads, SAMPLES how many images the Frechet distance takes (5000), FEATURES its network, CODECS those
+# beside the files; a
 # folder goes on where it was left, so that CODECS= first and the codecs later keeps a GPU free of them.
 set -euo pipefail
 what=$1 folder=$2
@@ -24,7 +25,7 @@ if [ "$what" = heads ]; then
   shift 3
   tokenize "$images" "$folder/train" 64 --split train --flip
   tokenize "$images" "$folder/validation" 64 --split validation
-  for head in depth parallel masked; do
+  for head in ${HEADS:-depth parallel masked}; do
     run="$folder/$head"
     test -d "$run/prior" || $gsqtok prior train prior-64 --data.train "$folder/train" --data.validation \
       "$folder/validation" --data.label label --model.head $head --output "$run" "$@"
