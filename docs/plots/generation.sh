@@ -6,8 +6,7 @@
 #
 # OPTIONs go to every gsqtok prior train, such as --steps 1000. MODEL=runs/mine names another tokenizer than the embedded
 # one, HEADS some of the heads, SAMPLES how many images the Frechet distance takes (5000), FEATURES its network, CODECS those
-# beside the files; a
-# folder goes on where it was left, so that CODECS= first and the codecs later keeps a GPU free of them.
+# beside the files; a folder goes on where it was left, so that CODECS= first and the codecs later keeps a GPU free of them.
 set -euo pipefail
 what=$1 folder=$2
 mkdir -p "$folder"
