@@ -1,7 +1,8 @@
 """Muon: updates of matrices whose singular values are all alike.
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. A convolution's matrix is (out, in x height x width).
-torch.optim.Muon takes matrices only, one at a time, and other parameters not at all.
+torch.optim.Muon takes matrices only, one at a time, and other parameters not at all. Here one launch takes all tensors
+of a kind (``torch._foreach_*``, as in torch's own optimizers): else a small network would wait for the host.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ _BY_ADAM = (
     "decoder.conv_out.weight",
 )  # colours, latents: no space
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+Tensors = list[Tensor] | tuple[Tensor, ...]
+Factor = float | Tensor  # a tensor where the GPU decides whether an update is made
 
 
 class Muon(Optimizer):
@@ -80,55 +83,79 @@ class Muon(Optimizer):
             if not parameters:
                 continue
             keep = 1.0 if self.found_inf is None else 1 - self.found_inf
-            # what is not finite must not reach the state, not even times zero
-            gradients = [parameter.grad.nan_to_num(0, 0, 0) for parameter in parameters]
             rate = group["lr"] * group["rate"] * keep
             if group["weight_decay"]:
                 torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * keep)
             update = self._turned if group["matrices"] else self._scaled
-            for parameter, change in zip(parameters, update(group, parameters, gradients, keep), strict=True):
-                parameter.sub_(change * rate)
+            _subtract(parameters, update(group, parameters, _finite_gradients(parameters), keep, rate))
 
     def _turned(
-        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], keep: float | Tensor
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], keep: Factor, rate: Factor
     ) -> list[Tensor]:
-        """Muon's updates, before the learning rate; matrices of one shape go through one product."""
-        shapes: dict[torch.Size, list[int]] = {}
+        """Muon's updates; matrices of one shape go through one product."""
         momenta = self._state(parameters, "momentum")
-        for index, (momentum, gradient) in enumerate(zip(momenta, gradients, strict=True)):
-            momentum.add_((gradient - momentum) * ((1 - MOMENTUM) * keep))
+        _approach(momenta, gradients, (1 - MOMENTUM) * keep)
+        ahead = torch._foreach_lerp(gradients, momenta, MOMENTUM)
+        shapes: dict[torch.Size, list[int]] = {}
+        for index, gradient in enumerate(gradients):
             shapes.setdefault(gradient.shape, []).append(index)
         updates: list[Tensor] = list(gradients)
         for shape, indices in shapes.items():
-            stack = torch.stack([gradients[i].lerp(momenta[i], MOMENTUM).flatten(1) for i in indices])
-            rows, columns = stack.shape[1:]
-            for i, turned in zip(indices, orthogonal(stack), strict=True):
-                updates[i] = turned.view(shape) * max(1.0, rows / columns) ** 0.5
+            turned = orthogonal(torch.stack([ahead[i].flatten(1) for i in indices]))
+            rows, columns = turned.shape[1:]
+            turned = turned * (max(1.0, rows / columns) ** 0.5 * rate)
+            for i, update in zip(indices, turned, strict=True):
+                updates[i] = update.view(shape)
         return updates
 
     def _scaled(
-        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], keep: float | Tensor
-    ) -> list[Tensor]:
-        """Adam's updates, before the learning rate."""
+        self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], keep: Factor, rate: Factor
+    ) -> Tensors:
+        """Adam's updates; steps are counted for the whole group."""
         first, second = group["betas"]
         means, squares = self._state(parameters, "exp_avg"), self._state(parameters, "exp_avg_sq")
-        updates = []
-        for parameter, gradient, mean, square in zip(parameters, gradients, means, squares, strict=True):
-            steps = self.state[parameter].setdefault("step", torch.zeros((), device=gradient.device))
-            steps.add_(keep)
-            mean.add_((gradient - mean) * ((1 - first) * keep))
-            square.add_((gradient.square() - square) * ((1 - second) * keep))
-            # the first update left out would divide zero by zero
-            count = steps.clamp_min(1)
-            scale = (square / (1 - second**count)).sqrt_().add_(group["eps"])
-            updates.append(mean / (1 - first**count) / scale)
+        steps = self.state[group["params"][0]].setdefault("step", torch.zeros((), device=gradients[0].device))
+        steps.add_(keep)
+        _approach(means, gradients, (1 - first) * keep)
+        _approach(squares, torch._foreach_mul(gradients, gradients), (1 - second) * keep)
+        count = steps.clamp_min(1)  # the first update left out would divide zero by zero
+        scales = torch._foreach_div(squares, 1 - second**count)
+        torch._foreach_sqrt_(scales)
+        torch._foreach_add_(scales, group["eps"])
+        updates = torch._foreach_div(means, scales)
+        torch._foreach_mul_(updates, rate / (1 - first**count))
         return updates
 
     def _state(self, parameters: list[Tensor], name: str) -> list[Tensor]:
         for parameter in parameters:
             if name not in self.state[parameter]:
-                self.state[parameter][name] = torch.zeros_like(parameter)
+                # of the gradients' layout, not the parameter's: one launch takes tensors of one layout
+                self.state[parameter][name] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         return [self.state[parameter][name] for parameter in parameters]
+
+
+def _finite_gradients(parameters: list[Tensor]) -> list[Tensor]:
+    """Gradients, contiguous, with zeros for what is not finite: it must not reach the state, not even times zero."""
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).nan_to_num_(0, 0, 0)
+    parts = flat.split([gradient.numel() for gradient in gradients])
+    return [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]
+
+
+def _approach(averages: Tensors, values: Tensors, share: Factor) -> None:
+    """Move each average by ``share`` of the way to its value, in place."""
+    ways = torch._foreach_sub(values, averages)
+    torch._foreach_mul_(ways, share)
+    torch._foreach_add_(averages, ways)
+
+
+def _subtract(parameters: list[Tensor], updates: Tensors) -> None:
+    """Subtract the updates, which are contiguous; parameters of another layout one by one."""
+    together = [i for i, parameter in enumerate(parameters) if parameter.is_contiguous()]
+    if together:
+        torch._foreach_sub_([parameters[i] for i in together], [updates[i] for i in together])
+    for i in set(range(len(parameters))).difference(together):
+        parameters[i].sub_(updates[i])
 
 
 def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
