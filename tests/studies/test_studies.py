@@ -19,7 +19,7 @@ from gsqtok.studies.table import Row, Table, Value
 from gsqtok.tokenizer import ImageTokenizer
 
 METRICS = {
-    **dict.fromkeys(("bits_per_pixel", "bits_per_pixel_entropy"), 0.5),
+    **dict.fromkeys(("bits_per_pixel", "bits_per_pixel_entropy", "bits_per_pixel_prior"), 0.5),
     **{
         "psnr": 20.0,
         "ssim": 0.6,

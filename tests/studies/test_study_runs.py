@@ -136,7 +136,7 @@ def placed(name, batch=None):
 
 def test_timings_come_last_and_one_at_a_time(monkeypatch):
     runs, spread = [placed("a", 4), placed("b"), placed("c", 8)], []
-    monkeypatch.setattr(runner, "_spread", lambda runs, slots, _: spread.append(([r.name for r in runs], slots)))
+    monkeypatch.setattr(runner, "_spread", lambda runs, slots, *_: spread.append(([r.name for r in runs], slots)))
     run_all(runs, [0, 1], 2, lambda *_: None)
     assert spread == [(["b"], [0, 1, 0, 1]), (["a", "c"], [0])]
 

@@ -23,6 +23,9 @@ def study(
     devices: str | None = None,
     per_device: int = 1,
     steps: int | None = None,
+    prior_steps: int | None = None,
+    only: list[str] | None = None,
+    seconds: int | None = None,
 ) -> None:
     """Run the paper's experiments and its open questions.
 
@@ -40,12 +43,17 @@ def study(
         devices: GPUs by number, such as 0,1, or cpu (default: all GPUs, else the CPU)
         per_device: runs that share a device; on a GPU they take turns, so more of them are rarely done sooner
         steps: of each training (default: the scale's)
+        prior_steps: train the yardstick prior (10M parameters, one recipe for all) for so many steps on each
+            tokenizer's tokens, and say what they cost under it (default: no prior)
+        only: run only the lines of the table that have these values, such as f=8 rate=0.28
+        seconds: begin no further run after so many; the same command goes on
 
     Example:
           gsqtok study ls
           gsqtok study precision --scale smoke
           gsqtok study methods groups --data tiny-imagenet-64/ --output studies/
           gsqtok study precision --data train.parquet --validation validation.parquet --steps 300
+          gsqtok study headtohead --data tiny-imagenet-64/ --prior-steps 500 --only f=8 rate=0.28 rate=0.56
     """
     from gsqtok.studies import STUDIES
     from gsqtok.studies.page import said
@@ -74,16 +82,22 @@ def study(
             devices=where,
             per_device=per_device,
             steps=steps,
+            prior_steps=prior_steps,
+            only=_only(only or []),
+            seconds=seconds,
             command=options.command,
             progress=watched.seen,
         )
-    failed = 0
+    failed, undone = 0, 0
     for study, table in zip(chosen, tables, strict=True):
-        failed += sum(row.state in ("failed", "not run") for row in table.rows)
+        failed += sum(row.state == "failed" for row in table.rows)
+        undone += sum(row.state == "not run" for row in table.rows)
         console.print(f"{output}/{study.name}-{scale}/README.md")
         for finding in said(study, table):
             because = "" if finding.verdict == "not tested" else f" {finding.because}"
             console.print(f"  {finding.verdict}: {finding.claim}.{because}")
+    if undone:
+        console.print(f"{undone} runs are not done: without --only and --seconds the same command goes on with them")
     if failed:
         raise ValueError(f"{failed} runs failed; their reasons are on the page, and the same command tries them again")
 
@@ -115,8 +129,21 @@ def _told(outcome: Outcome | None, problem: str) -> str:
     metrics = outcome.metrics
     if "psnr" in metrics:
         usage = f", usage {metrics['usage']:.2%}" if "usage" in metrics else ""
-        return f"{metrics['psnr']:.2f} dB at {metrics['bits_per_pixel']:.4g} bits/px{usage}"
+        prior = metrics.get("bits_per_pixel_prior")
+        cost = "" if prior is None else f", {prior:.4g} under the prior"
+        return f"{metrics['psnr']:.2f} dB at {metrics['bits_per_pixel']:.4g} bits/px{cost}{usage}"
     return f"quantizer {metrics['quantizer_ms']:.3g} ms, encode {metrics['encode_ms']:.3g} ms"
+
+
+def _only(said: list[str]) -> dict[str, set[str]]:
+    """The values of each column: ``["f=8", "rate=0.28", "rate=0.56"]`` -> {"f": {"8"}, "rate": {"0.28", "0.56"}}."""
+    found: dict[str, set[str]] = {}
+    for text in said:
+        column, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--only takes COLUMN=VALUE, such as f=8; got '{text}'")
+        found.setdefault(column, set()).add(value)
+    return found
 
 
 def _list(scale: str, steps: int | None) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ def run_studies(
     devices: Sequence[int | None] = (None,),
     per_device: int = 1,
     steps: int | None = None,
+    prior_steps: int | None = None,
+    only: Mapping[str, set[str]] | None = None,
+    seconds: float | None = None,
     command: str = "",
     progress: Progress = lambda *_: None,
 ) -> list[Table]:
@@ -54,6 +58,9 @@ def run_studies(
         devices: GPUs by number, None for the CPU.
         per_device: runs that share a device.
         steps: of each training, instead of the scale's.
+        prior_steps: of a prior on the tokens of each trained tokenizer, which measures what they cost; None: no prior.
+        only: columns, and the values that a run must have in them to be executed; a run without the column has not.
+        seconds: after so many no further run begins.
         command: for the record.
         progress: called after each run with its name, its outcome or None and why it failed, and how many are left.
 
@@ -62,13 +69,19 @@ def run_studies(
 
     Raises:
         FileNotFoundError: a network that measures has no weights here; nothing has been trained then.
+        ValueError: no run is left by ``only``, or a number below 1.
     """
-    held, output = held_at(SCALES[scale], steps), Path(output)
+    held, output, began = held_at(SCALES[scale], steps), Path(output), time.monotonic()
+    if prior_steps is not None and prior_steps < 1:
+        raise ValueError(f"prior_steps must be at least 1, got {prior_steps}")
     plans = [(study, [_with(run, images) for run in study.runs(held)]) for study in studies]
-    placed = _place(plans, output / "runs", held)
-    outcomes = {digest: outcome for digest, run in placed.items() if (outcome := Outcome.of(run.folder)) is not None}
+    placed = _place(plans, output / "runs", held, prior_steps)
+    outcomes = {digest: outcome for digest, run in placed.items() if (outcome := run.outcome()) is not None}
     failures: dict[str, str] = {}
-    left = [run for digest, run in placed.items() if digest not in outcomes]
+    wanted = {run.digest for _, runs in plans for run in runs if _has(run, only or {})}
+    if not wanted:
+        raise ValueError(f"no run has {', '.join(f'{k}={v}' for k, of in (only or {}).items() for v in sorted(of))}")
+    left = [run for digest, run in placed.items() if digest in wanted and digest not in outcomes]
     if any(run.run.batch is None for run in left):
         _check_networks(held)
 
@@ -85,7 +98,9 @@ def run_studies(
         progress(run.name, outcome, problem, len(left))
 
     try:
-        run_all(left, devices, per_device, report)
+        run_all(
+            list(left), devices, per_device, report, lambda: seconds is not None and time.monotonic() - began > seconds
+        )
     finally:  # also when stopped: the pages say what is done
         tables = [_table(study, runs, held, command, outcomes, failures) for study, runs in plans]
         for (study, _), table in zip(plans, tables, strict=True):
@@ -94,7 +109,13 @@ def run_studies(
     return tables
 
 
-def _place(plans: Sequence[tuple[Study, list[Run]]], runs: Path, scale: Scale) -> dict[str, PlacedRun]:
+def _has(run: Run, only: Mapping[str, set[str]]) -> bool:
+    return all(str(run.varied.get(column)) in values for column, values in only.items())
+
+
+def _place(
+    plans: Sequence[tuple[Study, list[Run]]], runs: Path, scale: Scale, prior_steps: int | None
+) -> dict[str, PlacedRun]:
     """Each run by its digest, in the folder that an earlier start or another study may have given it."""
     placed: dict[str, PlacedRun] = {}
     for study, planned in plans:
@@ -102,7 +123,7 @@ def _place(plans: Sequence[tuple[Study, list[Run]]], runs: Path, scale: Scale) -
             name = "-".join(str(value) for value in run.varied.values())
             slug = re.sub(r"[^a-z0-9.]+", "-", f"{study.name}-{name}".lower())
             folder = next(iter(sorted(runs.glob(f"*-{run.digest}"))), runs / f"{slug}-{run.digest}")
-            placed.setdefault(run.digest, PlacedRun(f"{study.name}: {name}", run, folder, scale))
+            placed.setdefault(run.digest, PlacedRun(f"{study.name}: {name}", run, folder, scale, prior_steps))
     return placed
 
 
@@ -158,4 +179,5 @@ def of_all(environments: list[dict[str, Any]]) -> dict[str, Any]:
 
 def _with(run: Run, images: Images) -> Run:
     data = replace(run.config.data, **asdict(images))
-    return replace(run, config=replace(run.config, data=data))
+    first = None if run.first is None else replace(run.first, data=data)
+    return replace(run, config=replace(run.config, data=data), first=first)

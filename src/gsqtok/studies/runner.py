@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from gsqtok.data.workers import end_with_parent, processors
 from gsqtok.io import atomic_write, read_json
+from gsqtok.studies.afterwards import decoder_training
+from gsqtok.studies.cost import TokenCost, prior_config
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import Run
 
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from gsqtok.tokenizer import ImageTokenizer
+    from gsqtok.training.config import TrainConfig
 
 OUTCOME = "outcome.json"
 LOG = "log.txt"
@@ -58,35 +61,65 @@ class PlacedRun:
         run: whose configuration names the images.
         folder: holds what training writes, ``log.txt`` and at the end ``outcome.json``.
         scale: names the networks that measure.
+        prior_steps: train a prior of so many steps on the tokens, too, and measure what they cost; None: do not.
     """
 
     name: str
     run: Run
     folder: Path
     scale: Scale
+    prior_steps: int | None = None
+
+    def outcome(self) -> Outcome | None:
+        """All that was asked for, as earlier starts have left it; None where something is missing."""
+        found, cost = Outcome.of(self.folder), self.cost()
+        if found is None or cost is None or found.state != "done":
+            return found
+        metrics = cost.read()
+        return None if metrics is None else replace(found, metrics=found.metrics | metrics)
+
+    def cost(self) -> TokenCost | None:
+        """What measures the tokens under a prior; None where that is not asked for, or there are no tokens."""
+        config = self.run.config
+        trained = self.run.batch is None and self.run.codec is None and config.model.quantizer.name != "identity"
+        if self.prior_steps is None or not trained:
+            return None
+        return TokenCost(self.folder, config.data, prior_config(self.scale.name, config.data.size, self.prior_steps))
 
 
 Report = Callable[[PlacedRun, "Outcome | None", str], None]
 
 
-def run_all(runs: Iterable[PlacedRun], devices: Sequence[int | None], per_device: int, report: Report) -> None:
+def run_all(
+    runs: Iterable[PlacedRun],
+    devices: Sequence[int | None],
+    per_device: int,
+    report: Report,
+    enough: Callable[[], bool] = lambda: False,
+) -> None:
     """Execute every run; one that fails does not stop the others.
 
-    Those that time a model come last, one at a time on the first device: a small model's time is the processor's, and
-    whatever else the machine does would be part of it.
+    Those that go on from another run come after it. Those that time a model come last, one at a time on the first
+    device: a small model's time is the processor's, and whatever else the machine does would be part of it.
 
     Args:
         runs: executed in this order, as devices become free.
         devices: GPUs by number; None is the CPU.
         per_device: runs that share a device; a small model alone does not fill a GPU.
         report: called with each run's outcome, or with None and why it failed.
+        enough: asked before each run whether no more should begin.
     """
     runs = list(runs)
-    _spread([r for r in runs if r.run.batch is None], [d for _ in range(per_device) for d in devices], report)
-    _spread([r for r in runs if r.run.batch is not None], devices[:1], report)
+    slots = [d for _ in range(per_device) for d in devices]
+    alone, later, timed = [], [], []
+    for run in runs:
+        (timed if run.run.batch is not None else alone if run.run.first is None else later).append(run)
+    for part, where in ((alone, slots), (later, slots), (timed, devices[:1])):
+        if part:
+            _spread(part, where, report, enough)
 
 
-def _spread(runs: Sequence[PlacedRun], slots: Sequence[int | None], report: Report) -> None:
+def _spread(runs: Sequence[PlacedRun], slots: Sequence[int | None], report: Report, enough: Callable[[], bool]) -> None:
     """A pool of one process for each slot: a run that takes its process down takes no other with it."""
     waiting, free = deque(runs), deque(range(len(slots)))
     pools: dict[int, ProcessPoolExecutor] = {}
@@ -94,6 +127,9 @@ def _spread(runs: Sequence[PlacedRun], slots: Sequence[int | None], report: Repo
     try:
         while waiting or busy:
             while waiting and free:
+                if enough():
+                    waiting.clear()
+                    break
                 slot, run = free.popleft(), waiting.popleft()
                 if slot not in pools:
                     pools[slot] = _pool(slots[slot], len(slots))
@@ -149,6 +185,16 @@ def _execute_with_log(run: PlacedRun) -> Outcome:
 
 def execute(run: PlacedRun) -> Outcome:
     """Execute a run, from where an earlier attempt stopped, and write its outcome into its folder."""
+    outcome, cost = Outcome.of(run.folder) or _executed(run), run.cost()
+    if cost is None or outcome.state != "done":
+        return outcome
+    try:
+        return replace(outcome, metrics=outcome.metrics | (cost.read() or cost.measure()))
+    finally:
+        _release()
+
+
+def _executed(run: PlacedRun) -> Outcome:
     try:
         if run.run.codec is not None:
             outcome = _of_codec(run, run.run.codec)
@@ -158,7 +204,8 @@ def execute(run: PlacedRun) -> Outcome:
         _release()
     with atomic_write(run.folder / OUTCOME) as temporary:
         temporary.write_text(json.dumps(asdict(outcome), indent=1) + "\n", "utf-8")
-    shutil.rmtree(run.folder / "training" / "checkpoints", ignore_errors=True)  # several times the tokenizer's size
+    for leftover in ("training/checkpoints", "first"):  # several times the tokenizer's size
+        shutil.rmtree(run.folder / leftover, ignore_errors=True)
     return outcome
 
 
@@ -166,19 +213,17 @@ def _trained(run: PlacedRun) -> Outcome:
     import torch
 
     from gsqtok.evaluation.environment import environment
-    from gsqtok.training import train
     from gsqtok.training.guards import TrainingDivergedError
     from gsqtok.training.run_folder import RunFolder
 
-    folder, config = run.folder / "training", run.run.config
-    # measured below, in full: the training need not do it as well
-    config = replace(config, output=str(folder), data=replace(config.data, validation=""))
+    folder, config = run.folder / "training", decoder_training(run.run, run.folder, _train)
+    config = replace(config, output=str(folder))
     cuda = torch.cuda.is_available()
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     began = time.perf_counter()
     try:
-        train(config, resume=(folder / "config.yaml").exists())
+        _train(config)
     except TrainingDivergedError as error:
         message = " ".join(str(error).split("; the last good")[0].split())
         return Outcome("diverged", {}, environment(torch.device("cuda" if cuda else "cpu")), message)
@@ -190,6 +235,14 @@ def _trained(run: PlacedRun) -> Outcome:
     _release()
     measured, surroundings = _measured(run, folder)
     return Outcome("done", measured | metrics, surroundings)
+
+
+def _train(config: TrainConfig) -> None:
+    """Train, from where an earlier attempt stopped, without measuring."""
+    from gsqtok.training import train
+
+    config = replace(config, data=replace(config.data, validation=""))
+    train(config, resume=(Path(config.output) / "config.yaml").exists())
 
 
 def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str, Any]]:

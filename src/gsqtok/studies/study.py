@@ -30,20 +30,30 @@ class Run:
         config: what is trained (without output folder and images), or whose model is timed.
         batch: images a pass, for a run that times the model untrained; None for one that trains.
         codec: measure this codec instead, such as "webp@0.5"; of ``config`` only the images count.
+        first: train this one first; ``config`` then trains its decoder alone. Where ``config`` has another quantizer,
+            the latents that were learnt without it are quantized by it (`gsqtok.studies.afterwards`).
     """
 
     varied: dict[str, Any]
     config: TrainConfig
     batch: int | None = None
     codec: str | None = None
+    first: TrainConfig | None = None
 
     @cached_property
     def digest(self) -> str:
         """Of everything that changes the results: runs of two studies with the same one are the same run."""
-        plain = {name: value for name, value in as_plain(self.config).items() if name not in _IMMATERIAL}
-        plain["data"].pop("workers")
+        plain = _material(self.config)
         what = [plain, self.batch] if self.codec is None else [plain["data"], self.codec]
+        if self.first is not None:
+            what.append(_material(self.first))
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _material(config: TrainConfig) -> dict[str, Any]:
+    plain = {name: value for name, value in as_plain(config).items() if name not in _IMMATERIAL}
+    plain["data"].pop("workers")
+    return plain
 
 
 @dataclass(frozen=True)
@@ -114,7 +124,7 @@ class Study:
 
 
 QUALITY = ("bits_per_pixel", "psnr", "ssim", "frechet_distance", "lpips", "rfid")
-CODEBOOK = ("usage", "perplexity", "bits_per_pixel_entropy")
+CODEBOOK = ("usage", "perplexity", "bits_per_pixel_entropy", "bits_per_pixel_prior")
 
 
 def seeds(scale: Scale, count: int = 3) -> range:

@@ -135,9 +135,9 @@ def cell(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def ranking(metric: str, values: dict[Any, Value]) -> str:
-    """Write a metric of several settings, best first: ``gsq 20.1 ± 0.1, vq 19.9``."""
-    best_first = sorted(values.items(), key=lambda item: item[1].mean, reverse=True)
+def ranking(metric: str, values: dict[Any, Value], fewest: bool = False) -> str:
+    """Write a metric of several settings, best first: ``gsq 20.1 ± 0.1, vq 19.9``; ``fewest``: the least is best."""
+    best_first = sorted(values.items(), key=lambda item: item[1].mean, reverse=not fewest)
     return ", ".join(f"{name} {text_of(metric, value.mean, value.spread)}" for name, value in best_first)
 
 

@@ -99,7 +99,12 @@ class RunResult:
 
 
 def tokenize(
-    tokenizer: ImageTokenizer, source: str | Path, output: str | Path, options: RunOptions, *, model: str | None = None
+    tokenizer: ImageTokenizer,
+    source: str | Path | Sequence[str | Path],
+    output: str | Path,
+    options: RunOptions,
+    *,
+    model: str | None = None,
 ) -> RunResult:
     """Write the tokens of a source's images as a token data set, or go on with one that is not finished.
 

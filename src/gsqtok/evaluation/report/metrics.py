@@ -19,6 +19,7 @@ class Metric(NamedTuple):
 METRICS = {
     "bits_per_pixel": Metric("bits/px", ".3f"),
     "bits_per_pixel_entropy": Metric("bits/px, entropy", ".3f"),
+    "bits_per_pixel_prior": Metric("bits/px, prior", ".3f"),
     "psnr": Metric("PSNR, dB", ".2f", 1),
     "ssim": Metric("SSIM", ".3f", 1),
     "ms_ssim": Metric("MS-SSIM", ".3f", 1),
@@ -47,6 +48,7 @@ METRICS = {
     "spherical_error": Metric("spherical error", ".3g"),
     "training_memory_gib": Metric("training memory, GiB", ".1f"),
     "training_seconds": Metric("training, s", ".0f"),
+    "prior_seconds": Metric("training of the prior, s", ".0f"),
     "skipped_steps": Metric("skipped steps", ".0f"),
     "quantizer_ms": Metric("quantizer, ms", ".3g"),
     "quantizer_step_ms": Metric("quantizer's training step, ms", ".3g"),

@@ -1,0 +1,170 @@
+"""Tokens' cost under one small prior, and decoders that are trained alone: rows of the head-to-head study."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from gsqtok.cli import main
+from gsqtok.cli.demo import IMAGES
+from gsqtok.generation.config import TokenDataConfig
+from gsqtok.generation.evaluate import predictability
+from gsqtok.generation.prior import Prior
+from gsqtok.generation.train import train as train_prior
+from gsqtok.studies import STUDIES, afterwards, runner
+from gsqtok.studies.afterwards import decoder_training, quantized
+from gsqtok.studies.cost import prior_config
+from gsqtok.studies.headtohead import AFTERWARDS, CONTINUOUS, LONGER_DECODER
+from gsqtok.studies.run import Images, run_studies
+from gsqtok.studies.runner import PlacedRun, execute
+from gsqtok.studies.scale import SCALES
+from gsqtok.studies.study import Run
+from gsqtok.studies.table import Row, Table
+from gsqtok.tokenizer import ImageTokenizer
+from gsqtok.tokens import TokenDataset
+from gsqtok.tokens.crops import Crops
+from gsqtok.tokens.run import RunOptions, tokenize
+
+DEMO, SMOKE, STUDY = str(IMAGES), SCALES["smoke"], STUDIES["headtohead"]
+
+
+def run_of(method):
+    """The smoke scale's run of a method, on the demo's images, with few codewords."""
+    (run,) = (run for run in STUDY.runs(SMOKE) if run.varied["method"] == method)
+
+    def small(config):
+        quantizer = config.model.quantizer
+        if quantizer.name == "gsq":
+            quantizer = dataclasses.replace(quantizer, codebook_size=8)
+        data = dataclasses.replace(config.data, train=DEMO, validation=DEMO)
+        return dataclasses.replace(config, data=data, model=dataclasses.replace(config.model, quantizer=quantizer))
+
+    return dataclasses.replace(run, config=small(run.config), first=None if run.first is None else small(run.first))
+
+
+def test_the_cost_is_that_of_a_prior_on_the_same_tokens(tmp_path, monkeypatch):
+    placed = PlacedRun("gsq", run_of("gsq shared"), tmp_path / "gsq", SMOKE)
+    without = execute(placed)
+    assert "bits_per_pixel_prior" not in without.metrics
+    asked = dataclasses.replace(placed, prior_steps=2)
+    assert asked.outcome() is None
+    monkeypatch.setattr(runner, "_executed", None)  # the tokenizer is there
+    outcome = execute(asked)
+    assert outcome.metrics.items() > without.metrics.items()
+    assert asked.outcome() == outcome
+    assert placed.outcome() == without
+    assert dataclasses.replace(placed, prior_steps=3).outcome() is None, "another prior"
+    assert not (tmp_path / "gsq" / "prior").exists()
+
+    model, mirrored = tmp_path / "gsq" / "training", RunOptions(crops=Crops(32, "center", None, True), workers=0)
+    monkeypatch.setenv("GSQTOK_CACHE", str(tmp_path / "cache"))
+    tokenize(ImageTokenizer.from_pretrained(model), DEMO, tmp_path / "train", mirrored)
+    tokenize(ImageTokenizer.from_pretrained(model), DEMO, tmp_path / "val", RunOptions(Crops(32), workers=0))
+    data = TokenDataConfig(str(tmp_path / "train"), tokenizer=str(model), workers=0)
+    config = dataclasses.replace(prior_config("smoke", 32, 2), output=str(tmp_path / "prior"), data=data)
+    found = predictability(Prior.from_pretrained(train_prior(config)), TokenDataset(tmp_path / "val"))
+    assert outcome.metrics["bits_per_pixel_prior"] == pytest.approx(found["bits_per_pixel"], rel=1e-6)
+    assert 0 < outcome.metrics["bits_per_token_prior"] < 8
+
+
+def test_the_yardstick_is_ten_million_parameters():
+    config = prior_config("small", 64, 700)
+    assert (config.steps, config.batch_size, config.model.width, config.model.layers) == (700, 256, 320, 6)
+    assert prior_config("paper", 256, 700).batch_size == 32
+
+
+def test_continuous_latents_are_quantized_and_only_the_decoder_goes_on(tmp_path, monkeypatch):
+    run = run_of(AFTERWARDS)
+    monkeypatch.setattr(afterwards, "IMAGES", 5)
+    outcome = execute(PlacedRun("afterwards", run, tmp_path / "runs" / "alone", SMOKE, 2))
+    assert outcome.metrics["bits_per_pixel"] == 2 * 3 / 16
+    assert outcome.metrics["bits_per_pixel_prior"] > 0
+    folder = tmp_path / "runs" / "alone"
+    assert not (folder / "first").exists()
+    assert not (folder / "training-first").exists()
+
+    # the same from the continuous run beside it
+    first = Run({}, run.first)
+    beside = tmp_path / "runs" / f"identity-{first.digest}"
+    execute(PlacedRun("identity", first, beside, SMOKE))
+    continuous, kept = (ImageTokenizer.from_pretrained(path / "training") for path in (beside, folder))
+    for name, value in continuous.encoder.state_dict().items():
+        assert torch.equal(value, kept.encoder.state_dict()[name]), name
+    trained, before = (tokenizer.decoder.conv_out.weight for tokenizer in (kept, continuous))
+    assert not torch.equal(trained, before)
+    again = quantized(beside / "training", run.config)
+    torch.testing.assert_close(again.quantizer.codebook, kept.quantizer.codebook)
+    config = decoder_training(run, tmp_path / "runs" / "new", None)  # nothing to train first
+    assert (config.initialize_from, config.freeze) == (str(tmp_path / "runs" / "new" / "first"), "encoder")
+
+
+def test_codebooks_are_the_centres_of_the_latents(tmp_path):
+    run = run_of(AFTERWARDS)
+    torch.manual_seed(0)
+    source = ImageTokenizer(run.first.model).eval()
+    source.save_pretrained(tmp_path)
+    own = quantized(tmp_path, run.config)
+    images = torch.cat(afterwards._crops(run.config.data, run.config.seed))
+    latents = source.encoder(images).movedim(1, -1).flatten(0, 2).detach()
+    out = own.quantizer(latents)
+    rows = latents.unflatten(-1, (2, -1))
+    for group in range(2):
+        for index in out.indices[:, group].unique():
+            mean = rows[out.indices[:, group] == index, group].mean(0)
+            torch.testing.assert_close(own.quantizer.codebook[group, index], mean, atol=0.3 * rows.std().item(), rtol=0)
+    drawn = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))[:8]]
+    apart = torch.stack([torch.cdist(rows[:, g], drawn[:, g]).amin(1).square().sum() for g in range(2)]).sum()
+    assert (out.quantized - latents).square().sum() < 0.9 * apart
+    with pytest.raises(ValueError, match="init: kmeans"):
+        quantized(tmp_path, run_of("gsq shared").config)
+
+
+def test_only_some_rows_and_no_more_after_some_seconds(tmp_path, monkeypatch):
+    executed = []
+    monkeypatch.setattr("gsqtok.studies.run.run_all", lambda runs, devices, per_device, report, enough: (
+        executed.append([run.run.varied["method"] for run in runs]), executed.append(enough())
+    ))  # fmt: skip
+    images = Images(DEMO, DEMO)
+    run_studies([STUDY], "smoke", images, tmp_path, only={"method": {"fsq", CONTINUOUS}, "f": {"8"}}, seconds=1e6)
+    run_studies([STUDY], "smoke", images, tmp_path, seconds=0)
+    assert executed[0] == ["fsq", CONTINUOUS]
+    assert executed[1] is False
+    assert executed[2][-2:] == [AFTERWARDS, LONGER_DECODER]
+    assert executed[3] is True
+    with pytest.raises(ValueError, match="no run has method=nothing"):
+        run_studies([STUDY], "smoke", images, tmp_path, only={"method": {"nothing"}})
+    assert main(["study", "headtohead", "--scale", "smoke", "--only", "fsq", "-o", str(tmp_path / "other")]) == 1
+
+
+def test_runs_that_go_on_from_others_come_after_them(monkeypatch, tmp_path):
+    spread = []
+    monkeypatch.setattr(runner, "_spread", lambda runs, *_: spread.append([run.run.varied["method"] for run in runs]))
+    runs = [PlacedRun("", run, tmp_path, SMOKE) for run in STUDY.runs(SMOKE)]
+    runner.run_all(runs, [None], 1, lambda *_: None)
+    assert [AFTERWARDS, LONGER_DECODER] in spread
+    assert CONTINUOUS in spread[0]
+    assert AFTERWARDS not in spread[0]
+
+
+def test_verdicts():
+    def metrics(varied):
+        method = varied["method"]
+        if method == CONTINUOUS:
+            return {"psnr": 24.0}
+        psnr = {AFTERWARDS: 20.0, LONGER_DECODER: 22.5, "gsq separate": 22.9}.get(method, 22.4)
+        return {"psnr": psnr, "bits_per_pixel_prior": 0.4 if method == "fsq" else 0.5}
+
+    rows = [Row(run.varied, metrics(run.varied), "done") for run in STUDY.runs(SCALES["small"])]
+    found = {f.claim: f for f in STUDY.findings(Table("headtohead", "small", rows))}
+    best = found["a form of GSQ gives the best images at f8, 0.28 bits/px"]
+    assert best.verdict == "supported"
+    assert "gsq separate 22.90" in best.because
+    assert "no quantization 24" in best.because
+    cheapest = found["a form of GSQ has the cheapest tokens under the prior at f8, 0.28 bits/px"]
+    assert cheapest.verdict == "not supported"
+    assert cheapest.because.startswith("bits/px, prior: fsq 0.400")
+    claim = "latents learnt without a quantizer, and quantized afterwards, give better images at f16, 0.56 bits/px"
+    assert found[claim].verdict == "not supported"
+    assert f"{AFTERWARDS} 20.00" in found[claim].because
+    rows = [dataclasses.replace(row, metrics={}, state="not run") for row in rows]
+    assert {f.verdict for f in STUDY.findings(Table("headtohead", "small", rows))} == {"not tested"}
