@@ -29,7 +29,7 @@ def errors_of(shape, groups=4, seed=0):
 
 
 def test_without_a_price_all_groups_are_kept():
-    chosen = choose_groups(errors_of((5, 6)), BITS, 0.0)
+    (chosen,) = choose_groups(errors_of((5, 6))[None], BITS, 0.0)
     assert (chosen.counts == 4).all()
     assert chosen.bits == pytest.approx(5 * 6 * 4 * BITS + map_bits(chosen.counts, 4))
 
@@ -38,17 +38,27 @@ def test_the_map_can_be_read_back():
     """Its length is that of an ideal arithmetic code by a model which a decoder, too, can keep."""
     counts = torch.randint(1, 5, (9, 7), generator=torch.Generator().manual_seed(0))
     encoder, decoder, total = MapModel(4), MapModel(4), 0.0
-    written, read = counts.numpy(), np.zeros((9, 7), np.int64)
+    written, read = counts.numpy()[None], np.zeros((1, 9, 7), np.int64)
     for row, column in np.ndindex(9, 7):
         there, here = (model.context(seen, row, column) for model, seen in ((encoder, written), (decoder, read)))
         assert there == here
-        probabilities = 2.0 ** -decoder.bits(here)
+        probabilities = 2.0 ** -decoder.bits(here)[0]
         assert probabilities.sum() == pytest.approx(1)
-        read[row, column] = written[row, column]
-        total -= math.log2(probabilities[read[row, column] - 1])
+        read[0, row, column] = written[0, row, column]
+        total -= math.log2(probabilities[read[0, row, column] - 1])
         for model in (encoder, decoder):
-            model.update(here, int(read[row, column]))
+            model.update(here, read[:, row, column])
     assert total == pytest.approx(map_bits(counts, 4))
+
+
+def test_images_beside_each_other_are_chosen_as_alone():
+    errors = torch.stack([errors_of((6, 5), seed=seed) for seed in range(3)])
+    together = choose_groups(errors, BITS, 0.02)
+    assert len({tuple(found.counts.flatten().tolist()) for found in together}) == 3
+    for own, found in zip(errors, together, strict=True):
+        (alone,) = choose_groups(own[None], BITS, 0.02)
+        assert torch.equal(alone.counts, found.counts)
+        assert alone.bits == pytest.approx(found.bits)
 
 
 def test_flat_maps_cost_little_and_random_ones_their_entropy():

@@ -11,12 +11,17 @@ from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 IMAGES = torch.rand(2, 3, 16, 20, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
-@pytest.fixture
-def nested(tiny_config):
+@pytest.fixture(params=["counts by the filler", "counts by channels", "and by the norm"])
+def nested(tiny_config, request):
     torch.manual_seed(0)
     options = quantizer_options("gsq", groups=4, codebook_size=64, nested="uniform")
-    tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options)).eval()
+    changes = {"decoder_counts": request.param != "counts by the filler"}
+    changes["adaptive_norm"] = request.param == "and by the norm"
+    tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options, **changes)).eval()
     torch.nn.init.normal_(tokenizer.quantizer.fillers)
+    for name, parameter in tokenizer.decoder.named_parameters():
+        if "gamma" in name or "beta" in name:  # adaptive norms start as plain ones
+            torch.nn.init.normal_(parameter)
     return tokenizer
 
 
@@ -86,3 +91,62 @@ def test_what_only_training_needs_is_not_saved(tiny_config, tmp_path):
     assert torch.equal(loaded.encode(IMAGES), tokenizer.encode(IMAGES))
     assert loaded.fingerprint() == tokenizer.fingerprint()
     assert "fvq" in str(tokenizer.config.quantizer.name)
+
+
+def test_training_decodes_as_tokens_do(nested, monkeypatch):
+    counts = torch.randint(1, 5, (2, 4, 5), generator=torch.Generator().manual_seed(0))
+    expected = nested.decode(nested.encode(IMAGES, groups=counts), size=(16, 20))
+    monkeypatch.setattr("gsqtok.quantizers.base.draw_groups", lambda *_: counts)
+    out = nested.train()(IMAGES)
+    torch.testing.assert_close(out.reconstruction.clamp(-1, 1), expected, atol=1e-5, rtol=0)
+    assert (out.tokens >= 0).all(), "all groups are searched"
+
+
+def test_a_decoder_is_told_the_counts(tiny_config):
+    """By channels whose weights are zero at first: the same image; then another, although the latent is the same."""
+    options = quantizer_options("gsq", groups=2, codebook_size=64, nested="uniform", filler="zeros")
+    plain = ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options)).eval()
+    told = ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options, decoder_counts=True)).eval()
+    state = plain.state_dict()
+    dim = told.quantizer.dim
+    weight = told.decoder.conv_in.weight.data.clone()
+    state["decoder.conv_in.weight"] = torch.cat([state["decoder.conv_in.weight"], 0 * weight[:, dim:]], 1)
+    told.load_state_dict(state)
+    tokens = plain.encode(IMAGES, groups=1)
+    torch.testing.assert_close(told.decode(tokens), plain.decode(tokens), atol=1e-5, rtol=0)
+    assert told.tokens_fingerprint() == plain.tokens_fingerprint(), "the decoder's affair"
+    told.decoder.conv_in.weight.data[:, dim] = weight[:, dim]  # of one group
+    assert (told.decode(tokens) - plain.decode(tokens)).abs().max() > 1e-3
+    whole = plain.encode(IMAGES)
+    torch.testing.assert_close(told.decode(whole), plain.decode(whole), atol=1e-5, rtol=0)
+    latent = told.quantizer.decode(whole).movedim(-1, 1)
+    torch.testing.assert_close(told.decode_latent(latent).clamp(-1, 1), told.decode(whole), atol=1e-5, rtol=0)
+
+
+def test_counts_are_for_nested_groups(tiny_config):
+    with pytest.raises(ValueError, match=r"decoder_counts is for nested groups.*nested: uniform"):
+        dataclasses.replace(tiny_config, decoder_counts=True)
+    assert "decoder_counts" not in tiny_config.to_dict(), "older files keep their fingerprint"
+
+
+def test_counts_help_where_a_filler_cannot_tell(tiny_config):
+    """The k-th image is plain grey of its own: the decoder alone, told k, learns it; not told, it cannot."""
+    shades = torch.tensor([-0.5, 0.5])
+    left = {}
+    for told in (False, True):
+        torch.manual_seed(0)
+        options = quantizer_options("gsq", groups=2, codebook_size=64, nested="uniform", filler="zeros")
+        config = dataclasses.replace(tiny_config, quantizer=options, decoder_counts=told)
+        tokenizer = ImageTokenizer(config).train()
+        tokenizer.quantizer.codebook.data.zero_()  # latents say nothing at all
+        optimizer = torch.optim.Adam(tokenizer.decoder.parameters(), lr=3e-3)
+        for _ in range(60):
+            counts = torch.randint(1, 3, (8, 4, 4))[:, :1, :1].expand(8, 4, 4)
+            latent = torch.zeros(8, tokenizer.quantizer.dim, 4, 4)
+            target = shades[counts[:, 0, 0] - 1].view(-1, 1, 1, 1)
+            loss = (tokenizer.decode_latent(latent, counts) - target).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        left[told] = loss.item()
+    assert left[True] < 0.02 < 0.2 < left[False]

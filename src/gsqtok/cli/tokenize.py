@@ -25,6 +25,8 @@ def tokenize(
     resize: int | None = None,
     flip: bool = False,
     groups: int | None = None,
+    mean_groups: float | None = None,
+    allocation: str | None = None,
     resample: Literal["bicubic", "lanczos"] = "bicubic",
     fast_resize: bool = False,
     max_pixels: int | None = None,
@@ -58,6 +60,9 @@ def tokenize(
         resize: short side before cropping (default: --size; for ten crops 1.1 times that)
         flip: add the mirror image of each
         groups: of a tokenizer with nested groups, how many of each position to keep
+        mean_groups: likewise, but each position keeps what its image needs there, so that on average a position takes
+            the bits of so many groups; learnt from 256 of the images, and kept in allocation.safetensors
+        allocation: an allocation.safetensors of another data set, to choose as it did
         resample: filter for resizing
         fast_resize: resize with torch instead of Pillow; pixels differ by at most 2 of 255
         max_pixels: skip larger images (default: above 89 million pixels)
@@ -74,6 +79,7 @@ def tokenize(
           gsqtok tokenize runs/mine imagenet/ --split train -o imagenet-tokens/
           gsqtok tokenize runs/mine "shards/{000..146}.tar" -o tokens/ --crop ten --precision bfloat16
           gsqtok tokenize runs/mine photos/ -o tokens/ --size 512 --crop none        # native aspect
+          gsqtok tokenize runs/nested train/ -o tokens/ --mean-groups 2.5            # bits where they are needed
           torchrun --nproc-per-node 8 -m gsqtok tokenize runs/mine imagenet/ -o tokens/
           gsqtok tokenize runs/mine imagenet/ -o tokens/ --engine ray --ray-address auto
     """
@@ -93,6 +99,8 @@ def tokenize(
         split=split,
         columns=tuple(columns),
         groups=groups,
+        mean_groups=mean_groups,
+        allocation=allocation,
         shard_size=shard_size,
         batch_size=batch_size,
         workers=workers,

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gsqtok.io import atomic_write
+from gsqtok.quantizers.nesting import count_channels
 
 if TYPE_CHECKING:
     from gsqtok.tokenizer import ImageTokenizer
@@ -83,10 +84,15 @@ class DecoderGraph(nn.Module):
     def __init__(self, tokenizer: ImageTokenizer) -> None:
         super().__init__()
         self.quantizer, self.decoder = tokenizer.quantizer, tokenizer.decoder
+        self.counted = getattr(tokenizer.config, "decoder_counts", False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """(B, h, w, G) -> (B, 3, h f, w f) in [-1, 1]."""
-        return self.decoder(self.quantizer.decode(tokens).movedim(-1, 1)).clamp(-1, 1)
+        quantized = self.quantizer.decode(tokens).movedim(-1, 1)
+        if self.counted:
+            counts = count_channels((tokens >= 0).sum(-1), self.quantizer.tokens_per_position)
+            quantized = torch.cat([quantized, counts], 1)
+        return self.decoder(quantized).clamp(-1, 1)
 
 
 def export(tokenizer: ImageTokenizer, folder: str | Path, format: Format = "onnx") -> Verification:

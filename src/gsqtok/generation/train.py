@@ -21,7 +21,7 @@ from gsqtok.generation.evaluate import predictability
 from gsqtok.generation.prior import Prior, Vocabulary, codewords_of
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokens import TokenDataset
-from gsqtok.tokens.dataset import require
+from gsqtok.tokens.dataset import allocated, require
 from gsqtok.training.config import RUNS_RESUMABLE
 from gsqtok.training.ema import Average
 from gsqtok.training.logs import RunLog
@@ -217,6 +217,11 @@ def vocabulary_of(tokens: TokenDataset, label: str | None) -> Vocabulary:
         ValueError: no tokens, grids of several sizes, or classes that are no numbers.
     """
     manifest = tokens.manifest
+    if allocated(manifest):
+        raise ValueError(
+            f"{tokens.folder} keeps another number of groups at each position, which a prior does not know: tokenize "
+            "with --groups instead of --mean-groups"
+        )
     if not len(tokens):
         raise ValueError(f"{tokens.folder} holds no tokens")
     grids = {(int(grid[0]), int(grid[1])) for grid in tokens.values("grid")}

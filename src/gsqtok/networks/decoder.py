@@ -22,7 +22,7 @@ class Decoder(nn.Module):
     """Convolutional decoder of the paper (section 4.1), the encoder's mirror; up-samples by f = 2^(levels - 1).
 
     Args:
-        latent_dim: channels D of the latent.
+        latent_dim: channels D of the latent, and of what else there is about a position.
         channels: channels at full resolution per unit of multiplier, a multiple of 32.
         multipliers: as for the encoder, first level first: the decoder walks them from the last to the first.
         blocks: residual blocks of each level, in the same order as ``multipliers``.

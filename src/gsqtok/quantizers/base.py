@@ -41,12 +41,14 @@ class QuantizerOutput:
         indices: (..., tokens_per_position) int64; -1 where the latent was not finite (training only).
         loss: scalar float32, the weighted sum of ``losses``; 0 for a quantizer without a loss.
         losses: each term by name, before its weight.
+        counts: (...) int64, of nested groups how many ``quantized`` holds of each position; None: all.
     """
 
     quantized: Tensor
     indices: Tensor
     loss: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
+    counts: Tensor | None = None
 
     def __iter__(self) -> Iterator[Tensor]:
         """The first three, for ``quantized, indices, loss = quantizer(latent)``."""
@@ -182,14 +184,13 @@ class Quantizer(nn.Module, ABC):
             indices = out.indices.new_full((*mask.shape, self.tokens_per_position), -1)
             out.indices = indices.masked_scatter(everywhere, out.indices)
             out.quantized = out.quantized.new_zeros(latent.shape).masked_scatter(everywhere, out.quantized)
-        out.quantized = self.without_last_groups(out.quantized, out.indices)
+        self.drop_last_groups(out)
         if channel_first:
             out.quantized = out.quantized.movedim(-1, 1)
         return out
 
-    def without_last_groups(self, quantized: Tensor, indices: Tensor) -> Tensor:
-        """What a decoder gets in training; nested groups are dropped here."""
-        return quantized
+    def drop_last_groups(self, out: QuantizerOutput) -> None:
+        """Leave of nested groups what a decoder gets in training."""
 
     def quantize_checked(self, latent: Tensor, check: bool) -> QuantizerOutput:
         """``quantize`` in float32, of latents among which some may not be finite; see ``forward``."""
@@ -359,13 +360,14 @@ class GroupedQuantizer(Quantizer):
         by_group: Tensor = latent.unflatten(-1, (self.groups, self.group_dim))
         return by_group
 
-    def without_last_groups(self, quantized: Tensor, indices: Tensor) -> Tensor:
-        """See ``Quantizer.without_last_groups``."""
+    def drop_last_groups(self, out: QuantizerOutput) -> None:
+        """See ``Quantizer.drop_last_groups``."""
         if self.nested is None or not self.training:
-            return quantized
-        counts = draw_groups(quantized, self.groups, self.nested, self.nested_full, self.nested_mixed)
-        kept = torch.arange(self.groups, device=indices.device) < counts.unsqueeze(-1)
-        return self._filled(quantized, kept | (indices < 0))  # of a latent that is not finite, NaN remains
+            return
+        counts = draw_groups(out.quantized, self.groups, self.nested, self.nested_full, self.nested_mixed)
+        kept = torch.arange(self.groups, device=counts.device) < counts.unsqueeze(-1)
+        out.quantized = self._filled(out.quantized, kept | (out.indices < 0))  # of a latent that is not finite, NaN
+        out.counts = counts.expand(out.quantized.shape[:-1])
 
     def lookup_first(self, indices: Tensor) -> Tensor:
         """See ``Quantizer.lookup_first``."""

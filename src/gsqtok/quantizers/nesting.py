@@ -30,6 +30,16 @@ def probabilities(groups: int, schedule: Schedule, full: float) -> list[float]:
     return shares
 
 
+def count_channels(counts: Tensor, groups: int) -> Tensor:
+    """Say how many groups each position has in channels of their own: (B, h, w) from 1 to G -> (B, G, h, w) float32.
+
+    The channel of the count is 1, all others are 0: what a convolution makes of it is a learned vector of each count,
+    and its mean over positions, which adaptive norms look at, is that of their vectors.
+    """
+    numbers = torch.arange(1, groups + 1, device=counts.device)
+    return (counts.unsqueeze(-1) == numbers).float().movedim(-1, 1)  # channels innermost, as quantized latents have
+
+
 def draw_groups(latent: Tensor, groups: int, schedule: Schedule, full: float, mixed: float) -> Tensor:
     """Draw numbers of groups for a latent (B, ..., D): int64 that broadcasts with (B, ...).
 

@@ -62,7 +62,7 @@ def runs(scale: Scale) -> list[Run]:
             if smoke and (factor, rate) != (8, 0.28):
                 continue
             for seed in range(3 if rate in SEEDED and not smoke else 1):
-                of_all = {"factor": factor, "seed": seed}
+                of_all: dict[str, Any] = {"factor": factor, "seed": seed}
                 trained = {
                     method: scale.train(dim, quantizer, steps=steps, **of_all)
                     for method, (dim, quantizer) in settings(bits).items()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import Finding, Plot, Run, Study, Verdict
 from gsqtok.studies.table import Table
+from gsqtok.training.config import TrainConfig
 
 LONGER = 4  # times the scale's steps: a nested tokenizer learns all rates in the same time
 SCHEDULES: dict[str, dict[str, Any]] = {
@@ -15,6 +17,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "geometric": {"nested": "geometric"},
     "half full": {"nested": "uniform", "nested_full": 0.5},
     "half full, half mixed": {"nested": "uniform", "nested_full": 0.5, "nested_mixed": 0.5},
+    "half full, decoder told": {"nested": "uniform", "nested_full": 0.5, "decoder_counts": True},
     "half full, separate codebooks": {"nested": "uniform", "nested_full": 0.5, "codebooks": "separate"},
 }
 GROUPS = {"smoke": 3, "small": 8, "paper": 8}
@@ -27,8 +30,7 @@ def runs(scale: Scale) -> list[Run]:
     groups, size, steps = GROUPS[scale.name], 16 if smoke else 256, LONGER * scale.config.steps
     schedules = {"half full": SCHEDULES["half full"]} if smoke else SCHEDULES
     found = [
-        Run({"trained": name}, scale.gsq(groups, 4, size, steps=steps, options=options))
-        for name, options in schedules.items()
+        Run({"trained": name}, _nested(scale, groups, size, steps, options)) for name, options in schedules.items()
     ]
     alone = [k for k in (1, 2, 4, 8) if k <= groups]
     found += [Run({"trained": "alone", "K": k}, scale.gsq(k, 4, size, steps=steps)) for k in alone]
@@ -37,6 +39,12 @@ def runs(scale: Scale) -> list[Run]:
     return found + [
         Run({"codec": codec, "rate": rate}, any_config, codec=f"{codec}@{rate:g}") for codec in CODECS for rate in rates
     ]
+
+
+def _nested(scale: Scale, groups: int, size: int, steps: int, options: dict[str, Any]) -> TrainConfig:
+    of_quantizer = {name: value for name, value in options.items() if name != "decoder_counts"}
+    config = scale.gsq(groups, 4, size, steps=steps, options=of_quantizer)
+    return replace(config, model=replace(config.model, decoder_counts=options.get("decoder_counts", False)))
 
 
 def findings(table: Table) -> list[Finding]:

@@ -59,7 +59,7 @@ def _gather(
         pixels = batch["image"][: images - sum(len(part[0]) for part in seen)].to(tokenizer.device)
         if not len(pixels):
             break
-        seen.append((pixels.cpu(), tokenizer.encoder(pixels).float(), measured_errors(tokenizer, pixels)))
+        seen.append((pixels.cpu(), tokenizer.latent(pixels).float(), measured_errors(tokenizer, pixels)))
     return seen
 
 

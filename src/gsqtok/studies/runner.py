@@ -111,10 +111,9 @@ def run_all(
     """
     runs = list(runs)
     slots = [d for _ in range(per_device) for d in devices]
-    alone, later, timed = [], [], []
-    for run in runs:
-        (timed if run.run.batch is not None else alone if run.run.first is None else later).append(run)
-    for part, where in ((alone, slots), (later, slots), (timed, devices[:1])):
+    trained = [r for r in runs if r.run.batch is None]
+    alone, later = ([r for r in trained if (r.run.first is not None) == goes_on] for goes_on in (False, True))
+    for part, where in ((alone, slots), (later, slots), ([r for r in runs if r not in trained], devices[:1])):
         if part:
             _spread(part, where, report, enough)
 

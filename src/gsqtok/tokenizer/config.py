@@ -11,6 +11,7 @@ from gsqtok.networks import AnyDecoder, AnyEncoder, CompactDecoder, CompactEncod
 from gsqtok.networks.blocks import NORM_EPS, NORM_GROUPS
 from gsqtok.options import Count, Natural, Positive, check, check_names
 from gsqtok.quantizers import QuantizerOptions, build_quantizer, quantizer_options
+from gsqtok.quantizers.base import LATER
 from gsqtok.tokenizer.parts import Parts
 
 Blocks = Natural | tuple[Natural, ...]
@@ -36,6 +37,8 @@ class TokenizerConfig:
         attention_factors: down-sampling factors (1, 2, 4, ...) at which residual blocks are followed by attention.
         adaptive_norm: the decoder normalises with statistics of the quantized latent.
         depth_to_space: the decoder up-samples by depth-to-space instead of repetition.
+        decoder_counts: the decoder is told how many groups each position has, by a channel for each number: for
+            quantizers with nested groups.
         norm_eps: of the group norms outside of attention.
         quantizer: the quantizer's name and options, such as ``quantizer_options("gsq", groups=8)``; a mapping such as
             {"name": "gsq", "groups": 8} becomes that.
@@ -54,6 +57,7 @@ class TokenizerConfig:
     attention_factors: tuple[Count, ...] = ()
     adaptive_norm: bool = False
     depth_to_space: bool = False
+    decoder_counts: bool = field(default=False, metadata=LATER)
     norm_eps: Positive = NORM_EPS
     quantizer: QuantizerOptions = field(default_factory=lambda: quantizer_options("gsq", groups=8, codebook_size=8192))
 
@@ -70,6 +74,8 @@ class TokenizerConfig:
                 f"{len(self.multipliers)}"
             )
         self._check_network()
+        if self.decoder_counts and getattr(self.quantizer, "nested", None) is None:
+            raise ValueError("decoder_counts is for nested groups: give the quantizer nested: uniform, or leave it out")
         if self.channels % NORM_GROUPS:
             raise ValueError(f"channels must be a multiple of {NORM_GROUPS}, got {self.channels}")
         for name in ("encoder_blocks", "decoder_blocks"):
@@ -131,12 +137,11 @@ class TokenizerConfig:
 
     def _decoder(self) -> AnyDecoder:
         multipliers, blocks = self.decoder_multipliers or self.multipliers, self.blocks_per_level("decoder_blocks")
+        inputs = self.latent_dim + (getattr(self.quantizer, "groups", 1) if self.decoder_counts else 0)
         if self.network == "compact":
-            return CompactDecoder(
-                self.latent_dim, self._widths(multipliers), _deepened(blocks, self.decoder_middle_blocks)
-            )
+            return CompactDecoder(inputs, self._widths(multipliers), _deepened(blocks, self.decoder_middle_blocks))
         return Decoder(
-            latent_dim=self.latent_dim,
+            latent_dim=inputs,
             channels=self.channels,
             multipliers=multipliers,
             blocks=blocks,
@@ -154,7 +159,7 @@ class TokenizerConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it, and as a tokenizer's fingerprint counts it."""
         values = dataclasses.asdict(self) | {"quantizer": self.quantizer.to_dict()}
-        for name in ("network", "decoder_multipliers", "norm_eps"):
+        for name in ("network", "decoder_multipliers", "decoder_counts", "norm_eps"):
             if values[name] == getattr(type(self), name):  # came later: what leaves it alone keeps its fingerprint
                 del values[name]
         return values
@@ -166,7 +171,8 @@ class TokenizerConfig:
             words.insert(0, "compact")
         if self.decoder_multipliers is not None:
             words.append(f"decoder x {list(self.decoder_multipliers)}")
-        words += [word for word in ("middle_attention", "adaptive_norm", "depth_to_space") if getattr(self, word)]
+        flags = ("middle_attention", "adaptive_norm", "depth_to_space", "decoder_counts")
+        words += [word for word in flags if getattr(self, word)]
         if self.attention_factors:
             words.append(f"attention at factors {list(self.attention_factors)}")
         return ", ".join(words).replace("_", " ")

@@ -22,6 +22,7 @@ from gsqtok.acceleration import accelerate, cpu, tiled
 from gsqtok.acceleration.replay import Replays
 from gsqtok.networks import AnyDecoder, AnyEncoder
 from gsqtok.quantizers import quantizer_options
+from gsqtok.quantizers.nesting import count_channels
 from gsqtok.tokenizer.checkpoint import Pretrained
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
@@ -225,7 +226,7 @@ class ImageTokenizer(Pretrained):
         self,
         images: Tensor,
         *,
-        groups: int | Tensor | None = None,
+        groups: int | Tensor | Callable[[Tensor], Tensor] | None = None,
         tile: int | None = None,
         progress: tiled.Progress | None = None,
         check: bool = True,
@@ -235,7 +236,8 @@ class ImageTokenizer(Pretrained):
         Args:
             images: (B, 3, H, W) floating point in [-1, 1].
             groups: of nested groups how many to keep, the first of each position; None is all. One number for each
-                position, (B, h, w) integers, leaves -1 in the place of the others.
+                position, (B, h, w) integers, leaves -1 in the place of the others; so does a function that is given the
+                latents (B, D, h, w) and returns them, such as a `GroupAllocator`.
             tile: for images that do not fit the device: positions a side, of any layer, that are on it at a time
                 (even, such as 512); feature maps are kept where ``images`` are, which may be another device. Latents
                 are those of the whole image up to rounding (`gsqtok.acceleration.tiled`). None takes the whole at once.
@@ -255,11 +257,17 @@ class ImageTokenizer(Pretrained):
         """
         _check_images(images, check)
         grid = self.grid(images.shape[2], images.shape[3])
-        tokens = self._tokens_kept(groups, (len(images), *grid))
         if not len(images):
+            none = torch.empty(0, *grid, dtype=torch.int64)
+            tokens = self._tokens_kept(none if callable(groups) else groups, (0, *grid))
             return torch.empty(0, *grid, tokens, dtype=torch.int64, device=images.device)
-        images = self._pad(images)
-        latent = self._run(self.encoder, images, images[:, 0].numel(), tile, progress).movedim(1, -1)
+        if not callable(groups):
+            tokens = self._tokens_kept(groups, (len(images), *grid))
+        latent = self.latent(images, tile=tile, progress=progress, check=False)
+        if callable(groups):
+            groups = groups(latent)
+            tokens = self._tokens_kept(groups, (len(images), *grid))
+        latent = latent.movedim(1, -1)
         indices = self._in_rows(lambda rows: self.quantizer(rows, check=check).indices, latent, tile)
         if check and (indices < 0).any():
             raise ValueError("the encoder produced NaN or infinity: its weights or the precision are not fit for use")
@@ -267,6 +275,20 @@ class ImageTokenizer(Pretrained):
             left_out = torch.arange(tokens, device=indices.device) >= groups.to(indices.device).unsqueeze(-1)
             return indices.masked_fill(left_out, -1)
         return indices[..., :tokens]
+
+    @torch.no_grad()
+    def latent(
+        self,
+        images: Tensor,
+        *,
+        tile: int | None = None,
+        progress: tiled.Progress | None = None,
+        check: bool = True,
+    ) -> Tensor:
+        """Images to latents (B, D, ceil(H / f), ceil(W / f)), before quantization; arguments as for ``encode``."""
+        _check_images(images, check)
+        images = self._pad(images)
+        return self._run(self.encoder, images, images[:, 0].numel(), tile, progress)
 
     def _tokens_kept(self, groups: int | Tensor | None, shape: tuple[int, ...]) -> int:
         """How many tokens of a position are handed over; refuses groups that there are not."""
@@ -314,7 +336,7 @@ class ImageTokenizer(Pretrained):
         if size is not None and (len(size) != 2 or self.grid(*size) != grid):
             raise ValueError(f"a grid of {grid} tokens makes {height}x{width} pixels, not {tuple(size)}")
         quantized = self._in_rows(self.quantizer.decode, tokens, tile).movedim(-1, 1)
-        quantized = quantized.to(_dtype(self.decoder))
+        quantized = self._told(quantized, lambda: (tokens.long() >= 0).sum(-1)).to(_dtype(self.decoder))
         if not len(tokens):
             tile = None  # nothing to cut
         images = self._run(self.decoder, quantized, len(tokens) * height * width, tile, progress).clamp(-1, 1)
@@ -327,10 +349,24 @@ class ImageTokenizer(Pretrained):
         rows = x.split(max(1, tile**2 // x.shape[2]), 1)
         return torch.cat([function(part.to(self.device)).to(x.device) for part in rows], 1)
 
-    def decode_latent(self, quantized: Tensor) -> Tensor:
-        """Quantized latents (B, D, h, w) to images (B, 3, h * f, w * f), not clamped, with gradient."""
-        images: Tensor = self.decoder(quantized.to(_dtype(self.decoder)))
+    def decode_latent(self, quantized: Tensor, counts: Tensor | None = None) -> Tensor:
+        """Quantized latents (B, D, h, w) to images (B, 3, h * f, w * f), not clamped, with gradient.
+
+        Args:
+            quantized: what the decoder gets.
+            counts: (B, h, w), how many nested groups it holds of each position, for a decoder that is told; None: all.
+        """
+        images: Tensor = self.decoder(self._told(quantized, lambda: counts).to(_dtype(self.decoder)))
         return images
+
+    def _told(self, quantized: Tensor, counts: Callable[[], Tensor | None]) -> Tensor:
+        """Quantized latents (B, D, h, w), and behind them the channels of the counts for a decoder that is told."""
+        if not getattr(self.config, "decoder_counts", False):
+            return quantized
+        groups, known = self.quantizer.tokens_per_position, counts()
+        if known is None:
+            known = torch.full((len(quantized), *quantized.shape[2:]), groups, device=quantized.device)
+        return torch.cat([quantized, count_channels(known, groups)], 1)
 
     def forward(self, images: Tensor, *, check: bool = True) -> TokenizerOutput:
         """Reconstruct images, with everything that training needs.
@@ -346,7 +382,7 @@ class ImageTokenizer(Pretrained):
         latent = self.encoder(self._pad(images))
         out = self.quantizer(latent.movedim(1, -1), check=check)
         quantized = out.quantized.movedim(-1, 1)
-        reconstruction = self.decode_latent(quantized)[:, :, : images.shape[2], : images.shape[3]]
+        reconstruction = self.decode_latent(quantized, out.counts)[:, :, : images.shape[2], : images.shape[3]]
         return TokenizerOutput(reconstruction, out.indices, latent, quantized, out.loss, out.losses)
 
     def _pad(self, images: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from gsqtok.data.sampling import epoch_seed
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.tokens.layout import Layout
+from gsqtok.tokens.layout import COUNTS, Layout
 from gsqtok.tokens.manifest import read_manifest
 from gsqtok.tokens.mapped import MappedShard, cache_folder
 from gsqtok.tokens.shards import COLUMNS
@@ -27,8 +27,11 @@ class TokenDataset(Dataset[Item]):
     """The rows of a token data set, by number, memory-mapped.
 
     Each item is a dict: ``tokens`` int64, as ``order`` and ``vocabulary`` say (see ``Layout``), and a value for each
-    of ``columns``. An index may also be (epoch, number), so that ``gsqtok.data.EpochSampler`` can shuffle, share among
-    ranks and resume at a step, whatever the number of workers; for streams see ``stream``.
+    of ``columns``. Where positions keep groups of their own number, ``counts`` (h, w) says how many: grids then hold -1
+    in the place of the others, and sequences, which vary in length, only what is kept.
+
+    An index may also be (epoch, number), so that ``gsqtok.data.EpochSampler`` can shuffle, share among ranks and resume
+    at a step, whatever the number of workers; for streams see ``stream``.
 
     Opening reads the manifest alone. The first access to a shard unpacks it once to the cache, about the tokens' size
     in their stored type.
@@ -85,6 +88,8 @@ class TokenDataset(Dataset[Item]):
         place = int(np.searchsorted(self._starts, number, side="right")) - 1
         shard, row = self._shard(place), number - int(self._starts[place])
         item = {"tokens": self.layout.arrange(torch.from_numpy(shard.grid(row).astype(np.int64)))}
+        if (counts := shard.counts(row)) is not None:
+            item[COUNTS] = counts
         for column in self.columns:
             item[column] = shard.value(column, row)
         return item
@@ -114,7 +119,12 @@ class TokenDataset(Dataset[Item]):
         return TokenStream(self, seed=seed, rank=rank, world_size=world_size)
 
     def decode(
-        self, tokens: Tensor, tokenizer: ImageTokenizer | None = None, *, grid: tuple[int, int] | None = None
+        self,
+        tokens: Tensor,
+        tokenizer: ImageTokenizer | None = None,
+        *,
+        grid: tuple[int, int] | None = None,
+        counts: Tensor | None = None,
     ) -> Tensor:
         """Tokens in this data set's layout back to images.
 
@@ -122,6 +132,7 @@ class TokenDataset(Dataset[Item]):
             tokens: (B, ...) as items have them; from a model, too.
             tokenizer: the one that made them; default: the one that the manifest names.
             grid: (h, w) of sequences that are not square.
+            counts: of one sequence (n,) without the groups that were left out; see ``Layout.restore``.
 
         Returns:
             (B, 3, h f, w f) in [-1, 1], on the tokenizer's device.
@@ -134,7 +145,8 @@ class TokenDataset(Dataset[Item]):
         elif self._checked is not tokenizer:
             require(self.manifest, tokenizer)
             self._checked = tokenizer
-        return tokenizer.decode(self.layout.restore(tokens, grid).to(tokenizer.device))
+        grids = self.layout.restore(tokens, grid, counts)
+        return tokenizer.decode((grids if grids.ndim > 3 else grids[None]).to(tokenizer.device))
 
     def tokenizer(self) -> ImageTokenizer:
         """The tokenizer that made the tokens, by the name in the manifest.
@@ -222,6 +234,11 @@ def require(manifest: dict[str, Any], tokenizer: ImageTokenizer) -> None:
         )
 
 
+def allocated(manifest: dict[str, Any]) -> bool:
+    """Tell whether positions keep groups of their own number."""
+    return "allocation" in manifest
+
+
 def describe(folder: str | Path) -> list[tuple[str, str]]:
     """Lines that say what a token data set is."""
     manifest = read_manifest(folder)
@@ -232,7 +249,7 @@ def describe(folder: str | Path) -> list[tuple[str, str]]:
         ("images", f"{manifest['images']:,}, and {manifest['skipped']['rows']:,} skipped"),
         ("rows", f"{rows:,} in {sum('file' in unit for unit in manifest['units']):,} shards"),
         ("tokens", f"{manifest['tokens']:,}, each of {manifest['codebook_size']:,} codewords"),
-        ("groups", f"{manifest['groups']}"),
+        ("groups", f"{manifest['groups']}" + (", of which each position keeps its own" if allocated(manifest) else "")),
         ("down-sampling factor", f"{manifest['factor']}"),
         ("bytes on disk", f"{manifest['bytes']:,} ({bits / max(1, manifest['tokens']):.2f} bits a token)"),
         ("columns", ", ".join(["key", "crop", "tokens", "grid", "size", *manifest["columns"]])),

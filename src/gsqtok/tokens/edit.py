@@ -16,8 +16,19 @@ import pyarrow.parquet as pq
 from gsqtok.tokens.manifest import finish, read_manifest, read_skipped, write_part
 from gsqtok.tokens.plan import Plan, Unit, keys_digest, write_plan
 
-_SAME = ("tokenizer", "transform", "codebook_size", "columns", "format")
-_HEADER = ("format", "version", "tokenizer", "config", "factor", "groups", "codebook_size", "transform", "model")
+_SAME = ("tokenizer", "transform", "codebook_size", "columns", "format", "allocation")
+_HEADER = (
+    "format",
+    "version",
+    "tokenizer",
+    "config",
+    "factor",
+    "groups",
+    "codebook_size",
+    "transform",
+    "model",
+    "allocation",
+)
 
 
 def merge(folders: Sequence[str | Path], output: str | Path, *, prefix: bool = False) -> dict[str, Any]:
@@ -41,7 +52,7 @@ def merge(folders: Sequence[str | Path], output: str | Path, *, prefix: bool = F
     manifests = [read_manifest(folder) for folder in paths]
     for folder, manifest in zip(paths[1:], manifests[1:], strict=True):
         for name in _SAME:
-            if manifest[name] != manifests[0][name]:
+            if manifest.get(name) != manifests[0].get(name):
                 raise ValueError(f"{paths[0]} and {folder} cannot be merged: they differ in {name}")
     names = [folder.resolve().name for folder in paths]
     if prefix and len(set(names)) < len(names):
@@ -150,7 +161,7 @@ def _write(
         write_plan(temporary, plan)
         for unit, piece in zip(units, pieces, strict=True):
             write_part(temporary, unit, len(units), piece.table(), piece.skipped())
-        header = {name: origin[name] for name in _HEADER} | {"source": source}
+        header = {name: origin[name] for name in _HEADER if name in origin} | {"source": source}
         manifest = finish(temporary, plan, header)
         temporary.rename(output)
         return manifest

@@ -49,7 +49,7 @@ class Encode:
         precision: str = "float32",
         compile: bool = False,
         tile: int | None = None,
-        groups: int | None = None,
+        groups: int | Callable[[Tensor], Tensor] | None = None,
         shapes_vary: bool = False,
     ) -> None:
         if precision not in ("float32", "bfloat16"):
@@ -113,7 +113,7 @@ class Encode:
             tokens, finite = part
             if not finite:
                 raise ValueError(NOT_FINITE)
-            grids += list(tokens.numpy().view(self.dtype))
+            grids += list(tokens.numpy() if callable(self.groups) else tokens.numpy().view(self.dtype))
         return chunk.encoded(grids)
 
     def tokens(self, crops: Tensor) -> Tensor:
@@ -136,6 +136,8 @@ class Encode:
         """
         try:
             tokens = self.tokens(crops)
+            if callable(self.groups):  # with -1 in the place of what is left out, so in a type that has it
+                return [(self._to_host(tokens), self._to_host((tokens[..., 0] >= 0).all()))]
             finite = (tokens >= 0).all()
             return [(self._to_host(tokens.to(_SIGNED[self.dtype.itemsize])), self._to_host(finite))]
         except torch.cuda.OutOfMemoryError:

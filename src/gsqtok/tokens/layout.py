@@ -1,12 +1,47 @@
-"""Grids of tokens as sequences for a generative model, and back."""
+"""Grids of tokens as sequences for a generative model, and back; and as rows hold them.
+
+Where positions keep groups of their own number, a grid (h, w, G) has -1 in the place of the others. A row holds the
+tokens that are kept alone, position after position in raster order, and in ``counts`` how many each position has.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+
+COUNTS = "counts"  # the column of a shard
+
+
+def kept(grid: NDArray[np.signedinteger]) -> tuple[NDArray[np.signedinteger], NDArray[np.uint8]]:
+    """A grid (h, w, G) with -1 for what is left out -> its other tokens (n,), and the counts (h w,)."""
+    return grid[grid >= 0], (grid >= 0).sum(-1).astype(np.uint8).ravel()
+
+
+def restored(tokens: Tensor, counts: Tensor, groups: int, by_group: bool = False) -> Tensor:
+    """The inverse of `kept`: tokens (n,) and counts (h, w) -> (h, w, G) int64, -1 for what is left out.
+
+    Args:
+        tokens: position after position.
+        counts: of each position, how many.
+        groups: G.
+        by_group: the tokens come group after group.
+
+    Raises:
+        ValueError: more or fewer tokens than the counts say, or a count that is not from 1 to G.
+    """
+    if counts.numel() and not 1 <= int(counts.min()) <= int(counts.max()) <= groups:
+        raise ValueError(f"counts of groups must be from 1 to {groups}")
+    if tokens.shape != (total := int(counts.sum()),):
+        raise ValueError(f"the counts say {total} tokens, there are {tuple(tokens.shape)}")
+    there = torch.arange(groups, device=tokens.device) < counts.to(tokens.device).unsqueeze(-1)
+    there = there.movedim(-1, 0) if by_group else there
+    grid = torch.full_like(there, -1, dtype=torch.int64).masked_scatter(there, tokens.long())
+    return grid.movedim(0, -1) if by_group else grid
 
 
 @dataclass(frozen=True)
@@ -44,24 +79,33 @@ class Layout:
         return self.codebook_size * (self.groups if self.vocabulary == "offset" else 1)
 
     def arrange(self, grid: Tensor) -> Tensor:
-        """(..., h, w, G) int64 -> the same, or (..., h w G)."""
-        if self.vocabulary == "offset":
-            grid = grid + torch.arange(self.groups, device=grid.device) * self.codebook_size
-        if self.order == "raster":
-            grid = grid.movedim(-1, -3)
-        return grid if self.order == "grid" else grid.flatten(-3)
+        """(..., h, w, G) int64 -> the same, or (..., h w G).
 
-    def restore(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        Groups that are left out (-1) stay so in a grid. In the sequence of a single grid they are not there at all.
+        """
+        if self.vocabulary == "offset":
+            grid = torch.where(
+                grid < 0, grid, grid + torch.arange(self.groups, device=grid.device) * self.codebook_size
+            )
+        if self.order == "grid":
+            return grid
+        sequence = (grid.movedim(-1, -3) if self.order == "raster" else grid).flatten(-3)
+        return sequence[sequence >= 0] if sequence.ndim == 1 else sequence
+
+    def restore(self, tokens: Tensor, grid: tuple[int, int] | None = None, counts: Tensor | None = None) -> Tensor:
         """The inverse of ``arrange``: (..., h, w, G) int64.
 
         Args:
             tokens: what ``arrange`` gives, or a model has made.
-            grid: (h, w); default: square. Not needed for the order "grid".
+            grid: (h, w); default: square. Not needed for the order "grid", or with counts.
+            counts: (h, w), of a single sequence without the groups that were left out: how many each position has.
 
         Raises:
             ValueError: a length that does not fit, or with "offset" a token outside its group's numbers.
         """
-        if self.order != "grid":
+        if counts is not None and self.order != "grid":
+            tokens = restored(tokens, counts, self.groups, by_group=self.order == "raster")
+        elif self.order != "grid":
             height, width = grid or self._square(tokens.shape[-1])
             if tokens.shape[-1] != height * width * self.groups:
                 raise ValueError(f"{tokens.shape[-1]} tokens do not fill {height} x {width} x {self.groups}")
@@ -70,8 +114,11 @@ class Layout:
             else:
                 tokens = tokens.unflatten(-1, (height, width, self.groups))
         if self.vocabulary == "offset":
-            tokens = tokens - torch.arange(self.groups, device=tokens.device) * self.codebook_size
-            if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.codebook_size:
+            own = tokens - torch.arange(self.groups, device=tokens.device) * self.codebook_size
+            left_out, tokens = tokens < 0, torch.where(tokens < 0, 0, own)
+            wrong = tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < self.codebook_size
+            tokens = torch.where(left_out, -1, tokens)
+            if wrong:
                 raise ValueError("a token lies outside the numbers of its group: mask the model's logits by position")
         return tokens
 

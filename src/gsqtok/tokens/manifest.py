@@ -117,9 +117,14 @@ def read_skipped(folder: Path) -> dict[int, list[tuple[str, str]]]:
     return by_unit
 
 
-def header(tokenizer: ImageTokenizer, transform: dict[str, Any], groups: int | None = None) -> dict[str, Any]:
-    """What every shard and the manifest say of their origin."""
-    return {
+def header(
+    tokenizer: ImageTokenizer,
+    transform: dict[str, Any],
+    groups: int | None = None,
+    allocation: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    """What every shard and the manifest say of their origin; ``allocation``: how positions get groups of their own."""
+    own = {
         "format": FORMAT,
         "version": gsqtok.__version__,
         "tokenizer": tokenizer.tokens_fingerprint(),
@@ -129,6 +134,7 @@ def header(tokenizer: ImageTokenizer, transform: dict[str, Any], groups: int | N
         "codebook_size": tokenizer.quantizer.codebook_size,
         "transform": transform,
     }
+    return own if allocation is None else own | {"allocation": allocation}
 
 
 def _part(folder: Path, number: int) -> Path:

@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from huggingface_hub.constants import HF_HOME
+from torch import Tensor
 
 from gsqtok.io import atomic_write
+from gsqtok.tokens.layout import COUNTS, restored
 
 
 def cache_folder(fingerprint: str) -> Path:
@@ -49,8 +52,19 @@ class MappedShard:
         self._grids = self.batch.column("grid").flatten().to_numpy().reshape(-1, 3)
 
     def grid(self, row: int) -> np.ndarray:
-        """Tokens (h, w, G) of a row, in their stored type; a read-only view of the file."""
-        return self._tokens[self._offsets[row] : self._offsets[row + 1]].reshape(self._grids[row])
+        """Tokens (h, w, G) of a row, in their stored type, a read-only view of the file; or int64 with -1 in them."""
+        tokens = self._tokens[self._offsets[row] : self._offsets[row + 1]]
+        counts = self.counts(row)
+        if counts is None:
+            return tokens.reshape(self._grids[row])
+        return restored(torch.tensor(tokens.astype(np.int64)), counts, int(self._grids[row][2])).numpy()
+
+    def counts(self, row: int) -> Tensor | None:
+        """Groups of each position of a row, (h, w) int64; None where all positions have all."""
+        if COUNTS not in self.batch.schema.names:
+            return None
+        values = self.batch.column(COUNTS)[row].values.to_numpy().astype(np.int64)
+        return torch.from_numpy(values.reshape(self._grids[row][:2]))
 
     def value(self, column: str, row: int) -> Any:
         """A value of another column, as Python has it."""

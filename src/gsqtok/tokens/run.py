@@ -20,8 +20,12 @@ from gsqtok.acceleration.tiled import check_tile
 from gsqtok.data import ImageSource, check_outside, open_source
 from gsqtok.data.workers import processors, start_server
 from gsqtok.distributed import alone
+from gsqtok.io import sha256_of, write_bytes
 from gsqtok.tokenizer import ImageTokenizer
+from gsqtok.tokenizer.allocation import GroupAllocator
 from gsqtok.tokens import engines, manifest
+from gsqtok.tokens.allocation import FILE as ALLOCATION
+from gsqtok.tokens.allocation import learn_allocation
 from gsqtok.tokens.chunk import Chunk, Decode, Task
 from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.encode import NATIVE_SIDE, Encode
@@ -43,6 +47,9 @@ class RunOptions:
         split: of the source, where it has several.
         columns: extra columns to copy from the source, where it has them.
         groups: of nested groups, how many of each position to keep; None: all.
+        mean_groups: keep of each position what its image needs there, at bits of so many groups on average; how is
+            learnt from some of the images, and written beside the shards.
+        allocation: the file that another run wrote so, to choose as it did.
         shard_size: images in a shard, at most.
         batch_size: None: found by trying.
         workers: processes that decode; None: one for each processor of this process's share.
@@ -58,6 +65,8 @@ class RunOptions:
     split: str | None = None
     columns: Sequence[str] = EXTRA_COLUMNS
     groups: int | None = None
+    mean_groups: float | None = None
+    allocation: str | None = None
     shard_size: int = 8192
     batch_size: int | None = None
     workers: int | None = None
@@ -80,6 +89,13 @@ class RunOptions:
                 raise ValueError("tiles run layer by layer, which is not compiled: leave out tile or compile")
         if self.engine not in ("local", "ray"):
             raise ValueError(f"engine must be 'local' or 'ray', got {self.engine!r}")
+        if sum(option is not None for option in (self.groups, self.mean_groups, self.allocation)) > 1:
+            raise ValueError("groups, mean_groups and allocation say in three ways what is kept: give one of them")
+
+    @property
+    def by_position(self) -> bool:
+        """Whether positions keep groups of their own number."""
+        return self.mean_groups is not None or self.allocation is not None
 
 
 @dataclass(frozen=True)
@@ -139,11 +155,17 @@ def tokenize(
         settings = _settings(tokenizer, images, options)
 
         def make() -> Plan:
+            if options.by_position:
+                _write_allocation(folder, tokenizer, images, options)
+                encoder.groups = GroupAllocator.load(folder / ALLOCATION, tokenizer)
             units = make_units(images, options.shard_size, settings["chunk_size"])
             return Plan(settings, encoder.found_batch_size(), units)
 
-        plan = load_or_make(folder, settings, make, first=rank == 0)
-        header = manifest.header(tokenizer, options.crops.settings(), options.groups)
+        plan, allocation = load_or_make(folder, settings, make, first=rank == 0), None
+        if options.by_position:
+            encoder.groups = GroupAllocator.load(folder / ALLOCATION, tokenizer)
+            allocation = {"file": ALLOCATION, "sha256": sha256_of(folder / ALLOCATION)}
+        header = manifest.header(tokenizer, options.crops.settings(), options.groups, allocation)
         schema = shard_schema(header["codebook_size"], images.columns, header)
         done = manifest.done_units(folder, plan)
         own = [unit for unit in plan.units[rank::world] if unit.number not in done]
@@ -177,13 +199,18 @@ class _Encoder:
         # for Ray's actors, before it is optimized here
         self._plain = copy.deepcopy(tokenizer).cpu() if options.engine == "ray" else tokenizer
         self._here: Encode | None = None
-        self._make = functools.partial(
+        self.groups: int | GroupAllocator | None = options.groups
+
+    @property
+    def _make(self) -> functools.partial[Encode]:
+        options = self._options
+        return functools.partial(
             Encode,
             side=options.crops.size or NATIVE_SIDE,
             precision=options.precision,
             compile=options.compile,
             tile=options.tile,
-            groups=options.groups,
+            groups=self.groups,
             shapes_vary=options.crops.crop == "none",
         )
 
@@ -216,7 +243,7 @@ def _settings(tokenizer: ImageTokenizer, images: ImageSource, options: RunOption
     """All that the rows depend on, under the names by which a refusal calls them."""
     side = options.crops.size or 2 * NATIVE_SIDE  # images that keep their size may well be photos
     chunk = chunk_images(side, options.crops.number, options.shard_size)
-    settings = {
+    settings: dict[str, Any] = {
         "format": manifest.FORMAT,
         "model": tokenizer.tokens_fingerprint(),
         "source": images.digest,
@@ -232,7 +259,21 @@ def _settings(tokenizer: ImageTokenizer, images: ImageSource, options: RunOption
     if options.groups is not None:
         tokenizer.quantizer.tokens_of(options.groups)
         settings["groups"] = options.groups
+    if options.mean_groups is not None:
+        settings["mean groups"] = options.mean_groups
+    if options.allocation is not None:
+        settings["allocation"] = sha256_of(Path(options.allocation))
     return json.loads(json.dumps(settings))
+
+
+def _write_allocation(folder: Path, tokenizer: ImageTokenizer, images: ImageSource, options: RunOptions) -> None:
+    """Write how groups are chosen: learnt here, or as in the file that is named."""
+    if options.allocation is not None:
+        GroupAllocator.load(options.allocation, tokenizer)  # refuses what is none
+        write_bytes(folder / ALLOCATION, Path(options.allocation).read_bytes())
+    else:
+        assert options.mean_groups is not None
+        learn_allocation(tokenizer, images, options.mean_groups, options.crops.size).save(folder / ALLOCATION)
 
 
 def _workers(options: RunOptions, tasks: int) -> int:

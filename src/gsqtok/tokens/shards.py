@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from gsqtok.io import write_bytes
 from gsqtok.tokens.chunk import Chunk
+from gsqtok.tokens.layout import COUNTS, kept
 
 META = b"gsqtok"  # the key of the schema's metadata, whose value is JSON
 DATA = "data"  # the folder of the shards
@@ -33,7 +34,8 @@ def shard_schema(codebook_size: int, fields: Sequence[pa.Field], header: dict[st
 
     ``key`` names the image, ``crop`` numbers its crops, ``tokens`` is the grid (h, w, G) flattened in that order, in
     the smallest unsigned type that holds V - 1, ``grid`` is (h, w, G), ``size`` the image's (height, width) in
-    pixels; then the extra columns.
+    pixels; then the extra columns. Where positions keep groups of their own number (``allocation`` in the header),
+    ``tokens`` are those that are kept, and ``counts`` has the numbers of all positions.
     """
     token = pa.from_numpy_dtype(np.min_scalar_type(codebook_size - 1))
     own = [
@@ -43,7 +45,9 @@ def shard_schema(codebook_size: int, fields: Sequence[pa.Field], header: dict[st
         pa.field("grid", pa.list_(pa.int32(), 3)),
         pa.field("size", pa.list_(pa.int32(), 2)),
     ]
-    if taken := [field.name for field in fields if field.name in COLUMNS]:
+    if "allocation" in header:
+        own.append(pa.field(COUNTS, pa.list_(pa.uint8())))
+    if taken := [field.name for field in fields if field.name in (*COLUMNS, COUNTS)]:
         raise ValueError(f"the source's column '{taken[0]}' cannot be copied: token rows have one of that name")
     return pa.schema([*own, *fields], metadata={META: json.dumps(header, sort_keys=True).encode()})
 
@@ -52,20 +56,27 @@ def shard_table(chunk: Chunk, schema: pa.Schema) -> pa.Table:
     """The rows of an encoded chunk, in order; tokens are copied."""
     rows = [(chunk.images[image], crop, grid) for (image, crop), grid in chunk.tokens]
     grids = [grid for _, _, grid in rows]
-    offsets = np.cumsum([0] + [grid.size for grid in grids])
+    parts = [kept(grid) if COUNTS in schema.names else (grid.ravel(), grid.ravel()) for grid in grids]
     token = schema.field("tokens").type.value_type
-    flat = np.concatenate([grid.ravel() for grid in grids]) if grids else np.empty(0, token.to_pandas_dtype())
     columns = {
         "key": pa.array([image.key for image, _, _ in rows], pa.string()),
         "crop": pa.array([crop for _, crop, _ in rows], pa.uint8()),
-        "tokens": pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, token)),
+        "tokens": _lists([tokens for tokens, _ in parts], token),
         "grid": _pairs([grid.shape for grid in grids], 3),
         "size": _pairs([image.size for image, _, _ in rows], 2),
     }
+    if COUNTS in schema.names:
+        columns[COUNTS] = _lists([counts for _, counts in parts], pa.uint8())
     for field in schema:
         if field.name not in columns:
             columns[field.name] = pa.array([image.columns[field.name] for image, _, _ in rows], field.type)
     return pa.table(columns, schema=schema)
+
+
+def _lists(parts: list[np.ndarray], of: pa.DataType) -> pa.ListArray:
+    offsets = np.cumsum([0] + [len(part) for part in parts])
+    flat = np.concatenate(parts) if parts else np.empty(0, of.to_pandas_dtype())
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, of))
 
 
 def _pairs(values: list[tuple[int, ...]], length: int) -> pa.Array:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from gsqtok.io import one_line, sha256_of
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.tokens.dataset import require
+from gsqtok.tokens.dataset import allocated, require
+from gsqtok.tokens.layout import COUNTS, restored
 from gsqtok.tokens.manifest import SKIPPED, read_manifest, read_skipped
 from gsqtok.tokens.plan import keys_digest, read_plan
 from gsqtok.tokens.shards import read_header
@@ -98,7 +99,11 @@ def decode_sample(
         if not rows:
             continue
         for row in pq.read_table(folder / part["file"]).take(rows).to_pylist():
-            tokens = torch.tensor(row["tokens"]).reshape(1, *row["grid"])
+            tokens = torch.tensor(row["tokens"])
+            if allocated(manifest):
+                height, width, groups = row["grid"]
+                tokens = restored(tokens, torch.tensor(row[COUNTS]).view(height, width), groups)
+            tokens = tokens.reshape(1, *row["grid"])
             image = tokenizer.decode(tokens.to(tokenizer.input_device(tile)), tile=tile)[0].cpu()
             if not image.isfinite().all():
                 raise ValueError(f"the tokens of '{row['key']}' decode to numbers that are not finite")
@@ -111,8 +116,8 @@ def _shard_keys(folder: Path, manifest: dict[str, Any], part: dict[str, Any]) ->
     path = folder / part["file"]
     _check_hash(path, part["sha256"])
     header = read_header(path)
-    for name in ("tokenizer", "transform", "codebook_size", "groups"):
-        if header[name] != manifest[name]:
+    for name in ("tokenizer", "transform", "codebook_size", "groups", "allocation"):
+        if header.get(name) != manifest.get(name):
             raise ValueError(f"made with another {name} than the manifest says")
     try:
         table = pq.read_table(path).combine_chunks()
@@ -123,7 +128,8 @@ def _shard_keys(folder: Path, manifest: dict[str, Any], part: dict[str, Any]) ->
     tokens = table["tokens"].combine_chunks()
     grids = table["grid"].combine_chunks().flatten().to_numpy().reshape(-1, 3)
     lengths = np.diff(tokens.offsets.to_numpy())
-    if not (lengths == grids.astype(np.int64).prod(1)).all() or not (grids[:, 2] == manifest["groups"]).all():
+    expected = _kept_tokens(table, grids) if allocated(manifest) else grids.astype(np.int64).prod(1)
+    if not (lengths == expected).all() or not (grids[:, 2] == manifest["groups"]).all():
         raise ValueError("a row has more or fewer tokens than its grid")
     if int(tokens.values.to_numpy().max()) >= manifest["codebook_size"]:
         raise ValueError(f"a token is not below the codebook size {manifest['codebook_size']}")
@@ -133,6 +139,17 @@ def _shard_keys(folder: Path, manifest: dict[str, Any], part: dict[str, Any]) ->
     if rows != [(key, crop) for key in keys for crop in range(crops)]:
         raise ValueError(f"not every image has its {crops} crops, once")
     return keys
+
+
+def _kept_tokens(table: pa.Table, grids: np.ndarray) -> np.ndarray:
+    """How many tokens the counts of each row say; a ValueError for counts that no grid has."""
+    counts = table[COUNTS].combine_chunks()
+    numbers, offsets = counts.values.to_numpy().astype(np.int64), counts.offsets.to_numpy()
+    if not (np.diff(offsets) == grids[:, :2].astype(np.int64).prod(1)).all():
+        raise ValueError("a row has counts for more or fewer positions than its grid")
+    if len(numbers) and not 1 <= numbers.min() <= numbers.max() <= grids[0, 2]:
+        raise ValueError("a position has no group, or more than there are")
+    return np.add.reduceat(numbers, offsets[:-1])
 
 
 def _check_hash(path: Path, expected: str) -> None:

@@ -52,7 +52,7 @@ def record(tokenizer: ImageTokenizer, images: Tensor, precision: torch.dtype | N
         raise ValueError(f"{height} x {width} pixels are no multiples of the factor {tokenizer.factor}")
 
     weight = tokenizer.decoder.conv_in.weight
-    latent = torch.randn(batch, tokenizer.quantizer.dim, rows, columns, device=images.device)
+    latent = torch.randn(batch, weight.shape[1], rows, columns, device=images.device)
     # As the quantizer hands it over: channels last in (..., D), hence innermost in memory.
     latent = latent.to(weight.dtype, memory_format=torch.channels_last).requires_grad_()
     # Replays write their input into the sample: it must share no memory with the caller's images.

@@ -24,7 +24,6 @@ from typing import Any
 import yaml
 
 from gsqtok.io import atomic_write, one_line, read_json, sha256_of
-from gsqtok.quantizers import QuantizerOptions
 from gsqtok.training.config import RESUMABLE
 
 DIGESTS = "sha256.json"  # in a checkpoint: of each of its files
@@ -256,10 +255,9 @@ def as_plain(config: Any) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, QuantizerOptions):
-        return _plain(value.to_dict())
     if dataclasses.is_dataclass(value):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        values = {field: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {f.name: _plain(v) for f, v in values.items() if not (f.metadata.get("later") and v == f.default)}
     if isinstance(value, dict):
         return {k: _plain(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

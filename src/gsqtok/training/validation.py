@@ -207,7 +207,7 @@ def _activation_bytes(
     with precision:
         with _kept_bytes() as first:
             latent = tokenizer.encoder(images)
-            reconstruction = tokenizer.decoder(latent.float()).float()[..., :size, :size]
+            reconstruction = tokenizer.decode_latent(latent.float()).float()[..., :size, :size]
             loss = reconstruction.sum()
             if perceptual is not None:
                 loss = loss + perceptual(reconstruction, images)
