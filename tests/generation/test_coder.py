@@ -2,8 +2,18 @@
 
 import numpy as np
 import pytest
+import torch
 
-from gsqtok.generation.coder import AdaptiveFrequencies, DamagedError, Decoder, Encoder, StaticFrequencies
+from gsqtok.generation.coder import (
+    AdaptiveFrequencies,
+    DamagedError,
+    Decoder,
+    Encoder,
+    StaticFrequencies,
+    decode_map,
+    encode_map,
+)
+from gsqtok.tokenizer.allocation import map_bits
 
 pytest.importorskip("constriction")
 
@@ -85,3 +95,44 @@ def test_bytes_that_nobody_encoded_are_refused_or_decode_to_tokens():
 def test_hostile_tables_are_refused(levels):
     with pytest.raises(DamagedError):
         StaticFrequencies(levels)
+
+
+def smooth_map(shape, groups, seed=0):
+    """Groups that neighbours have in common, as in images."""
+    noise = torch.rand(1, 1, *shape, generator=torch.Generator().manual_seed(seed))
+    coarse = torch.nn.functional.avg_pool2d(noise, 5, 1, 2, count_include_pad=False)[0, 0]
+    return (1 + (coarse - coarse.min()) / (coarse.max() - coarse.min() + 1e-6) * groups).long().clamp(1, groups)
+
+
+@pytest.mark.parametrize(("shape", "groups"), [((48, 40), 4), ((32, 32), 8), ((1, 1), 2), ((7, 1), 3)])
+def test_maps_round_trip_in_the_bits_of_their_model(shape, groups):
+    counts = smooth_map(shape, groups)
+    encoder = Encoder()
+    encode_map(encoder, counts.numpy(), groups)
+    data = encoder.finish()
+    assert np.array_equal(decode_map(Decoder(data), shape, groups), counts.numpy())
+    bits = map_bits(counts, groups)
+    assert bits - 1 <= 8 * len(data) <= 1.01 * bits + 64  # words of 32 bits
+    if shape[0] > 30:
+        assert bits < 0.6 * counts.numel() * np.log2(groups), "neighbours predict it"
+
+
+@pytest.mark.parametrize("way", ["static", "adaptive"])
+def test_groups_that_are_left_out_cost_a_map_and_no_more(way):
+    rng, size = np.random.default_rng(5), 64
+    grids = [skewed(rng, (h, w, 4), size) for h, w in ((40, 32), (3, 5), (1, 1))]
+    maps = [smooth_map(grid.shape[:2], 3, seed) for seed, grid in enumerate(grids)]  # the fourth group nowhere
+    for grid, counts in zip(grids, maps, strict=True):
+        grid[np.arange(4) >= counts.numpy()[..., None]] = -1
+    coder = AdaptiveFrequencies(4, size, True) if way == "adaptive" else StaticFrequencies.of(grids, size, True)
+    data = coder.encode(grids)
+    decoded = coder.decode([(part, grid.shape[:2]) for part, grid in zip(data, grids, strict=True)])
+    assert all(np.array_equal(a, b) for a, b in zip(decoded, grids, strict=True))
+    if way == "static":
+        own = [grids[0][..., g][grids[0][..., g] >= 0] for g in range(4)]
+        tables = [f / f.sum() for f in coder.frequencies]
+        bits = map_bits(maps[0], 4) - sum(np.log2(table[part]).sum() for table, part in zip(tables, own, strict=True))
+        assert bits <= 8 * len(data[0]) <= 1.01 * bits
+    for cut in (b"", data[0][:8], rng.bytes(len(data[0]) // 4 * 4)):
+        (other,) = coder.decode([(cut, grids[0].shape[:2])])
+        assert isinstance(other, DamagedError) or not np.array_equal(other, grids[0])

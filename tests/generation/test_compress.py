@@ -1,5 +1,7 @@
 """Files of compressed tokens: round trip, checksums, and what is refused."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,8 @@ import torch
 from gsqtok.generation import arithmetic, probabilities
 from gsqtok.generation.coder import DamagedError
 from gsqtok.generation.compress import Compressor, decompress, fixed_bits
-from gsqtok.generation.container import ADAPTIVE, STATIC, CompressedFile
+from gsqtok.generation.container import ADAPTIVE, STATIC, CompressedFile, CompressedFileError
+from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import ImageTokenizer
 
 pytest.importorskip("constriction")
@@ -40,6 +43,49 @@ def test_round_trip_in_any_order(way, packed, grids, tiny_tokenizer, tiny_prior)
     (only,) = decompress(path, tiny_tokenizer, prior, names=["b.png"])
     assert only[0] == "b.png"
     assert np.array_equal(only[2], grids[1])
+
+
+@pytest.fixture
+def nested(tiny_config):
+    options = quantizer_options("gsq", groups=2, codebook_size=64, nested="uniform")
+    return ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options)).eval()
+
+
+@pytest.mark.parametrize("way", ["static", "adaptive"])
+def test_groups_of_each_position(way, nested, grids, tmp_path):
+    for number, grid in enumerate(grids):
+        grid[np.random.default_rng(number).random(grid.shape[:2]) < 0.6, 1] = -1
+    path = tmp_path / "images.gsq"
+    path.write_bytes(Compressor(nested, frequencies=way).pack(NAMES, SIZES, [grid.astype(np.int32) for grid in grids]))
+    header = CompressedFile(path).header
+    assert header.mapped
+    assert header.coder == (STATIC if way == "static" else ADAPTIVE)
+    read = list(decompress(path, nested))
+    assert all(np.array_equal(tokens, grid) for (*_, tokens), grid in zip(read, grids, strict=True))
+    (only,) = decompress(path, nested, names=["c.png"])
+    assert np.array_equal(only[2], grids[2])
+    assert nested.decode(torch.from_numpy(only[2])[None], size=SIZES[2]).shape == (1, 3, *SIZES[2])
+    assert fixed_bits(nested, grids) == 6 * sum((grid >= 0).sum() for grid in grids)
+    data = bytearray(path.read_bytes())
+    data[int(CompressedFile(path)._starts[1]) + 1] ^= 1
+    path.write_bytes(data)
+    lost = [name for name, _, tokens in decompress(path, nested) if isinstance(tokens, DamagedError)]
+    assert lost == ["b.png"]
+
+
+def test_a_prior_codes_all_groups(tiny_tokenizer, tiny_prior, grids):
+    grids[0][0, 0, 1] = -1
+    with pytest.raises(ValueError, match="a prior codes all groups of a position"):
+        Compressor(tiny_tokenizer, tiny_prior).pack(NAMES, SIZES, grids)
+
+
+def test_a_map_for_a_tokenizer_without_nested_groups_is_damage(nested, tiny_tokenizer, grids, tmp_path, monkeypatch):
+    grids[0][0, 0, 1] = -1
+    path = tmp_path / "images.gsq"
+    path.write_bytes(Compressor(nested).pack(NAMES, SIZES, grids))
+    monkeypatch.setattr(tiny_tokenizer, "tokens_fingerprint", nested.tokens_fingerprint)
+    with pytest.raises(CompressedFileError, match="not nested"):
+        next(decompress(path, tiny_tokenizer))
 
 
 def test_the_smaller_frequencies_are_taken(tiny_tokenizer, grids, tmp_path):

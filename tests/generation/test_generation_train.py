@@ -5,7 +5,9 @@ import json
 import os
 import signal
 
+import float64
 import numpy as np
+import processes
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -14,12 +16,14 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gsqtok.cli import main
+from gsqtok.generation import train as train_module
 from gsqtok.generation.config import PriorConfig, TokenDataConfig
 from gsqtok.generation.evaluate import predictability
 from gsqtok.generation.prior import Prior, PriorModelConfig
 from gsqtok.generation.train import PriorTrainer, hide, initial_prior, token_datasets, train
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.tokens import TokenDataset
+from gsqtok.tokens import dataset as dataset_module
 from gsqtok.tokens.crops import Crops
 from gsqtok.tokens.run import RunOptions, tokenize
 from gsqtok.training import OptimizerConfig
@@ -103,7 +107,7 @@ def test_a_run_that_was_stopped_goes_on_exactly(tiny, head, monkeypatch):
 
 
 def test_classes_are_used_and_hidden(tiny):
-    trainer = PriorTrainer(tiny(label_dropout=0.5))
+    trainer = PriorTrainer(tiny(label_dropout=0.5, batch_size=200))
     assert trainer.prior.vocabulary.classes == 3
     draw = torch.Generator().manual_seed(0)
     labels = trainer.labels({"label": torch.tensor([0, 1, 2, -1] * 50)}, draw).view(50, 4)
@@ -185,3 +189,41 @@ def test_the_command(tiny, tokens, tmp_path, capsys):
     assert "there is no class 7: this prior knows 0 to 2" in capsys.readouterr().err
     assert main(["prior", "sample", run, "-o", str(image), "--device", "cpu"]) == 1
     assert "the prior is for tokens of the tokenizer" in capsys.readouterr().err
+
+
+def in_float64():
+    """Everything; tokenizers then have another fingerprint, which is not looked at."""
+    float64.everywhere()
+    for module in (dataset_module, train_module):
+        module.require = lambda *_: None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("head", "more"), [("depth", []), ("masked", ["--loss_share", "0.5"])])
+def test_two_ranks_equal_one(tokens, tmp_path, monkeypatch, head, more):
+    """In float64: losses, gradients (as moments of the optimiser), averaged weights, and what is measured."""
+    monkeypatch.setenv("GSQTOK_CACHE", str(tmp_path / "cache"))
+    small = ["--model.width", "64", "--model.layers", "1", "--model.head_layers", "1", "--model.head", head]
+    options = [*small, *more, "--steps", "3", "--batch_size", "6", "--precision", "float32", "--log_every", "1"]
+    options += ["--data.label", "label", "--label_dropout", "0.5", "--save_every", "1", "--keep_checkpoints", "3"]
+    options += ["--data.train", str(tokens), "--data.validation", str(tokens), "--trackers", "[]"]
+    for count in (1, 2):
+        output = str(tmp_path / f"{count}")
+        command = ["prior", "train", "prior-64", *options, "--data.workers", "0", "--output", output]
+        done = processes.run_ranks(command, in_float64, count)
+        assert [rank.returncode for rank in done] == [0] * count, [rank.stderr for rank in done]
+        assert f"on {count} x cpu" in "".join(rank.stderr for rank in done)
+    one, two = ([json.loads(line) for line in (tmp_path / run / "metrics.jsonl").open()] for run in ("1", "2"))
+    assert [line["step"] for line in one] == [line["step"] for line in two]
+    for a, b in zip(one, two, strict=True):
+        assert b == pytest.approx(a, rel=1e-7)
+    for step in (1, 3):
+        folders = [tmp_path / run / "checkpoints" / f"step-{step:08d}" for run in ("1", "2")]
+        a, b = (load_file(folder / "model.safetensors") for folder in folders)
+        for name, value in a.items():
+            torch.testing.assert_close(b[name], value, rtol=1e-7, atol=1e-9, msg=name)
+        a, b = (torch.load(folder / "optimizer.bin", weights_only=True)["state"] for folder in folders)
+        for number, moments in a.items():
+            torch.testing.assert_close(b[number], moments, rtol=1e-6, atol=1e-10)
+    a, b = (load_file(tmp_path / run / "prior" / "model.safetensors") for run in ("1", "2"))
+    assert all(torch.allclose(b[name], value, rtol=1e-7, atol=1e-9) for name, value in a.items())

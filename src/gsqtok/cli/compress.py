@@ -26,6 +26,7 @@ def compress(
     output: str,
     prior: str | None = None,
     frequencies: Literal["static", "adaptive"] | None = None,
+    mean_groups: float | None = None,
     split: str | None = None,
     size: int | None = None,
     crop: Literal["none", "center"] = "none",
@@ -43,28 +44,36 @@ def compress(
         output: the file to write, such as images.gsq
         frequencies: without a prior: static (one table in the file), adaptive (learned anew in each image; default:
             the smaller)
+        mean_groups: of a tokenizer with nested groups: each position keeps what its image needs there, so that on
+            average a position takes the bits of so many groups before they are coded (default: all groups)
 
     Example:
           gsqtok compress images/ -o images.gsq
           gsqtok compress runs/mine images/ -o images.gsq --prior runs/prior
+          gsqtok compress runs/nested images/ -o images.gsq --mean-groups 2.5
     """
     from gsqtok.data import eval_loader, open_source
     from gsqtok.generation.compress import Compressor, fixed_bits
     from gsqtok.io import atomic_write
+    from gsqtok.tokens.allocation import learn_allocation
 
     check_output_file(output, source=source)
     images = open_source(source, split=split)
     tokenizer = load_model(model, device)
     compressor = Compressor(tokenizer, _load_prior(prior), frequencies, device=tokenizer.device)
     loader = eval_loader(images, make_transform(size, crop), batch_size=batch_size, workers=workers)
+    if mean_groups is not None and prior is not None:
+        raise ValueError("a prior codes all groups of a position: --mean-groups goes without --prior")
+    chosen = None if mean_groups is None else learn_allocation(tokenizer, images, mean_groups, size)
     names, sizes, grids = [], [], []
     with progress("encoding") as bar:
         task = bar.add_task("", total=count(images))
         for batch in loader:
-            tokens = tokenizer.encode(batch["image"].to(tokenizer.input_device(tile)), tile=tile).cpu().numpy()
+            pixels = batch["image"].to(tokenizer.input_device(tile))
+            tokens = tokenizer.encode(pixels, groups=chosen, tile=tile).cpu().numpy()
             names += batch["keys"]
             sizes += [tuple(batch["image"].shape[2:])] * len(tokens)
-            grids += list(tokens.astype("uint32"))
+            grids += list(tokens.astype("int32"))
             bar.advance(task, len(tokens) + len(batch["skipped"]))
     if not grids:
         raise ValueError(f"none of the images in {source} can be read: {loader.skipped.summary()}")

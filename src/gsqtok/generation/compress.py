@@ -64,30 +64,34 @@ class Compressor:
         Args:
             names: of the images, each once and without a zero character.
             sizes: heights and widths in pixels.
-            grids: tokens (h, w, G) of each.
+            grids: tokens (h, w, G) of each; -1 for nested groups that are left out, which cost nothing but a map.
 
         Raises:
-            ValueError: no image, a name that is there twice, or one that no file can have.
+            ValueError: no image, a name that is there twice, or one that no file can have; groups that are left out,
+                with a prior.
         """
         if not grids:
             raise ValueError("there is no image to compress")
         if len(set(names)) < len(names) or any("\0" in name for name in names):
             raise ValueError("the images' names must differ, and be names of files")
-        return min((self._packed(coder, names, sizes, grids) for coder in self._coders(grids)), key=len)
+        mapped = any(bool((grid < 0).any()) for grid in grids)
+        if mapped and self.prior is not None:
+            raise ValueError("a prior codes all groups of a position: leave the prior out, or keep all groups")
+        return min((self._packed(coder, names, sizes, grids, mapped) for coder in self._coders(grids, mapped)), key=len)
 
     def bits(self, tokens: Tensor, size: tuple[int, int]) -> Tensor:
         """Bits of a file with one image alone, for each of (B, h, w, G) tokens of images of this size: (B,) float64."""
         grids = tokens.cpu().numpy()
         return torch.tensor([8.0 * len(self.pack(["0"], [size], [grid])) for grid in grids], dtype=torch.float64)
 
-    def _coders(self, grids: Sequence[Grid]) -> Iterator[tuple[int, Coder]]:
+    def _coders(self, grids: Sequence[Grid], mapped: bool) -> Iterator[tuple[int, Coder]]:
         if self._coder is not None:
             yield container.PRIOR, self._coder
             return
         if self.frequencies != "adaptive":
-            yield container.STATIC, StaticFrequencies.of(grids, self.codebook_size)
+            yield container.STATIC, StaticFrequencies.of(grids, self.codebook_size, mapped)
         if self.frequencies != "static":
-            yield container.ADAPTIVE, AdaptiveFrequencies(self.groups, self.codebook_size)
+            yield container.ADAPTIVE, AdaptiveFrequencies(self.groups, self.codebook_size, mapped)
 
     def _packed(
         self,
@@ -95,9 +99,10 @@ class Compressor:
         names: Sequence[str],
         sizes: Sequence[tuple[int, int]],
         grids: Sequence[Grid],
+        mapped: bool,
     ) -> bytes:
         kind, own = coder
-        header = Header(self._tokenizer, self._prior, kind, self.groups, self.codebook_size, list(names))
+        header = Header(self._tokenizer, self._prior, kind, self.groups, self.codebook_size, list(names), mapped=mapped)
         header.sizes = np.array(sizes, np.int64)
         header.grids = np.array([grid.shape[:2] for grid in grids], np.int64)
         header.levels = own.levels if isinstance(own, StaticFrequencies) else None
@@ -180,10 +185,12 @@ def _coder_of(
         )
     if (header.groups, header.codebook_size) != (quantizer.tokens_per_position, quantizer.codebook_size):
         raise container.CompressedFileError(f"{file.path} is damaged: its tokens are not of its tokenizer")
+    if header.mapped and quantizer.nested is None:
+        raise container.CompressedFileError(f"{file.path} is damaged: the groups of its tokenizer are not nested")
     if header.coder != container.PRIOR:
         if header.levels is not None:
-            return StaticFrequencies(header.levels)
-        return AdaptiveFrequencies(header.groups, header.codebook_size)
+            return StaticFrequencies(header.levels, header.mapped)
+        return AdaptiveFrequencies(header.groups, header.codebook_size, header.mapped)
     if prior is None:
         raise ValueError(f"{file.path} was compressed with the prior {header.prior[:12]}: name it with --prior")
     if (theirs := prior.fingerprint()[:16]) != header.prior:
@@ -195,5 +202,5 @@ def _coder_of(
 
 
 def fixed_bits(tokenizer: ImageTokenizer, grids: Sequence[Grid]) -> float:
-    """Bits of tokens of which each takes log2(V)."""
-    return sum(grid.size for grid in grids) * math.log2(tokenizer.quantizer.codebook_size)
+    """Bits of tokens of which each takes log2(V); none of those that are left out."""
+    return sum(int((grid >= 0).sum()) for grid in grids) * math.log2(tokenizer.quantizer.codebook_size)

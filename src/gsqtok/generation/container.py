@@ -29,6 +29,7 @@ from gsqtok.io import atomic_write
 
 MAGIC = b"GSQ\x01"
 STATIC, ADAPTIVE, PRIOR = 0, 1, 2
+_MAPPED = 16  # added to the coder
 _FIXED = struct.Struct("<B8s8sHIIII")  # coder, tokenizer, prior, G, V, images, lengths of names and of the index
 _TAIL = 12  # digest and CRC of a record
 _LARGEST_HEADER = 2**28  # bytes, unpacked too
@@ -55,6 +56,7 @@ class Header:
         grids: (N, 2), rows and columns of tokens.
         lengths: (N,), bytes of each record.
         levels: (G, V) for static frequencies.
+        mapped: whether positions have groups of their own number, of which each record holds the map.
     """
 
     tokenizer: str
@@ -67,6 +69,7 @@ class Header:
     grids: NDArray[np.int64] = field(default_factory=lambda: np.zeros((0, 2), np.int64))
     lengths: NDArray[np.int64] = field(default_factory=lambda: np.zeros(0, np.int64))
     levels: NDArray[np.uint8] | None = None
+    mapped: bool = False
 
     def to_bytes(self) -> bytes:
         """The header as it is written."""
@@ -75,14 +78,20 @@ class Header:
         table = b"" if self.levels is None else _deflate(self.levels.tobytes())
         fingerprints = (bytes.fromhex(self.tokenizer), bytes.fromhex(self.prior or "0" * 16))
         shape = (self.groups, self.codebook_size, len(self.names))
-        return _FIXED.pack(self.coder, *fingerprints, *shape, len(names), len(index)) + names + index + table
+        return (
+            _FIXED.pack(self.coder + _MAPPED * self.mapped, *fingerprints, *shape, len(names), len(index))
+            + names
+            + index
+            + table
+        )
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Header:
         """The inverse; raises ValueError for anything that `to_bytes` does not write."""
-        coder, tokenizer, prior, groups, codebook_size, images, of_names, of_index = _FIXED.unpack_from(data)
-        if coder not in (STATIC, ADAPTIVE, PRIOR):
-            raise ValueError(f"coder {coder} is newer than this version")
+        number, tokenizer, prior, groups, codebook_size, images, of_names, of_index = _FIXED.unpack_from(data)
+        mapped, coder = number >= _MAPPED, number % _MAPPED
+        if number not in (STATIC, ADAPTIVE, PRIOR, STATIC + _MAPPED, ADAPTIVE + _MAPPED):
+            raise ValueError(f"coder {number} is newer than this version")
         if not (0 < groups <= _MOST_GROUPS and 0 < codebook_size <= LARGEST_CODEBOOK):
             raise ValueError(f"{groups} groups of {codebook_size} codewords")
         rest = data[_FIXED.size :]
@@ -91,7 +100,7 @@ class Header:
         if len(names) != images or len(set(names)) != images:
             raise ValueError(f"{len(set(names))} names for {images} images")
         header = cls(tokenizer.hex(), prior.hex() if any(prior) else "", coder, groups, codebook_size, names)
-        header.sizes, header.grids, header.lengths = index[:2].T, index[2:4].T, index[4]
+        header.sizes, header.grids, header.lengths, header.mapped = index[:2].T, index[2:4].T, index[4], mapped
         if images and (index[:4].min() < 1 or int(header.grids.prod(1).max()) > _MOST_POSITIONS):
             raise ValueError(f"an image of no pixels, or of more than {_MOST_POSITIONS:,} positions")
         if coder == STATIC:

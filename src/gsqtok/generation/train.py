@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from accelerate.utils import set_seed
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from gsqtok.data import EpochSampler
@@ -67,6 +68,8 @@ class PriorTrainer(Run):
         self.ema = Average(self.prior, config.ema_decay)
         optimizer = build_optimizer(self.prior, config.optimizer, self.accelerator.device)
         self.model, self.optimizer = self.accelerator.prepare(self.prior, optimizer)
+        if isinstance(self.model, DistributedDataParallel):
+            self.model.broadcast_buffers = False  # codewords, which never change
         digests = {"data.train": self.tokens.manifest["fingerprint"]}
         if resume:
             self.folder.check_data(digests, changed_data=False)
@@ -86,13 +89,17 @@ class PriorTrainer(Run):
         config, accelerator, batch = self.config, self.accelerator, next(batches)
         tokens = batch["tokens"].to(accelerator.device, non_blocking=True)
         draw = torch.Generator(accelerator.device)  # of the step alone, so that a resumed run draws the same
-        draw.manual_seed(epoch_seed(config.seed + 1, step * accelerator.num_processes + accelerator.process_index))
+        draw.manual_seed(epoch_seed(config.seed + 1, step))
         labels = self.labels(batch, draw)
-        hidden = hide(tokens, draw) if self.prior.masked else None
-        chosen = choose(tokens, config.loss_share, draw)
+        # of all ranks' images, however many ranks there are: each takes its own
+        every, own = tokens.new_empty(config.batch_size, *tokens.shape[1:]), self.own_part()
+        hidden = hide(every, draw) if self.prior.masked else None
+        chosen = choose(every, config.loss_share, draw)
+        number = _predicted(every, hidden, chosen)
         with accelerator.autocast():
-            losses = self.model(tokens, labels, hidden, chosen)
-        loss = losses.mean() if hidden is None else losses.sum() / (losses > 0).sum().clamp_min(1)
+            parts = (None if part is None else part[own] for part in (hidden, chosen))
+            losses = self.model(tokens, labels, *parts)
+        loss = losses.sum() / number * accelerator.num_processes  # whose mean over the ranks is that of all tokens
         accelerator.backward(loss)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.optimizer, step, config.steps)
@@ -111,8 +118,13 @@ class PriorTrainer(Run):
             return None
         any_class = self.prior.vocabulary.classes
         labels = torch.as_tensor(batch[self.config.data.label]).to(self.accelerator.device)
-        dropped = torch.rand(len(labels), device=labels.device, generator=draw) < self.config.label_dropout
-        return labels.masked_fill(dropped | (labels < 0), any_class)
+        dropped = torch.rand(self.config.batch_size, device=labels.device, generator=draw) < self.config.label_dropout
+        return labels.masked_fill(dropped[self.own_part()] | (labels < 0), any_class)
+
+    def own_part(self) -> slice:
+        """This rank's images among those of a global batch."""
+        size = self.config.batch_size // self.accelerator.num_processes
+        return slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
 
     def summary(self, step: int, window: dict[str, list[Tensor]]) -> dict[str, float]:
         """Means over the steps since the last log line and over all ranks."""
@@ -189,6 +201,14 @@ def choose(tokens: Tensor, share: float, draw: torch.Generator) -> Tensor | None
     number = tokens[0, ..., 0].numel()
     order = torch.rand(len(tokens), number, device=tokens.device, generator=draw).argsort(1)
     return order[:, : max(1, round(share * number))]
+
+
+def _predicted(tokens: Tensor, hidden: Tensor | None, chosen: Tensor | None) -> Tensor | int:
+    """How many of the tokens (B, h, w, G) are in the loss: those that are hidden, at chosen positions."""
+    if hidden is None:
+        return tokens.numel() if chosen is None else chosen.numel() * tokens.shape[-1]
+    of_positions = hidden.flatten(1, 2).sum(-1)
+    return (of_positions if chosen is None else of_positions.gather(1, chosen)).sum().clamp_min(1)
 
 
 def token_datasets(config: TokenDataConfig) -> tuple[TokenDataset, TokenDataset | None]:
