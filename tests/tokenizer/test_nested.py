@@ -21,7 +21,7 @@ def nested(tiny_config, request):
     torch.nn.init.normal_(tokenizer.quantizer.fillers)
     for name, parameter in tokenizer.decoder.named_parameters():
         if "gamma" in name or "beta" in name:  # adaptive norms start as plain ones
-            torch.nn.init.normal_(parameter)
+            torch.nn.init.normal_(parameter, std=0.1)
     return tokenizer
 
 
@@ -98,7 +98,7 @@ def test_training_decodes_as_tokens_do(nested, monkeypatch):
     expected = nested.decode(nested.encode(IMAGES, groups=counts), size=(16, 20))
     monkeypatch.setattr("gsqtok.quantizers.base.draw_groups", lambda *_: counts)
     out = nested.train()(IMAGES)
-    torch.testing.assert_close(out.reconstruction.clamp(-1, 1), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(out.reconstruction.clamp(-1, 1), expected, atol=1e-4, rtol=0)
     assert (out.tokens >= 0).all(), "all groups are searched"
 
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 import itertools
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,7 +15,7 @@ from gsqtok.cli import main
 from gsqtok.data import ImageTransform, decode_image
 from gsqtok.generation.train import vocabulary_of
 from gsqtok.quantizers import quantizer_options
-from gsqtok.tokenizer import ImageTokenizer
+from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.tokenizer.allocation import GroupAllocator
 from gsqtok.tokens import Layout, TokenDataset
 from gsqtok.tokens.allocation import FILE
@@ -24,20 +26,37 @@ from gsqtok.tokens.manifest import read_manifest
 from gsqtok.tokens.run import RunOptions, tokenize
 from gsqtok.tokens.verify import decode_sample, verify
 
+OPTIONS = RunOptions(Crops(16), shard_size=4, workers=0, max_pixels=10_000, mean_groups=2.5)
 
-@pytest.fixture
-def nested(tiny_config):
+
+@pytest.fixture(scope="module")
+def nested():
     torch.manual_seed(0)
-    options = quantizer_options("gsq", groups=4, codebook_size=256, nested="uniform")
-    return ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options)).eval()
+    quantizer = quantizer_options("gsq", groups=4, codebook_size=256, nested="uniform")
+    blocks = {"encoder_blocks": 0, "decoder_blocks": 0, "encoder_middle_blocks": 0, "decoder_middle_blocks": 0}
+    config = TokenizerConfig(latent_dim=8, channels=32, multipliers=(1, 1, 1), quantizer=quantizer, **blocks)
+    return ImageTokenizer(config).eval()
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("images")
+    for name, data in (GOOD | ODD).items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def once(nested, images, tmp_path_factory):
+    """A data set at the bits of two and a half groups."""
+    tokenize(nested, images, folder := tmp_path_factory.mktemp("once") / "tokens", OPTIONS, model="nested")
+    return folder
 
 
 @pytest.fixture
-def written(nested, mixed, tmp_path):
-    """A data set of ``mixed`` at the bits of two and a half groups."""
-    options = RunOptions(Crops(16), shard_size=4, workers=0, max_pixels=10_000, mean_groups=2.5)
-    tokenize(nested, mixed, tmp_path / "tokens", options, model="nested")
-    return tmp_path / "tokens"
+def written(once, tmp_path):
+    return Path(shutil.copytree(once, tmp_path / "tokens"))
 
 
 def test_rows_hold_what_is_kept_and_counts(written, nested):
@@ -48,8 +67,8 @@ def test_rows_hold_what_is_kept_and_counts(written, nested):
     assert manifest["tokens"] == sum(len(row["tokens"]) for row in rows)
     found = set()
     for row in rows:
-        images = ImageTransform(16)(decode_image((GOOD | ODD)[row["key"]]))[None]
-        expected = nested.encode(images, groups=allocator)[0]
+        image = ImageTransform(16)(decode_image((GOOD | ODD)[row["key"]]))
+        expected = nested.encode(image[None], groups=allocator)[0]
         assert expected.shape == (4, 4, 4)
         flat, counts = kept(expected.numpy())
         assert row["tokens"] == flat.tolist()
@@ -79,35 +98,33 @@ def test_items_and_images(written, nested, order, vocabulary):
             assert item["tokens"].min() >= 0
         assert item["tokens"].max() < dataset.vocab_size
         assert torch.equal(layout.restore(item["tokens"], counts=item["counts"]), grid["tokens"])
-        images = dataset.decode(item["tokens"], nested, counts=item["counts"])
-        assert torch.equal(images, nested.decode(grid["tokens"][None]))
+        decoded = dataset.decode(item["tokens"], nested, counts=item["counts"])
+        assert torch.equal(decoded, nested.decode(grid["tokens"][None]))
     if order == "raster":
         with pytest.raises(ValueError, match="the counts say"):
             layout.restore(item["tokens"][1:], counts=item["counts"])
 
 
-def test_another_data_set_chooses_likewise_and_a_run_goes_on(written, nested, mixed, tmp_path, monkeypatch):
-    like = RunOptions(Crops(16), shard_size=4, workers=0, max_pixels=10_000, allocation=str(written / FILE))
+def test_another_data_set_chooses_likewise_and_a_run_goes_on(written, nested, images, tmp_path, monkeypatch):
+    like = dataclasses.replace(OPTIONS, mean_groups=None, allocation=str(written / FILE))
     for rank in ("0", "1"):  # the second finds what the first has written
         monkeypatch.setenv("RANK", rank)
         monkeypatch.setenv("WORLD_SIZE", "2")
-        tokenize(nested, mixed, tmp_path / "other", like, model="nested")
+        tokenize(nested, images, tmp_path / "other", like, model="nested")
     for ours, theirs in zip(TokenDataset(written), TokenDataset(tmp_path / "other"), strict=True):
         assert torch.equal(ours["tokens"], theirs["tokens"])
-    again = RunOptions(Crops(16), shard_size=4, workers=0, max_pixels=10_000, mean_groups=2.5)
     monkeypatch.setattr("gsqtok.tokens.run.learn_allocation", None)  # nothing is learnt a second time
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
-    assert tokenize(nested, mixed, written, again, model="nested").manifest["rows"] == len(TokenDataset(written))
+    assert tokenize(nested, images, written, OPTIONS, model="nested").manifest["rows"] == len(TokenDataset(written))
     with pytest.raises(ValueError, match=r"begun with other settings.*mean groups was 2\.5, is 2"):
-        tokenize(nested, mixed, written, dataclasses.replace(again, mean_groups=2.0))
+        tokenize(nested, images, written, dataclasses.replace(OPTIONS, mean_groups=2.0))
     merge([written, tmp_path / "other"], tmp_path / "both", prefix=True)
     first, second = tmp_path / "first", tmp_path / "second"
     split(tmp_path / "both", (first, second), 0.5)
     assert verify(tmp_path / "both") == verify(first) == verify(second) == []
     assert len(TokenDataset(first)) + len(TokenDataset(second)) == 2 * len(TokenDataset(written))
-    plain = RunOptions(Crops(16), shard_size=4, workers=0, max_pixels=10_000)
-    tokenize(nested, mixed, tmp_path / "plain", plain, model="nested")
+    tokenize(nested, images, tmp_path / "plain", dataclasses.replace(OPTIONS, mean_groups=None), model="nested")
     with pytest.raises(ValueError, match="cannot be merged: they differ in allocation"):
         merge([written, tmp_path / "plain"], tmp_path / "mixture", prefix=True)
 
@@ -128,14 +145,14 @@ def test_counts_that_no_grid_has_are_noticed(written, monkeypatch):
         assert any(said in problem for problem in verify(written)), said
 
 
-def test_what_is_refused(written, nested, tiny_tokenizer, mixed, tmp_path, capsys):
+def test_what_is_refused(written, nested, tiny_tokenizer, images, tmp_path, capsys):
     with pytest.raises(ValueError, match="give one of them"):
         RunOptions(groups=2, mean_groups=2.5)
     for mean_groups, said in ((0.5, "above 1 and at most 4"), (4.5, "above 1 and at most 4"), (1.01, "leaves no bits")):
         with pytest.raises(ValueError, match=said):
-            tokenize(nested, mixed, tmp_path / "no", RunOptions(Crops(16), workers=0, mean_groups=mean_groups))
+            tokenize(nested, images, tmp_path / "no", RunOptions(Crops(16), workers=0, mean_groups=mean_groups))
     with pytest.raises(ValueError, match="need nested groups"):
-        tokenize(tiny_tokenizer, mixed, tmp_path / "flat", RunOptions(Crops(16), workers=0, mean_groups=1.5))
+        tokenize(tiny_tokenizer, images, tmp_path / "flat", RunOptions(Crops(16), workers=0, mean_groups=1.5))
     with pytest.raises(ValueError, match="a prior does not know: tokenize with --groups"):
         vocabulary_of(TokenDataset(written), None)
     with pytest.raises(ValueError, match="it is for the tokenizer"):
