@@ -67,6 +67,13 @@ def test_the_cost_is_that_of_a_prior_on_the_same_tokens(tmp_path, monkeypatch):
     assert 0 < outcome.metrics["bits_per_token_prior"] < 8
 
 
+def test_tokens_that_another_run_has_cost_what_they_cost_there(tmp_path):
+    placed = PlacedRun("longer", run_of(LONGER_DECODER), tmp_path, SMOKE, prior_steps=2)
+    assert placed.cost() is None
+    assert dataclasses.replace(placed, run=run_of(CONTINUOUS)).cost() is None
+    assert dataclasses.replace(placed, run=run_of(AFTERWARDS)).cost() is not None
+
+
 def test_the_yardstick_is_ten_million_parameters():
     config = prior_config("small", 64, 700)
     assert (config.steps, config.batch_size, config.model.width, config.model.layers) == (700, 256, 320, 6)

@@ -79,10 +79,10 @@ class PlacedRun:
         return None if metrics is None else replace(found, metrics=found.metrics | metrics)
 
     def cost(self) -> TokenCost | None:
-        """What measures the tokens under a prior; None where that is not asked for, or there are no tokens."""
-        config = self.run.config
+        """What measures the tokens under a prior; None where that is not asked for, or there are no tokens of its own."""
+        config, first = self.run.config, self.run.first
         trained = self.run.batch is None and self.run.codec is None and config.model.quantizer.name != "identity"
-        if self.prior_steps is None or not trained:
+        if self.prior_steps is None or not trained or (first is not None and first.model == config.model):
             return None
         return TokenCost(self.folder, config.data, prior_config(self.scale.name, config.data.size, self.prior_steps))
 
