@@ -79,7 +79,7 @@ class PlacedRun:
         return None if metrics is None else replace(found, metrics=found.metrics | metrics)
 
     def cost(self) -> TokenCost | None:
-        """What measures the tokens under a prior; None where that is not asked for, or there are no tokens of its own."""
+        """What measures the tokens under a prior; None where that is not asked for, or it has none of its own."""
         config, first = self.run.config, self.run.first
         trained = self.run.batch is None and self.run.codec is None and config.model.quantizer.name != "identity"
         if self.prior_steps is None or not trained or (first is not None and first.model == config.model):
