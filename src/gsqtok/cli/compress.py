@@ -57,13 +57,13 @@ def compress(
     from gsqtok.io import atomic_write
     from gsqtok.tokens.allocation import learn_allocation
 
+    if mean_groups is not None and prior is not None:
+        raise ValueError("a prior codes all groups of a position: --mean-groups goes without --prior")
     check_output_file(output, source=source)
     images = open_source(source, split=split)
     tokenizer = load_model(model, device)
     compressor = Compressor(tokenizer, _load_prior(prior), frequencies, device=tokenizer.device)
     loader = eval_loader(images, make_transform(size, crop), batch_size=batch_size, workers=workers)
-    if mean_groups is not None and prior is not None:
-        raise ValueError("a prior codes all groups of a position: --mean-groups goes without --prior")
     chosen = None if mean_groups is None else learn_allocation(tokenizer, images, mean_groups, size)
     names, sizes, grids = [], [], []
     with progress("encoding") as bar:
