@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def study(
     names: list[str],
     *,
-    scale: Literal["smoke", "small", "paper"] = "small",
+    scale: Literal["smoke", "small", "medium", "paper"] = "small",
     data: list[str] | None = None,
     validation: str | None = None,
     output: str = "studies",
@@ -31,8 +31,8 @@ def study(
 
     Args:
         names: of studies, or all; ls lists them with what they cost
-        scale: smoke takes seconds on a CPU; small (64 px) minutes to an hour of one GPU; paper is the
-            paper's own setting
+        scale: smoke takes seconds on a CPU; small (64 px) minutes to an hour of one GPU; medium has the same settings
+            and compact networks at 256 px; paper is the paper's own setting
         data: images to train on, as gsqtok train takes them; without --validation their splits train and validation
             (smoke: the demo's images)
         validation: images to measure on

@@ -24,7 +24,7 @@ CODECS = ("jpeg", "webp", "avif")
 def runs(scale: Scale) -> list[Run]:
     """Every schedule, a tokenizer for each number of groups alone, and the codecs at the same rates."""
     smoke = scale.name == "smoke"
-    groups, size, steps = GROUPS[scale.name], 16 if smoke else 256, LONGER * scale.config.steps
+    groups, size, steps = GROUPS[scale.settings], 16 if smoke else 256, LONGER * scale.config.steps
     schedules = {"half full": SCHEDULES["half full"]} if smoke else SCHEDULES
     found = [
         Run({"trained": name}, scale.gsq(groups, 4, size, steps=steps, options=options))

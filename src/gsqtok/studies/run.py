@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -44,11 +44,11 @@ def run_studies(
     """Execute the runs of some studies that are not done yet, and write results, page and plots of each.
 
     Runs lie in ``output/runs``, the results of a study in ``output/NAME-SCALE``. Runs that two studies have in common
-    are done once.
+    are done once, and what those results hold already is not done again, even where the runs' folders are gone.
 
     Args:
         studies: which.
-        scale: "smoke", "small" or "paper".
+        scale: "smoke", "small", "medium" or "paper".
         images: of all runs.
         output: a folder; used again, what is there is taken up.
         devices: GPUs by number, None for the CPU.
@@ -66,7 +66,8 @@ def run_studies(
     held, output = held_at(SCALES[scale], steps), Path(output)
     plans = [(study, [_with(run, images) for run in study.runs(held)]) for study in studies]
     placed = _place(plans, output / "runs", held)
-    outcomes = {digest: outcome for digest, run in placed.items() if (outcome := Outcome.of(run.folder)) is not None}
+    outcomes = _recorded(output / f"{study.name}-{scale}" / RESULTS for study, _ in plans)
+    outcomes |= {digest: outcome for digest, run in placed.items() if (outcome := Outcome.of(run.folder)) is not None}
     failures: dict[str, str] = {}
     left = [run for digest, run in placed.items() if digest not in outcomes]
     if any(run.run.batch is None for run in left):
@@ -92,6 +93,17 @@ def run_studies(
             table.save(output / f"{study.name}-{scale}" / RESULTS)
             write_page(study, table, output / f"{study.name}-{scale}")
     return tables
+
+
+def _recorded(files: Iterable[Path]) -> dict[str, Outcome]:
+    """The outcomes, by digest, that earlier results hold."""
+    tables = [Table.load(file) for file in files if file.exists()]
+    return {
+        row.digest: Outcome(row.state, row.metrics, table.environment, row.message)
+        for table in tables
+        for row in table.rows
+        if row.state in ("done", "diverged")
+    }
 
 
 def _place(plans: Sequence[tuple[Study, list[Run]]], runs: Path, scale: Scale) -> dict[str, PlacedRun]:
@@ -137,7 +149,8 @@ def _table(
 
 def _row(run: Run, outcome: Outcome | None, failure: str | None) -> Row:
     if outcome is not None:
-        return Row(run.varied, outcome.metrics, outcome.state, outcome.message, run.digest)
+        metrics = outcome.metrics | (run.published if outcome.state == "done" else {})
+        return Row(run.varied, metrics, outcome.state, outcome.message, run.digest)
     return Row(run.varied, {}, "not run" if failure is None else "failed", failure or "", run.digest)
 
 
@@ -152,8 +165,9 @@ def of_all(environments: list[dict[str, Any]]) -> dict[str, Any]:
     if not environments:
         return {}
     by_date = sorted(environments, key=lambda environment: environment["date"])
-    devices = dict.fromkeys(environment["device"] for environment in by_date)
-    return by_date[-1] | {"device": " and ".join(devices), "first_date": by_date[0]["date"]}
+    devices = dict.fromkeys(device for environment in by_date for device in environment["device"].split(" and "))
+    first = min(environment.get("first_date", environment["date"]) for environment in environments)
+    return by_date[-1] | {"device": " and ".join(devices), "first_date": first}
 
 
 def _with(run: Run, images: Images) -> Run:

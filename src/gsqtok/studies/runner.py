@@ -166,6 +166,7 @@ def _trained(run: PlacedRun) -> Outcome:
     import torch
 
     from gsqtok.evaluation.environment import environment
+    from gsqtok.studies.curves import training_metrics
     from gsqtok.training import train
     from gsqtok.training.guards import TrainingDivergedError
     from gsqtok.training.run_folder import RunFolder
@@ -185,8 +186,7 @@ def _trained(run: PlacedRun) -> Outcome:
     metrics = {"training_seconds": time.perf_counter() - began}
     if cuda:
         metrics["training_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    skipped = [line["skipped_steps"] for line in RunFolder(folder).metrics() if "skipped_steps" in line]
-    metrics["skipped_steps"] = skipped[-1] if skipped else 0.0
+    metrics |= training_metrics(RunFolder(folder).metrics())
     _release()
     measured, surroundings = _measured(run, folder)
     return Outcome("done", measured | metrics, surroundings)
@@ -205,6 +205,7 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
 
     tokenizer = ImageTokenizer.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     data = run.run.config.data
+    batch_size = min(100, max(1, 2**21 // data.size**2))
     validation, transform = open_source(data.validation, split=data.validation_split), ImageTransform(data.size)
     _show(tokenizer, fixed_images(data, validation), run.folder / "images.png")
     result = evaluate(
@@ -216,14 +217,16 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
         perceptual=run.scale.perceptual,
         source=str(data.validation),
         split=data.validation_split,
-        batch_size=100,
+        batch_size=batch_size,
         workers=data.workers,
     )
     result.save(run.folder / "evaluation.json")
     metrics = dict(result) | {"spherical_error": spherical_error(tokenizer, validation, transform, images=1000)}
     if tokenizer.quantizer.nested is not None:
         for k in range(1, getattr(tokenizer.quantizer, "groups", 1) + 1):
-            at = evaluate(tokenizer, validation, transform=transform, groups=k, batch_size=100, workers=data.workers)
+            at = evaluate(
+                tokenizer, validation, transform=transform, groups=k, batch_size=batch_size, workers=data.workers
+            )
             metrics |= {f"{name}_groups_{k}": at[name] for name in ("psnr", "ssim", "bits_per_pixel")}
         metrics |= nested_metrics(tokenizer, validation, transform, images=500)
     return _finite(metrics), result.environment
@@ -241,6 +244,8 @@ def _of_codec(run: PlacedRun, codec: str) -> Outcome:
         transform=ImageTransform(data.size),
         source=str(data.validation),
         split=data.validation_split,
+        features=run.scale.features,
+        perceptual=run.scale.perceptual,
         workers=data.workers,
     )
     return Outcome("done", _finite(result.metrics), result.environment)
