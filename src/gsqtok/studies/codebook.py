@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from gsqtok.evaluation.report.metrics import metric_of, text_of
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, falls
-from gsqtok.studies.table import Table
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, falls, opposite
+from gsqtok.studies.table import Table, Value
 
 CODEBOOKS = {"smoke": (16,), "small": (8192, 262_144), "paper": (8192, 262_144)}
 D = 8
@@ -40,6 +40,10 @@ def findings(table: Table) -> list[Finding]:
                 told = [text_of(metric, value.mean) for value in (bad, good)]
                 because = f"{metric_of(metric).title}: {told[0]} ({', '.join(broken)}), {told[1]} (sphere, l2)"
                 found.append(Finding(f"{claim}: {falling} (V = {size:,}, d = {D})", falls(metric, bad, good), because))
+        usage = table.value("usage", V=size, init="sphere", norm="l2")
+        verdict = "supported" if usage.mean >= 0.99 else opposite(falls("usage", usage, Value(1.0)))
+        because = f"usage {text_of('usage', usage.mean)}"
+        found.append(Finding(f"with a spherical start and l2 all codewords are used (V = {size:,})", verdict, because))
     return found
 
 

@@ -24,8 +24,7 @@ def training_metrics(lines: Sequence[dict[str, Any]]) -> dict[str, float]:
     norms, peaks = ([x[name] for x in late] for name in ("loss/gradient_norm", "loss/gradient_norm_max"))
     if norms := [norm for norm in norms if math.isfinite(norm)]:
         metrics["gradient_norm"] = median(norms)
-        peaks = [peak for peak in peaks if math.isfinite(peak)]
-        metrics["gradient_peak"] = max(peaks, default=math.inf) / metrics["gradient_norm"]
+        metrics["gradient_peak"] = max(peak for peak in peaks if math.isfinite(peak)) / metrics["gradient_norm"]
     counted = [x for x in lines if "codebook/perplexity" in x]
     # the last count may be over fewer images
     counted = [x for x in counted if x["step"] % counted[0]["step"] == 0]

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import BEYOND_SEEDS, QUALITY, Finding, Plot, Run, Study, Verdict, exceeds
+from gsqtok.studies.study import BEYOND_SEEDS, QUALITY, Finding, Plot, Run, Study, Verdict, all_of, exceeds, falls
 from gsqtok.studies.table import Table, Value
 from gsqtok.training.config import AdversarialConfig
 
@@ -68,6 +68,15 @@ def findings(table: Table) -> list[Finding]:
         because = f"{distance.replace('_', ' ')} {value:.4g} at its best ({setting}), {without.mean:.4g} without"
         share = BEYOND_SEEDS["frechet_distance"]
         found.append(Finding(claim, exceeds(without, Value(value), share * without.mean), because))
+    pairs, told = [], []
+    for kind in ("patch", "stylegan", "projected"):
+        held = {"discriminator": kind, "betas": "0.9, 0.99"}
+        near, far = (table.value(distance, losses=losses, **held) for losses in ("NH", "HH"))
+        if near and far:
+            pairs.append(falls("frechet_distance", near, far))
+            told.append(f"{kind} {near} and {far}")
+    claim = "a non-saturating generator loss is better than hinge beside a hinge discriminator, in features"
+    found.append(Finding(claim, all_of(pairs), f"Fréchet distances: {'; '.join(told)}"))
     tried = [row for row in table.rows_of(discriminator="stylegan") if row.state in ("done", "diverged")]
     broken = [row for row in tried if row.state == "diverged" or row.metrics.get("skipped_steps", 0) > 0]
     verdict: Verdict = "not tested" if not tried else "supported" if broken else "not supported"

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, all_of, exceeds
-from gsqtok.studies.table import Table
+from gsqtok.studies.table import Table, known
 
 D = 4  # channels of a group
 CODEBOOK_SIZE = {"smoke": 16, "small": 4096, "paper": 262_144}
@@ -28,8 +28,17 @@ def runs(scale: Scale) -> list[Run]:
 
 
 def findings(table: Table) -> list[Finding]:
-    """What each doubling of the factor costs at equal bits, and what part of its loss more groups mend."""
+    """What more groups bring, what each doubling of f costs at equal bits, and what part of it groups make up for."""
     found = []
+    for f in table.values("f"):
+        psnr = known((g, table.value("psnr", f=f, G=g)) for g in sorted(table.values("G", f=f)))
+        claim = f"more latent channels, in groups of the same d, give better images at f{f}"
+        if len(psnr) < 2:
+            found.append(Finding(claim, "not tested"))
+            continue
+        told = ", ".join(f"D = {D * g}: {value.mean:.2f}" for g, value in psnr.items())
+        verdict = exceeds(psnr[max(psnr)], psnr[min(psnr)], BEYOND_SEEDS["psnr"])
+        found.append(Finding(claim, verdict, f"PSNR, dB: {told}"))
     for f, doubled in pairwise(sorted(table.values("f"))):
         lost, mended, costs, gains = [], [], [], []
         for g in table.values("G", f=f):

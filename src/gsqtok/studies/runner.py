@@ -72,8 +72,8 @@ Report = Callable[[PlacedRun, "Outcome | None", str], None]
 def run_all(runs: Iterable[PlacedRun], devices: Sequence[int | None], per_device: int, report: Report) -> None:
     """Execute every run; one that fails does not stop the others.
 
-    Those that time a model come last, one at a time on the first device: a small model's time is the processor's, and
-    whatever else the machine does would be part of it.
+    Codecs are measured by the processor, beside what GPUs do. Runs that time a model come last, one at a time on the
+    first device: a small model's time is the processor's, and whatever else the machine does would be part of it.
 
     Args:
         runs: executed in this order, as devices become free.
@@ -82,19 +82,28 @@ def run_all(runs: Iterable[PlacedRun], devices: Sequence[int | None], per_device
         report: called with each run's outcome, or with None and why it failed.
     """
     runs = list(runs)
-    _spread([r for r in runs if r.run.batch is None], [d for _ in range(per_device) for d in devices], report)
+    slots = [d for _ in range(per_device) for d in devices]
+    if None not in devices:
+        codecs = sum(r.run.codec is not None for r in runs)
+        slots += [None] * min(codecs, max(1, processors() // 2))
+    _spread([r for r in runs if r.run.batch is None], slots, report)
     _spread([r for r in runs if r.run.batch is not None], devices[:1], report)
 
 
 def _spread(runs: Sequence[PlacedRun], slots: Sequence[int | None], report: Report) -> None:
     """A pool of one process for each slot: a run that takes its process down takes no other with it."""
-    waiting, free = deque(runs), deque(range(len(slots)))
+    waiting, free = list(runs), deque(range(len(slots)))
+    cpus_for_all = all(device is None for device in slots)  # beside GPUs they measure codecs only
     pools: dict[int, ProcessPoolExecutor] = {}
     busy: dict[Future[Outcome], tuple[int, PlacedRun]] = {}
     try:
         while waiting or busy:
-            while waiting and free:
-                slot, run = free.popleft(), waiting.popleft()
+            for slot in list(free):
+                suited = (r for r in waiting if cpus_for_all or (r.run.codec is not None) == (slots[slot] is None))
+                if (run := next(suited, None)) is None:
+                    continue
+                free.remove(slot)
+                waiting.remove(run)
                 if slot not in pools:
                     pools[slot] = _pool(slots[slot], len(slots))
                 busy[pools[slot].submit(_execute_with_log, run)] = slot, run

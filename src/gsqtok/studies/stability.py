@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, Verdict, exceeds, judge, seeds
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, Verdict, exceeds, judge, opposite, seeds
 from gsqtok.studies.table import Table, Value, known
 
 D = 8
@@ -36,17 +36,12 @@ def findings(table: Table) -> list[Finding]:
         peaks, base = (table.value("gradient_peak", V=v) for v in (size, smallest))
         because = f"the largest gradient is {peaks} times the median; {base} times at V = {smallest:,}"
         claim = f"gradients are no more uneven {where} than at V = {smallest:,} (by a half)"
-        found.append(Finding(claim, _not(exceeds(peaks, base, 0.5 * base.mean)), because))
+        found.append(Finding(claim, opposite(exceeds(peaks, base, 0.5 * base.mean)), because))
         found.append(_held(table, size))
         psnr, base = (table.value("psnr", V=v) for v in (size, smallest))
         claim = f"images are better {where} than at V = {smallest:,}"
         found.append(Finding(claim, exceeds(psnr, base, 0.1), f"{psnr} against {base} dB"))
     return found
-
-
-def _not(verdict: Verdict) -> Verdict:
-    opposite: dict[Verdict, Verdict] = {"supported": "not supported", "not supported": "supported"}
-    return opposite.get(verdict, verdict)
 
 
 def _held(table: Table, size: int) -> Finding:

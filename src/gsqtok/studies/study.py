@@ -161,6 +161,12 @@ def falls(metric: str, low: Value, high: Value) -> Verdict:
     return exceeds(high, low, least if metric == "psnr" else least * abs(high.mean))
 
 
+def opposite(verdict: Verdict) -> Verdict:
+    """Give the verdict on the contrary."""
+    turned: dict[Verdict, Verdict] = {"supported": "not supported", "not supported": "supported"}
+    return turned.get(verdict, verdict)
+
+
 def all_of(verdicts: Sequence[Verdict]) -> Verdict:
     """Give the verdict on a claim of several parts: it stands where all do, and falls with the first that does."""
     worst: tuple[Verdict, ...] = ("not supported", "not tested", "undecided")

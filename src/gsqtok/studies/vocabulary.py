@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds
+from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, all_of, exceeds, falls
 from gsqtok.studies.table import Table, known
 
 DIMS = {"smoke": (4,), "small": (4, 8, 16), "paper": (4, 8, 16)}
@@ -40,7 +40,15 @@ def findings(table: Table) -> list[Finding]:
             for v, value in psnr.items()
         )
         found.append(Finding(claim, verdict, because))
-    return found
+    few, many = sorted(table.values("d"))[-2:] if len(table.values("d")) > 1 else (0, 0)
+    verdicts, told = [], []
+    for v in table.values("V"):
+        low, high = (table.value("psnr", run="trained", d=d, V=v) for d in (many, few))
+        if low and high:
+            verdicts.append(falls("psnr", low, high))
+            told.append(f"V = {v:,}: {low.mean:.2f} and {high.mean:.2f} dB")
+    claim = f"at one group and the same V, {many} channels give worse images than {few}"
+    return [*found, Finding(claim, all_of(verdicts), "; ".join(told))]
 
 
 STUDY = Study(
