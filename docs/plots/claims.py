@@ -46,11 +46,13 @@ class Claim:
         text: what is claimed.
         evidence: what bears on it; nothing: it is not tested.
         remark: what its verdict does not say. Holds no number of ours.
+        command: what would test it, where no study has.
     """
 
     text: str
     evidence: tuple[Evidence, ...] = ()
     remark: str = ""
+    command: str = ""
 
 
 PARTS: dict[str, tuple[Claim, ...]] = {
@@ -100,6 +102,10 @@ PARTS: dict[str, tuple[Claim, ...]] = {
             "3. Groups make up for a part of what down-sampling costs", (Evidence("factor-small", "make up for a part"),)
         ),
         Claim(
+            "3, break: at one group and V = 262,144 a uniform start loses usage and quality",
+            (Evidence("codebook-small", r"^with a uniform start: .*V = 262,144"),),
+        ),
+        Claim(
             "3, break: with a uniform start and groups, at f16 and f32, usage falls", (Evidence("start-small", "usage falls"),)
         ),
         Claim(
@@ -108,7 +114,7 @@ PARTS: dict[str, tuple[Claim, ...]] = {
         ),
     ),
     "Results": (
-        Claim("f16 reaches rFID .50 (8 x 2, V = 262,144; 0.56 bits/px)", remark="It needs ImageNet, Inception and 50,000 steps of 512 images."),
+        Claim("f16 reaches rFID .50 (8 x 2, V = 262,144; 0.56 bits/px)", remark="It needs ImageNet, Inception and 50,000 steps of 512 images.", command="gsqtok study scaling --scale paper --data IMAGENET"),
         Claim(
             "The table of groups at 256 px: quality is ordered as in the paper",
             (Evidence("scaling-medium", "orders the numbers of groups"),),
@@ -121,6 +127,7 @@ PARTS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "Ahead of the state of the art in rFID, PSNR and SSIM",
             remark="No study here trains others' tokenizers at their length; `headtohead` compares quantizers, not tokenizers.",
+            command="gsqtok evaluate MODEL IMAGENET --split validation --protocol adm --features inception",
         ),
         Claim(
             "Better with more latent channels, d held", (Evidence("factor-small", "more latent channels"),)
@@ -140,9 +147,9 @@ PARTS: dict[str, tuple[Claim, ...]] = {
         Claim("The exact search gives better images than one in bf16 (ours)", (Evidence("precision-small", "the exact search gives"),)),
     ),
     "The training's choices": (
-        Claim("No entropy loss is needed; a weight of .1 or .5 harms"),
-        Claim("Adaptive group norm and depth-to-space are slightly worse without a discriminator, better with one"),
-        Claim("A perceptual term on DINO is better than LPIPS, VGG logits, ResNet"),
+        Claim("No entropy loss is needed; a weight of .1 or .5 harms", remark="`gsq` has no such term here."),
+        Claim("Adaptive group norm and depth-to-space are slightly worse without a discriminator, better with one", command="gsqtok train gan-f8-128 --data.train IMAGENET --model.adaptive_norm true --model.depth_to_space true"),
+        Claim("A perceptual term on DINO is better than LPIPS, VGG logits, ResNet", command="gsqtok train vae-f8-128 --data.train IMAGENET --loss.perceptual timm:resnet50"),
         Claim("Adam's betas (.9, .99) are better for PatchGAN", (Evidence("discriminator-small", "better at betas"),)),
         Claim(
             "The projected discriminator brings reconstructions closer in features than none",
@@ -157,8 +164,8 @@ PARTS: dict[str, tuple[Claim, ...]] = {
             "A non-saturating generator loss beside a hinge discriminator is better than hinge for both",
             (Evidence("discriminator-small", "a non-saturating generator loss"),),
         ),
-        Claim("Adaptive weight, gradient penalty and LeCAM do not help"),
-        Claim("Larger batches with higher learning rates are better"),
+        Claim("Adaptive weight, gradient penalty and LeCAM do not help", command="gsqtok train gan-f8-128 --data.train IMAGENET --adversarial.adaptive_weight true"),
+        Claim("Larger batches with higher learning rates are better", command="gsqtok train gan-f8-128 --data.train IMAGENET --batch_size 512 --optimizer.learning_rate 2e-4"),
     ),
     "Failure signs": (
         Claim(
@@ -169,8 +176,8 @@ PARTS: dict[str, tuple[Claim, ...]] = {
             "Usage near nothing is collapse, and goes with worse images",
             (Evidence("codebook-small", "^neither trick"),),
         ),
-        Claim("rFID stays where it is with more parameters"),
-        Claim("Unsuitable adversarial losses end in NaN"),
+        Claim("rFID stays where it is with more parameters", command="gsqtok train gan-f8-128 --data.train IMAGENET --model.channels 192"),
+        Claim("Unsuitable adversarial losses end in NaN", command="gsqtok study discriminator --scale paper --data IMAGENET"),
         Claim(
             "The StyleGAN discriminator ends in NaN",
             remark="The paper's is the official code's, which no study has run. StyleGAN2's own, the next line, is another network.",
@@ -183,7 +190,7 @@ PARTS: dict[str, tuple[Claim, ...]] = {
     ),
     "Trade-offs of the design": (
         Claim("G against d: at the same bits fewer, larger groups are no worse", (Evidence("groups-small", "the most groups .* bits$", contrary=True),)),
-        Claim("One codebook for all groups is as good as one for each", remark="`headtohead` has both (`gsq shared`, `gsq separate`)."),
+        Claim("One codebook for all groups is as good as one for each", remark="`headtohead` has both (`gsq shared`, `gsq separate`).", command=f"gsqtok study headtohead {DATA}"),
         Claim(
             "l2 costs computation beside plain VQ (more than half as much again)",
             (Evidence("latency-small", "l2 normalisation costs little", contrary=True),),
@@ -245,7 +252,7 @@ PARTS: dict[str, tuple[Claim, ...]] = {
     ),
     "Limitations that the paper names": (
         Claim("Little is known beyond f32", remark="`factor` has f64 at 64 px, above."),
-        Claim("Images larger than 256 px", remark="No study has any."),
+        Claim("Images larger than 256 px", remark="No study has any.", command="gsqtok train scale-f32-256 --data.train IMAGENET --data.size 512"),
         Claim("Very large codebooks", remark="`vocabulary` and `stability`, above."),
     ),
 }  # fmt: skip
@@ -314,6 +321,8 @@ def block(claim: Claim) -> str:
         )
     if claim.remark:
         lines.append(claim.remark)
+    if claim.command:
+        lines.append(f"What would test it: `{claim.command}`")
     return "\n\n".join(lines)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from gsqtok.io import write_bytes
 from gsqtok.studies import STUDIES
+from gsqtok.studies.page import results_table
 from gsqtok.studies.study import exceeds
 from gsqtok.studies.table import Table
 
@@ -456,11 +457,30 @@ seed. N is the non-saturating, H the hinge loss; generator's first. FD (Efficien
 - The measuring network is a sister of the one that `projected` and the perceptual term look through, which favours them."""
 
 
+def by_itself(folder: str) -> str:
+    """A study as its page has it: the table of results, and each finding; nothing where it has not been run."""
+    file = DOCS / "studies" / folder / "results.json"
+    if not file.exists():
+        return ""
+    found = Table.load(file)
+    study, held = STUDIES[found.study], found.setting["first_run"]
+    said = "\n".join(f"- **{f.verdict}**: {f.claim}. {f.because}" for f in study.findings(found))
+    return f"""### {study.name}: {study.question}
+[All runs](studies/{folder}/README.md), {held["steps"]:,} steps of {held["batch_size"]} images of {held["data"]["size"]} px, {found.environment["device"]}, {found.environment["date"][:10]}:
+
+{results_table(study, found)}
+
+{said}"""
+
+
 def section() -> str:
     parts: list[Callable[[], str]] = [
         precision, groups, codebook, methods, latency, vocabulary, factor, isolate, limits, discriminator
     ]  # fmt: skip
-    return "\n\n".join(["## Studies at the small scale", introduction(), *(part() for part in parts)]) + "\n\n"
+    texts = [introduction(), *(part() for part in parts), by_itself("start-small"), by_itself("stability-small")]
+    if scaling := by_itself("scaling-medium"):
+        texts += ["## The paper's table of groups at 256 px", scaling]
+    return "\n\n".join(["## Studies at the small scale", *filter(None, texts)]) + "\n\n"
 
 
 def wrapped(text: str) -> str:

@@ -105,3 +105,14 @@ def test_text_stops_where_its_verdict_has_changed(scripts):
     said.needs("supported", "start and norm together help over a uniform start, no norm, one group")
     with pytest.raises(SystemExit, match="rewrite it"):
         said.needs("undecided", "start and norm together help over a uniform start, no norm, one group")
+
+
+def test_a_study_that_was_run_later_has_its_section(scripts, monkeypatch, tmp_path):
+    results, _ = scripts
+    monkeypatch.setattr(results, "DOCS", tmp_path)
+    assert results.by_itself("start-small") == ""
+    table = Table.load(ROOT / "docs/studies/isolate-small/results.json")
+    table.save(tmp_path / "studies/isolate-small/results.json")
+    text = results.by_itself("isolate-small")
+    assert "| uniform | none | 1 | 65,536 | 0.250 | 17.26 |" in text
+    assert "- **supported**: start and norm together help" in text
