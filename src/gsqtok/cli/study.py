@@ -135,10 +135,14 @@ def _list(scale: str, steps: int | None) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for study in STUDIES.values():
         runs = study.runs(held)
-        trained = [run.config for run in runs if run.batch is None]
+        trained = [run.config for run in runs if run.batch is None and run.codec is None]
         seen = sum(config.steps * config.batch_size for config in trained)
         table.add_row(
-            study.name, study.question, str(len(trained)), str(len(runs) - len(trained)), f"{seen / 1e6:.4g}M"
+            study.name,
+            study.question,
+            str(len(trained)),
+            str(sum(run.batch is not None for run in runs)),
+            f"{seen / 1e6:.4g}M",
         )
     console.print(table)
 

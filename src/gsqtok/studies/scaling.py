@@ -184,7 +184,7 @@ STUDY = Study(
         Plot("perplexity", "bits_per_pixel", "perplexity", ("f",), log_x=True, log_y=True),
     ),
     findings=findings,
-    limitations="One seed a row. Other networks, losses, images and steps than the paper's: orderings may be compared, "
-    "values not. A Fréchet distance in a network that is not Inception's is no rFID, and the feature distance is no "
+    limitations="One seed a row, and what a seed may do is taken from the small scale. Other networks, losses, images "
+    "and steps than the paper's: orderings may be compared, values not. A Fréchet distance in a network that is not Inception's is no rFID, and the feature distance is no "
     "LPIPS; both look through a sister of the perceptual term's network.",
 )
