@@ -185,6 +185,7 @@ STUDY = Study(
     ),
     findings=findings,
     limitations="One seed a row, and what a seed may do is taken from the small scale. Other networks, losses, images "
-    "and steps than the paper's: orderings may be compared, values not. A Fréchet distance in a network that is not Inception's is no rFID, and the feature distance is no "
-    "LPIPS; both look through a sister of the perceptual term's network.",
+    "and steps than the paper's: orderings may be compared, values not. A Fréchet distance in a network that is not "
+    "Inception's is no rFID, and the feature distance is no LPIPS; both look through a sister of the perceptual term's "
+    "network.",
 )
