@@ -342,8 +342,8 @@ experiments, what it leaves open: each with a verdict, the results that it rests
 Of {len(claims)} claims, {", ".join(f"{count} are {said}" for said, count in counts.items())}.
 
 - **supported**: every finding says so. **not supported**: a finding refutes it and none supports it.
-- **undecided**: findings contradict each other, or a gap is no larger than seeds make. Over the {settings} settings of the small scale with three
-  seeds, two runs that differ in their seed alone are up to {noise("psnr", False):.2f} dB, {noise("usage", True):.0%} of the usage and {noise("frechet_distance_tf_efficientnet_lite1", True):.0%} of the Fréchet distance apart
+- **undecided**: findings contradict each other, or a gap is no larger than seeds make. Over the {settings} settings of `precision` and `methods`
+  with three seeds, two runs that differ in their seed alone are up to {noise("psnr", False):.2f} dB, {noise("usage", True):.0%} of the usage and {noise("frechet_distance_tf_efficientnet_lite1", True):.0%} of the Fréchet distance apart
   (twice the standard deviation of a difference). One seed decides nothing below 0.3 dB, 25% and 15%.
 - **{NOT_TESTED}**: no study has run it, or its runs are missing.
 

@@ -72,10 +72,10 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def spreads(metric: str, relative: bool) -> list[float]:
-    """Standard deviations over three seeds, of every setting of the small scale that has them."""
+    """Standard deviations over three seeds, of every setting of precision and methods that has them."""
     found = []
-    for file in sorted(DOCS.glob("studies/*-small/results.json")):
-        results = Table.load(file)
+    for name in ("precision", "methods"):
+        results = Said(name).table
         for setting in results.settings():
             value = results.value(metric, **setting)
             if value.seeds > 1:
@@ -104,7 +104,7 @@ def introduction() -> str:
 a training says what the mechanisms do, not what they are worth at its end. rFID is not among the metrics: the Fréchet
 distance (FD) is taken in EfficientNet-Lite 1's features, which see 64 px images.
 
-**What one seed decides.** In the {len(found)} settings with three seeds their standard deviation is {sqrt(sum(x * x for x in found) / len(found)):.2f} dB (root mean square;
+**What one seed decides.** In the {len(found)} settings of `precision` and `methods` with three seeds their standard deviation is {sqrt(sum(x * x for x in found) / len(found)):.2f} dB (root mean square;
 at most {max(found):.2f}). Two runs that differ in their seed alone are therefore rarely more than {noise("psnr", False):.2f} dB apart (twice the
 standard deviation of a difference; {rest} of the value). A smaller gap between single seeds is called
 undecided, whichever way it points. [Every claim of the paper, with its verdict](claims.md)."""
