@@ -122,7 +122,8 @@ CODEBOOK = ("usage", "perplexity", "bits_per_pixel_entropy")
 
 
 # What two runs that differ in their seed alone may differ by: twice the standard deviation of a difference, pooled over
-# the settings of precision and methods at the small scale with three seeds (docs/plots/results.py computes it). In dB; the others as a share of the metric.
+# the settings of precision and methods at the small scale that have three seeds (docs/plots/results.py computes it).
+# In dB; the others as a share of the metric.
 BEYOND_SEEDS = {"psnr": 0.3, "usage": 0.25, "frechet_distance": 0.15}
 
 
