@@ -350,7 +350,7 @@ def test_scaling():
             return {"psnr": 22.0 if varied["codec"] == "webp" else 40.0, "bits_per_pixel": varied["rate"]}
         f, g, size = varied["f"], varied["G"], varied["V"]
         fewer = f == 8 and g == 4  # groups in the wrong order
-        far = {"frechet_distance_net": 30.0 if varied["discriminator"] == "yes" and f == 8 else 50.0}
+        far = {"frechet_distance_net": 30.0 if varied["discriminator"] == "projected" and f == 8 else 50.0}
         usage = {"usage": 0.4 if (f, g) == (16, 8) else 1.0}
         bits = {"bits_per_pixel": g * (size.bit_length() - 1) / f**2}
         return far | usage | bits | {"psnr": 35.0 if f == 8 and g == 16 else 24 + g - 4 * fewer - 10 * (f == 32)}

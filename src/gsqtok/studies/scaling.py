@@ -35,6 +35,7 @@ PAPER: dict[tuple[int, int, int], dict[int, tuple[float, ...]]] = {
 _COLUMNS = ("paper_rfid", "paper_lpips", "paper_psnr", "paper_ssim", "paper_usage", "paper_perplexity")
 AGAINST = ((8, 4), (16, 8))  # f, G of the rows that are trained with a discriminator, too
 CODECS = ("webp", "avif")
+_PLAIN = (("discriminator", "none"),)
 NEAR_LOSSLESS = (8, 16)
 
 
@@ -52,7 +53,9 @@ def runs(scale: Scale) -> list[Run]:
             found.append(Run(varied | {"discriminator": "none"}, without, published=published))
             if (f, g) in AGAINST or scale.name == "paper":
                 adversarial = replace(scale.adversarial, start_step=config.steps // 2)
-                run = Run(varied | {"discriminator": "yes"}, replace(config, adversarial=adversarial))
+                run = Run(
+                    varied | {"discriminator": adversarial.discriminator}, replace(config, adversarial=adversarial)
+                )
                 against.append(replace(run, published=published))
             if f < 32:  # below 0.07 bits/px a codec's file is little more than its header
                 rates.append(g * (size.bit_length() - 1) / scale.factor(f) ** 2)
@@ -119,14 +122,15 @@ def _near_lossless(table: Table) -> Finding:
 
 def _against(table: Table) -> list[Finding]:
     names = sorted({n for row in table.rows for n in row.metrics if n.startswith(("rfid", "frechet_distance"))})
+    kind = next((kind for kind in table.values("discriminator") if kind != "none"), "")
     found = []
     for f, g in AGAINST:
         claim = f"a discriminator brings f{f}, G = {g} closer in features"
         if not names:
             found.append(Finding(claim, "not tested"))
             continue
-        near, far = (table.value(names[-1], f=f, G=g, discriminator=kind) for kind in ("yes", "none"))
-        psnr, plain = (table.value("psnr", f=f, G=g, discriminator=kind) for kind in ("yes", "none"))
+        near, far = (table.value(names[-1], f=f, G=g, discriminator=name) for name in (kind, "none"))
+        psnr, plain = (table.value("psnr", f=f, G=g, discriminator=name) for name in (kind, "none"))
         told = f"{names[-1].replace('_', ' ')} {near} with, {far} without; PSNR {psnr} and {plain} dB"
         found.append(Finding(claim, falls("frechet_distance", near, far), told))
     return found
@@ -179,9 +183,9 @@ STUDY = Study(
         "training_seconds",
     ),
     plots=(
-        Plot("psnr", "bits_per_pixel", "psnr", ("f", "codec"), log_x=True),
-        Plot("paper", "bits_per_pixel", "paper_psnr", ("f",), log_x=True),
-        Plot("perplexity", "bits_per_pixel", "perplexity", ("f",), log_x=True, log_y=True),
+        Plot("psnr", "bits_per_pixel", "psnr", ("f", "discriminator", "codec"), log_x=True),
+        Plot("paper", "bits_per_pixel", "paper_psnr", ("f",), log_x=True, only=_PLAIN),
+        Plot("perplexity", "bits_per_pixel", "perplexity", ("f",), log_x=True, log_y=True, only=_PLAIN),
     ),
     findings=findings,
     limitations="One seed a row, and what a seed may do is taken from the small scale. Other networks, losses, images "
