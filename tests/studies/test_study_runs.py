@@ -3,6 +3,7 @@
 import dataclasses
 import multiprocessing
 import os
+import shutil
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -111,6 +112,12 @@ def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
     (other,) = run_studies([dataclasses.replace(study, name="other")], "smoke", Images(DEMO, DEMO), tmp_path)
     assert [row.metrics for row in other.rows] == [row.metrics for row in table.rows]
 
+    # nor is what the results hold, where the runs' folders are gone
+    shutil.rmtree(tmp_path / "runs")
+    assert main(command) == 0
+    again = Table.load(folder / "results.json")
+    assert (again.rows, again.environment) == (table.rows, table.environment)
+
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("_forked")
@@ -132,6 +139,22 @@ def test_a_dead_worker_and_a_missing_source_stop_nothing(tmp_path):
 
 def placed(name, batch=None):
     return PlacedRun(name, Run({}, SCALES["smoke"].config, batch), Path(name), SCALES["smoke"])
+
+
+def test_codecs_are_measured_beside_the_gpus(monkeypatch):
+    monkeypatch.setattr(Pool, "made", [])
+    monkeypatch.setattr(runner, "_pool", lambda device, slots: Pool(device))
+    monkeypatch.setattr(runner, "processors", lambda: 2)
+
+    def wait(busy, return_when):
+        future = next(f for pool in Pool.made for _, f in pool.pending if f in busy)
+        future.set_result("done")
+        return SimpleNamespace(done={future})
+
+    monkeypatch.setattr(runner, "wait", wait)
+    codecs = [dataclasses.replace(placed(name), run=Run({}, SCALES["smoke"].config, codec="webp@1")) for name in "ab"]
+    run_all([*codecs, placed("c"), placed("d")], [0], 1, lambda *_: None)
+    assert [[run.name for run, _ in pool.pending] for pool in Pool.made] == [["c", "d"], ["a", "b"]]
 
 
 def test_timings_come_last_and_one_at_a_time(monkeypatch):

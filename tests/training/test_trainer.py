@@ -52,6 +52,7 @@ def test_the_run_folder(tiny, metrics):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = metrics(run)
     assert [line["step"] for line in losses] == [1, 2, 3, 4, 5, 6]
+    assert all(line["loss/gradient_norm_max"] >= line["loss/gradient_norm"] * (1 - 1e-6) for line in losses)
     assert all(math.isfinite(line["loss/gradient_norm"]) and line["learning_rate"] == 2e-3 for line in losses)
     events = EventAccumulator(str(run / "tensorboard"))
     events.Reload()

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 def study(
     names: list[str],
     *,
-    scale: Literal["smoke", "small", "paper"] = "small",
+    scale: Literal["smoke", "small", "medium", "paper"] = "small",
     data: list[str] | None = None,
     validation: str | None = None,
     output: str = "studies",
@@ -34,8 +34,8 @@ def study(
 
     Args:
         names: of studies, or all; ls lists them with what they cost
-        scale: smoke takes seconds on a CPU; small (64 px) minutes to an hour of one GPU; paper is the
-            paper's own setting
+        scale: smoke takes seconds on a CPU; small (64 px) minutes to an hour of one GPU; medium has the same settings
+            and compact networks at 256 px; paper is the paper's own setting
         data: images to train on, as gsqtok train takes them; without --validation their splits train and validation
             (smoke: the demo's images)
         validation: images to measure on
@@ -162,10 +162,14 @@ def _list(scale: str, steps: int | None) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for study in STUDIES.values():
         runs = study.runs(held)
-        trained = [run.config for run in runs if run.batch is None]
+        trained = [run.config for run in runs if run.batch is None and run.codec is None]
         seen = sum(config.steps * config.batch_size for config in trained)
         table.add_row(
-            study.name, study.question, str(len(trained)), str(len(runs) - len(trained)), f"{seen / 1e6:.4g}M"
+            study.name,
+            study.question,
+            str(len(trained)),
+            str(sum(run.batch is not None for run in runs)),
+            f"{seen / 1e6:.4g}M",
         )
     console.print(table)
 

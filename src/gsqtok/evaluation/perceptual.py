@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gsqtok.evaluation.features import full_precision
 from gsqtok.evaluation.similarity import to_8_bits
 from gsqtok.io import sha256_of
-from gsqtok.losses.perceptual import PerceptualDistance, lpips
+from gsqtok.losses.perceptual import PerceptualDistance, build_perceptual, lpips
 from gsqtok.networks.backbone import trunk_file
 
 TRUNKS = {"lpips_vgg": "vgg16", "lpips_alex": "alexnet", "lpips_vtbench": "alexnet", "dists": "vgg16"}
@@ -29,7 +29,8 @@ class ImageDistance:
 
     Args:
         name: ``"lpips_vgg"``, ``"lpips_alex"``, ``"dists"``, or ``"lpips_vtbench"``: on AlexNet, of images in [0, 1]
-            where LPIPS expects [-1, 1], which VTBench's results are of.
+            where LPIPS expects [-1, 1], which VTBench's results are of; or ``"timm:NETWORK"``, LPIPS's formula with
+            equal weights in a network of timm, whose metric is called ``feature_distance_NETWORK``.
         download: fetch the trunk into torch's hub cache where it is absent.
 
     Attributes:
@@ -40,9 +41,15 @@ class ImageDistance:
         FileNotFoundError: no weights; the message says what to get and where to put it.
     """
 
+    network: nn.Module
+
     def __init__(self, name: str, *, download: bool = False) -> None:
+        if name.startswith("timm:"):
+            self.name, self.smallest = name, 0
+            self.metric, self.network = f"feature_distance_{name.removeprefix('timm:')}", build_perceptual(name)
+            return
         if name not in TRUNKS:
-            raise ValueError(f"no perceptual distance {name!r}; there are {', '.join(TRUNKS)}")
+            raise ValueError(f"no perceptual distance {name!r}; there are {', '.join(TRUNKS)}, timm:NETWORK")
         file = trunk_file(TRUNKS[name], download=download)
         self.name, self.smallest = name, _SMALLEST[TRUNKS[name]]
         digest = sha256_of(file)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from gsqtok.evaluation.report.metrics import metric_of, text_of
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, judge
-from gsqtok.studies.table import Table
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, falls, opposite
+from gsqtok.studies.table import Table, Value
 
 CODEBOOKS = {"smoke": (16,), "small": (8192, 262_144), "paper": (8192, 262_144)}
 D = 8
@@ -17,7 +18,7 @@ def runs(scale: Scale) -> list[Run]:
             {"init": init, "norm": norm, "V": size},
             scale.gsq(1, D, size, options={"init": init, "norm": norm}, ablation=True),
         )
-        for size in CODEBOOKS[scale.name]
+        for size in CODEBOOKS[scale.settings]
         for init in ("uniform", "sphere")
         for norm in ("none", "l1", "l2")
     ]
@@ -28,20 +29,21 @@ def findings(table: Table) -> list[Finding]:
     found = []
     for size in table.values("V"):
         for claim, broken in (
-            ("neither trick: a uniform start without a norm collapses", ("uniform", "none")),
-            ("without l2 the usage drops", ("sphere", "none")),
-            ("with l1 instead of l2 the usage drops", ("sphere", "l1")),
-            ("with a uniform start the usage drops", ("uniform", "l2")),
+            ("neither trick (a uniform start without a norm)", ("uniform", "none")),
+            ("without l2", ("sphere", "none")),
+            ("with l1 instead of l2", ("sphere", "l1")),
+            ("with a uniform start", ("uniform", "l2")),
         ):
             settings = [{"V": size, "init": init, "norm": norm} for init, norm in (broken, ("sphere", "l2"))]
-            bad, good = (table.value("usage", **setting) for setting in settings)
-            psnr = [table.value("psnr", **setting).mean for setting in settings]
-            because = (
-                f"usage {bad.mean:.2%} with {', '.join(broken)}; {good.mean:.2%} with sphere, l2; "
-                f"PSNR {psnr[0]:.2f} and {psnr[1]:.2f} dB"
-            )
-            verdict = judge(bad.mean < 0.9 * good.mean, bad, good)
-            found.append(Finding(f"{claim} (V = {size:,}, d = {D})", verdict, because))
+            for metric, falling in (("usage", "usage falls"), ("psnr", "images are worse")):
+                bad, good = (table.value(metric, **setting) for setting in settings)
+                told = [text_of(metric, value.mean) for value in (bad, good)]
+                because = f"{metric_of(metric).title}: {told[0]} ({', '.join(broken)}), {told[1]} (sphere, l2)"
+                found.append(Finding(f"{claim}: {falling} (V = {size:,}, d = {D})", falls(metric, bad, good), because))
+        usage = table.value("usage", V=size, init="sphere", norm="l2")
+        verdict = "supported" if usage.mean >= 0.99 else opposite(falls("usage", usage, Value(1.0)))
+        because = f"usage {text_of('usage', usage.mean)}"
+        found.append(Finding(f"with a spherical start and l2 all codewords are used (V = {size:,})", verdict, because))
     return found
 
 

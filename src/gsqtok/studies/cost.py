@@ -69,7 +69,8 @@ class TokenCost:
         """Tokenize, train the prior and measure; goes on where an earlier attempt stopped.
 
         Returns:
-            ``bits_per_pixel_prior``, ``bits_per_token_prior`` and ``prior_seconds``; nothing for a prior that diverged.
+            ``bits_per_pixel_prior``, ``bits_per_token_prior``, ``prior_seconds`` and ``prior_steps``; nothing for a
+            prior that diverged.
         """
         work = self.folder / "prior"
         with _cache(work / "cache"):
@@ -103,7 +104,7 @@ class TokenCost:
         prior = Prior.from_pretrained(work / "run").to(device)
         found = predictability(prior, TokenDataset(held_out), batch_size=100, autocast=device == "cuda")
         bits = {f"{name}_prior": found[name] for name in ("bits_per_pixel", "bits_per_token")}
-        return bits | {"prior_seconds": seconds}
+        return bits | {"prior_seconds": seconds, "prior_steps": float(self.config.steps)}
 
     def _tokenized(self, part: str, work: Path, device: str) -> Path:
         """The token data set of the training images, each mirrored, too, or of the validation images."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, Verdict
-from gsqtok.studies.table import Table
+from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, all_of, exceeds
+from gsqtok.studies.table import Table, known
 
 D = 4  # channels of a group
 CODEBOOK_SIZE = {"smoke": 16, "small": 4096, "paper": 262_144}
@@ -17,33 +19,47 @@ GROUPS: dict[str, dict[int, tuple[int, ...]]] = {
 
 def runs(scale: Scale) -> list[Run]:
     """Groups of 4 channels at every factor, at rates that overlap."""
-    size = CODEBOOK_SIZE[scale.name]
+    size = CODEBOOK_SIZE[scale.settings]
     return [
         Run({"f": f, "G": g, "d": D, "V": size}, scale.gsq(g, D, size, factor=f))
-        for f, groups in GROUPS[scale.name].items()
+        for f, groups in GROUPS[scale.settings].items()
         for g in groups
     ]
 
 
 def findings(table: Table) -> list[Finding]:
-    """Which factor is best at each rate that several have."""
-    rates: dict[float, dict[int, float]] = {}
+    """What more groups bring, what each doubling of f costs at equal bits, and what part of it groups make up for."""
+    found = []
     for f in table.values("f"):
+        psnr = known((g, table.value("psnr", f=f, G=g)) for g in sorted(table.values("G", f=f)))
+        claim = f"more latent channels, in groups of the same d, give better images at f{f}"
+        if len(psnr) < 2:
+            found.append(Finding(claim, "not tested"))
+            continue
+        told = ", ".join(f"D = {D * g}: {value.mean:.2f}" for g, value in psnr.items())
+        verdict = exceeds(psnr[max(psnr)], psnr[min(psnr)], BEYOND_SEEDS["psnr"])
+        found.append(Finding(claim, verdict, f"PSNR, dB: {told}"))
+    for f, doubled in pairwise(sorted(table.values("f"))):
+        lost, mended, costs, gains = [], [], [], []
         for g in table.values("G", f=f):
-            bits, psnr = (table.value(name, f=f, G=g) for name in ("bits_per_pixel", "psnr"))
-            if bits and psnr:
-                rates.setdefault(round(bits.mean, 4), {})[f] = psnr.mean
-    shared = {rate: by_factor for rate, by_factor in sorted(rates.items()) if len(by_factor) > 1}
-    claim = "higher spatial compression costs quality at equal bits (groups make up for part of it)"
-    if not shared:
-        return [Finding(claim, "not tested")]
-    lost = [by_factor[min(by_factor)] - by_factor[max(by_factor)] for by_factor in shared.values()]
-    verdict: Verdict = "supported" if min(lost) > 0.3 else "not supported" if max(lost) < 0.3 else "undecided"
-    because = "; ".join(
-        f"{rate:g} bits/px: " + ", ".join(f"f{f} {psnr:.2f} dB" for f, psnr in by_factor.items())
-        for rate, by_factor in shared.items()
-    )
-    return [Finding(claim, verdict, because)]
+            fine, equal = (table.value("psnr", f=at, G=groups) for at, groups in ((f, g), (doubled, 4 * g)))
+            if fine and equal:
+                lost.append(exceeds(fine, equal, BEYOND_SEEDS["psnr"]))
+                bits = table.value("bits_per_pixel", f=f, G=g).mean
+                costs.append(f"{bits:.3g} bits/px: {fine.mean:.2f} to {equal.mean:.2f} dB")
+            same = table.value("psnr", f=doubled, G=g)
+            if fine and equal and same:
+                mended.append(exceeds(equal, same, BEYOND_SEEDS["psnr"]))
+                share = (equal.mean - same.mean) / (fine.mean - same.mean)
+                gains.append(
+                    f"G = {g} has {fine.mean:.2f} dB at f{f} and {same.mean:.2f} at f{doubled}, where G = {4 * g} has "
+                    f"{equal.mean:.2f}: {share:.0%} of the loss"
+                )
+        claim = f"f{doubled} costs quality beside f{f} at equal bits"
+        found.append(Finding(claim, all_of(lost), "; ".join(costs)))
+        claim = f"four times the groups, at equal bits, make up for a part of what f{doubled} loses to f{f}"
+        found.append(Finding(claim, all_of(mended), "; ".join(gains)))
+    return found
 
 
 STUDY = Study(

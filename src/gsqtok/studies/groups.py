@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds
+from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds
 from gsqtok.studies.table import Table, known
 
 D = {"smoke": 4, "small": 16, "paper": 16}
@@ -15,7 +15,7 @@ LARGEST = 18  # bits of a codebook
 
 def runs(scale: Scale) -> list[Run]:
     """G from 1 to D at one V and each factor; then, at f8, V chosen so that all spend the same bits."""
-    dim, size = D[scale.name], CODEBOOK_SIZE[scale.name]
+    dim, size = D[scale.settings], CODEBOOK_SIZE[scale.settings]
     powers = [2**i for i in range(dim.bit_length()) if 2**i <= dim]
     fixed = [
         Run({"held": "V", "f": f, "G": g, "d": dim // g, "V": size}, scale.gsq(g, dim // g, size, factor=f))
@@ -27,7 +27,7 @@ def runs(scale: Scale) -> list[Run]:
             {"held": f"{bits} bits", "f": 8, "G": g, "d": dim // g, "V": 2 ** (bits // g)},
             scale.gsq(g, dim // g, 2 ** (bits // g)),
         )
-        for bits in EQUAL_BITS[scale.name]
+        for bits in EQUAL_BITS[scale.settings]
         for g in powers
         if bits % g == 0 and 1 <= bits // g <= LARGEST
     ]
@@ -41,18 +41,18 @@ def findings(table: Table) -> list[Finding]:
         for f in table.values("f", held=held):
             groups = sorted(table.values("G", held=held, f=f))
             psnr = known((g, table.value("psnr", held=held, f=f, G=g)) for g in groups)
-            claim = f"more groups give better images at f{f} and the same {held}"
+            claim = f"the most groups give better images than the fewest at f{f} and the same {held}"
             if len(psnr) < 2:
                 found.append(Finding(claim, "not tested"))
                 continue
-            first, best = min(psnr), max(psnr, key=lambda g: psnr[g].mean)
-            verdict = exceeds(psnr[best], psnr[first], 0.3) if best != first else "not supported"
+            best = max(psnr, key=lambda g: psnr[g].mean)
+            verdict = exceeds(psnr[max(psnr)], psnr[min(psnr)], BEYOND_SEEDS["psnr"])
             curve = ", ".join(f"G = {g}: {value.mean:.2f}" for g, value in psnr.items())
             found.append(Finding(claim, verdict, f"PSNR, dB: {curve}; the best is G = {best}"))
     one = known((f, table.value("psnr", held="V", f=f, G=1)) for f in table.values("f", held="V"))
     if len(one) > 1:
         because = "; ".join(f"f{f}: {value.mean:.2f} dB" for f, value in one.items())
-        verdict = exceeds(one[min(one)], one[max(one)], 0.3)
+        verdict = exceeds(one[min(one)], one[max(one)], BEYOND_SEEDS["psnr"])
         found.append(Finding("at G = 1 quality stalls as f grows", verdict, because))
     return found
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds
+from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds
 from gsqtok.studies.table import Table
 
 D = {"smoke": 8, "small": 16, "paper": 16}
@@ -14,7 +14,7 @@ BITS = {"smoke": 4, "small": 16, "paper": 16}  # a position
 
 def runs(scale: Scale) -> list[Run]:
     """Both starts, with and without l2, one group and several."""
-    dim, bits = D[scale.name], BITS[scale.name]
+    dim, bits = D[scale.settings], BITS[scale.settings]
     return [
         Run(
             {"init": init, "norm": norm, "G": g, "V": 2 ** (bits // g)},
@@ -43,7 +43,13 @@ def findings(table: Table) -> list[Finding]:
         before, after = (table.value("psnr", **setting) for setting in settings)
         usage = [table.value("usage", **setting).mean for setting in settings]
         because = f"{before} to {after} dB; usage {usage[0]:.2%} to {usage[1]:.2%}"
-        found.append(Finding(f"{claim} over a uniform start, no norm, one group", exceeds(after, before, 0.3), because))
+        found.append(
+            Finding(
+                f"{claim} over a uniform start, no norm, one group",
+                exceeds(after, before, BEYOND_SEEDS["psnr"]),
+                because,
+            )
+        )
     return found
 
 

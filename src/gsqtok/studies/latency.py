@@ -25,9 +25,9 @@ def runs(scale: Scale) -> list[Run]:
             scale.train(8, options | {"groups": 1, "codebook_size": size}),
             batch=batch,
         )
-        for size in SIZES[scale.name]
+        for size in SIZES[scale.settings]
         for kind, options in kinds.items()
-        for batch in BATCHES[scale.name]
+        for batch in BATCHES[scale.settings]
     ]
 
 

@@ -14,11 +14,11 @@ DIMS = {"smoke": (2,), "small": (2, 4, 8, 16), "paper": (2, 4, 8, 16)}
 
 def runs(scale: Scale) -> list[Run]:
     """The same channels in groups of d, every V; and no quantization."""
-    dim = D[scale.name]
+    dim = D[scale.settings]
     table = [
         Run({"G": dim // d, "d": d, "V": v}, scale.gsq(dim // d, d, v))
-        for d in DIMS[scale.name]
-        for v in SIZES[scale.name]
+        for d in DIMS[scale.settings]
+        for v in SIZES[scale.settings]
     ]
     return [*table, Run({"G": dim, "d": 1, "V": "none"}, scale.train(dim, {"name": "identity"}))]
 

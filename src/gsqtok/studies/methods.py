@@ -76,6 +76,11 @@ def findings(table: Table) -> list[Finding]:
         if "gsq" not in psnr or len(psnr) < 2:
             found.append(Finding(claim, "not tested"))
             continue
+        for method in ("vq", "fsq", "rvq"):
+            other = psnr.get(method)
+            verdict = exceeds(psnr["gsq"], other, 0.1) if other else "not tested"
+            because = f"PSNR, dB: gsq {psnr['gsq']}, {method} {other}"
+            found.append(Finding(f"GSQ gives better images than {method} at {bits} bits a position", verdict, because))
         best_other = max((value for method, value in psnr.items() if method != "gsq"), key=lambda value: value.mean)
         found.append(Finding(claim, exceeds(psnr["gsq"], best_other, 0.1), f"PSNR, dB: {ranking('psnr', psnr)}"))
     return found

@@ -27,7 +27,7 @@ CODECS = ("jpeg", "webp", "avif")
 def runs(scale: Scale) -> list[Run]:
     """Every schedule, a tokenizer for each number of groups alone, and the codecs at the same rates."""
     smoke = scale.name == "smoke"
-    groups, size, steps = GROUPS[scale.name], 16 if smoke else 256, LONGER * scale.config.steps
+    groups, size, steps = GROUPS[scale.settings], 16 if smoke else 256, LONGER * scale.config.steps
     schedules = {"half full": SCHEDULES["half full"]} if smoke else SCHEDULES
     found = [
         Run({"trained": name}, _nested(scale, groups, size, steps, options)) for name, options in schedules.items()

@@ -17,7 +17,7 @@ from gsqtok.studies.plots import draw, draw_examples
 from gsqtok.studies.study import Finding, Study
 from gsqtok.studies.table import Table, cell, described
 
-_OF_A_NETWORK = ("frechet_distance", "lpips")  # metrics whose names go on with the network's
+_OF_A_NETWORK = ("frechet_distance", "lpips", "feature_distance")  # metrics whose names go on with the network's
 EXAMPLES = "examples.jpg"
 log = logging.getLogger("gsqtok.studies")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gsqtok.studies import gsq_study  # noqa: F401, which registers the quantizer
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, exceeds, judge, seeds
+from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, exceeds, seeds
 from gsqtok.studies.table import Table
 
 SEARCHES = ("bf16", "float32", "exact")
@@ -15,9 +15,9 @@ OTHER_SIZES: dict[str, tuple[int, ...]] = {"smoke": (), "small": (1024,), "paper
 
 def runs(scale: Scale) -> list[Run]:
     """Every search at d = 1, 2, 4, 8 (float32 from one seed); bf16 against exact at other V."""
-    dim, size = D[scale.name], CODEBOOK_SIZE[scale.name]
+    dim, size = D[scale.settings], CODEBOOK_SIZE[scale.settings]
     settings = [(d, size, search) for d in (1, 2, 4, 8) for search in SEARCHES if d <= dim]
-    settings += [(d, v, search) for v in OTHER_SIZES[scale.name] for d in (2, 4) for search in ("bf16", "exact")]
+    settings += [(d, v, search) for v in OTHER_SIZES[scale.settings] for d in (2, 4) for search in ("bf16", "exact")]
     return [
         Run(
             {"G": dim // d, "d": d, "V": v, "search": search, "seed": seed},
@@ -41,7 +41,7 @@ def findings(table: Table) -> list[Finding]:
             where = f"at d = {d}, V = {size:,}"
             usage, low_usage = (table.value("usage", d=d, V=size, search=search) for search in ("exact", "bf16"))
             because = f"{low_usage.mean:.2%} against {usage.mean:.2%} of the codewords"
-            verdict = judge(low_usage.mean < 0.9 * usage.mean, low_usage, usage)
+            verdict = exceeds(usage, low_usage, 0.1 * usage.mean)
             found.append(Finding(f"rounding to bf16 makes the usage fall {where}", verdict, because))
             psnr, low_psnr = (table.value("psnr", d=d, V=size, search=search) for search in ("exact", "bf16"))
             claim = f"the exact search gives better images than bf16 {where}"

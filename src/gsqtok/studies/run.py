@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,11 @@ def run_studies(
     """Execute the runs of some studies that are not done yet, and write results, page and plots of each.
 
     Runs lie in ``output/runs``, the results of a study in ``output/NAME-SCALE``. Runs that two studies have in common
-    are done once.
+    are done once, and what those results hold already is not done again, even where the runs' folders are gone.
 
     Args:
         studies: which.
-        scale: "smoke", "small" or "paper".
+        scale: "smoke", "small", "medium" or "paper".
         images: of all runs.
         output: a folder; used again, what is there is taken up.
         devices: GPUs by number, None for the CPU.
@@ -76,7 +76,9 @@ def run_studies(
         raise ValueError(f"prior_steps must be at least 1, got {prior_steps}")
     plans = [(study, [_with(run, images) for run in study.runs(held)]) for study in studies]
     placed = _place(plans, output / "runs", held, prior_steps)
-    outcomes = {digest: outcome for digest, run in placed.items() if (outcome := run.outcome()) is not None}
+    recorded = _recorded(output / f"{study.name}-{scale}" / RESULTS for study, _ in plans)
+    outcomes = {digest: outcome for digest, outcome in recorded.items() if _is_whole(outcome, placed.get(digest))}
+    outcomes |= {digest: outcome for digest, run in placed.items() if (outcome := run.outcome()) is not None}
     failures: dict[str, str] = {}
     wanted = {run.digest for _, runs in plans for run in runs if _has(run, only or {})}
     if not wanted:
@@ -111,6 +113,24 @@ def run_studies(
 
 def _has(run: Run, only: Mapping[str, set[str]]) -> bool:
     return all(str(run.varied.get(column)) in values for column, values in only.items())
+
+
+def _recorded(files: Iterable[Path]) -> dict[str, Outcome]:
+    """The outcomes, by digest, that earlier results hold."""
+    tables = [Table.load(file) for file in files if file.exists()]
+    return {
+        row.digest: Outcome(row.state, row.metrics, table.environment, row.message)
+        for table in tables
+        for row in table.rows
+        if row.state in ("done", "diverged")
+    }
+
+
+def _is_whole(recorded: Outcome, run: PlacedRun | None) -> bool:
+    """Whether it has what is asked for now: the cost of tokens under this prior may not have been asked for then."""
+    if run is None or recorded.state != "done" or run.cost() is None:
+        return True
+    return recorded.metrics.get("prior_steps") == run.prior_steps
 
 
 def _place(
@@ -158,7 +178,8 @@ def _table(
 
 def _row(run: Run, outcome: Outcome | None, failure: str | None) -> Row:
     if outcome is not None:
-        return Row(run.varied, outcome.metrics, outcome.state, outcome.message, run.digest)
+        metrics = outcome.metrics | (run.published if outcome.state == "done" else {})
+        return Row(run.varied, metrics, outcome.state, outcome.message, run.digest)
     return Row(run.varied, {}, "not run" if failure is None else "failed", failure or "", run.digest)
 
 
@@ -173,8 +194,9 @@ def of_all(environments: list[dict[str, Any]]) -> dict[str, Any]:
     if not environments:
         return {}
     by_date = sorted(environments, key=lambda environment: environment["date"])
-    devices = dict.fromkeys(environment["device"] for environment in by_date)
-    return by_date[-1] | {"device": " and ".join(devices), "first_date": by_date[0]["date"]}
+    devices = dict.fromkeys(device for environment in by_date for device in environment["device"].split(" and "))
+    first = min(environment.get("first_date", environment["date"]) for environment in environments)
+    return by_date[-1] | {"device": " and ".join(devices), "first_date": first}
 
 
 def _with(run: Run, images: Images) -> Run:

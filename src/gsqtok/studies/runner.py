@@ -99,8 +99,9 @@ def run_all(
 ) -> None:
     """Execute every run; one that fails does not stop the others.
 
-    Those that go on from another run come after it. Those that time a model come last, one at a time on the first
-    device: a small model's time is the processor's, and whatever else the machine does would be part of it.
+    Codecs are measured by the processor, beside what GPUs do. Those that go on from another run come after it. Those that
+    time a model come last, one at a time on the first device: a small model's time is the processor's, and whatever else
+    the machine does would be part of it.
 
     Args:
         runs: executed in this order, as devices become free.
@@ -113,23 +114,32 @@ def run_all(
     slots = [d for _ in range(per_device) for d in devices]
     trained = [r for r in runs if r.run.batch is None]
     alone, later = ([r for r in trained if (r.run.first is not None) == goes_on] for goes_on in (False, True))
-    for part, where in ((alone, slots), (later, slots), ([r for r in runs if r not in trained], devices[:1])):
+    processes: list[int | None] = []
+    if None not in devices:
+        codecs = sum(r.run.codec is not None for r in runs)
+        processes = [None] * min(codecs, max(1, processors() // 2))
+    timed = [r for r in runs if r.run.batch is not None]
+    for part, where in ((alone, slots + processes), (later, slots), (timed, devices[:1])):
         if part:
             _spread(part, where, report, enough)
 
 
 def _spread(runs: Sequence[PlacedRun], slots: Sequence[int | None], report: Report, enough: Callable[[], bool]) -> None:
     """A pool of one process for each slot: a run that takes its process down takes no other with it."""
-    waiting, free = deque(runs), deque(range(len(slots)))
+    waiting, free = list(runs), deque(range(len(slots)))
+    cpus_for_all = all(device is None for device in slots)  # beside GPUs they measure codecs only
     pools: dict[int, ProcessPoolExecutor] = {}
     busy: dict[Future[Outcome], tuple[int, PlacedRun]] = {}
     try:
         while waiting or busy:
-            while waiting and free:
-                if enough():
-                    waiting.clear()
-                    break
-                slot, run = free.popleft(), waiting.popleft()
+            if enough():
+                waiting.clear()
+            for slot in list(free):
+                suited = (r for r in waiting if cpus_for_all or (r.run.codec is not None) == (slots[slot] is None))
+                if (run := next(suited, None)) is None:
+                    continue
+                free.remove(slot)
+                waiting.remove(run)
                 if slot not in pools:
                     pools[slot] = _pool(slots[slot], len(slots))
                 busy[pools[slot].submit(_execute_with_log, run)] = slot, run
@@ -212,6 +222,7 @@ def _trained(run: PlacedRun) -> Outcome:
     import torch
 
     from gsqtok.evaluation.environment import environment
+    from gsqtok.studies.curves import training_metrics
     from gsqtok.training.guards import TrainingDivergedError
     from gsqtok.training.run_folder import RunFolder
 
@@ -229,8 +240,7 @@ def _trained(run: PlacedRun) -> Outcome:
     metrics = {"training_seconds": time.perf_counter() - began}
     if cuda:
         metrics["training_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
-    skipped = [line["skipped_steps"] for line in RunFolder(folder).metrics() if "skipped_steps" in line]
-    metrics["skipped_steps"] = skipped[-1] if skipped else 0.0
+    metrics |= training_metrics(RunFolder(folder).metrics())
     _release()
     measured, surroundings = _measured(run, folder)
     return Outcome("done", measured | metrics, surroundings)
@@ -257,6 +267,7 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
 
     tokenizer = ImageTokenizer.from_pretrained(folder).to("cuda" if torch.cuda.is_available() else "cpu")
     data = run.run.config.data
+    batch_size = min(100, max(1, 2**21 // data.size**2))
     validation, transform = open_source(data.validation, split=data.validation_split), ImageTransform(data.size)
     _show(tokenizer, fixed_images(data, validation), run.folder / "images.png")
     result = evaluate(
@@ -268,14 +279,16 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
         perceptual=run.scale.perceptual,
         source=str(data.validation),
         split=data.validation_split,
-        batch_size=100,
+        batch_size=batch_size,
         workers=data.workers,
     )
     result.save(run.folder / "evaluation.json")
     metrics = dict(result) | {"spherical_error": spherical_error(tokenizer, validation, transform, images=1000)}
     if tokenizer.quantizer.nested is not None:
         for k in range(1, getattr(tokenizer.quantizer, "groups", 1) + 1):
-            at = evaluate(tokenizer, validation, transform=transform, groups=k, batch_size=100, workers=data.workers)
+            at = evaluate(
+                tokenizer, validation, transform=transform, groups=k, batch_size=batch_size, workers=data.workers
+            )
             metrics |= {f"{name}_groups_{k}": at[name] for name in ("psnr", "ssim", "bits_per_pixel")}
         metrics |= nested_metrics(tokenizer, validation, transform, images=500)
     return _finite(metrics), result.environment
@@ -293,6 +306,8 @@ def _of_codec(run: PlacedRun, codec: str) -> Outcome:
         transform=ImageTransform(data.size),
         source=str(data.validation),
         split=data.validation_split,
+        features=run.scale.features,
+        perceptual=run.scale.perceptual,
         workers=data.workers,
     )
     return Outcome("done", _finite(result.metrics), result.environment)

@@ -15,7 +15,7 @@ class Scale:
     """What all runs of a study hold.
 
     Attributes:
-        name: smoke, small or paper.
+        name: smoke, small, medium or paper.
         summary: in a line.
         config: the training of a run; each study changes what it varies.
         ablations: the same for the studies that the paper makes at 128 px (codebook, discriminator).
@@ -33,6 +33,11 @@ class Scale:
     multipliers: dict[int, tuple[int, ...]]
     features: str | None = None
     perceptual: tuple[str, ...] = ()
+
+    @property
+    def settings(self) -> str:
+        """The scale whose settings (V, G, ...) the studies take: medium has those of small, on larger images."""
+        return "small" if self.name == "medium" else self.name
 
     def gsq(self, groups: int, group_dim: int, codebook_size: int, **changes: Any) -> TrainConfig:
         """The run with this GSQ quantizer; see ``train``. ``options`` are further ones of the quantizer."""
@@ -97,6 +102,33 @@ _SMALL = TrainConfig(
     keep_checkpoints=1,
     trackers=(),
 )
+_LITE1 = "timm:tf_efficientnet_lite1"
+_MEDIUM = TrainConfig(
+    model=TokenizerConfig(
+        network="compact",
+        channels=32,
+        encoder_blocks=2,
+        decoder_blocks=2,
+        encoder_middle_blocks=0,
+        decoder_middle_blocks=0,
+    ),
+    data=DataConfig(size=256, workers=8),
+    optimizer=OptimizerConfig(
+        name="muon", learning_rate=1e-3, eps=1e-9, weight_decay=0.0, clip=100.0, warmup_steps=50, schedule="linear"
+    ),
+    # beside the log, whose gradient is l2's divided by its value, other terms need larger weights than beside l2; the
+    # perceptual term's gradient at the reconstruction is as long as the log's at 22 dB, a sixth of it at 32 dB
+    loss=LossConfig(
+        reconstruction="log", perceptual="timm:tf_efficientnet_lite0", perceptual_weight=0.1, quantizer_weight=16.0
+    ),
+    steps=5000,
+    batch_size=32,
+    ema_decay=0.99,
+    validate_every=10**9,
+    save_every=1000,
+    keep_checkpoints=1,
+    trackers=(),
+)
 _PAPER_OPTIMIZER = OptimizerConfig(learning_rate=2e-4)
 _PAPER_ADVERSARIAL = AdversarialConfig(
     discriminator="projected", augment=("color", "translation", "cutout"), optimizer=_PAPER_OPTIMIZER
@@ -137,7 +169,24 @@ SCALES = {
             optimizer=OptimizerConfig(learning_rate=2e-4),
         ),
         multipliers={8: (1, 1, 2, 2), 16: (1, 1, 2, 2, 2), 32: (1, 1, 2, 2, 2, 2), 64: (1, 1, 2, 2, 2, 2, 2)},
-        features="timm:tf_efficientnet_lite1",
+        features=_LITE1,
+    ),
+    "medium": Scale(
+        name="medium",
+        summary="256 px, compact networks of 15 to 20M parameters, no discriminator unless named",
+        config=_MEDIUM,
+        ablations=_MEDIUM,
+        adversarial=AdversarialConfig(
+            discriminator="projected",
+            backbone="tf_efficientnet_lite0",
+            weight=0.1,
+            start_step=2500,
+            augment=("color", "translation", "cutout"),
+            optimizer=OptimizerConfig(learning_rate=2e-4),
+        ),
+        multipliers={8: (3, 6, 12), 16: (3, 6, 8, 10), 32: (3, 6, 6, 8, 8), 64: (3, 6, 6, 6, 8, 8)},
+        features=_LITE1,
+        perceptual=(_LITE1,),
     ),
     "paper": Scale(
         name="paper",

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,6 +32,7 @@ class Run:
         codec: measure this codec instead, such as "webp@0.5"; of ``config`` only the images count.
         first: train this one first; ``config`` then trains its decoder alone. Where ``config`` has another quantizer,
             the latents that were learnt without it are quantized by it (`gsqtok.studies.afterwards`).
+        published: metrics that others published for this setting, such as ``paper_psnr``; shown beside the run's own.
     """
 
     varied: dict[str, Any]
@@ -39,12 +40,15 @@ class Run:
     batch: int | None = None
     codec: str | None = None
     first: TrainConfig | None = None
+    published: dict[str, float] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
         """Of everything that changes the results: runs of two studies with the same one are the same run."""
-        plain = _material(self.config)
-        what = [plain, self.batch] if self.codec is None else [plain["data"], self.codec]
+        what: list[Any] = [_material(self.config), self.batch]
+        if self.codec is not None:  # nothing is trained for it
+            data = _material(self.config)["data"]
+            what = [{name: data[name] for name in ("validation", "validation_split", "size")}, self.codec]
         if self.first is not None:
             what.append(_material(self.first))
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
@@ -127,6 +131,12 @@ QUALITY = ("bits_per_pixel", "psnr", "ssim", "frechet_distance", "lpips", "rfid"
 CODEBOOK = ("usage", "perplexity", "bits_per_pixel_entropy", "bits_per_pixel_prior")
 
 
+# What two runs that differ in their seed alone may differ by: twice the standard deviation of a difference, pooled over
+# the settings of precision and methods at the small scale that have three seeds (docs/plots/results.py computes it).
+# In dB; the others as a share of the metric.
+BEYOND_SEEDS = {"psnr": 0.3, "usage": 0.25, "frechet_distance": 0.15}
+
+
 def seeds(scale: Scale, count: int = 3) -> range:
     """Return the seeds of a study that shows error bars; one at the smoke scale."""
     return range(1 if scale.name == "smoke" else count)
@@ -140,11 +150,38 @@ def judge(supported: bool, *values: Value) -> Verdict:
 
 
 def exceeds(a: Value, b: Value, least: float) -> Verdict:
-    """Give the verdict on "a > b": above by at least ``least`` and by twice the spread over seeds, or undecided."""
+    """Give the verdict on "a is above b by ``least`` or more".
+
+    Supported, or not supported where it is the other way round, needs a gap of at least ``least`` and of twice the
+    spread over seeds. Where the seeds exclude so large a gap, it is not supported either; all else is undecided. One
+    seed alone has no spread: give a ``least`` that is beyond what a seed does (``BEYOND_SEEDS``).
+    """
     if not (a and b):
         return "not tested"
     gap = a.mean - b.mean
     spreads = [2 * value.spread for value in (a, b) if value.seeds > 1]
-    if abs(gap) < max(least, *spreads, 0.0):
-        return "undecided"
-    return judge(gap > 0, a, b)
+    noise = max(spreads, default=0.0)
+    if abs(gap) >= max(least, noise):
+        return judge(gap > 0, a, b)
+    return "not supported" if len(spreads) == 2 and gap + noise < least else "undecided"
+
+
+def falls(metric: str, low: Value, high: Value) -> Verdict:
+    """Give the verdict on "``low`` is below ``high`` by more than one seed does" for a metric of ``BEYOND_SEEDS``."""
+    least = BEYOND_SEEDS[metric]
+    return exceeds(high, low, least if metric == "psnr" else least * abs(high.mean))
+
+
+def opposite(verdict: Verdict) -> Verdict:
+    """Give the verdict on the contrary."""
+    turned: dict[Verdict, Verdict] = {"supported": "not supported", "not supported": "supported"}
+    return turned.get(verdict, verdict)
+
+
+def all_of(verdicts: Sequence[Verdict]) -> Verdict:
+    """Give the verdict on a claim of several parts: it stands where all do, and falls with the first that does."""
+    worst: tuple[Verdict, ...] = ("not supported", "not tested", "undecided")
+    for verdict in worst:
+        if verdict in verdicts:
+            return verdict
+    return "supported" if verdicts else "not tested"

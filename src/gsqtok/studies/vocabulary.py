@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, Verdict
+from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, all_of, exceeds, falls
 from gsqtok.studies.table import Table, known
 
 DIMS = {"smoke": (4,), "small": (4, 8, 16), "paper": (4, 8, 16)}
@@ -18,7 +16,7 @@ SIZES = {
 
 def runs(scale: Scale) -> list[Run]:
     """One group of d channels, every V: trained, and the quantizer's step timed by itself."""
-    settings = [(d, size) for d in DIMS[scale.name] for size in SIZES[scale.name]]
+    settings = [(d, size) for d in DIMS[scale.settings] for size in SIZES[scale.settings]]
     trained = [Run({"run": "trained", "d": d, "V": v}, scale.gsq(1, d, v)) for d, v in settings]
     timed = [
         Run({"run": "timed", "d": d, "V": v}, scale.gsq(1, d, v), batch=scale.config.batch_size) for d, v in settings
@@ -32,21 +30,25 @@ def findings(table: Table) -> list[Finding]:
     for d in table.values("d"):
         setting = {"run": "trained", "d": d}
         psnr = known((v, table.value("psnr", **setting, V=v)) for v in sorted(table.values("V")))
-        claim = f"quality rises with V at d = {d}"
+        claim = f"the largest codebook gives better images than the smallest at d = {d}"
         if len(psnr) < 2:
             found.append(Finding(claim, "not tested"))
             continue
-        steps = [b.mean - a.mean for a, b in pairwise(psnr.values())]
-        gain = sum(steps)
-        verdict: Verdict = "undecided"
-        if gain < 0.1 or (gain > 0.3 and min(steps) > -0.1):
-            verdict = "supported" if gain > 0.3 else "not supported"
+        verdict = exceeds(psnr[max(psnr)], psnr[min(psnr)], BEYOND_SEEDS["psnr"])
         because = "; ".join(
             f"V = {v:,}: {value.mean:.2f} dB, perplexity {table.value('perplexity', **setting, V=v).mean:,.0f}"
             for v, value in psnr.items()
         )
         found.append(Finding(claim, verdict, because))
-    return found
+    few, many = sorted(table.values("d"))[-2:] if len(table.values("d")) > 1 else (0, 0)
+    verdicts, told = [], []
+    for v in table.values("V"):
+        low, high = (table.value("psnr", run="trained", d=d, V=v) for d in (many, few))
+        if low and high:
+            verdicts.append(falls("psnr", low, high))
+            told.append(f"V = {v:,}: {low.mean:.2f} and {high.mean:.2f} dB")
+    claim = f"at one group and the same V, {many} channels give worse images than {few}"
+    return [*found, Finding(claim, all_of(verdicts), "; ".join(told))]
 
 
 STUDY = Study(

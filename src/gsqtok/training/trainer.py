@@ -236,6 +236,7 @@ class Trainer(Run):
             self.warn(self.dominance.see(step, metrics["discriminator/accuracy"], len(judged)))
         self.guard.settle()
         metrics["learning_rate"] = learning_rate(config.optimizer, step, config.steps)
+        metrics["loss/gradient_norm_max"] = torch.stack(window["gradient_norm"]).max().item()
         if self.adversary is not None and self.adversary.joins(step):
             metrics["discriminator/learning_rate"] = self.adversary.learning_rate(step)
         return metrics | {"skipped_steps": self.guard.skipped}

@@ -25,6 +25,7 @@ METRICS = {
     "ms_ssim": Metric("MS-SSIM", ".3f", 1),
     "lpips": Metric("LPIPS", ".3f", -1),
     "dists": Metric("DISTS", ".3f", -1),
+    "feature_distance": Metric("feature distance", ".3f", -1),
     "rfid": Metric("rFID", ".2f", -1),
     "sfid": Metric("sFID", ".2f", -1),
     "pfid": Metric("pFID", ".2f", -1),
@@ -50,6 +51,11 @@ METRICS = {
     "training_seconds": Metric("training, s", ".0f"),
     "prior_seconds": Metric("training of the prior, s", ".0f"),
     "skipped_steps": Metric("skipped steps", ".0f"),
+    "gradient_norm": Metric("gradient norm", ".3g"),
+    "gradient_peak": Metric("largest / median gradient", ".3g"),
+    "training_step": Metric("step", ",.0f"),
+    "training_usage": Metric("usage (training)", ".1%"),
+    "training_perplexity": Metric("perplexity (training)", ",.0f"),
     "quantizer_ms": Metric("quantizer, ms", ".3g"),
     "quantizer_step_ms": Metric("quantizer's training step, ms", ".3g"),
     "quantizer_memory_mib": Metric("quantizer's memory, MiB", ".3g"),
@@ -69,7 +75,13 @@ def base_of(name: str) -> str | None:
 
 
 def metric_of(name: str) -> Metric:
-    """Return how to show a metric; one that is not known goes by its own name."""
+    """Return how to show a metric; one that is not known goes by its own name.
+
+    What begins with ``paper_`` is the paper's.
+    """
+    if name.startswith("paper_"):
+        theirs = metric_of(name.removeprefix("paper_"))
+        return theirs._replace(title=f"{theirs.title} (paper)")
     base = base_of(name)
     if base is None:
         return Metric(printable(name.replace("_", " ")))
