@@ -99,9 +99,9 @@ def run_all(
 ) -> None:
     """Execute every run; one that fails does not stop the others.
 
-    Codecs are measured by the processor, beside what GPUs do. Those that go on from another run come after it. Those that
-    time a model come last, one at a time on the first device: a small model's time is the processor's, and whatever else
-    the machine does would be part of it.
+    Codecs are measured by the processor, beside what GPUs do. Runs that go on from another one come after it. Those
+    that time a model come last, one at a time on the first device: a small model's time is the processor's, and
+    whatever else the machine does would be part of it.
 
     Args:
         runs: executed in this order, as devices become free.
