@@ -68,6 +68,7 @@ CASES = [
     Case("vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
     Case("vq", {"dim": 6, "codebook_size": 32, "metric": "cosine", "gradient": "rotation"}, bits=5),
     Case("vq", {"dim": 6, "codebook_size": 8, "init": "kmeans"}, bits=3, random=True),  # starts in the second step
+    Case("vq", {"dim": 5, "codebook_dim": 6, "groups": 2, "codebook_size": 32}, bits=10, projects=False),
     Case("ema_vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
     Case("ema_vq", {"dim": 6, "codebook_size": 64, "revive_after": 1}, bits=6, random=True),
     Case("ema_vq", {"dim": 6, "codebook_size": 8, "metric": "cosine", "init": "kmeans"}, bits=3, random=True),
@@ -333,6 +334,39 @@ def test_a_mask_leaves_positions_out(case):
     assert (x.grad[mask] != 0).any(-1).all()
     with pytest.raises(ValueError, match="mask must be bool of shape"):
         quantizer(x, mask=mask[0])
+
+
+@each_case
+def test_codebook_dim_maps_the_latent_to_it_and_back(case):
+    inner = case.build().eval()
+    torch.manual_seed(1)
+    outer = build_quantizer(case.name, **case.options | {"dim": 7, "codebook_dim": inner.dim}).eval()
+    for name, parameter in inner.state_dict().items():  # the method's own, if it has maps already
+        if not name.startswith("project_"):
+            outer.state_dict()[name].copy_(parameter)
+    x = latents(7).requires_grad_()
+    out = outer(x)
+    assert out.quantized.shape == x.shape
+    assert torch.equal(outer.decode(out.indices), out.quantized)
+    if "codebook_dim" not in case.options:
+        expected = inner(outer.project_in(x))
+        assert torch.equal(out.indices, expected.indices)
+        assert torch.equal(out.loss, expected.loss)
+        assert torch.equal(out[0], outer.project_out(expected.quantized))
+    (out.quantized - latents(7, seed=2)).square().sum().backward()
+    for parameter in (x, outer.project_in.weight, outer.project_out.weight):
+        assert parameter.grad.abs().max() > 0
+    mask = torch.zeros(x.shape[:-1], dtype=torch.bool)
+    assert (outer(x, mask=mask).quantized == 0).all()
+    if case.options.get("init") == "kmeans" or case.name == "ema_vq":
+        for _ in range(3):
+            outer.train().update(x, out.indices)
+        assert not torch.equal(outer.codebook if case.name != "rvq" else outer.quantizers[0].codebook, before(inner))
+
+
+def before(quantizer: Quantizer) -> torch.Tensor:
+    """The codebook, of the first stage where there are several."""
+    return getattr(quantizer, "quantizers", [quantizer])[0].codebook
 
 
 @each_case

@@ -1,5 +1,6 @@
 """Training: the typed configuration, the loop, and what makes a run restartable."""
 
+from gsqtok.available import explained
 from gsqtok.training.config import (
     AdversarialConfig,
     CropConfig,
@@ -8,7 +9,9 @@ from gsqtok.training.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from gsqtok.training.trainer import Trainer, train
+
+with explained("train"):
+    from gsqtok.training.trainer import Trainer, train
 
 __all__ = [
     "AdversarialConfig",

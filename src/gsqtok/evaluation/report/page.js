@@ -41,7 +41,9 @@ function show(newPlace, newModel) {
   $("original").src = page.original;
   $("reconstruction").src = page.models[model].image;
   $("chosen").textContent = labels[model];
-  $("stage").style.width = `${Math.max(page.width, Math.min(page.width * 2, 640))}px`;
+  const times = Math.max(1, Math.floor(640 / page.width));
+  $("stage").style.width = `${page.width * times}px`;
+  $("viewer").classList.toggle("small", times > 3);  // pixels as squares
   $("cards").replaceChildren(...present.map((number) => card(number, page)));
 }
 
