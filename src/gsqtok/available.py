@@ -64,7 +64,7 @@ def explained(wanted: str = "") -> Iterator[None]:
 
 @contextmanager
 def asking_the_hub() -> Iterator[None]:
-    """Inside, the hub's libraries look in their caches alone where there is no network; else they try for 25 seconds."""
+    """Keep the hub's libraries from trying for 25 seconds where there is no network: they look in their caches alone."""
     from huggingface_hub import constants
 
     offline = [constants]

@@ -167,8 +167,8 @@ def test_load_image_takes_files_bytes_and_images_and_turns_them(tmp_path, noise)
     image.save(file, exif=exif)
     turned = image.transpose(Image.Transpose.ROTATE_270)
     opened = Image.open(file)
-    for given in (file, str(file), file.read_bytes(), opened):
-        loaded = load_image(given)
+    for source in (file, str(file), file.read_bytes(), opened):
+        loaded = load_image(source)
         assert torch.equal(loaded, to_tensor(turned)[None])
     assert opened.getexif()[0x0112] == 6  # the caller's image stays as it is
     short = min(image.size)
@@ -181,7 +181,7 @@ def test_load_image_composites_on_white_and_refuses_what_is_none():
     clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
     assert torch.equal(load_image(clear), torch.ones(1, 3, 4, 4))
     assert load_image(Image.new("L", (4, 4), 255)).shape == (1, 3, 4, 4)
-    with pytest.raises(BrokenImageError, match="no such file|No such file"):
+    with pytest.raises(BrokenImageError, match="No such file"):
         load_image("nowhere.png")
     with pytest.raises(ValueError, match="crop 'center' needs a size"):
         load_image(clear, crop="center")

@@ -49,7 +49,7 @@ class SplitError(ValueError):
         option: that names one, for the message; what opens a source for a command says which that is.
     """
 
-    option = "split"
+    option = "split (in the shell --split)"
 
     def __init__(self, source: str, choices: Sequence[str]) -> None:
         super().__init__(source, choices)
