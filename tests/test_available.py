@@ -61,9 +61,7 @@ def test_a_command_names_the_extra_that_it_needs(monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "accelerate", None)
     assert main(["train", "smoke", "--data.train", "images/"]) == 1
     said = capsys.readouterr().err
-    assert said == (
-        "gsqtok train: error: this needs accelerate, which is not installed: pip install 'gsqtok[train]'\n"
-    )
+    assert said == ("gsqtok train: error: this needs accelerate, which is not installed: pip install 'gsqtok[train]'\n")
     with pytest.raises(ImportError, match=r"gsqtok\[train\]"):
         gsqtok.training  # noqa: B018
 

@@ -8,6 +8,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from urllib.parse import urlsplit
 
 SECONDS = 5.0  # to wait for the hub's answer
@@ -67,7 +68,7 @@ def asking_the_hub() -> Iterator[None]:
     """Keep the hub's libraries from trying for 25 seconds where there is no network: they look in their caches alone."""
     from huggingface_hub import constants
 
-    offline = [constants]
+    offline: list[Any] = [constants]
     if "datasets" in sys.modules:
         offline.append(sys.modules["datasets"].config)
     before = [module.HF_HUB_OFFLINE for module in offline]

@@ -325,7 +325,8 @@ def test_a_mask_leaves_positions_out(case):
     kept = quantizer(x[mask])
     assert torch.equal(out.indices[mask], kept.indices)
     if "nested" not in case.options:  # whose examples are images, not positions
-        assert torch.equal(out.quantized[mask], kept.quantized)
+        exact = {"rtol": 0, "atol": 0} if "codebook_dim" not in case.options else {}  # a product of another shape
+        torch.testing.assert_close(out.quantized[mask], kept.quantized, **exact)
     assert torch.equal(out.loss, kept.loss)
     assert (out.indices[~mask] == -1).all()
     assert (out.quantized[~mask] == 0).all()
@@ -336,37 +337,34 @@ def test_a_mask_leaves_positions_out(case):
         quantizer(x, mask=mask[0])
 
 
-@each_case
+@pytest.mark.parametrize("case", [case for case in CASES if "codebook_dim" not in case.options], ids=str)
 def test_codebook_dim_maps_the_latent_to_it_and_back(case):
     inner = case.build().eval()
     torch.manual_seed(1)
     outer = build_quantizer(case.name, **case.options | {"dim": 7, "codebook_dim": inner.dim}).eval()
-    for name, parameter in inner.state_dict().items():  # the method's own, if it has maps already
-        if not name.startswith("project_"):
-            outer.state_dict()[name].copy_(parameter)
+    for name, parameter in inner.state_dict().items():
+        outer.state_dict()[name].copy_(parameter)
     x = latents(7).requires_grad_()
     out = outer(x)
     assert out.quantized.shape == x.shape
     assert torch.equal(outer.decode(out.indices), out.quantized)
-    if "codebook_dim" not in case.options:
-        expected = inner(outer.project_in(x))
-        assert torch.equal(out.indices, expected.indices)
-        assert torch.equal(out.loss, expected.loss)
-        assert torch.equal(out[0], outer.project_out(expected.quantized))
+    expected = inner(outer.project_in(x))
+    assert torch.equal(out.indices, expected.indices)
+    assert torch.equal(out.loss, expected.loss)
+    assert torch.equal(out[0], outer.project_out(expected.quantized))
     (out.quantized - latents(7, seed=2)).square().sum().backward()
     for parameter in (x, outer.project_in.weight, outer.project_out.weight):
         assert parameter.grad.abs().max() > 0
     mask = torch.zeros(x.shape[:-1], dtype=torch.bool)
     assert (outer(x, mask=mask).quantized == 0).all()
-    if case.options.get("init") == "kmeans" or case.name == "ema_vq":
+    if inner.train().follows:  # the codebook follows what the map gives
         for _ in range(3):
+            torch.manual_seed(2)
             outer.train().update(x, out.indices)
-        assert not torch.equal(outer.codebook if case.name != "rvq" else outer.quantizers[0].codebook, before(inner))
-
-
-def before(quantizer: Quantizer) -> torch.Tensor:
-    """The codebook, of the first stage where there are several."""
-    return getattr(quantizer, "quantizers", [quantizer])[0].codebook
+            torch.manual_seed(2)
+            inner.update(outer.project_in(x), out.indices)
+        for name, parameter in inner.state_dict().items():
+            assert torch.equal(outer.state_dict()[name], parameter), name
 
 
 @each_case

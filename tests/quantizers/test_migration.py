@@ -16,7 +16,7 @@ SHARED = {"dim", "codebook_size", "codebook_dim", "levels", "commitment_weight"}
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_every_class_is_answered(name):
-    with pytest.raises(ValueError, match=f"^'{name}' of vector-quantize-pytorch is "):
+    with pytest.raises(ValueError, match=f"^there is no '{name}'; .*vector-quantize-pytorch's "):
         build_quantizer(name, dim=8)
 
 
@@ -25,7 +25,7 @@ def test_every_option_of_what_is_here_is_answered(name):
     parameters = inspect.signature(getattr(theirs, name).__init__).parameters.values()
     options = {p.name for p in parameters if p.kind is not p.VAR_KEYWORD} - SHARED - {"self"}
     for option in options:
-        with pytest.raises(ValueError, match=f"'{option}' of vector-quantize-pytorch is "):
+        with pytest.raises(ValueError, match=f"^there is no '{option}'; .*vector-quantize-pytorch's "):
             build_quantizer("identity", dim=8, **{option: 1})
 
 

@@ -87,7 +87,7 @@ class VQModel(nn.Module):
         """
         from diffusers.models.autoencoders.vae import DecoderOutput
 
-        loss = torch.zeros(len(h), device=h.device, dtype=self.dtype)
+        loss: Any = torch.zeros(len(h), device=h.device, dtype=self.dtype)
         if not h.is_floating_point():
             tokens = h if shape is None else h.reshape(*shape[:3], self.tokenizer.quantizer.tokens_per_position)
             h = self.tokenizer.quantizer.decode(tokens, channel_first=True)

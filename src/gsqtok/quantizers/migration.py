@@ -1,7 +1,7 @@
 """Names of vector-quantize-pytorch, and what does the same here: unknown options and methods are answered with it.
 
-Each value ends a sentence: "'heads' of vector-quantize-pytorch is here VALUE", or where it begins with "not": "'eps'
-of vector-quantize-pytorch is VALUE".
+Each value ends a sentence: "for vector-quantize-pytorch's 'heads' take VALUE", or where it begins with "not":
+"vector-quantize-pytorch's 'eps' is VALUE".
 """
 
 from __future__ import annotations
@@ -129,5 +129,6 @@ def answer(name: str, names: dict[str, str]) -> str | None:
     """
     if name not in names:
         return None
-    here = "" if names[name].startswith("not ") else " here"
-    return f"'{name}' of vector-quantize-pytorch is{here} {names[name]}"
+    if names[name].startswith("not "):
+        return f"there is no '{name}'; vector-quantize-pytorch's is {names[name]}"
+    return f"there is no '{name}'; for vector-quantize-pytorch's take {names[name]}"

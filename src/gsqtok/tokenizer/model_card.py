@@ -125,7 +125,7 @@ def _what_it_is(tokenizer: ImageTokenizer, name: str) -> str:
         "fingerprint": f"`{tokenizer.fingerprint()}`",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    rule = f", size={tokenizer.size}, crop=\"center\"" if tokenizer.size else ""
+    rule = f', size={tokenizer.size}, crop="center"' if tokenizer.size else ""
     return f"""# {name.rpartition("/")[2]}
 
 An image tokenizer: images to grids of discrete tokens and back, with [gsqtok](https://arxiv.org/abs/2412.02632).
