@@ -65,7 +65,7 @@ def explained(wanted: str = "") -> Iterator[None]:
 
 @contextmanager
 def asking_the_hub() -> Iterator[None]:
-    """Keep the hub's libraries from trying for 25 seconds where there is no network: they look in their caches alone."""
+    """Make the hub's libraries look in their caches alone where there is no network; they would try for 25 seconds."""
     from huggingface_hub import constants
 
     offline: list[Any] = [constants]

@@ -83,8 +83,8 @@ class Pretrained(nn.Module):
         Args:
             save_directory: the folder; made if absent.
             dtype: the type in which weights are stored, such as torch.float16 for half the size; None keeps theirs.
-            evaluation: what ``gsqtok.evaluate`` returned, or the JSON file of ``gsqtok evaluate -o``, for the card, which
-                then shows reconstructions, too.
+            evaluation: what ``gsqtok.evaluate`` returned, or the JSON file of ``gsqtok evaluate -o``, for the card;
+                it then shows reconstructions, too.
             license: of the weights, for the card, as the hub names it (``"mit"``).
 
         Raises:
