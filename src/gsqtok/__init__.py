@@ -6,7 +6,10 @@ Names are loaded on first use, so that importing the package costs nothing until
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from gsqtok.available import explained
+
 if TYPE_CHECKING:
+    from gsqtok.data import load_image
     from gsqtok.evaluation import evaluate
     from gsqtok.quantizers import (
         GSQ,
@@ -34,6 +37,7 @@ __all__ = [
     "build_quantizer",
     "evaluate",
     "list_quantizers",
+    "load_image",
     "plan",
     "register_quantizer",
 ]
@@ -41,6 +45,7 @@ _HOMES = {
     **dict.fromkeys(("CheckpointError", "ImageTokenizer", "TokenizerConfig"), "tokenizer"),
     "TokenDataset": "tokens",
     "evaluate": "evaluation",
+    "load_image": "data",
     "plan": "quantizers.planning",
 }
 _MODULES = {
@@ -50,10 +55,11 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name in __all__:
-        return getattr(import_module(f"gsqtok.{_HOMES.get(name, 'quantizers')}"), name)
-    if name in _MODULES:
-        return import_module(f"gsqtok.{name}")
+    home = name if name in _MODULES else _HOMES.get(name, "quantizers") if name in __all__ else None
+    if home is not None:
+        with explained():
+            module = import_module(f"gsqtok.{home}")
+            return module if name in _MODULES else getattr(module, name)
     raise AttributeError(f"module 'gsqtok' has no attribute '{name}'")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 T = TypeVar("T")
+LOCK = re.compile(r"\.rank-\d+\.lock")  # names of the files by which ranks hold a folder; they stay there, empty
 
 
 def rank_and_size() -> tuple[int, int]:

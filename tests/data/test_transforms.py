@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from gsqtok.data import BrokenImageError, ImageTransform, to_pil, to_tensor
+from gsqtok.data import BrokenImageError, ImageTransform, load_image, to_pil, to_tensor
 
 
 def test_range_and_round_trip():
@@ -159,3 +159,29 @@ def test_fast_resizing_differs_by_two_levels_at_most(size):
         assert np.abs(fast - exact).max() <= 2
     with pytest.raises(ValueError, match="bicubic"):
         ImageTransform(size, fast=True, resample="lanczos")
+
+
+def test_load_image_takes_files_bytes_and_images_and_turns_them(tmp_path, noise):
+    image, exif, file = noise(0, (60, 40)), Image.Exif(), tmp_path / "a.png"
+    exif[0x0112] = 6  # turn it clockwise
+    image.save(file, exif=exif)
+    turned = image.transpose(Image.Transpose.ROTATE_270)
+    opened = Image.open(file)
+    for source in (file, str(file), file.read_bytes(), opened):
+        loaded = load_image(source)
+        assert torch.equal(loaded, to_tensor(turned)[None])
+    assert opened.getexif()[0x0112] == 6  # the caller's image stays as it is
+    short = min(image.size)
+    assert torch.equal(load_image(file, size=20, crop="center")[0], ImageTransform(20)(turned))
+    long = load_image(turned, size=20)
+    assert sorted(long.shape[2:]) == [20, 20 * max(image.size) // short]
+
+
+def test_load_image_composites_on_white_and_refuses_what_is_none():
+    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
+    assert torch.equal(load_image(clear), torch.ones(1, 3, 4, 4))
+    assert load_image(Image.new("L", (4, 4), 255)).shape == (1, 3, 4, 4)
+    with pytest.raises(BrokenImageError, match="No such file"):
+        load_image("nowhere.png")
+    with pytest.raises(ValueError, match="crop 'center' needs a size"):
+        load_image(clear, crop="center")

@@ -57,7 +57,7 @@ def test_a_quantizer_of_ones_own(empty_registry):
     register_quantizer("steps")(Steps)
     quantizer = build_quantizer("steps", dim=2, steps=4)
     assert quantizer(torch.tensor([[0.1, 0.6]])).indices.tolist() == [[0, 2]]
-    assert quantizer.config == {"name": "steps", "dim": 2, "steps": 4}
+    assert quantizer.config == {"name": "steps", "dim": 2, "codebook_dim": None, "steps": 4}
     assert quantizer_options("steps") == Steps.Options(steps=2)
     with pytest.raises(ValueError, match=r"steps must be a whole number of at least 1, got 2.5"):
         quantizer_options("steps", steps=2.5)

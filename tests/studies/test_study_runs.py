@@ -100,7 +100,7 @@ def test_from_the_command_line_and_again(tmp_path, capsys, monkeypatch):
     assert (run / "training" / "tokenizer" / "model.safetensors").exists()
     assert not (run / "training" / "checkpoints").exists()
     with Image.open(run / "images.png") as image:
-        assert image.size == (5 * 34 + 2, 2 * 34 + 2)  # originals above reconstructions
+        assert image.size == (5 * 130 + 2, 2 * 130 + 2)  # originals above reconstructions, enlarged
     assert "step 3" in (run / "log.txt").read_text()
 
     # what is done is not done again, by whichever study; a page that was lost is made anew

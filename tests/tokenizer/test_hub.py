@@ -187,7 +187,7 @@ print(json.dumps(urls + [ImageTokenizer.from_pretrained("owner/new").fingerprint
     assert fingerprint == tiny_tokenizer.fingerprint()
     assert new.endswith(hub.branches["owner/new"]["main"])
     tree = hub.commits[hub.branches["owner/new"]["main"]]
-    assert set(tree) == {"README.md", "config.json", "model.safetensors"}
+    assert set(tree) == {"README.md", "config.json", "model.safetensors", "reconstructions.webp"}
     card = tree["README.md"].decode()
     assert 'from_pretrained("owner/new")' in card
     assert "license: mit" in card

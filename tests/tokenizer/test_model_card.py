@@ -1,10 +1,14 @@
 import dataclasses
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from huggingface_hub import ModelCard
+from PIL import Image
 
+import gsqtok
+from gsqtok.data import load_image, to_pil
 from gsqtok.evaluation.result import Result
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokenizer.model_card import GENERATED, model_card
@@ -59,6 +63,7 @@ def test_its_metadata_is_what_the_hub_reads(tiny_tokenizer, result):
     data = ModelCard(card).data
     assert (data.library_name, data.license) == ("gsqtok", "mit")
     assert "image-tokenizer" in data.tags
+    assert data.pipeline_tag == "image-to-image"
     measured = {r.metric_type: r.metric_value for r in data.eval_results}
     assert measured == {"psnr": 23.456, "rfid": 1.234, "images": 50_000}
     assert model_card(tiny_tokenizer, "owner/name", Result.from_dict(result), license="mit") == card
@@ -80,10 +85,39 @@ def test_metrics_come_with_how_they_were_measured(tiny_tokenizer, result):
 def test_the_example_in_the_card_runs(tiny_tokenizer, tmp_path):
     tiny_tokenizer.save_pretrained(tmp_path / "saved")
     card = model_card(tiny_tokenizer, str(tmp_path / "saved"))
+    assert "pip install gsqtok\n" in card
     code = card.split("```python\n")[1].split("```")[0]
-    namespace = {"images": torch.zeros(1, 3, 8, 8)}
-    exec(code, namespace)
-    assert namespace["restored"].shape == (1, 3, 8, 8)
+    Image.new("RGB", (8, 12)).save(tmp_path / "image.jpg")
+    namespace = {}
+    exec(code.replace("image.jpg", str(tmp_path / "image.jpg")), namespace)
+    assert namespace["restored"].shape == (1, 3, 12, 8)
+
+
+def test_a_run_gives_its_name(tiny_tokenizer, tmp_path, monkeypatch):
+    tiny_tokenizer.save_pretrained(tmp_path / "mine" / "tokenizer")
+    assert "\n# mine\n" in (tmp_path / "mine" / "tokenizer" / "README.md").read_text()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    tiny_tokenizer.save_pretrained(".")
+    assert "\n# here\n" in (tmp_path / "here" / "README.md").read_text()
+    assert "\n# name\n" in model_card(tiny_tokenizer, "owner/name")
+
+
+def test_with_an_evaluation_it_shows_reconstructions(tiny_tokenizer, result, tmp_path):
+    tiny_tokenizer.train().save_pretrained(tmp_path / "saved", evaluation=result)
+    assert tiny_tokenizer.training
+    card = (tmp_path / "saved" / "README.md").read_text()
+    assert "![Images above their reconstructions](reconstructions.webp)\n\n```bash\npip install gsqtok" in card
+    shown = Image.open(tmp_path / "saved" / "reconstructions.webp")
+    assert shown.size == (3 * 258 + 2, 2 * 258 + 2)
+    image = load_image(sorted((Path(gsqtok.__file__).parent / "demo_images").glob("*.png"))[0], size=256, crop="center")
+    restored = to_pil(tiny_tokenizer.eval().decode(tiny_tokenizer.encode(image))[0])
+    above, below = (np.asarray(shown.convert("RGB").crop((2, top, 258, top + 256))).astype(float) for top in (2, 260))
+    assert np.abs(above - np.asarray(to_pil(image[0]))).mean() < 8  # but for the file's compression
+    assert np.corrcoef(below.ravel(), np.asarray(restored).ravel())[0, 1] > 0.8
+    tiny_tokenizer.save_pretrained(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "reconstructions.webp").exists()
+    assert "![" not in (tmp_path / "plain" / "README.md").read_text()
 
 
 def test_a_card_is_renewed_until_somebody_changes_it(tiny_tokenizer, result, tmp_path):

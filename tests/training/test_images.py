@@ -46,3 +46,13 @@ def test_other_crops_are_refused_when_resuming(tiny):
     other = dataclasses.replace(config, data=dataclasses.replace(config.data, crops=CROPS[1:]))
     with pytest.raises(ValueError, match=r"was started with data.crops = .*'size': 8"):
         train(other, resume=True)
+
+
+def test_a_source_of_several_splits_names_the_option(tiny, tmp_path):
+    for name in ("train-0.tar", "test-0.tar"):
+        (tmp_path / name).write_bytes(b"")
+    for which in ("train", "validation"):
+        config = tiny()
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, **{which: str(tmp_path)}))
+        with pytest.raises(ValueError, match=f"name one with --data.{which}_split, which may be test, train, all"):
+            train(config)

@@ -4,6 +4,9 @@ import dataclasses
 import json
 import logging
 import math
+import re
+import shlex
+import textwrap
 
 import filelock
 import numpy as np
@@ -11,10 +14,11 @@ import pytest
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
-from PIL import Image
+from PIL import Image, ImageChops
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from gsqtok.cli import main
 from gsqtok.cli.parser import parse
 from gsqtok.cli.train import train as train_command
 from gsqtok.data import ImageTransform, open_source
@@ -23,7 +27,7 @@ from gsqtok.evaluation.usage import _say_not_counted
 from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training import OptimizerConfig, Trainer, train
-from gsqtok.training.trainer import learning_rate
+from gsqtok.training.optimizer import learning_rate
 
 
 def test_learns(tiny, metrics):
@@ -45,9 +49,14 @@ def test_the_run_folder(tiny, metrics):
     again = parse("train", train_command, [str(run / "config.yaml")])["config"]
     assert again == dataclasses.replace(config, model=ImageTokenizer(config.model).config)
 
-    assert sorted(file.name for file in (run / "samples").iterdir()) == ["step-00000003.png", "step-00000006.png"]
-    grid = Image.open(run / "samples" / "step-00000006.png")
-    assert grid.size == (5 * (16 + 2) + 2, 2 * (16 + 2) + 2)  # five demo images above their reconstructions
+    samples = [f"step-{step:08d}.png" for step in (0, 3, 6)]
+    assert sorted(file.name for file in (run / "samples").iterdir()) == samples
+    grids = [Image.open(run / "samples" / name) for name in samples]
+    # five demo images above their reconstructions, of 16 pixels, each of which is shown as 8 x 8
+    assert {grid.size for grid in grids} == {(5 * (128 + 2) + 2, 2 * (128 + 2) + 2)}
+    above, below = (0, 0, grids[0].width, 130), (0, 130, grids[0].width, 262)
+    assert ImageChops.difference(*(grid.crop(above) for grid in grids[::2])).getbbox() is None
+    assert ImageChops.difference(*(grid.crop(below) for grid in grids[::2])).getbbox() is not None
 
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     losses = metrics(run)
@@ -59,7 +68,7 @@ def test_the_run_folder(tiny, metrics):
     curve = events.Scalars("loss/total")
     assert [event.step for event in curve] == [1, 2, 3, 4, 5, 6]
     assert [event.value for event in curve] == pytest.approx([line["loss/total"] for line in losses])
-    assert [event.step for event in events.Images("reconstructions")] == [3, 6]
+    assert [event.step for event in events.Images("reconstructions")] == [0, 3, 6]
 
     tokenizer = ImageTokenizer.from_pretrained(run)
     assert tokenizer.config == again.model
@@ -190,9 +199,45 @@ def test_sharding_by_accelerate_is_refused(tiny, monkeypatch):
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tiny):
-    trainer = Trainer(tiny())
-    folder = trainer.folder.path
+    config = tiny(steps=2)
+    folder = train(config)
+    before = (folder / "config.yaml").stat()
     refused = pytest.raises(ValueError, match="is being written by another gsqtok train: wait for it")
     with filelock.FileLock(folder / ".rank-0.lock"), refused:
-        trainer.run()
-    assert trainer.run() == folder
+        train(dataclasses.replace(config, log_every=2), resume=True)
+    assert (folder / "config.yaml").stat() == before  # the other run's folder was not touched
+    assert train(dataclasses.replace(config, log_every=2), resume=True) == folder
+
+
+def test_a_start_that_failed_leaves_the_folder_free(tiny):
+    config = tiny(steps=1)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        train(dataclasses.replace(config, data=dataclasses.replace(config.data, train="nowhere")))
+    train(config)
+
+
+def test_images_are_checked_before_weights_are_looked_for(tiny):
+    with pytest.raises(FileNotFoundError, match="no file or folder 'nowhere'"):
+        train(tiny(train="nowhere", initialize_from="no/such-tokenizer"))
+
+
+def test_what_it_says_leads_on(tiny, tmp_path, capfd, demo_copy):
+    """What a run prints where there is no terminal: how far it is, what is not measured, and commands that run."""
+    run = train(tiny(steps=2, output=str(tmp_path / "a run")))
+    said = capfd.readouterr().err
+    assert "no validation images" in said
+    assert re.search(r"step 1/2  total .* 0:00:\d\d gone, 0:00:\d\d left\n", said)
+    following = said.split("next:\n")[1]
+    command = shlex.split(following.splitlines()[0], comments=True)
+    assert command[:3] == ["gsqtok", "evaluate", str(run)]
+    assert main([*command[1:], "--features", "none"]) == 0
+    scope = {}
+    (demo_copy / "coffee.png").rename(tmp_path / "image.jpg")
+    lines = textwrap.dedent(following.split("in Python:\n")[1].split("training ")[0])
+    exec(lines.replace("image.jpg", str(tmp_path / "image.jpg")), scope)
+    assert scope["tokens"].shape[1:3] == tuple(side // 2 for side in Image.open(tmp_path / "image.jpg").size[::-1])
+
+    train(tiny(steps=1, output=str(tmp_path / "b"), data={"validation": str(demo_copy)}))
+    said = capfd.readouterr().err
+    assert "no validation images" not in said
+    assert f"gsqtok evaluate {tmp_path / 'b'} {demo_copy} --size 16 --crop center\n" in said

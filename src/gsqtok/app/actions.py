@@ -21,6 +21,7 @@ MAX_DECODED = 2**26  # pixels of an uploaded image, 192 MiB as RGB: more is refu
 NEAREST = 5  # neighbours shown of a codeword
 BUDGET = 2**29  # bytes of images that are kept for all visitors together, and again of what is shown to them
 GONE = "This image had to make room for those of other visitors: open it again."
+CHOOSE_FIRST = "Choose a first image above"
 CHOOSE_SECOND = "Choose a second image to swap with"
 _DEMO = Path(__file__).parent.parent / "demo_images"
 DEMO = {path.stem: path for path in sorted(_DEMO.glob("*.png"))}
@@ -247,13 +248,18 @@ class Actions:
             raise gr.Error(f"No neighbours: {error}.", print_exception=False) from None
         return *_maps(tokens, window, position), f"Position: row {row + 1}, column {column + 1}", rows
 
-    def second(self, key: str | None) -> tuple[str, Any]:
-        """A line about the second image, and the button, which works once there is one."""
-        other = self.opened.get(key)
-        if other is None:
-            return "", gr.Button(interactive=False, value=CHOOSE_SECOND)
-        line = f"Second: {other.name}, {other.size[0]} x {other.size[1]} pixels."
-        return line, gr.Button(interactive=True, value="Swap and decode")
+    def second(self, key: str | None, other_key: str | None) -> tuple[str, Any]:
+        """A line about the second image, and the button, which works once there are both; until then it says why not.
+
+        Args:
+            key: of what is shown.
+            other_key: of the second image.
+        """
+        other = self.opened.get(other_key)
+        line = f"Second: {other.name}, {other.size[0]} x {other.size[1]} pixels." if other else ""
+        if self.shown.get(key) is None:
+            return line, gr.Button(interactive=False, value=CHOOSE_FIRST)
+        return line, gr.Button(interactive=other is not None, value="Swap and decode" if other else CHOOSE_SECOND)
 
     def swap(
         self,

@@ -56,7 +56,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
         with gr.Tab("Tokens"):
             maps, position = _tokens(do, shown)
         with gr.Tab("Swap"):
-            groups = _swap(do, shown)
+            groups, swap_is_possible = _swap(do, shown)
         with gr.Tab("Codebook"):
             about = gr.Markdown()
             with gr.Row():
@@ -71,6 +71,7 @@ def page(tokenizers: Mapping[str, ImageTokenizer], max_pixels: int, max_mb: floa
         ):
             done = event(do.show, [opened, label, shown], results, show_progress_on=[line, slider], **_QUEUED)
             done.success(do.plots, [shown, label], [usage, sphere, about], **_QUIET)
+            done.success(*swap_is_possible, **_QUIET)
     return blocks.queue(max_size=32)
 
 
@@ -112,8 +113,8 @@ def _tokens(do: Actions, shown: gr.State) -> tuple[list[Any], list[Any]]:
     return [maps, closer, window], [position, near]
 
 
-def _swap(do: Actions, shown: gr.State) -> gr.CheckboxGroup:
-    """The tab's choice of groups; what else is on it concerns nobody else."""
+def _swap(do: Actions, shown: gr.State) -> tuple[gr.CheckboxGroup, tuple[Any, ...]]:
+    """The tab's choice of groups, and the event that makes its button work, or say why it does not."""
     gr.Markdown("Exchange tokens of two images and decode both: some groups, everywhere or in a region.")
     other = gr.State(time_to_live=3600)
     with gr.Row():
@@ -128,13 +129,14 @@ def _swap(do: Actions, shown: gr.State) -> gr.CheckboxGroup:
         ]
     button = gr.Button(CHOOSE_SECOND, variant="primary", interactive=False, elem_id="swap")
     results = _gallery(4, "swapped")
+    swap_is_possible = do.second, [shown, other], [line, button]
     for event in (
         upload.upload(do.upload, [upload, other], [other, demo, upload], **_QUIET),
         demo.input(do.choose, [demo, other], [other, upload], **_QUIET),
     ):
-        event.success(do.second, other, [line, button], **_QUIET)
+        event.success(*swap_is_possible, **_QUIET)
     button.click(do.swap, [shown, other, groups, *edges], results, **_QUEUED)
-    return groups
+    return groups, swap_is_possible
 
 
 def _image(name: str, *, visible: bool = True) -> gr.Image:

@@ -17,6 +17,7 @@ from itertools import pairwise
 from typing import Any
 
 from gsqtok import __version__
+from gsqtok.available import explained
 
 # Each command and where its function is; the first line of its docstring says what it does.
 COMMANDS = {
@@ -49,7 +50,9 @@ COMMANDS = {
     "export": "export:export",
     "app": "app:app",
     "completion": "completion:completion",
+    "doctor": "doctor:doctor",
 }
+TRAINING = ("train", "prior", "recipes", "study")  # what the extra of that name is for
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,7 +74,8 @@ def main(argv: list[str] | None = None) -> int:
     options.show_warnings()
     options.command = shlex.join(["gsqtok", *argv])
     try:
-        return call(command, function_of(command), argv[len(command.split()) :]) or 0
+        with explained("train" if command.split()[0] in TRAINING else ""):
+            return call(command, function_of(command), argv[len(command.split()) :]) or 0
     except SystemExit as end:  # of the parser, which has said why
         return int(end.code or 0)
     except KeyboardInterrupt:

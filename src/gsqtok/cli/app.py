@@ -32,12 +32,7 @@ def app(
           gsqtok app
           gsqtok app runs/mine runs/other --port 8000
     """
-    try:
-        from gsqtok.app.serve import serve
-    except ImportError as error:
-        if error.name and error.name.split(".")[0] not in ("gradio", "matplotlib", "starlette"):
-            raise
-        raise ImportError("the page needs Gradio: pip install 'gsqtok[app]'") from error
+    from gsqtok.app.serve import serve
     from gsqtok.tokenizer import ImageTokenizer
 
     where = resolve_device(device)

@@ -28,7 +28,10 @@ def completion(shell: Literal["bash", "zsh", "tcsh"]) -> None:
         *group, name = command.split()
         if group and group[0] not in groups:
             groups[group[0]] = groups[""].add_parser(group[0], help=group[0]).add_subparsers()
-        built = build(command, function_of(command))
+        try:
+            built = build(command, function_of(command))
+        except ImportError:  # of an extra that is not installed
+            continue
         summary = (built.description or "").splitlines()[0]
         into = groups[group[0] if group else ""].add_parser(name, help=summary, add_help=False)
         for action in built._actions:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import inspect
-import pkgutil
 import re
 import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
@@ -170,7 +170,11 @@ def _hints(function: Callable[..., Any]) -> dict[str, Any]:
         text = parameter.annotation
         heavy = isinstance(text, str) and text.startswith("gsqtok.")
         scope = getattr(inspect.unwrap(function), "__globals__", {})
-        hints[name] = pkgutil.resolve_name(text) if heavy else eval(text, scope) if isinstance(text, str) else text
+        if heavy:
+            module, _, kind = text.rpartition(".")
+            hints[name] = getattr(import_module(module), kind)
+        else:
+            hints[name] = eval(text, scope) if isinstance(text, str) else text
     return hints
 
 

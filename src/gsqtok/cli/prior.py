@@ -203,10 +203,9 @@ def sample(
           gsqtok prior sample runs/prior runs/mine -o samples.png --classes 1 5 7 --guidance 2 --top-k 200
     """
     import torch
-    from torchvision.utils import make_grid
 
     from gsqtok.cli.options import load_model
-    from gsqtok.data import to_pil
+    from gsqtok.data.display import grid
     from gsqtok.generation.sampling import SamplingOptions
     from gsqtok.generation.sampling import sample as draw
     from gsqtok.io import save_image
@@ -226,7 +225,7 @@ def sample(
         generator=torch.Generator(network.device).manual_seed(seed),
     )
     images = tokenizer.decode(tokens.to(tokenizer.device)).cpu()
-    save_image(to_pil(make_grid(images, round(number**0.5), pad_value=1.0)), Path(output))
+    save_image(grid(list(images), round(number**0.5)), Path(output))
     console.print(f"{number} images -> {output}")
 
 

@@ -6,7 +6,7 @@ from gsqtok.data.loader import EvalLoader, ImageDataset, ImageStream, Sample, ev
 from gsqtok.data.sampling import CropMix, EpochSampler
 from gsqtok.data.skipped import SkipLog
 from gsqtok.data.sources import ImageSource, check_outside, open_source
-from gsqtok.data.transforms import ImageTransform, to_float, to_pil, to_tensor
+from gsqtok.data.transforms import ImageTransform, load_image, to_float, to_pil, to_tensor
 
 __all__ = [
     "BrokenImageError",
@@ -24,6 +24,7 @@ __all__ = [
     "decode_image",
     "decode_pixels",
     "eval_loader",
+    "load_image",
     "open_source",
     "to_float",
     "to_pil",

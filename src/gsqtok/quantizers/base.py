@@ -54,6 +54,10 @@ class QuantizerOutput:
         """The first three, for ``quantized, indices, loss = quantizer(latent)``."""
         return iter((self.quantized, self.indices, self.loss))
 
+    def __getitem__(self, which: int) -> Tensor:
+        """One of these three, for ``quantizer(latent)[0]``."""
+        return (self.quantized, self.indices, self.loss)[which]
+
 
 torch.export.register_dataclass(QuantizerOutput, serialized_type_name="gsqtok.QuantizerOutput")
 
@@ -92,6 +96,8 @@ class Quantizer(nn.Module, ABC):
 
     Args:
         dim: channels D of the latent.
+        codebook_dim: channels that are quantized in the place of ``dim``, between two learnt linear maps: one to them,
+            and one back. None: the latent itself is quantized, and there are no maps.
 
     Attributes:
         name: the name in the registry.
@@ -106,6 +112,7 @@ class Quantizer(nn.Module, ABC):
     Options: ClassVar[type[QuantizerOptions]]
     nested: ClassVar[Schedule | None] = None
     dim: Count
+    codebook_dim: Count | None = field(default=None, kw_only=True, metadata=LATER)
     codebook_size: int = field(init=False)
     tokens_per_position: int = field(init=False)
 
@@ -113,6 +120,24 @@ class Quantizer(nn.Module, ABC):
         super().__init__()
         self.frozen = False
         check(self)
+        if self.codebook_dim is not None:
+            self.project_in, self.project_out = (
+                nn.Linear(self.dim, self.codebook_dim),
+                nn.Linear(self.codebook_dim, self.dim),
+            )
+
+    @property
+    def inner_dim(self) -> int:
+        """Channels that the method itself sees."""
+        return self.codebook_dim or self.dim
+
+    def inward(self, latent: Tensor) -> Tensor:
+        """Map a latent (..., dim) to what is quantized, (..., inner_dim)."""
+        return latent if self.codebook_dim is None else _linear(self.project_in, latent)
+
+    def outward(self, values: Tensor) -> Tensor:
+        """Map values (..., inner_dim) to what a decoder gets, (..., dim)."""
+        return values if self.codebook_dim is None else _linear(self.project_out, values)
 
     @property
     def bits(self) -> float:
@@ -178,13 +203,18 @@ class Quantizer(nn.Module, ABC):
             )
         if mask is not None and (mask.dtype != torch.bool or mask.shape != latent.shape[:-1]):
             raise ValueError(f"the mask must be bool of shape {tuple(latent.shape[:-1])}, got {tuple(mask.shape)}")
-        out = self.quantize_checked(latent if mask is None else latent[mask], check)
+        out = self.quantize_checked(self.inward(latent if mask is None else latent[mask]), check)
         if mask is not None:
             everywhere = mask.unsqueeze(-1)
             indices = out.indices.new_full((*mask.shape, self.tokens_per_position), -1)
             out.indices = indices.masked_scatter(everywhere, out.indices)
-            out.quantized = out.quantized.new_zeros(latent.shape).masked_scatter(everywhere, out.quantized)
+            out.quantized = out.quantized.new_zeros(*mask.shape, self.inner_dim).masked_scatter(
+                everywhere, out.quantized
+            )
         self.drop_last_groups(out)
+        out.quantized = self.outward(out.quantized)
+        if mask is not None and self.codebook_dim is not None:  # whose map has a bias
+            out.quantized = out.quantized.masked_fill(~mask.unsqueeze(-1), 0)
         if channel_first:
             out.quantized = out.quantized.movedim(-1, 1)
         return out
@@ -234,7 +264,7 @@ class Quantizer(nn.Module, ABC):
         if indices.numel() and not indices.is_meta and not torch.compiler.is_compiling():
             self.check_indices(indices)
         with exact_arithmetic(indices.device):
-            values = self.lookup(indices) if self.nested is None else self.lookup_first(indices)
+            values = self.outward(self.lookup(indices) if self.nested is None else self.lookup_first(indices))
         return values.movedim(-1, 1) if channel_first else values
 
     def check_indices(self, indices: Tensor) -> None:
@@ -245,16 +275,16 @@ class Quantizer(nn.Module, ABC):
             raise ValueError(f"index {wrong} is out of range: the codebook has {self.codebook_size} codewords")
 
     def lookup_first(self, indices: Tensor) -> Tensor:
-        """Do as ``lookup`` for nested groups: (..., k) of which -1 are left out -> (..., dim)."""
+        """Do as ``lookup`` for nested groups: (..., k) of which -1 are left out -> (..., inner_dim)."""
         raise NotImplementedError
 
     @abstractmethod
     def quantize(self, latent: Tensor) -> QuantizerOutput:
-        """The method itself: (..., dim) float32, finite, autocast off. Changes no state."""
+        """The method itself: (..., inner_dim) float32, finite, autocast off. Changes no state."""
 
     @abstractmethod
     def lookup(self, indices: Tensor) -> Tensor:
-        """The inverse: (..., tokens_per_position) int64, checked -> (..., dim) float32."""
+        """The inverse: (..., tokens_per_position) int64, checked -> (..., inner_dim) float32."""
 
     @property
     def follows(self) -> bool:
@@ -282,14 +312,15 @@ class Quantizer(nn.Module, ABC):
         if self.follows:
             with exact_arithmetic(latent.device):
                 found = (indices >= 0).all(-1, keepdim=True)
-                self.move(torch.where(found, latent.float(), 0), torch.where(found, indices, -1))
+                inner = self.inward(torch.where(found, latent.float(), 0))
+                self.move(torch.where(found, inner, 0), torch.where(found, indices, -1))
 
     def plain(self) -> Quantizer:
         """The same quantizer for use alone, without what only training needs; itself if there is nothing."""
         return self
 
     def move(self, latent: Tensor, indices: Tensor) -> None:
-        """Do what ``update`` says, for methods that follow: (..., dim) float32, zero where the index is -1."""
+        """Do what ``update`` says, for methods that follow: (..., inner_dim) float32, zero where the index is -1."""
         raise NotImplementedError
 
     def requires_grad_(self, requires_grad: bool = True) -> Self:
@@ -339,24 +370,23 @@ class GroupedQuantizer(Quantizer):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.dim % self.groups:
-            raise ValueError(f"dim must be a multiple of groups, got dim = {self.dim}, groups = {self.groups}")
+        which = "dim" if self.codebook_dim is None else "codebook_dim"
+        given = f"got {which} = {self.inner_dim}, groups = {self.groups}"
+        if self.inner_dim % self.groups:
+            raise ValueError(f"{which} must be a multiple of groups, {given}")
         if self.group_dim < self.least_group_dim:
-            raise ValueError(
-                f"{self.name} needs groups of at least {self.least_group_dim} channels, got dim = {self.dim}, "
-                f"groups = {self.groups}"
-            )
+            raise ValueError(f"{self.name} needs groups of at least {self.least_group_dim} channels, {given}")
         self.tokens_per_position = self.groups
         if self.nested is not None and self.filler == "learned":
-            self.fillers = nn.Parameter(torch.zeros(self.dim))
+            self.fillers = nn.Parameter(torch.zeros(self.inner_dim))
 
     @property
     def group_dim(self) -> int:
         """Channels d of one group."""
-        return self.dim // self.groups
+        return self.inner_dim // self.groups
 
     def split(self, latent: Tensor) -> Tensor:
-        """Latents by group: (..., dim) -> (..., groups, group_dim)."""
+        """Latents by group: (..., inner_dim) -> (..., groups, group_dim)."""
         by_group: Tensor = latent.unflatten(-1, (self.groups, self.group_dim))
         return by_group
 
@@ -386,9 +416,15 @@ class GroupedQuantizer(Quantizer):
         super().check_indices(indices)
 
     def _filled(self, values: Tensor, kept: Tensor) -> Tensor:
-        """Values (..., dim), with the filler where a group (..., groups) is not kept."""
+        """Values (..., inner_dim), with the filler where a group (..., groups) is not kept."""
         filler = self.fillers.float() if self.filler == "learned" else values.new_zeros(())
         return torch.where(kept.repeat_interleave(self.group_dim, -1), values, filler)
+
+
+def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
+    """Apply a layer in float32, whatever its weights are stored in and autocast says."""
+    with exact_arithmetic(x.device):
+        return F.linear(x.float(), layer.weight.float(), layer.bias.float())
 
 
 def exact_arithmetic(device: torch.device) -> AbstractContextManager[Any]:

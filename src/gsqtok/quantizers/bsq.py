@@ -22,6 +22,7 @@ class BSQ(BinaryQuantizer):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``; D bits per position.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G of at most 62 channels, each on a sphere of its own; each position gets G tokens.
         entropy_weight: weight of the entropy loss E[H(q(u))] - ``diversity`` H(E[q(u)]).
         diversity: weight of the entropy over the batch within it.

@@ -27,6 +27,7 @@ class DiVeQ(LearntCodebook):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G, which share the codebook; each position gets G tokens.
         codebook_size: number of codewords V; they start as U(0, 1/V), as in the authors' package.
         noise: standard deviation in each channel.

@@ -34,6 +34,7 @@ class EMAVQ(GroupedQuantizer):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G, which share the codebook; each position gets G tokens.
         codebook_size: number of codewords V.
         metric: ``"euclidean"``: the nearest codeword; ``"cosine"``: latents are l2-normalised, and codewords are the

@@ -60,6 +60,7 @@ class Leech(FixedSphere):
 
     Args:
         dim: channels D of the latent, 24 times ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G; each position gets G tokens.
         gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.
         nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
@@ -73,8 +74,9 @@ class Leech(FixedSphere):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.group_dim != 24:
-            dim = 24 * self.groups
-            raise ValueError(f"the Leech lattice has 24 channels a group: dim must be {dim}, got {self.dim}")
+            which = "dim" if self.codebook_dim is None else "codebook_dim"
+            wanted = f"{which} must be {24 * self.groups}, got {self.inner_dim}"
+            raise ValueError(f"the Leech lattice has 24 channels a group: {wanted}")
 
     def points(self) -> Tensor:
         """See ``FixedSphere.points``."""
@@ -88,6 +90,7 @@ class RandomSphere(FixedSphere):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``, at least 2 a group.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G; each position gets G tokens.
         codebook_size: number of codewords V.
         seed: of the draw.
@@ -113,6 +116,7 @@ class FibonacciSphere(FixedSphere):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``, at least 2 a group.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G; each position gets G tokens.
         codebook_size: number of codewords V.
         gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.

@@ -32,6 +32,7 @@ class FSQ(GroupedQuantizer):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G; each position gets G tokens.
         levels: levels of each channel of a group, d = D / G of them, each at least 2; the paper advises at least 5.
         target_bits: instead of ``levels``: bits per token; equal levels, or two neighbouring ones, that come nearest.

@@ -30,6 +30,7 @@ class FVQ(LearntCodebook):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G, which share the codebook; each position gets G tokens.
         codebook_size: number of codewords V, a multiple of ``patch``.
         patch: codewords that a token of the bridge stands for; attention is over V / patch tokens.

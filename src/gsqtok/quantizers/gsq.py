@@ -30,6 +30,7 @@ class GSQ(LearntCodebook):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G; each position gets G tokens.
         codebook_size: number of codewords V of a codebook.
         codebooks: ``"shared"``, one for all groups, or ``"separate"``, one for each.

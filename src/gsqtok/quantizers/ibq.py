@@ -28,6 +28,7 @@ class IBQ(LearntCodebook):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G, which share the codebook; each position gets G tokens.
         codebook_size: number of codewords V; they start as U(-1/V, 1/V).
         temperature: of the softmax.

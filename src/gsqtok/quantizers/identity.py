@@ -21,11 +21,12 @@ class Identity(Quantizer):
 
     Args:
         dim: channels D of the latent; each position gets D tokens.
+        codebook_dim: as in ``Quantizer``.
     """
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.tokens_per_position = self.dim
+        self.tokens_per_position = self.inner_dim
         self.codebook_size = 2**32
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:

@@ -18,6 +18,7 @@ class LFQ(BinaryQuantizer):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``; D bits per position.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G of at most 62 channels; each position gets G tokens.
         entropy_weight: weight of the entropy loss E[H(q(z))] - ``diversity`` H(E[q(z)]) (equation 5); 0.1 in the paper.
         diversity: weight of the entropy over the batch within it.

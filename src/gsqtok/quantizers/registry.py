@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import fnmatch
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Literal, TypeVar, get_type_hints
 
 from gsqtok.options import check_names
+from gsqtok.quantizers import migration
 from gsqtok.quantizers.base import Quantizer, QuantizerOptions
 
 _REGISTRY: dict[str, type[Quantizer]] = {}
@@ -43,8 +44,16 @@ def options_type(name: str) -> type[QuantizerOptions]:
     Raises:
         ValueError: an unknown name; the message names the nearest known one.
     """
+    _answer([name], list_quantizers(), migration.CLASSES)
     check_names([name], list_quantizers(), "unknown quantizer")
     return _REGISTRY[name].Options
+
+
+def _answer(names: Iterable[str], known: Sequence[str], theirs: dict[str, str]) -> None:
+    """Raise ValueError for a name of another library, saying what it is here."""
+    for name in names:
+        if name not in known and (said := migration.answer(name, theirs)):
+            raise ValueError(said)
 
 
 def quantizer_options(name: str, **options: Any) -> QuantizerOptions:
@@ -60,6 +69,7 @@ def quantizer_options(name: str, **options: Any) -> QuantizerOptions:
     """
     typed = options_type(name)
     known = [field.name for field in dataclasses.fields(typed)]
+    _answer(options, known[1:], migration.OPTIONS)
     check_names(options, known[1:], f"quantizer '{name}' has no option")
     try:
         return typed(name, **options)

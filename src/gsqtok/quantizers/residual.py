@@ -27,6 +27,7 @@ class ResidualQuantizer(GroupedQuantizer):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G; each position gets G times ``stages`` tokens.
         stages: number of stages S.
         stage_dropout: share of the examples (of the latent's first dimension) for which, in training, the decoder gets
@@ -79,7 +80,7 @@ class ResidualQuantizer(GroupedQuantizer):
         if not 1 <= stages <= self.stages:
             raise ValueError(f"stages must be from 1 to {self.stages}, got {stages}")
         self.decode(indices)
-        return self._sum(indices.long(), torch.tensor(stages, device=indices.device))
+        return self.outward(self._sum(indices.long(), torch.tensor(stages, device=indices.device)))
 
     def _stages(self) -> list[GroupedQuantizer]:
         return cast("list[GroupedQuantizer]", list(self.quantizers))

@@ -25,6 +25,7 @@ class ResidualFSQ(ResidualQuantizer):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G; each position gets G times ``stages`` tokens.
         stages: number of stages S.
         levels: levels of each channel of a group, d = D / G of them, each at least 2.
@@ -39,7 +40,7 @@ class ResidualFSQ(ResidualQuantizer):
     levels: tuple[Count, ...]
 
     def __post_init__(self) -> None:
-        if len(self.levels) * self.groups != self.dim or min(self.levels) < 2:
+        if len(self.levels) * self.groups != self.inner_dim or min(self.levels) < 2:
             raise ValueError(f"levels must name at least 2 for each of dim / groups channels, got {self.levels}")
         super().__post_init__()
         self.codebook_size = math.prod(self.levels)
@@ -47,7 +48,7 @@ class ResidualFSQ(ResidualQuantizer):
             raise ValueError(f"levels give {math.log2(self.codebook_size):.1f} bits, an index has 62; use more groups")
 
     def _stage(self, stage: int) -> GroupedQuantizer:
-        return _Grid(self.dim, groups=self.groups, levels=self.levels, stage=stage)
+        return _Grid(self.inner_dim, groups=self.groups, levels=self.levels, stage=stage)
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""

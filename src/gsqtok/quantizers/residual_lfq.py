@@ -21,6 +21,7 @@ class ResidualLFQ(ResidualQuantizer):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``; D bits a stage.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G of at most 62 channels; each position gets G times ``stages`` tokens.
         stages: number of stages S.
         stage_dropout, gradient: as in ``ResidualQuantizer``.
@@ -44,7 +45,7 @@ class ResidualLFQ(ResidualQuantizer):
 
     def _stage(self, stage: int) -> GroupedQuantizer:
         names = ("groups", "entropy_weight", "diversity", "temperature", "entropy_bits", "commitment_weight")
-        return _ScaledLFQ(self.dim, stage=stage, **{name: getattr(self, name) for name in names})
+        return _ScaledLFQ(self.inner_dim, stage=stage, **{name: getattr(self, name) for name in names})
 
 
 @dataclass(eq=False, repr=False, kw_only=True)

@@ -28,6 +28,7 @@ class RVQ(ResidualQuantizer):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G, which share the codebooks; each position gets G times ``stages`` tokens.
         stages: number of stages S, each with a codebook of its own.
         codebook_size: codewords V of each stage.
@@ -50,7 +51,7 @@ class RVQ(ResidualQuantizer):
         self.start = KMeansStart(self.codebook_size) if self.init == "kmeans" else None
 
     def _stage(self, stage: int) -> VQ:
-        return VQ(self.dim, **self._of_stages())
+        return VQ(self.inner_dim, **self._of_stages())
 
     def _of_stages(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("groups", "codebook_size", "commitment_weight")}
@@ -84,6 +85,7 @@ class RSQ(RVQ):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``, at least 2 a group.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G, which share the codebooks; each position gets G times ``stages`` tokens.
         stages: number of stages S, each with a codebook of its own.
         codebook_size: codewords V of each stage.
@@ -101,7 +103,7 @@ class RSQ(RVQ):
 
     def _stage(self, stage: int) -> VQ:
         radius, _ = residual_stages(self.group_dim, self.codebook_size, stage + 1)[-1]
-        return _SphericalStage(self.dim, radius=radius, **self._of_stages())
+        return _SphericalStage(self.inner_dim, radius=radius, **self._of_stages())
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""

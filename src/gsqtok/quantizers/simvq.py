@@ -23,6 +23,7 @@ class SimVQ(LearntCodebook):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G, which share the codebook; each position gets G tokens.
         codebook_size: number of codewords V.
         commitment_weight, gradient, orthogonal_weight: as in ``LearntCodebook``.

@@ -6,6 +6,7 @@ gradient (Fifty et al. 2024, arXiv 2410.06424), a codebook that starts as cluste
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,6 +26,7 @@ class VQ(LearntCodebook):
 
     Args:
         dim: channels D of the latent, a multiple of ``groups``.
+        codebook_dim: as in ``Quantizer``.
         groups: number of groups G, which share the codebook, as in GSQ; each position gets G tokens.
         codebook_size: number of codewords V.
         metric: ``"euclidean"``: the nearest codeword; ``"cosine"``: both sides are l2-normalised, and so is the
@@ -70,11 +72,13 @@ class VQ(LearntCodebook):
 
 def plain_vq(quantizer: LearntCodebook) -> VQ:
     """The plain vector quantizer with the codewords of a method that makes them of something else."""
-    names = ("groups", "codebook_size", "commitment_weight", "gradient", "orthogonal_weight")
+    names = ("codebook_dim", "groups", "codebook_size", "commitment_weight", "gradient", "orthogonal_weight")
     nesting = ("nested", "nested_full", "nested_mixed", "filler")
     plain = VQ(quantizer.dim, **{name: getattr(quantizer, name) for name in (*names, *nesting)})
     with torch.no_grad():
         plain.codebook = nn.Parameter(quantizer.book().detach().clone())
+        if quantizer.codebook_dim is not None:
+            plain.project_in, plain.project_out = deepcopy(quantizer.project_in), deepcopy(quantizer.project_out)
         if hasattr(quantizer, "fillers"):
             plain.fillers = nn.Parameter(quantizer.fillers.detach().clone())
     return plain.train(quantizer.training)

@@ -323,12 +323,12 @@ def _finite(metrics: Mapping[str, float | None]) -> dict[str, float]:
 
 def _show(tokenizer: ImageTokenizer, images: Tensor, file: Path) -> None:
     """Write images (N, 3, H, W) above their reconstructions."""
+    from gsqtok.data.display import grid
     from gsqtok.io import save_image
-    from gsqtok.training.images import grid_of
 
     images = images.to(tokenizer.device)
     restored = tokenizer.decode(tokenizer.encode(images), size=(images.shape[2], images.shape[3]))
-    save_image(grid_of(images.cpu(), restored.cpu()), file)
+    save_image(grid([*images.cpu(), *restored.cpu()], len(images)), file)
 
 
 def _timed(run: Run, batch: int) -> Outcome:

@@ -83,14 +83,17 @@ class Pretrained(nn.Module):
         Args:
             save_directory: the folder; made if absent.
             dtype: the type in which weights are stored, such as torch.float16 for half the size; None keeps theirs.
-            evaluation: what ``gsqtok.evaluate`` returned, or the JSON file of ``gsqtok evaluate -o``, for the card.
+            evaluation: what ``gsqtok.evaluate`` returned, or the JSON file of ``gsqtok evaluate -o``, for the card;
+                it then shows reconstructions, too.
             license: of the weights, for the card, as the hub names it (``"mit"``).
 
         Raises:
             NotADirectoryError: ``save_directory`` is a file.
             ValueError: no such evaluation, or one of another tokenizer; a tokenizer of TorchScript.
         """
-        self._save(Path(save_directory), Path(save_directory).name, dtype, evaluation, license)
+        target = Path(save_directory)
+        named = (target.parent if target.name == RUN_TOKENIZER else target).absolute().name  # a run has its own name
+        self._save(target, named, dtype, evaluation, license, picture=evaluation is not None)
 
     def _save(
         self,
@@ -99,6 +102,7 @@ class Pretrained(nn.Module):
         dtype: torch.dtype | None,
         evaluation: Result | Mapping[str, Any] | str | Path | None,
         license: str | None,
+        picture: bool,
     ) -> None:
         from gsqtok.tokenizer.model_card import CARD_FILE, write_card
 
@@ -116,7 +120,7 @@ class Pretrained(nn.Module):
         try:
             if (target / CARD_FILE).exists():
                 shutil.copy(target / CARD_FILE, temporary)
-            write_card(temporary, tokenizer, name, evaluation, license)
+            write_card(temporary, tokenizer, name, evaluation, license, picture)
             save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
             (temporary / CONFIG_FILE).write_text(json.dumps(tokenizer.config.to_dict(), indent=2) + "\n")
             target.mkdir(exist_ok=True)
@@ -138,7 +142,9 @@ class Pretrained(nn.Module):
         commit_message: str = "Upload tokenizer",
         token: str | bool | None = None,
     ) -> str:
-        """Upload what ``save_pretrained`` writes, in one commit, and return the commit's address.
+        """Upload what ``save_pretrained`` writes, with reconstructions of the package's images in the card.
+
+        It is one commit, whose address is returned.
 
         Args:
             repo_id: ``owner/name``; made if absent. A card there that somebody wrote or changed is kept.
@@ -153,7 +159,7 @@ class Pretrained(nn.Module):
         from gsqtok.tokenizer.model_card import CARD_FILE
 
         return upload(
-            lambda folder: self._save(folder, repo_id, dtype, evaluation, license),
+            lambda folder: self._save(folder, repo_id, dtype, evaluation, license, picture=True),
             repo_id,
             keep=(CARD_FILE,),
             private=private,

@@ -19,6 +19,8 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
+from gsqtok.available import asking_the_hub
+
 
 def download(repository: str, alternatives: Sequence[Sequence[str]], **options: Any) -> Path:
     """The local folder with the first of several sets of files that a repository holds, all of one commit.
@@ -32,25 +34,30 @@ def download(repository: str, alternatives: Sequence[Sequence[str]], **options: 
         FileNotFoundError: no such repository, revision or file, or no network; one line says which.
     """
     try:
-        missing: EntryNotFoundError | None = None
-        for names in alternatives:
-            try:
-                first = Path(hf_hub_download(repository, names[0], **options))
-            except EntryNotFoundError as error:  # also where there is no network: the next one may be in the cache
-                missing = missing or error  # of the files that are preferred
-                continue
-            # The folder of a snapshot is named by its commit: a branch may move on between two files.
-            for name in names[1:]:
-                hf_hub_download(repository, name, **options | {"revision": first.parent.name})
-            return first.parent
-        assert missing is not None
-        raise missing
+        with asking_the_hub():
+            return _download(repository, alternatives, options)
     except HFValidationError:
         raise FileNotFoundError(f"no such folder: {repository}") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         raise FileNotFoundError(
             f"no folder '{repository}' here, and not loaded from the hub: {_reason(error, repository, options)}"
         ) from error
+
+
+def _download(repository: str, alternatives: Sequence[Sequence[str]], options: dict[str, Any]) -> Path:
+    missing: EntryNotFoundError | None = None
+    for names in alternatives:
+        try:
+            first = Path(hf_hub_download(repository, names[0], **options))
+        except EntryNotFoundError as error:  # also where there is no network: the next one may be in the cache
+            missing = missing or error  # of the files that are preferred
+            continue
+        # The folder of a snapshot is named by its commit: a branch may move on between two files.
+        for name in names[1:]:
+            hf_hub_download(repository, name, **options | {"revision": first.parent.name})
+        return first.parent
+    assert missing is not None
+    raise missing
 
 
 def _reason(error: Exception, repository: str, options: dict[str, Any]) -> str:
@@ -62,6 +69,8 @@ def _reason(error: Exception, repository: str, options: dict[str, Any]) -> str:
         return "there is no such repository, or it is private and needs a token (`hf auth login`)"
     if isinstance(error, RemoteEntryNotFoundError):
         return f"it holds no {str(error.response.url).rpartition('/')[2]}"
+    if isinstance(error, LocalEntryNotFoundError) and not options.get("local_files_only"):
+        return "the hub cannot be reached, and its files are not in the cache"
     return str(error).strip().splitlines()[0]
 
 

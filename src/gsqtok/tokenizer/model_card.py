@@ -7,13 +7,22 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from huggingface_hub import EvalResult, ModelCardData
+from PIL import Image
+
+from gsqtok.data import load_image
+from gsqtok.data.display import grid
 
 if TYPE_CHECKING:
     from gsqtok.evaluation.result import Result
     from gsqtok.tokenizer import ImageTokenizer
 
 CARD_FILE = "README.md"
+PICTURE_FILE = "reconstructions.webp"
+DEMO_IMAGES = Path(__file__).parent.parent / "demo_images"
+SHOWN_IMAGES = 3
+EXAMPLE = "```bash"  # what the picture stands before
 GENERATED = "<!-- Written by gsqtok, and written anew with each save. Remove this line to keep what you change. -->"
 # As tables of tokenizers show them: name, unit, digits.
 _SHOWN = {
@@ -33,12 +42,35 @@ def write_card(
     name: str,
     evaluation: Result | Mapping[str, Any] | str | Path | None = None,
     license: str | None = None,
+    picture: bool = False,
 ) -> None:
-    """Write the card, unless the folder holds one that somebody wrote or changed (without the line ``GENERATED``)."""
+    """Write the card, unless the folder holds one that somebody wrote or changed (without the line ``GENERATED``).
+
+    Args:
+        folder: where it goes.
+        tokenizer, name, evaluation, license: as for ``model_card``.
+        picture: show some of the package's images and what the tokenizer makes of them.
+    """
     path = folder / CARD_FILE
     if path.exists() and GENERATED not in path.read_text(encoding="utf-8"):
         return
-    path.write_text(model_card(tokenizer, name, evaluation, license), encoding="utf-8")
+    card = model_card(tokenizer, name, evaluation, license)
+    if picture:
+        reconstructions(tokenizer).save(folder / PICTURE_FILE, quality=95)
+        shown = f"![Images above their reconstructions]({PICTURE_FILE})"
+        card = card.replace(EXAMPLE, f"{shown}\n\n{EXAMPLE}", 1)
+    path.write_text(card, encoding="utf-8")
+
+
+def reconstructions(tokenizer: ImageTokenizer) -> Image.Image:
+    """Some of the package's images above what the tokenizer makes of them."""
+    size, training = tokenizer.size or 256, tokenizer.training
+    files = sorted(DEMO_IMAGES.glob("*.png"))[:SHOWN_IMAGES]
+    images = torch.cat([load_image(file, size=size, crop="center") for file in files])
+    tokenizer.eval()
+    restored = tokenizer.decode(tokenizer.encode(images.to(tokenizer.device)), size=(size, size)).cpu()
+    tokenizer.train(training)
+    return grid([*images, *restored], len(images))
 
 
 def model_card(
@@ -63,6 +95,7 @@ def model_card(
     metrics = {} if result is None else {k: v for k, v in result.metrics.items() if v is not None}
     data = ModelCardData(
         library_name="gsqtok",
+        pipeline_tag="image-to-image",
         tags=["image-tokenizer", "vector-quantization", f"quantizer-{tokenizer.quantizer.name}"],
         license=license,
         # The hub lists metrics by model; these need a name.
@@ -92,15 +125,21 @@ def _what_it_is(tokenizer: ImageTokenizer, name: str) -> str:
         "fingerprint": f"`{tokenizer.fingerprint()}`",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    return f"""# {name}
+    rule = f', size={tokenizer.size}, crop="center"' if tokenizer.size else ""
+    return f"""# {name.rpartition("/")[2]}
 
 An image tokenizer: images to grids of discrete tokens and back, with [gsqtok](https://arxiv.org/abs/2412.02632).
 
-```python
-from gsqtok import ImageTokenizer
+{EXAMPLE}
+pip install gsqtok
+```
 
-tokenizer = ImageTokenizer.from_pretrained("{name}")
-tokens = tokenizer.encode(images)  # (B, 3, H, W) in [-1, 1] -> (B, h, w, {quantizer.tokens_per_position}) int64
+```python
+import gsqtok
+
+tokenizer = gsqtok.ImageTokenizer.from_pretrained("{name}")
+images = gsqtok.load_image("image.jpg"{rule})  # (B, 3, H, W) in [-1, 1]
+tokens = tokenizer.encode(images)  # (B, h, w, {quantizer.tokens_per_position}) int64
 restored = tokenizer.decode(tokens)
 ```
 

@@ -1,5 +1,12 @@
-"""Training: the typed configuration, the loop, and what makes a run restartable."""
+"""Training: the typed configuration, the loop, and what makes a run restartable.
 
+The loop is loaded on first use: recipes and their options need none of its packages.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from gsqtok.available import explained
 from gsqtok.training.config import (
     AdversarialConfig,
     CropConfig,
@@ -8,7 +15,9 @@ from gsqtok.training.config import (
     OptimizerConfig,
     TrainConfig,
 )
-from gsqtok.training.trainer import Trainer, train
+
+if TYPE_CHECKING:
+    from gsqtok.training.trainer import Trainer, train
 
 __all__ = [
     "AdversarialConfig",
@@ -20,3 +29,10 @@ __all__ = [
     "Trainer",
     "train",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Trainer", "train"):
+        with explained("train"):
+            return getattr(import_module("gsqtok.training.trainer"), name)
+    raise AttributeError(f"module 'gsqtok.training' has no attribute '{name}'")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
-from PIL import Image
 from torch import Tensor
 
-from gsqtok.data import CropMix, DecodedImages, ImageSource, ImageTransform, eval_loader, open_source, to_pil
+from gsqtok.data import CropMix, DecodedImages, ImageSource, ImageTransform, eval_loader, open_source
+from gsqtok.data.sources import SplitError
 from gsqtok.training.config import DataConfig
 
 GRID_IMAGES = 8
@@ -16,7 +18,7 @@ def training_images(config: DataConfig) -> tuple[ImageSource, ImageTransform | C
     """The training source, opened, and the crops of its images; for ``train_loader``."""
     if not config.train:
         raise ValueError("no training images: name a folder, parquet files or tar shards with --data.train")
-    source = open_source(config.train, split=config.train_split, streaming=config.streaming)
+    source = _opened(config, "train", streaming=config.streaming)
     if not config.crops:
         return source, ImageTransform(config.size, crop=config.crop, flip=config.flip, max_resize=config.max_resize)
     transforms = [ImageTransform(c.size, crop="random", flip=config.flip, scales=c.scales) for c in config.crops]
@@ -32,7 +34,15 @@ def decoded_images(config: DataConfig, source: ImageSource, workers: int) -> Dec
 
 def validation_images(config: DataConfig) -> ImageSource | None:
     """The validation source, opened; None where there is none."""
-    return open_source(config.validation, split=config.validation_split) if config.validation else None
+    return _opened(config, "validation") if config.validation else None
+
+
+def _opened(config: DataConfig, which: Literal["train", "validation"], *, streaming: bool = False) -> ImageSource:
+    try:
+        return open_source(getattr(config, which), split=getattr(config, f"{which}_split"), streaming=streaming)
+    except SplitError as error:
+        error.option = f"--data.{which}_split"
+        raise
 
 
 def fixed_images(config: DataConfig, source: ImageSource) -> Tensor:
@@ -45,10 +55,3 @@ def fixed_images(config: DataConfig, source: ImageSource) -> Tensor:
     if not images:
         raise ValueError("none of the images can be read")
     return torch.stack(images[:GRID_IMAGES])
-
-
-def grid_of(images: Tensor, reconstructions: Tensor) -> Image.Image:
-    """Images (N, 3, H, W), on the CPU, above their reconstructions."""
-    from torchvision.utils import make_grid
-
-    return to_pil(make_grid([*images, *reconstructions], nrow=len(images), padding=2, pad_value=1.0))

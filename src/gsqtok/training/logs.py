@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 
-from gsqtok.io import atomic_write
-from gsqtok.training.images import grid_of
+from gsqtok.data.display import grid
+from gsqtok.io import atomic_write, save_image
 from gsqtok.training.run_folder import RunFolder
 
 PROJECT = "gsqtok"  # under which trackers that know projects file a run
@@ -78,18 +78,17 @@ class RunLog:
         values = values | {"images_per_second": self.images / elapsed}
         self.progress.update(self.task, rate=f"{_short(values['images_per_second'])} images/s")
         self.images, self.since = 0, time.perf_counter()
-        self.measured(step, values)
-        if self.main and not self.console.is_terminal:  # which has the bar
-            gone = time.perf_counter() - self.began
-            left = gone / max(1, step - self.start) * (self.steps - step)
-            self.line(f"step {step}/{self.steps}  {_time(gone)} gone, {_time(left)} left")
+        gone = time.perf_counter() - self.began
+        left = gone / max(1, step - self.start) * (self.steps - step)
+        shown_already = self.console.is_terminal  # by the bar
+        self.measured(step, values, "" if shown_already else f"  {_time(gone)} gone, {_time(left)} left")
 
-    def measured(self, step: int, values: dict[str, Any]) -> None:
-        """Other metrics: to the console, the curves and metrics.jsonl."""
+    def measured(self, step: int, values: dict[str, Any], more: str = "") -> None:
+        """Other metrics: to the console (with something more at the end), the curves and metrics.jsonl."""
         if not self.main:
             return
         shown = "  ".join(f"{name.removeprefix('loss/')} {_short(value)}" for name, value in values.items())
-        self.line(f"step {step}/{self.steps}  {shown}")
+        self.line(f"step {step}/{self.steps}  {shown}{more}")
         self.accelerator.log(values, step=step)
         with self.run.metrics_file.open("a") as file:
             file.write(json.dumps({"step": step} | values) + "\n")
@@ -106,8 +105,8 @@ class RunLog:
         """Save images (N, 3, H, W) above their reconstructions, to samples/ and to the curves."""
         if not self.main:
             return
-        image = grid_of(images, reconstructions)
-        image.save(self.run.samples / f"step-{step:08d}.png")
+        image = grid([*images, *reconstructions], len(images))
+        save_image(image, self.run.samples / f"step-{step:08d}.png")
         for tracker in self.accelerator.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images({"reconstructions": np.asarray(image)[None]}, step=step, dataformats="NHWC")

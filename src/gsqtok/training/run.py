@@ -19,13 +19,13 @@ from accelerate.utils import (
     gather_object,
     synchronize_rng_states,
 )
-from torch import Tensor
+from torch import Tensor, nn
 
-from gsqtok.distributed import alone
 from gsqtok.training.ema import Average
 from gsqtok.training.guards import FiniteGuard
 from gsqtok.training.interruption import InterruptedRunError, Interruption
 from gsqtok.training.logs import RunLog, checked_trackers
+from gsqtok.training.optimizer import learning_rate, update_where
 from gsqtok.training.run_folder import RunFolder, step_of, together
 
 log = logging.getLogger("gsqtok.training")
@@ -41,7 +41,7 @@ class Run:
 
     A subclass sets ``config`` before it runs and ``ema`` before anything is saved or loaded, says with ``publish`` what
     users load, and adds to ``guards``, ``write`` and ``load`` what else must outlive a restart. It gives the loop its
-    parts: ``describe``, ``batches``, ``step``, ``summary``, ``measure`` and ``done``.
+    parts: ``describe``, ``batches``, ``begin``, ``step``, ``measure`` and ``done``.
 
     Args:
         folder: of the run.
@@ -49,14 +49,13 @@ class Run:
         trackers: where curves go.
 
     Attributes:
-        command: what a user calls this kind of run.
         config: of the run: ``steps``, ``batch_size``, and every how many steps what is done.
         start: the steps that are done when the run begins.
     """
 
-    command: str
     config: Any
     ema: Average[Any]
+    optimizer: Any
 
     def __init__(self, folder: RunFolder, precision: str, trackers: Sequence[str]) -> None:
         self.folder = folder
@@ -81,13 +80,13 @@ class Run:
         config = self.config
         window: dict[str, list[Tensor]] = defaultdict(list)
         with (
-            alone(self.folder.path, self.accelerator.process_index, self.command),
             Interruption() as interruption,
             RunLog(self.folder, self.accelerator, self.start, config.steps) as run_log,
         ):
             run_log.line(self.describe())
             paused = run_log.pause()  # decoding all images may take a while
             batches = self.batches()
+            self.begin(run_log)
             run_log.go_on(paused)
             for step in range(self.start + 1, config.steps + 1):
                 for name, value in self.step(step, batches).items():
@@ -117,13 +116,47 @@ class Run:
         """Give this rank's share of each global batch, from the first step that is not done yet."""
         raise NotImplementedError
 
+    def begin(self, run_log: RunLog) -> None:
+        """Do what comes before the first step."""
+
     def step(self, step: int, batches: Any) -> dict[str, Tensor]:
         """Take one step; the terms of its losses, and the gradients' norms."""
         raise NotImplementedError
 
+    def take_step(self, step: int, network: nn.Module, means: dict[str, Tensor]) -> Tensor:
+        """Clip the gradients, and update the network unless something is not finite.
+
+        Args:
+            step: the step.
+            network: what the optimiser trains, bare.
+            means: losses and other gradients' norms by name; the norm of this gradient is added.
+
+        Returns:
+            Whether everything was finite on every rank, a bool scalar on the device; see ``FiniteGuard``.
+        """
+        options = self.config.optimizer
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(options, step, self.config.steps)
+        means["gradient_norm"] = self.accelerator.clip_grad_norm_(network.parameters(), options.clip)
+        finite = self.guard.allows(step, means)
+        update_where(finite, self.optimizer)
+        return finite
+
+    def average(self, finite: Tensor, network: nn.Module) -> None:
+        """Take the updated network into the average."""
+        if finite.is_cuda or finite:  # nobody waits for a GPU's answer: an average of unchanged weights does no harm
+            self.ema.update_parameters(network)
+
     def summary(self, step: int, window: dict[str, list[Tensor]]) -> dict[str, float]:
-        """Give the metrics of a log line, from what the steps since the last one returned."""
-        raise NotImplementedError
+        """Give the metrics of a log line: means over the steps since the last one and over all ranks."""
+        means = {
+            name if "/" in name else f"loss/{name}": torch.stack(values).float().mean()
+            for name, values in window.items()
+        }
+        metrics = self.mean_over_ranks(means)
+        self.guard.settle()
+        metrics["learning_rate"] = learning_rate(self.config.optimizer, step, self.config.steps)
+        return metrics | {"skipped_steps": self.guard.skipped}
 
     def measure(self, step: int, last: bool, run_log: RunLog) -> None:
         """Measure what is due after a step; everything is after the last one."""

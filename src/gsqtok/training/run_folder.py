@@ -6,7 +6,7 @@ runs/mine/
     checkpoints/     step-00001000/ ...: everything needed to go on
     tokenizer/       the averaged weights, newest: what ImageTokenizer.from_pretrained("runs/mine") loads
     prior/           instead, in a run that trains a prior over tokens
-    samples/         step-00001000.png: images above their reconstructions
+    samples/         step-00000000.png, ...: images above their reconstructions
     metrics.jsonl    one JSON object a log line
     tensorboard/     the same, as curves
 """
@@ -18,11 +18,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate.utils import get_int_from_env
 
+from gsqtok.distributed import LOCK, alone
 from gsqtok.io import atomic_write, one_line, read_json, sha256_of
 from gsqtok.training.config import RESUMABLE
 
@@ -52,8 +55,41 @@ class RunFolder:
         """The lines of metrics.jsonl, in order."""
         return [json.loads(line) for line in self.metrics_file.read_text().splitlines()]
 
+    def held(self, command: str) -> AbstractContextManager[None]:
+        """Hold the folder for this rank of a run, before anything in it is read or written.
+
+        Raises:
+            ValueError: another run holds it.
+            RunFolderError: it is a file.
+        """
+        self._check_folder()
+        rank = get_int_from_env(["RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"], 0)  # as Accelerate finds it, but sooner
+        return alone(self.path, rank, command)
+
+    def check_free(self, resume: bool) -> None:
+        """Refuse a folder that holds something else; this needs no configuration.
+
+        Raises:
+            RunFolderError: it is a file, holds a run and ``resume`` is off, or holds other files.
+        """
+        self._check_folder()
+        if self.config_file.exists():
+            if resume:
+                return
+            latest = self.latest()
+            reached = f" (at step {step_of(latest)})" if latest else ""
+            raise RunFolderError(
+                f"{self.path} already holds a run{reached}; go on with --resume, or choose another --output"
+            )
+        if self.path.exists() and any(not LOCK.fullmatch(file.name) for file in self.path.iterdir()):
+            raise RunFolderError(f"{self.path} holds other files; choose an empty folder for --output")
+
+    def _check_folder(self) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise RunFolderError(f"{self.path} is a file; --output names a folder")
+
     def check(self, config: Any, resume: bool, resumable: frozenset[str] = RESUMABLE) -> None:
-        """Refuse a folder that holds something else, or a run that this configuration would not continue.
+        """Refuse what ``check_free`` does, and a run that this configuration would not continue.
 
         Args:
             config: the run's dataclass.
@@ -61,21 +97,12 @@ class RunFolder:
             resumable: dotted names of the options that may differ from the run's.
 
         Raises:
-            RunFolderError: the folder holds a run and ``resume`` is off, holds other files, or its run was started
-                with options that change the result; the first such option is named with both values.
+            RunFolderError: as ``check_free``, or the run was started with options that change the result; the first
+                such option is named with both values.
         """
-        if self.path.exists() and not self.path.is_dir():
-            raise RunFolderError(f"{self.path} is a file; --output names a folder")
-        if not self.path.exists() or not any(self.path.iterdir()):
-            return
+        self.check_free(resume)
         if not self.config_file.exists():
-            raise RunFolderError(f"{self.path} holds other files; choose an empty folder for --output")
-        if not resume:
-            latest = self.latest()
-            reached = f" (at step {step_of(latest)})" if latest else ""
-            raise RunFolderError(
-                f"{self.path} already holds a run{reached}; go on with --resume, or choose another --output"
-            )
+            return
         try:
             before = flatten(yaml.safe_load(self.config_file.read_text()))
         except (OSError, ValueError, AttributeError, RecursionError, yaml.YAMLError) as error:

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import cached_property, partial
@@ -30,7 +31,7 @@ from gsqtok.training.images import decoded_images, fixed_images, training_images
 from gsqtok.training.initial import initial_tokenizer
 from gsqtok.training.logs import RunLog
 from gsqtok.training.objective import Objective
-from gsqtok.training.optimizer import build_optimizer, learning_rate, update_where
+from gsqtok.training.optimizer import build_optimizer, update_where
 from gsqtok.training.run import Run
 from gsqtok.training.run_folder import RunFolder, together
 
@@ -55,21 +56,26 @@ def train(config: TrainConfig, *, resume: bool = False, changed_data: bool = Fal
         TrainingDivergedError: many steps in a row were not finite.
         ValueError, FileNotFoundError: a source, or the weights of the perceptual term, cannot be read.
     """
-    return Trainer(config, resume=resume, changed_data=changed_data).run()
+    with RunFolder(config.output).held("gsqtok train"):
+        return Trainer(config, resume=resume, changed_data=changed_data).run()
 
 
 class Trainer(Run):
     """One run: what it is made of (``__init__``), and each part of what happens in order (`Run.run`)."""
 
-    command = "gsqtok train"
     config: TrainConfig
     ema: Average[ImageTokenizer]
 
     def __init__(self, config: TrainConfig, *, resume: bool = False, changed_data: bool = False) -> None:
+        folder = RunFolder(config.output)
+        folder.check_free(resume)
+        # before any weights are looked for, which may be on the other side of a network
+        self.images, self.transform = training_images(config.data)
+        self.validation = validation_images(config.data)
+        self.fixed = fixed_images(config.data, self.images if self.validation is None else self.validation)
         set_seed(config.seed)
         tokenizer = initial_tokenizer(config)
         self.config = config = dataclasses.replace(config, model=tokenizer.config)  # every option resolved
-        folder = RunFolder(config.output)
         folder.check(config, resume)
         super().__init__(folder, config.precision, config.trackers)
         device, ranks = self.accelerator.device, self.accelerator.num_processes
@@ -82,10 +88,6 @@ class Trainer(Run):
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.precision = torch.bfloat16 if config.precision == "bfloat16" else None
         self.objective = Objective(config.loss, "losses" in config.official).to(device).to(memory_format=self.layout)
-        self.images, self.transform = training_images(config.data)
-        self.validation = validation_images(config.data)
-        self.fixed = fixed_images(config.data, self.images if self.validation is None else self.validation)
-
         rising = "ema" not in config.official
         self.ema = Average(tokenizer.to(device).to(memory_format=self.layout), config.ema_decay, rising)
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
@@ -161,9 +163,33 @@ class Trainer(Run):
         if step % self.config.validate_every == 0 or last:
             self.validate(step, run_log)
 
+    def begin(self, run_log: RunLog) -> None:
+        """Say what will not be measured, and draw the grid of what the first weights make of the fixed images."""
+        if self.validation is None:
+            run_log.line(
+                "no validation images: the tokenizer is not measured during the run; --data.validation names some"
+            )
+        if self.start == 0:
+            self.draw(0, run_log)
+
     def done(self) -> str:
-        """Say in one line that the run has ended, and which images could not be read."""
-        return f"{super().done()}; {self.skipped.summary()}"
+        """Say that the run has ended, which images could not be read, and what to do next."""
+        data, run = self.config.data, self.folder
+        if self.validation is None:
+            source, split, remark = data.train, data.train_split, "  # better: images that it has not seen"
+        else:
+            source, split, remark = data.validation, data.validation_split, ""
+        evaluate = ["gsqtok", "evaluate", str(run.path), source if isinstance(source, str) else source[0]]
+        evaluate += ["--split", split] if split else []
+        return f"""{super().done()}; {self.skipped.summary()}
+next:
+  {shlex.join(evaluate)} --size {data.size} --crop center{remark}
+  {shlex.join(["tensorboard", "--logdir", str(run.path)])}
+  images and their reconstructions: {run.samples}
+in Python:
+  import gsqtok
+  tokenizer = gsqtok.ImageTokenizer.from_pretrained({str(run.path)!r})
+  tokens = tokenizer.encode(gsqtok.load_image("image.jpg"))"""
 
     def step(self, step: int, batches: Any) -> dict[str, Tensor]:
         """One optimiser step of the tokenizer, and of the discriminator once it has joined.
@@ -201,20 +227,15 @@ class Trainer(Run):
                 share = term / parts if parts > 1 else term
                 means[name] = means[name] + share if name in means else share
 
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(config.optimizer, step, config.steps)
-        means["gradient_norm"] = accelerator.clip_grad_norm_(self.tokenizer.parameters(), config.optimizer.clip)
         if adversary is not None:
             means["discriminator/gradient_norm"] = adversary.clip(step)
-        finite = self.guard.allows(step, means)
-        update_where(finite, self.optimizer)
+        finite = self.take_step(step, self.tokenizer, means)
         if adversary is not None:
             update_where(finite, adversary.optimizer)
         counted = torch.where(finite.to(accelerator.device), torch.cat(tokens), -1)
         if latents:
             quantizer.update(torch.cat(latents), counted)
-        if finite.is_cuda or finite:  # nobody waits for a GPU's answer: an average of unchanged weights does no harm
-            self.ema.update_parameters(self.tokenizer)
+        self.average(finite, self.tokenizer)
         if self.usage is not None:
             self.usage.update(counted)
         # a recorded graph hands over gradients in its own memory: to add up several, there must be some to add to
@@ -224,22 +245,14 @@ class Trainer(Run):
         return means
 
     def summary(self, step: int, window: dict[str, list[Tensor]]) -> dict[str, float]:
-        """The metrics of a log line: means over the steps since the last one and over all ranks."""
-        config = self.config
-        metrics = self.mean_over_ranks(
-            {
-                name if "/" in name else f"loss/{name}": sum(values[1:], values[0]) / len(values)
-                for name, values in window.items()
-            }
-        )
+        """Give the metrics of a log line, and look whether the discriminator wins."""
+        metrics = super().summary(step, window)
         if judged := window.get("discriminator/accuracy"):
             self.warn(self.dominance.see(step, metrics["discriminator/accuracy"], len(judged)))
-        self.guard.settle()
-        metrics["learning_rate"] = learning_rate(config.optimizer, step, config.steps)
         metrics["loss/gradient_norm_max"] = torch.stack(window["gradient_norm"]).max().item()
         if self.adversary is not None and self.adversary.joins(step):
             metrics["discriminator/learning_rate"] = self.adversary.learning_rate(step)
-        return metrics | {"skipped_steps": self.guard.skipped}
+        return metrics
 
     def batches(self) -> Any:
         """This rank's share of each global batch, from the first step that is not done yet, without end."""
@@ -280,8 +293,12 @@ class Trainer(Run):
             )
             shown = ("psnr", "ssim", "usage", "perplexity", "bits_per_pixel")
             run_log.measured(step, {f"validation/{name}": float(result[name]) for name in shown if name in result})
+        self.draw(step, run_log)
+
+    def draw(self, step: int, run_log: RunLog) -> None:
+        """Draw the grid of fixed images and what the averaged weights make of them."""
         if self.accelerator.is_main_process:
-            images = self.fixed.to(self.accelerator.device)
+            model, images = self.ema.module.eval(), self.fixed.to(self.accelerator.device)
             height, width = images.shape[2:]
             run_log.grid(step, images.cpu(), model.decode(model.encode(images), size=(height, width)).cpu())
 

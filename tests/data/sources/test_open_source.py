@@ -58,7 +58,7 @@ def test_parquet_files_with_splits(tmp_path, write_parquet, encoded, noise):
     check(tmp_path, keys[3:], [noise(3)], split="validation")
     check(tmp_path, keys, map(noise, range(4)), split="all")
     check(f"{tmp_path}/train-*.parquet", keys[:3], map(noise, range(3)))
-    with pytest.raises(ValueError, match="splits train, validation"):
+    with pytest.raises(ValueError, match="may be train, validation, all"):
         open_source(tmp_path)
 
 

@@ -119,7 +119,9 @@ def test_choosing_a_model_sliding_and_blinking(tab):
     assert tab.text_content("#chosen") == "<b>jpeg"
     tab.keyboard.press("ArrowDown")
     assert tab.text_content("#chosen") == "ours"
+    tab.locator("#stage").scroll_into_view_if_needed()
     box = tab.locator("#stage").bounding_box()
+    assert box["width"] == 384  # of 32 pixels
     tab.mouse.move(box["x"] + box["width"] / 4, box["y"] + 5)
     assert tab.evaluate("getComputedStyle(document.getElementById('reconstruction')).clipPath").endswith("25%)")
     tab.keyboard.press("b")

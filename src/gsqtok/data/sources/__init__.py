@@ -8,9 +8,17 @@ from pathlib import Path
 
 from gsqtok.data.sources.base import UNKNOWN, ImageSource, Part, Reader, Row, Span
 from gsqtok.data.sources.by_number import ByNumber
-from gsqtok.data.sources.listing import Kind, SourceFile, check_outside, distinct_names, find_files, may_be_on_hub
+from gsqtok.data.sources.listing import (
+    Kind,
+    SourceFile,
+    SplitError,
+    check_outside,
+    distinct_names,
+    find_files,
+    may_be_on_hub,
+)
 
-__all__ = ["UNKNOWN", "ByNumber", "ImageSource", "Reader", "Row", "Span", "check_outside", "open_source"]
+__all__ = ["UNKNOWN", "ByNumber", "ImageSource", "Reader", "Row", "Span", "SplitError", "check_outside", "open_source"]
 
 
 def open_source(

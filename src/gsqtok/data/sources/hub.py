@@ -9,7 +9,9 @@ from typing import Any
 
 import datasets
 
+from gsqtok.available import asking_the_hub
 from gsqtok.data.sources.base import UNKNOWN, Part, Reader, Row
+from gsqtok.data.sources.listing import SplitError
 from gsqtok.data.sources.parquet import image_and_extra_columns, image_row
 from gsqtok.io import one_line
 
@@ -99,7 +101,8 @@ def _undecoded(named: _Named, columns: tuple[str, ...]) -> Any:
 def _opened(name: str, split: str | None, streaming: bool) -> tuple[Any, str]:
     """Load a data set, and say of which split it is."""
     try:
-        loaded = datasets.load_dataset(name, split=split, streaming=streaming)
+        with asking_the_hub():
+            loaded = datasets.load_dataset(name, split=split, streaming=streaming)
     except ValueError as error:
         raise ValueError(f"hub data set {name!r}: {one_line(error)}") from error
     except (OSError, datasets.exceptions.DatasetsError) as error:  # no network, no such data set, no permission
@@ -107,7 +110,7 @@ def _opened(name: str, split: str | None, streaming: bool) -> tuple[Any, str]:
         raise FileNotFoundError(f"{searched}: {one_line(error)}") from error
     if isinstance(loaded, dict):
         if len(loaded) > 1:
-            raise ValueError(f"hub data set {name!r} has the splits {', '.join(loaded)}: name one")
+            raise SplitError(f"hub data set {name!r}", list(loaded))
         ((split, loaded),) = loaded.items()
     if loaded.features is None:
         raise ValueError(f"hub data set {name!r} does not declare its columns: open it without streaming")

@@ -42,6 +42,23 @@ class SourceFile(NamedTuple):
     stamp: str = ""
 
 
+class SplitError(ValueError):
+    """A source has several splits, and none is named.
+
+    Attributes:
+        option: that names one, for the message; what opens a source for a command says which that is.
+    """
+
+    option = "split (in the shell --split)"
+
+    def __init__(self, source: str, choices: Sequence[str]) -> None:
+        super().__init__(source, choices)
+        self.source, self.choices = source, choices
+
+    def __str__(self) -> str:
+        return f"{self.source} has several splits: name one with {self.option}, which may be {', '.join(self.choices)}"
+
+
 def find_files(source: str | Path, split: str | None = None) -> tuple[Kind, list[SourceFile]]:
     """List what a source holds, sorted by name.
 
@@ -210,7 +227,7 @@ def _of_split(source: str | Path, kind: Kind, files: list[SourceFile], split: st
     if kind != "image":  # training on the validation files by oversight must not be the default
         found = {name for file in files for name in _possible_splits(file.name) & set(_SPLIT_NAMES.values())}
         if len(found) > 1:
-            raise ValueError(f"{str(source)!r} holds the splits {', '.join(sorted(found))}: name one, or 'all'")
+            raise SplitError(repr(str(source)), [*sorted(found), "all"])
     return files
 
 

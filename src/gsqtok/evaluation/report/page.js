@@ -41,7 +41,9 @@ function show(newPlace, newModel) {
   $("original").src = page.original;
   $("reconstruction").src = page.models[model].image;
   $("chosen").textContent = labels[model];
-  $("stage").style.width = `${Math.max(page.width, Math.min(page.width * 2, 640))}px`;
+  const whole = page.width * Math.floor(384 / page.width);  // small images by a whole number
+  $("stage").style.width = `${Math.max(page.width, Math.min(page.width * 2, 640), whole)}px`;
+  $("viewer").classList.toggle("small", page.width < 128);  // pixels as squares
   $("cards").replaceChildren(...present.map((number) => card(number, page)));
 }
 
