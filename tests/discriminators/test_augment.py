@@ -256,3 +256,37 @@ def test_a_batch_gets_the_same_draws_however_many_ranks_share_it(policy, monkeyp
             parts.append([DiffAugment([policy])(images.chunk(ranks)[rank]) for _ in range(2)])
         for call in range(2):
             torch.testing.assert_close(torch.cat([part[call] for part in parts]), whole[call])
+
+
+# as the official code has it
+
+
+def test_official_works_on_zero_to_one(monkeypatch):
+    images = torch.rand(2, 3, 16, 24, dtype=torch.float64) * 2 - 1
+    constant_draws(monkeypatch, uniform=0.0)
+    halved = (images + 1) / 2
+    grey = halved.mean(1, keepdim=True) - 0.5
+    expected = (0.5 * grey + 0.5 * grey.mean((2, 3), keepdim=True)) * 2 - 1
+    torch.testing.assert_close(DiffAugment("color", official=True)(images), expected.expand_as(images))
+    constant_draws(monkeypatch, below=0)
+    moved = DiffAugment("translation", official=True)(images)
+    torch.testing.assert_close(moved, F.pad(images[:, :, :-2, :-3], (3, 0, 2, 0), value=-1.0))  # black
+
+
+def test_official_brightness_is_twice_as_strong_and_the_hole_is_a_fifth_and_black():
+    torch.manual_seed(0)
+    images = torch.zeros(20_000, 3, 2, 2, dtype=torch.float64)
+    shift = DiffAugment("color", official=True)(images).mean((1, 2, 3))
+    assert -1 <= shift.min() < -0.98
+    assert 0.98 < shift.max() <= 1
+    assert abs(shift.var() - 4 / 12) < 0.01
+    out = DiffAugment("cutout", official=True)(torch.zeros(4_000, 3, 20, 30))
+    assert set(out.unique().tolist()) == {-1.0, 0.0}
+    hole = out[:, 0] == -1
+    assert hole.sum((1, 2)).max() == 4 * 6
+    # 21 centres of 20 rows and 31 of 30 columns
+    rows = torch.tensor([min(4, 2 + i, 22 - i) for i in range(21)]).double().mean() / 20
+    columns = torch.tensor([min(6, 3 + i, 33 - i) for i in range(31)]).double().mean() / 30
+    assert abs(hole.double().mean() - rows * columns) < 0.001
+    assert DiffAugment((), official=True)(images) is images
+    assert "official" in repr(DiffAugment("color", official=True))

@@ -12,17 +12,19 @@ from gsqtok.losses import discriminator_loss, generator_loss, r1_penalty
 from gsqtok.networks.backbone import random_backbone
 
 KINDS = ["patch", "patch-group", "stylegan", "projected-vit", "projected-resnet"]
+KINDS += ["official-stylegan", "official-projected-vit", "official-projected-resnet"]
 
 
 def build(kind, **options):
     torch.manual_seed(0)
     if kind.startswith("patch"):
         return build_discriminator("patch", channels=16, norm="group" if "group" in kind else "batch", **options)
-    if kind == "stylegan":
-        return build_discriminator("stylegan", channels=8, **options)
+    official = "official" in kind
+    if "stylegan" in kind:
+        return build_discriminator("stylegan", official=official, channels=8, **options)
     network, indices = ("test_vit", (1, 3)) if "vit" in kind else ("resnet10t", (0, 2))
-    backbone = random_backbone(network, indices, embedding=True)
-    return build_discriminator("projected", backbone=backbone, **options)
+    backbone = random_backbone(network, indices, 64 if official else None, embedding=True, official=official)
+    return build_discriminator("projected", official=official, backbone=backbone, **options)
 
 
 @pytest.fixture(params=KINDS)

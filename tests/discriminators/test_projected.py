@@ -114,6 +114,52 @@ def test_too_few_patches_are_refused(dino):
         dino(torch.zeros(1, 3, 14, 28))
 
 
+# As the official code has it
+
+
+def test_official_dino_judges_every_token_at_its_own_size():
+    torch.manual_seed(0)
+    full = timm.create_model(DINO, dynamic_img_size=True).eval()
+    seen = {}
+    full.norm_pre.register_forward_hook(lambda *call: seen.setdefault("embedding", call[2]))
+    for block in (2, 5, 8, 11):
+        full.blocks[block].register_forward_hook(lambda *call, b=block: seen.setdefault(b, call[2]))
+    images = torch.rand(1, 3, 42, 42) * 2 - 1
+    config = timm.data.resolve_data_config(model=full)
+    normalise = timm.data.create_transform(**config, is_training=False).transforms[-1]
+    with torch.no_grad():
+        full.forward_features(normalise((images + 1) / 2))
+    backbone = Backbone(full, DINO, input_size=42, embedding=True, official=True)
+    discriminator = build_discriminator("projected", official=True, backbone=backbone)
+    for ours, key in zip(backbone(images), ("embedding", 2, 5, 8, 11), strict=True):
+        torch.testing.assert_close(ours, seen[key].mT.unsqueeze(2), rtol=1e-4, atol=1e-4)
+    maps = discriminator(images)
+    assert [m.shape for m in maps] == [(1, 1, 1, 14)] * 5  # 3 x 3 patches, a class token and 4 registers: 70 logits
+    standard = build_discriminator("projected", backbone=random_backbone(DINO, embedding=True))
+    assert sum(m.numel() for m in standard(images)) == 45
+    assert random_backbone(DINO, official=True).input_size == (518, 518)
+    assert random_backbone("resnet10t", official=True).input_size == (176, 176)
+
+
+@pytest.mark.parametrize(("size", "to"), [(8, 4), (6, 12)])
+def test_official_images_are_resized_by_area(size, to):
+    backbone = random_backbone("resnet10t", (0,), to, official=True)
+    seen = []
+    backbone.network.conv1.register_forward_pre_hook(lambda _, given: seen.append(given[0]))
+    images = torch.rand(1, 3, size, size)
+    backbone(images)
+    mean = images.unfold(2, 2, 2).unfold(3, 2, 2).mean((4, 5)) if to < size else images.repeat_interleave(2, 2)
+    expected = mean if to < size else mean.repeat_interleave(2, 3)
+    torch.testing.assert_close(seen[0] * backbone.std + backbone.mean, expected)
+
+
+def test_official_heads_and_backbones_go_together():
+    with pytest.raises(ValueError, match="official=True"):
+        build_discriminator("projected", official=True, backbone=random_backbone("resnet10t", (0,)))
+    with pytest.raises(ValueError, match="official=True"):
+        build_discriminator("projected", backbone=random_backbone("resnet10t", (0,), official=True))
+
+
 # Heads
 
 
@@ -151,11 +197,13 @@ def test_power_iteration_runs_outside_autocast():
     assert seen == [False] * 3
 
 
+@pytest.mark.parametrize("official", [False, True])
 @pytest.mark.parametrize("sequence", [True, False])
-def test_head_written_out_in_float64(sequence):
+def test_head_written_out_in_float64(sequence, official):
     torch.manual_seed(0)
-    head = converged(Head(6, sequence)).double()
-    x = torch.randn(4, 6, 4, 3, dtype=torch.float64)
+    head = (Head(6, sequence, official) if official else converged(Head(6, sequence))).double()
+    batch = 16 if official else 4  # the official norm is over more than 8 images
+    x = torch.randn(batch, 6, 4, 3, dtype=torch.float64)
 
     def block(x, conv, convolve):
         x = convolve(x, conv.weight, conv.bias)
@@ -180,7 +228,7 @@ def test_head_written_out_in_float64(sequence):
 
     h = block(tokens, head.point[0], point)
     h = (h + block(h, head.neighbours[0], around)) / math.sqrt(2)
-    expected = point(h, head.verdict.weight, head.verdict.bias).view(4, 1, 4, 3)
+    expected = point(h, head.verdict.weight, head.verdict.bias).view(batch, 1, 4, 3)
     torch.testing.assert_close(head(x), expected)
 
 

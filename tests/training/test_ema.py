@@ -47,3 +47,16 @@ def test_leaves_the_model_alone():
     average.update_parameters(model)
     torch.testing.assert_close(model.weight.detach(), before + 1)
     assert not torch.equal(average.module.weight, model.weight)
+
+
+def test_a_constant_decay_keeps_what_it_started_from():
+    torch.manual_seed(0)
+    model = Model()
+    start = model.weight.detach().double()
+    average = Average(model, 0.9, rising=False)
+    with torch.no_grad():
+        model.weight.zero_()
+    for _ in range(5):
+        average.update_parameters(model)
+    torch.testing.assert_close(average.module.weight.detach().double(), 0.9**5 * start, rtol=1e-5, atol=1e-6)
+    assert average.module.count == 0

@@ -52,3 +52,18 @@ def test_perceptual_term(out, monkeypatch):
 def test_no_perceptual_network_at_weight_0(monkeypatch):
     monkeypatch.setattr(module, "build_perceptual", lambda *_: pytest.fail("a network was built"))
     assert Objective(LossConfig(perceptual_weight=0)).perceptual is None
+
+
+def test_officially_the_perceptual_network_gets_zero_to_one(out, monkeypatch):
+    class Seen(nn.Module):
+        def forward(self, reconstruction, images):
+            self.pair = reconstruction.detach(), images
+            return reconstruction.mean()
+
+    monkeypatch.setattr(module, "build_perceptual", lambda *_: Seen())
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    for official in (False, True):
+        objective = Objective(LossConfig(perceptual="timm:x"), official)
+        objective(out, images)
+        for seen, given in zip(objective.perceptual.pair, (out.reconstruction.detach(), images), strict=True):
+            torch.testing.assert_close(seen, (given + 1) / 2 if official else given)

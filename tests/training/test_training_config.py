@@ -113,6 +113,7 @@ def test_the_paper_s_gan_stages():
         assert (config.adversarial.generator_loss, config.adversarial.discriminator_loss) == ("non_saturating", "hinge")
         assert config.adversarial.augment == ("color", "translation", "cutout")
         assert config.adversarial.weight == 0.1
+        assert (config.model.adaptive_norm, config.model.depth_to_space) == (config is scaling,) * 2
 
 
 def test_a_recipe_may_build_on_another(tmp_path):

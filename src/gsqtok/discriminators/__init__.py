@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 from gsqtok.discriminators.augment import DiffAugment
 from gsqtok.discriminators.base import Discriminator
+from gsqtok.discriminators.official_stylegan import OfficialStyleGANDiscriminator
 from gsqtok.discriminators.patch import PatchDiscriminator
 from gsqtok.discriminators.projected import ProjectedDiscriminator
 from gsqtok.discriminators.stylegan import StyleGANDiscriminator
@@ -15,26 +17,34 @@ from gsqtok.discriminators.stylegan import StyleGANDiscriminator
 __all__ = [
     "DiffAugment",
     "Discriminator",
+    "OfficialStyleGANDiscriminator",
     "PatchDiscriminator",
     "ProjectedDiscriminator",
     "StyleGANDiscriminator",
     "build_discriminator",
 ]
 
-_REGISTRY: dict[str, type[Discriminator]] = {
+_REGISTRY: dict[str, Callable[..., Discriminator]] = {
     "patch": PatchDiscriminator,
     "stylegan": StyleGANDiscriminator,
     "projected": ProjectedDiscriminator,
 }
+_OFFICIAL: dict[str, Callable[..., Discriminator]] = {
+    "stylegan": OfficialStyleGANDiscriminator,
+    "projected": partial(ProjectedDiscriminator, official=True),
+}
 
 
-def build_discriminator(name: str, *, augment: Sequence[str] = (), **options: Any) -> Discriminator:
+def build_discriminator(
+    name: str, *, augment: Sequence[str] | DiffAugment = (), official: bool = False, **options: Any
+) -> Discriminator:
     """Build a discriminator by name.
 
     Args:
         name: ``"patch"`` (PatchGAN), ``"stylegan"`` (StyleGAN2's) or ``"projected"`` (heads on a frozen pretrained
             network, DINOv2 unless told otherwise: the paper's choice).
         augment: random changes of every image before it is judged, of ``DiffAugment.POLICIES``.
+        official: the network of the paper's own code, where it differs (``"stylegan"``, ``"projected"``).
         options: the network's own; ``help(type(discriminator))`` explains them.
 
     Raises:
@@ -43,7 +53,8 @@ def build_discriminator(name: str, *, augment: Sequence[str] = (), **options: An
     """
     if name not in _REGISTRY:
         raise ValueError(f"unknown discriminator {name!r}; known: {', '.join(_REGISTRY)}")
-    known = [p for p in inspect.signature(_REGISTRY[name]).parameters if p != "augment"]
+    make = _OFFICIAL.get(name, _REGISTRY[name]) if official else _REGISTRY[name]
+    known = [p for p in inspect.signature(make).parameters if p not in ("augment", "official")]
     if unknown := sorted(set(options) - set(known)):
         raise ValueError(f"discriminator {name!r} has no option {unknown[0]!r}; known: {', '.join(known)}")
-    return _REGISTRY[name](augment=augment, **options)
+    return make(augment=augment, **options)

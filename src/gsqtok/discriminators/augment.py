@@ -16,6 +16,7 @@ from gsqtok.distributed import rank_and_size
 
 _SHIFT = 1 / 8  # translation, at most, as a part of a side
 _CUT = 1 / 2  # side of the square that is cut out, as a part of the image's
+_OFFICIAL_CUT = 1 / 5
 _ZOOM = 4 / 3  # resize, at most, either way
 
 
@@ -36,30 +37,45 @@ class DiffAugment(nn.Module):
     Under torch.distributed every rank must call this with equally many images, its part of a batch in the order of
     the ranks, and its generator in the same state: a batch then gets the same draws however many ranks share it.
 
+    Args:
+        policies: any of ``POLICIES``.
+        official: as the paper's code: on images in [0, 1], so that brightness is added in +-1 of the range [-1, 1] and
+            black moves in, and with cut-outs of a fifth of each side.
+
     Raises:
         ValueError: an unknown policy (the message lists the known ones).
     """
 
     POLICIES = ("color", "translation", "cutout", "resize")
 
-    def __init__(self, policies: Sequence[str] = ()) -> None:
+    def __init__(self, policies: Sequence[str] = (), official: bool = False) -> None:
         super().__init__()
         policies = (policies,) if isinstance(policies, str) else tuple(policies)
         for policy in policies:
             if policy not in self.POLICIES:
                 raise ValueError(f"unknown augmentation {policy!r}; known: {', '.join(self.POLICIES)}")
         self.policies = policies
+        self.official = official
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) -> the same shape; the images themselves where no policy is chosen."""
+        if not self.policies:
+            return images
         with torch.autocast(images.device.type, enabled=False):
+            if self.official:
+                images = (images + 1) / 2
             for policy in self.policies:
-                images = _CHANGES[policy](images)
-        return images
+                images = self._changed(images, policy)
+            return images * 2 - 1 if self.official else images
+
+    def _changed(self, images: Tensor, policy: str) -> Tensor:
+        if policy == "cutout":
+            return _cutout(images, _OFFICIAL_CUT if self.official else _CUT)
+        return _CHANGES[policy](images)
 
     def extra_repr(self) -> str:
         """What printing shows."""
-        return ", ".join(self.policies)
+        return ", ".join([*self.policies, *["official"] * self.official])
 
 
 def _uniform(images: Tensor) -> Tensor:
@@ -99,15 +115,15 @@ def _translation(images: Tensor) -> Tensor:
     return images
 
 
-def _cutout(images: Tensor) -> Tensor:
-    rows, columns = (_cut_along(dim, images) for dim in (2, 3))
+def _cutout(images: Tensor, part: float) -> Tensor:
+    rows, columns = (_cut_along(dim, images, part) for dim in (2, 3))
     return torch.where(rows & columns, 0, images)
 
 
-def _cut_along(dim: int, images: Tensor) -> Tensor:
+def _cut_along(dim: int, images: Tensor, part: float) -> Tensor:
     """Which rows (dim 2) or columns (dim 3) are cut out: bool (B, 1, H, 1) or (B, 1, 1, W)."""
     size = images.shape[dim]
-    side = int(size * _CUT + 0.5)
+    side = int(size * part + 0.5)
     start = _below(images, size + (1 - side % 2)) - side // 2
     position = torch.arange(size, device=images.device)
     shape = [len(images), 1, 1, 1]
@@ -135,4 +151,4 @@ def _resampling(size: int, zoom: Tensor) -> Tensor:
     return weights / torch.where(inside > 0, total, zoom.clamp(max=1).reciprocal())
 
 
-_CHANGES = {"color": _color, "translation": _translation, "cutout": _cutout, "resize": _resize}
+_CHANGES = {"color": _color, "translation": _translation, "resize": _resize}

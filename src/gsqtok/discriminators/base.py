@@ -17,9 +17,9 @@ class Discriminator(nn.Module):
     but for the power iterations of spectral norms: no running statistics.
     """
 
-    def __init__(self, augment: Sequence[str] = ()) -> None:
+    def __init__(self, augment: Sequence[str] | DiffAugment = ()) -> None:
         super().__init__()
-        self.augment = DiffAugment(augment)
+        self.augment = augment if isinstance(augment, DiffAugment) else DiffAugment(augment)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Judge images, after the random changes of ``augment``.

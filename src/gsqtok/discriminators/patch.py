@@ -12,6 +12,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 
+from gsqtok.discriminators.augment import DiffAugment
 from gsqtok.discriminators.base import Discriminator
 
 _KERNEL = 4
@@ -47,7 +48,7 @@ class PatchDiscriminator(Discriminator):
         channels: int = 64,
         layers: int = 3,
         norm: Literal["batch", "group"] = "batch",
-        augment: Sequence[str] = (),
+        augment: Sequence[str] | DiffAugment = (),
     ) -> None:
         super().__init__(augment)
         if layers < 1:

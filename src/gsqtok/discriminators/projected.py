@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from gsqtok.discriminators.augment import DiffAugment
 from gsqtok.discriminators.base import Discriminator
 from gsqtok.networks.backbone import Backbone, load_backbone
 
@@ -40,6 +41,9 @@ class ProjectedDiscriminator(Discriminator):
         out_indices: the blocks or stages to look at.
         input_size: pixels of a side that images are resized to.
         augment: see ``DiffAugment``; it acts before the resize.
+        official: heads with batch norm over the whole batch and without spectral norm, which judge a transformer's
+            class token and registers, too, at the network's own size (518 pixels for DINOv2, resized by area), as in
+            the paper's code. A backbone that is loaded already must be official as well.
 
     Shapes: images (B, 3, H, W) -> a map (B, 1, h_i, w_i) for each feature map.
 
@@ -54,15 +58,18 @@ class ProjectedDiscriminator(Discriminator):
         weights: str | Path | None = None,
         out_indices: Sequence[int] | None = None,
         input_size: int | None = None,
-        augment: Sequence[str] = (),
+        augment: Sequence[str] | DiffAugment = (),
+        official: bool = False,
     ) -> None:
         super().__init__(augment)
         if isinstance(backbone, str):
-            backbone = load_backbone(backbone, weights, out_indices, input_size, embedding=True)
+            backbone = load_backbone(backbone, weights, out_indices, input_size, embedding=True, official=official)
         elif (weights, out_indices, input_size) != (None, None, None):
             raise ValueError("a backbone that is loaded already has its weights, out_indices and input_size")
         self.backbone = backbone
-        self.heads = nn.ModuleList(Head(channels, backbone.is_transformer) for channels in backbone.channels)
+        if backbone.official != official:
+            raise ValueError("load the backbone with official=True for official heads, and only for these")
+        self.heads = nn.ModuleList(Head(channels, backbone.is_transformer, official) for channels in backbone.channels)
 
     def logits(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> a map (B, 1, h_i, w_i) for each head."""
@@ -75,18 +82,20 @@ class ProjectedDiscriminator(Discriminator):
 class Head(nn.Module):
     """1x1 convolution, a residual convolution over neighbours, and a 1x1 convolution to one logit a position.
 
+    With spectral norm, and batch norm over eight images at a time; ``official``: without, and over the whole batch.
+
     A transformer's patches are taken as StyleGAN-T takes them: as a sequence, row after row, closed to a ring, with
     nine neighbours. Maps of a convolutional network have 3 x 3 neighbours in the plane, and zeros around.
     """
 
-    def __init__(self, channels: int, sequence: bool) -> None:
+    def __init__(self, channels: int, sequence: bool, official: bool = False) -> None:
         super().__init__()
         self.sequence = sequence
         kernel = _SEQUENCE_KERNEL if sequence else _MAP_KERNEL
         padding: _Padding = "circular" if sequence else "zeros"
-        self.point = _block(channels, (1, 1), "zeros")
-        self.neighbours = _block(channels, kernel, padding)
-        self.verdict = spectral_norm(Float32WeightConv(channels, 1, 1))
+        self.point = _block(channels, (1, 1), "zeros", official)
+        self.neighbours = _block(channels, kernel, padding, official)
+        self.verdict = nn.Conv2d(channels, 1, 1) if official else spectral_norm(Float32WeightConv(channels, 1, 1))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, C, h, w) -> (B, 1, h, w)."""
@@ -139,7 +148,11 @@ class LocalBatchNorm(nn.Module):
         return (normalised * self.weight[:, None] + self.bias[:, None]).view(x.shape).to(x.dtype)
 
 
-def _block(channels: int, kernel: tuple[int, int], padding_mode: _Padding) -> nn.Sequential:
+def _block(channels: int, kernel: tuple[int, int], padding_mode: _Padding, official: bool) -> nn.Sequential:
     padding = (kernel[0] // 2, kernel[1] // 2)
+    if official:
+        plain = nn.Conv2d(channels, channels, kernel, padding=padding, padding_mode=padding_mode)
+        norm = nn.BatchNorm2d(channels, track_running_stats=False)
+        return nn.Sequential(plain, norm, nn.LeakyReLU(0.2, inplace=True))
     conv = Float32WeightConv(channels, channels, kernel, padding=padding, padding_mode=padding_mode)
     return nn.Sequential(spectral_norm(conv), LocalBatchNorm(channels), nn.LeakyReLU(0.2, inplace=True))

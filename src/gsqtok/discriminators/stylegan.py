@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gsqtok.discriminators.augment import DiffAugment
 from gsqtok.discriminators.base import Discriminator
 
-_HEAD_SIZE = 4  # positions of a side that the fully connected layers look at
+HEAD_SIZE = 4  # positions of a side that the fully connected layers look at
 _DEVIATION_GROUP = 4
 
 
@@ -40,7 +41,10 @@ class StyleGANDiscriminator(Discriminator):
     """
 
     def __init__(
-        self, channels: int = 128, multipliers: Sequence[int] = (2, 4, 4, 4, 4), augment: Sequence[str] = ()
+        self,
+        channels: int = 128,
+        multipliers: Sequence[int] = (2, 4, 4, 4, 4),
+        augment: Sequence[str] | DiffAugment = (),
     ) -> None:
         super().__init__(augment)
         if not multipliers:
@@ -51,21 +55,26 @@ class StyleGANDiscriminator(Discriminator):
         self.from_rgb = EqualisedConv(3, channels, 1)
         self.blocks = nn.Sequential(*(ResidualDown(before, after) for before, after in pairwise(widths)))
         self.final = EqualisedConv(last + 1, last, 3)
-        self.hidden = EqualisedLinear(last * _HEAD_SIZE**2, last)
+        self.hidden = EqualisedLinear(last * HEAD_SIZE**2, last)
         self.verdict = EqualisedLinear(last, 1)
 
     def logits(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one verdict an image, (B, 1)."""
-        height, width = images.shape[-2:]
-        if min(height, width) < self.smallest:
-            raise ValueError(
-                f"this discriminator needs images of {self.smallest} pixels a side or more, got {height} x {width}; "
-                "fewer multipliers see smaller ones"
-            )
+        check_size(images, self.smallest)
         x = self.blocks(activate(self.from_rgb(images)))
         x = activate(self.final(minibatch_deviation(x)))
-        x = F.adaptive_avg_pool2d(x, _HEAD_SIZE)
+        x = F.adaptive_avg_pool2d(x, HEAD_SIZE)
         return [self.verdict(activate(self.hidden(x.flatten(1))))]
+
+
+def check_size(images: Tensor, smallest: int) -> None:
+    """Refuse images that are too small for so many halvings."""
+    height, width = images.shape[-2:]
+    if min(height, width) < smallest:
+        raise ValueError(
+            f"this discriminator needs images of {smallest} pixels a side or more, got {height} x {width}; "
+            "fewer multipliers see smaller ones"
+        )
 
 
 class ResidualDown(nn.Module):

@@ -29,7 +29,8 @@ def generator_loss(fake_logits: list[Tensor], kind: Kind) -> Tensor:
     - ``"hinge"``: -D(y). It has no floor: a reconstruction that the discriminator takes for real makes it negative,
       and so can the total loss be. That is no fault; what counts is its gradient, which is constant.
     - ``"non_saturating"``: -log p = softplus(-D(y)) (Goodfellow, section 3; StyleGAN's). Never negative; its gradient
-      is strongest for reconstructions that are found out. The paper's choice.
+      is strongest for reconstructions that are found out. The paper's choice, whose code takes it of each image's mean
+      logit (`gsqtok.losses.official`).
     - ``"vanilla"``: log(1 - p) = -softplus(D(y)), the minimax game (Goodfellow, equation 1). Never positive; its
       gradient vanishes for reconstructions that are found out ("saturates"). VQGAN's code has no such generator:
       beside its vanilla discriminator it trains the generator with the hinge form.
@@ -41,7 +42,7 @@ def generator_loss(fake_logits: list[Tensor], kind: Kind) -> Tensor:
     Raises:
         ValueError: an unknown kind, or no maps.
     """
-    _check(kind, fake_logits)
+    check_maps(kind, fake_logits)
     if kind == "hinge":
         return _mean([-fake.float() for fake in fake_logits])
     if kind == "non_saturating":
@@ -69,7 +70,7 @@ def discriminator_loss(real_logits: list[Tensor], fake_logits: list[Tensor], kin
     Raises:
         ValueError: an unknown kind, no maps, or not the same number of them.
     """
-    _check(kind, real_logits, fake_logits)
+    check_maps(kind, real_logits, fake_logits)
     margin = {"hinge": lambda logits: F.relu(1 + logits)}.get(kind, F.softplus)
     real = _mean([margin(-logits.float()) for logits in real_logits])
     fake = _mean([margin(logits.float()) for logits in fake_logits])
@@ -126,7 +127,7 @@ class LeCam(nn.Module):
         self.started = self.started | finite
 
 
-def r1_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
+def r1_penalty(discriminator: nn.Module, images: Tensor, of_sum: bool = False) -> Tensor:
     """Squared gradient of the verdict on real images, by the images.
 
     Mescheder, Geiger, Nowozin, "Which Training Methods for GANs do actually Converge?", ICML 2018, arXiv 1801.04406,
@@ -138,12 +139,16 @@ def r1_penalty(discriminator: nn.Module, images: Tensor) -> Tensor:
     Args:
         discriminator: images -> list of maps (B, ...).
         images: real images (B, 3, H, W) in [-1, 1].
+        of_sum: let D(x) be the sum of an image's logits, over all maps.
     """
     plain_attention = sdpa_kernel(SDPBackend.MATH)  # the fused kernels cannot be differentiated twice
     with torch.autocast(images.device.type, enabled=False), torch.enable_grad(), plain_attention:
         images = images.detach().float().requires_grad_()
         maps = discriminator(images)
-        verdict = sum(logits.flatten(1).mean(1).sum() for logits in maps) / len(maps)
+        if of_sum:
+            verdict = torch.stack([logits.sum() for logits in maps]).sum()
+        else:
+            verdict = torch.stack([logits.flatten(1).mean(1).sum() for logits in maps]).mean()
         (gradient,) = torch.autograd.grad(verdict, images, create_graph=True)
         return gradient.square().sum() / max(1, len(gradient))
 
@@ -179,7 +184,8 @@ def adaptive_weight(
     return (reconstruction / (adversarial + 1e-6)).clamp(0, limit)
 
 
-def _check(kind: str, *sides: list[Tensor]) -> None:
+def check_maps(kind: str, *sides: list[Tensor]) -> None:
+    """Refuse an unknown kind of loss, and sides that have no maps or not equally many."""
     if kind not in ("hinge", "vanilla", "non_saturating"):
         raise ValueError(f"kind must be 'hinge', 'vanilla' or 'non_saturating', got {kind!r}")
     if not all(len(side) == len(sides[0]) > 0 for side in sides):

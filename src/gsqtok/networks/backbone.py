@@ -109,7 +109,9 @@ class Backbone(FrozenNetwork):
     """A network of timm that turns images into a list of feature maps.
 
     Images keep their size in a convolutional network. A vision transformer gets them resized to the nearest multiple
-    of its patch, a network of one fixed size (MLP-Mixer) to that size. ``input_size`` overrides all three.
+    of its patch, a network of one fixed size (MLP-Mixer) to that size. ``input_size`` overrides all three. ``official``
+    is what the paper's own discriminator does: images are resized by area to the size that the network was trained at,
+    and a transformer's maps are sequences (B, C, 1, n) of all its tokens, class token and registers first.
     Arithmetic follows the surrounding autocast, but for the change of value range, which stays in float32.
 
     Attributes:
@@ -126,6 +128,7 @@ class Backbone(FrozenNetwork):
         out_indices: Sequence[int] | None = None,
         input_size: int | tuple[int, int] | None = None,
         embedding: bool = False,
+        official: bool = False,
     ) -> None:
         import timm
         from timm.models.vision_transformer import VisionTransformer
@@ -136,6 +139,7 @@ class Backbone(FrozenNetwork):
             )
         super().__init__(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"], weights_sha256)
         self.name = name
+        self.official = official
         self.is_transformer = isinstance(network, VisionTransformer)
         indices = _resolve_indices(out_indices, len(network.feature_info), name)
         shown = [network.feature_info[i] for i in indices]
@@ -150,7 +154,8 @@ class Backbone(FrozenNetwork):
         self._multiple_of = dynamic_patch if getattr(network, "dynamic_img_size", False) else None
         if isinstance(input_size, int):
             input_size = (input_size, input_size)
-        if input_size is None and self._multiple_of is None and network.pretrained_cfg.get("fixed_input_size"):
+        own_size_alone = self._multiple_of is None and network.pretrained_cfg.get("fixed_input_size")
+        if input_size is None and (own_size_alone or official):
             input_size = tuple(network.pretrained_cfg["input_size"][-2:])
         self.input_size = input_size
 
@@ -172,11 +177,18 @@ class Backbone(FrozenNetwork):
             raise ValueError(f"images must be (B, 3, H, W), got {tuple(images.shape)}")
         size = self._working_size(images.shape[-2], images.shape[-1])
         images = images.float()
-        if size != images.shape[-2:]:
+        if size != images.shape[-2:] and self.official:
+            images = F.interpolate(images, size, mode="area")
+        elif size != images.shape[-2:]:
             images = F.interpolate(images, size, mode="bilinear", align_corners=False, antialias=True)
         images = (images - self.mean) / self.std
         if self._depthwise:
             images = images.contiguous()
+        if self.official and self.is_transformer:
+            maps = self.network.forward_intermediates(
+                images, indices=self._indices, intermediates_only=True, return_prefix_tokens=True
+            )
+            return [torch.cat([prefix.mT, patches.flatten(2)], 2).unsqueeze(2) for patches, prefix in maps]
         return self.network.forward_intermediates(images, indices=self._indices, intermediates_only=True)
 
     def _working_size(self, height: int, width: int) -> tuple[int, int]:
@@ -207,6 +219,7 @@ def load_backbone(
     out_indices: Sequence[int] | None = None,
     input_size: int | tuple[int, int] | None = None,
     embedding: bool = False,
+    official: bool = False,
 ) -> Backbone:
     """Load a frozen pretrained network.
 
@@ -220,6 +233,7 @@ def load_backbone(
         input_size: pixels (of a side, or height and width) to which images are resized, antialiased; see Backbone.
         embedding: put a vision transformer's patch embedding, with the position embedding, before the blocks' maps;
             of no effect for other networks.
+        official: see Backbone.
 
     Raises:
         ValueError: unknown name, stages that do not exist, weights that do not fit the network in full.
@@ -231,7 +245,7 @@ def load_backbone(
         raise ValueError(f"timm has no network {name!r}; timm.list_models() lists those it has")
     file = _file_in(Path(weights), name) if weights is not None else _packaged_weights(name) or _hub_weights(name)
     network = _create(name, _read_state_dict(file), file)
-    return Backbone(network, name, sha256_of(file), out_indices, input_size, embedding)
+    return Backbone(network, name, sha256_of(file), out_indices, input_size, embedding, official)
 
 
 def random_backbone(
@@ -239,9 +253,10 @@ def random_backbone(
     out_indices: Sequence[int] | None = None,
     input_size: int | tuple[int, int] | None = None,
     embedding: bool = False,
+    official: bool = False,
 ) -> Backbone:
     """The same network with random weights: for tests, and as the control of an experiment."""
-    return Backbone(_create(name, None, None), name, None, out_indices, input_size, embedding)
+    return Backbone(_create(name, None, None), name, None, out_indices, input_size, embedding, official)
 
 
 def load_trunk(name: str, weights: str | Path | None = None, *, download: bool = True) -> Trunk:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, nullcontext
+from types import ModuleType
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gsqtok.discriminators import build_discriminator
-from gsqtok.losses import LeCam, adaptive_weight, discriminator_loss, generator_loss, r1_penalty
+from gsqtok.discriminators import DiffAugment, build_discriminator
+from gsqtok.losses import adversarial, official
 from gsqtok.networks.backbone import Backbone
-from gsqtok.training.config import AdversarialConfig
+from gsqtok.networks.initialization import initialize_kaiming
+from gsqtok.training.config import AdversarialConfig, Component
 from gsqtok.training.optimizer import build_optimizer, learning_rate
 
 
@@ -22,21 +24,37 @@ class DiscriminatorObjective(nn.Module):
     Args:
         config: which discriminator, and the terms of its loss.
         backbone: for projected: the frozen network, where it is loaded already.
+        components: what is as in the paper's own code.
     """
 
-    def __init__(self, config: AdversarialConfig, backbone: Backbone | None = None) -> None:
+    def __init__(
+        self, config: AdversarialConfig, backbone: Backbone | None = None, components: Collection[Component] = ()
+    ) -> None:
         super().__init__()
         self.config = config
+        self.as_official = "losses" in components
         options = dict(config.options)
         if backbone is not None:
             options["backbone"] = backbone
         elif config.discriminator == "projected":
             options |= {"backbone": config.backbone, "weights": config.backbone_file}
         try:
-            self.discriminator = build_discriminator(config.discriminator, augment=config.augment, **options)
+            self.discriminator = build_discriminator(
+                config.discriminator,
+                augment=DiffAugment(config.augment, "augment" in components),
+                official="discriminator" in components,
+                **options,
+            )
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{error} (--adversarial.backbone_file names the file)") from error
-        self.lecam = LeCam() if config.lecam else None
+        if config.discriminator == "patch" and "initialization" in components:
+            initialize_kaiming(self.discriminator)
+        self.lecam = self.losses.LeCam() if config.lecam else None
+
+    @property
+    def losses(self) -> ModuleType:
+        """Where the losses are defined: the two modules have the same names."""
+        return official if self.as_official else adversarial
 
     def forward(self, images: Tensor, reconstruction: Tensor, penalise: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator's loss on images and (detached) reconstructions, and its terms (detached), for the log.
@@ -48,14 +66,14 @@ class DiscriminatorObjective(nn.Module):
         """
         config = self.config
         real, fake = self.discriminator(images), self.discriminator(reconstruction)
-        total = discriminator_loss(real, fake, config.discriminator_loss)
+        total: Tensor = self.losses.discriminator_loss(real, fake, config.discriminator_loss)
         terms = {"loss": total, "real_logits": _mean(real), "fake_logits": _mean(fake)}
         terms["accuracy"] = (_mean([x > 0 for x in real]) + _mean([x < 0 for x in fake])) / 2
         if self.lecam is not None:
             terms["lecam"] = self.lecam(real, fake)
             total = total + config.lecam * terms["lecam"]
         if penalise:
-            terms["r1"] = r1_penalty(self.discriminator, images)
+            terms["r1"] = self.losses.r1_penalty(self.discriminator, images)
             total = total + config.r1 / 2 * config.r1_every * terms["r1"]
         return total, {f"discriminator/{name}": term.detach() for name, term in terms.items()}
 
@@ -67,15 +85,17 @@ class Adversary:
         network: the discriminator, bare.
     """
 
-    def __init__(self, config: AdversarialConfig, accelerator: Accelerator, steps: int) -> None:
+    def __init__(
+        self, config: AdversarialConfig, accelerator: Accelerator, steps: int, components: Collection[Component] = ()
+    ) -> None:
         self.config = config
         self.accelerator = accelerator
         self.steps = steps
-        objective = DiscriminatorObjective(config).to(accelerator.device)
+        objective = DiscriminatorObjective(config, components=components).to(accelerator.device)
         if accelerator.num_processes > 1 and accelerator.device.type == "cuda":
             # normalise over the whole batch, as one rank would; torch has this for CUDA alone
             objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-        self.network = objective.discriminator
+        self.network, self.losses = objective.discriminator, objective.losses
         self.objective, self.optimizer = accelerator.prepare(
             objective, build_optimizer(self.network, config.optimizer, accelerator.device)
         )
@@ -93,11 +113,11 @@ class Adversary:
             last_layer: the weight of the decoder's last layer, likewise.
         """
         with _without_gradient(self.network):
-            term = generator_loss(self.network(reconstruction), self.config.generator_loss)
+            term: Tensor = self.losses.generator_loss(self.network(reconstruction), self.config.generator_loss)
         terms = {"adversarial": term.detach()}
         weight: Tensor | float = self.config.weight
         if self.config.adaptive_weight:
-            terms["adaptive_weight"] = adaptive_weight(loss, term, last_layer)
+            terms["adaptive_weight"] = self.losses.adaptive_weight(loss, term, last_layer)
             weight = weight * terms["adaptive_weight"]
         return weight * term, terms
 

@@ -8,6 +8,9 @@ from typing import Any, Literal
 from gsqtok.options import Count, Decay, Natural, Positive, Scale, Weight, check
 from gsqtok.tokenizer import TokenizerConfig
 
+# What may be as in the paper's own code; docs/training.md says how each differs.
+Component = Literal["losses", "augment", "discriminator", "initialization", "ema"]
+
 
 @dataclass(frozen=True)
 class CropConfig:
@@ -40,6 +43,7 @@ class DataConfig:
         validation: likewise, for measuring during training; without it nothing is measured.
         validation_split: split of the validation source, where it has several.
         size: images are cropped to size x size pixels.
+        crop: where: random, or center, as the paper's own code does.
         max_resize: before the random crop the short side becomes a random length from size to max_resize, at most its
             own; null resizes it to size.
         crops: steps of several crop sizes, in the place of max_resize, such as [{size: 64, share: 0.1, scales: [1, 2]},
@@ -56,6 +60,7 @@ class DataConfig:
     validation: str | list[str] = ""
     validation_split: str | None = None
     size: Count = 256
+    crop: Literal["random", "center"] = "random"
     max_resize: Count | None = None
     crops: tuple[CropConfig, ...] = ()
     flip: bool = True
@@ -71,6 +76,9 @@ class DataConfig:
                     f"data.crops: {crop.size} does not divide data.size {self.size}, so a step of such crops could not "
                     "have as many pixels as the others"
                 )
+        if self.crop == "center" and (self.crops or self.max_resize is not None):
+            option = "crops" if self.crops else "max_resize"
+            raise ValueError(f"data.crop center cuts out one square, so data.{option} has no effect: leave it out")
         if self.crops and self.max_resize is not None:
             raise ValueError(
                 "data.crops takes the place of data.max_resize: say scales of each crop, and max_resize null"
@@ -196,6 +204,9 @@ class TrainConfig:
         optimizer: AdamW and the learning rate.
         loss: the terms of the loss.
         adversarial: the discriminator and its term of the loss.
+        official: what is as in the paper's own code, where that differs: losses (how the adversarial ones are reduced,
+            LeCam, R1, the adaptive weight's limit, the perceptual network's input), augment, discriminator (projected
+            and stylegan), initialization (of tokenizer and patch), ema.
         steps: optimiser steps in all.
         batch_size: images of data.size a step, over all ranks and accumulated parts.
         gradient_accumulation: parts that a step's batch is split into, to save memory.
@@ -218,6 +229,7 @@ class TrainConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    official: tuple[Component, ...] = ()
     steps: Count = 100_000
     batch_size: Count = 256
     gradient_accumulation: Count = 1

@@ -19,6 +19,12 @@ class Average(nn.Module, Generic[Model]):
     copied. The decay rises as (1 + n) / (10 + n) until it reaches ``decay``, so that the random first weights are
     forgotten within a short run too.
 
+    Args:
+        model: to average.
+        decay: of the average.
+        rising: False keeps the decay constant from the first step, as the paper's own code does: of the model as it is
+            now, ``decay**n`` is left after n steps.
+
     Attributes:
         module: the averaged model, a copy.
         n_averaged: updates so far, on the CPU.
@@ -27,17 +33,20 @@ class Average(nn.Module, Generic[Model]):
     module: Model
     n_averaged: Tensor
 
-    def __init__(self, model: Model, decay: float) -> None:
+    def __init__(self, model: Model, decay: float, rising: bool = True) -> None:
         super().__init__()
         self.module = copy.deepcopy(model)
         self.decay = decay
+        self.rising = rising
         self.register_buffer("n_averaged", torch.tensor(0))
 
     @torch.no_grad()
     def update_parameters(self, model: Model) -> None:
         """Take in the model as it is now."""
         n = int(self.n_averaged)
-        share = 1 - min(self.decay, (1 + n) / (10 + n)) if n else 1.0
+        share = 1 - self.decay
+        if self.rising:
+            share = max(share, 1 - (1 + n) / (10 + n)) if n else 1.0
         averages, current = ([*chain(m.parameters(), m.buffers())] for m in (self.module, model))
         counts = [i for i, x in enumerate(averages) if not x.is_floating_point()]
         if counts:

@@ -13,12 +13,12 @@ GRID_IMAGES = 8
 
 
 def training_images(config: DataConfig) -> tuple[ImageSource, ImageTransform | CropMix]:
-    """The training source, opened, and the random crops of its images; for ``train_loader``."""
+    """The training source, opened, and the crops of its images; for ``train_loader``."""
     if not config.train:
         raise ValueError("no training images: name a folder, parquet files or tar shards with --data.train")
     source = open_source(config.train, split=config.train_split, streaming=config.streaming)
     if not config.crops:
-        return source, ImageTransform(config.size, crop="random", flip=config.flip, max_resize=config.max_resize)
+        return source, ImageTransform(config.size, crop=config.crop, flip=config.flip, max_resize=config.max_resize)
     transforms = [ImageTransform(c.size, crop="random", flip=config.flip, scales=c.scales) for c in config.crops]
     return source, CropMix(tuple(transforms), tuple(crop.share for crop in config.crops), config.size)
 

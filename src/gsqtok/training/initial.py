@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from gsqtok.networks.initialization import initialize_kaiming
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 from gsqtok.training.config import TrainConfig
 
@@ -18,7 +19,10 @@ def initial_tokenizer(config: TrainConfig) -> ImageTokenizer:
         FileNotFoundError, CheckpointError: see ``ImageTokenizer.from_pretrained``.
     """
     if config.initialize_from is None:
-        return ImageTokenizer(config.model)
+        tokenizer = ImageTokenizer(config.model)
+        if "initialization" in config.official:
+            initialize_kaiming(tokenizer)
+        return tokenizer
     tokenizer = ImageTokenizer.from_pretrained(config.initialize_from).train()
     if not isinstance(tokenizer.config, TokenizerConfig):
         raise ValueError(

@@ -10,11 +10,18 @@ from gsqtok.training.config import LossConfig
 
 
 class Objective(nn.Module):
-    """Reconstruction + perceptual + quantizer loss (paper, section 3.3)."""
+    """Reconstruction + perceptual + quantizer loss (paper, section 3.3).
 
-    def __init__(self, config: LossConfig) -> None:
+    Args:
+        config: the terms.
+        official: the perceptual network gets images in [0, 1] instead of the [-1, 1] that it was made for, as in the
+            paper's own code: everything looks pale to it.
+    """
+
+    def __init__(self, config: LossConfig, official: bool = False) -> None:
         super().__init__()
         self.config = config
+        self.official = official
         self.perceptual = None
         if config.perceptual_weight:
             try:
@@ -29,7 +36,8 @@ class Objective(nn.Module):
         terms = {"reconstruction": reconstruction_loss(reconstruction, images, self.config.reconstruction)}
         total = self.config.reconstruction_weight * terms["reconstruction"]
         if self.perceptual is not None:
-            terms["perceptual"] = self.perceptual(reconstruction, images)
+            pair = [(x + 1) / 2 if self.official else x for x in (reconstruction, images)]
+            terms["perceptual"] = self.perceptual(*pair)
             total = total + self.config.perceptual_weight * terms["perceptual"]
         total = total + self.config.quantizer_weight * out.quantizer_loss
         terms |= out.quantizer_losses

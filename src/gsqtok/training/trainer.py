@@ -81,12 +81,13 @@ class Trainer(Run):
         # with channels innermost, what stands between convolutions runs fused on a GPU
         self.layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.precision = torch.bfloat16 if config.precision == "bfloat16" else None
-        self.objective = Objective(config.loss).to(device).to(memory_format=self.layout)
+        self.objective = Objective(config.loss, "losses" in config.official).to(device).to(memory_format=self.layout)
         self.images, self.transform = training_images(config.data)
         self.validation = validation_images(config.data)
         self.fixed = fixed_images(config.data, self.images if self.validation is None else self.validation)
 
-        self.ema = Average(tokenizer.to(device).to(memory_format=self.layout), config.ema_decay)
+        rising = "ema" not in config.official
+        self.ema = Average(tokenizer.to(device).to(memory_format=self.layout), config.ema_decay, rising)
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
             self.record_graphs(tokenizer)
         self.tokenizer = tokenizer
@@ -94,7 +95,7 @@ class Trainer(Run):
         self.model, self.optimizer = self.accelerator.prepare(tokenizer, optimizer)
         self.adversary = None
         if config.adversarial.discriminator != "none":
-            self.adversary = Adversary(config.adversarial, self.accelerator, config.steps)
+            self.adversary = Adversary(config.adversarial, self.accelerator, config.steps, config.official)
         if config.cuda_graphs and device.type == "cuda":
             self.record_backbones()
         for network in (self.model, self.adversary and self.adversary.objective):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gsqtok.losses import PerceptualDistance, generator_loss
+from gsqtok.losses import PerceptualDistance
 from gsqtok.networks.backbone import random_backbone, random_trunk
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import DiscriminatorObjective
@@ -65,7 +65,7 @@ def validate(config: TrainConfig, resume: bool = False) -> Report:
     perceptual = _random_perceptual(config) if objective is None else objective.perceptual
     discriminator = None
     if config.adversarial.discriminator != "none":
-        discriminator = report.attempt(lambda: DiscriminatorObjective(config.adversarial))
+        discriminator = report.attempt(lambda: DiscriminatorObjective(config.adversarial, components=config.official))
         if discriminator is None:
             discriminator = _with_random_backbone(config)
     if tokenizer is None:
@@ -129,9 +129,11 @@ def _with_random_backbone(config: TrainConfig) -> DiscriminatorObjective | None:
     if config.adversarial.discriminator != "projected":
         return None
     try:
-        backbone = random_backbone(config.adversarial.backbone, embedding=True)
+        backbone = random_backbone(
+            config.adversarial.backbone, embedding=True, official="discriminator" in config.official
+        )
         options = {name: value for name, value in config.adversarial.options.items() if name != "out_indices"}
-        return DiscriminatorObjective(replace(config.adversarial, options=options), backbone)
+        return DiscriminatorObjective(replace(config.adversarial, options=options), backbone, config.official)
     except (ValueError, TypeError, RuntimeError):
         return None  # the problem is listed already
 
@@ -213,7 +215,7 @@ def _activation_bytes(
                 loss = loss + perceptual(reconstruction, images)
             if discriminator is not None:
                 judged = discriminator.discriminator(reconstruction)
-                loss = loss + generator_loss(judged, config.adversarial.generator_loss)
+                loss = loss + discriminator.losses.generator_loss(judged, config.adversarial.generator_loss)
         second: dict[int, int] = {}
         if discriminator is not None:
             fake = reconstruction.detach()
