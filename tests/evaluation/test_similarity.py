@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+import pytorch_msssim
 import scipy.signal
 import torch
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
@@ -59,12 +60,20 @@ def ms_ssim_by_hand(ours, theirs):
         if scale == 4:
             map_ *= (2 * x * y + 6.5025) / (x**2 + y**2 + 6.5025)
         result *= max(0, map_.mean()) ** power
-        ours, theirs = (x.reshape(len(x) // 2, 2, -1, 2).mean((1, 3)) if scale < 4 else x for x in (ours, theirs))
+        if scale < 4:
+            ours, theirs = (halved(x) for x in (ours, theirs))
     return result
 
 
-def test_ms_ssim_by_hand():
-    reconstruction, images = make_pair(height=176, width=208, noise=0.6)
+def halved(x):
+    """The mean of 2 x 2 values, after a line of zeros where a side is odd."""
+    x = np.pad(x, [(side % 2, 0) for side in x.shape])
+    return x.reshape(len(x) // 2, 2, -1, 2).mean((1, 3))
+
+
+@pytest.mark.parametrize(("height", "width"), [(176, 208), (177, 191)])
+def test_ms_ssim_by_hand(height, width):
+    reconstruction, images = make_pair(height=height, width=width, noise=0.6)
     stored = [to_8_bits(x).transpose(0, 3, 1, 2).astype(float) for x in (reconstruction, images)]
     each = zip(*stored, strict=True)
     expected = np.array([np.mean([ms_ssim_by_hand(*pair) for pair in zip(*both, strict=True)]) for both in each])
@@ -78,6 +87,9 @@ def test_ms_ssim_of_small_odd_and_equal_images():
     assert small["ssim"].isfinite().all()
     odd = similarity(*make_pair(batch=1, height=176, width=191), ms_ssim=True)
     assert 0 < odd["ms_ssim"].item() < 1
+    stored = [torch.from_numpy(to_8_bits(x)).permute(0, 3, 1, 2).double() for x in make_pair(1, 176, 191)]
+    library = pytorch_msssim.ms_ssim(*stored, data_range=255).item()  # its window is float32
+    assert odd["ms_ssim"].item() == pytest.approx(library, abs=3e-6)
     _, images = make_pair(height=176, width=176)
     assert similarity(images, images, ms_ssim=True)["ms_ssim"].tolist() == pytest.approx([1] * 4, abs=1e-12)
 

@@ -1,14 +1,20 @@
 """What `official` names is as in the paper's own code, and nothing else is."""
 
+import re
+import shlex
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
 
-from gsqtok.cli import main
+from gsqtok.cli import main, parser
+from gsqtok.cli.train import train as train_command
 from gsqtok.data import to_float
 from gsqtok.discriminators import OfficialStyleGANDiscriminator, StyleGANDiscriminator
 from gsqtok.losses import official
 from gsqtok.networks.initialization import initialize_kaiming
+from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training import AdversarialConfig, DataConfig, Trainer, recipes, train
 
 PATCH = AdversarialConfig(discriminator="patch", options={"channels": 16, "layers": 1}, augment=("cutout",), lecam=0.1)
@@ -115,3 +121,23 @@ def test_the_official_recipes_differ_in_nothing_else(recipe, base):
     assert tuple(theirs.pop("official")) == ALL
     assert (theirs["data"].pop("crop"), theirs["data"].pop("flip")) == ("center", False)
     assert theirs == ours
+
+
+def documented():
+    """Options of the paper's table in docs/training.md: whole commands, and options alone, which go to gan-f8-128."""
+    section = (Path(__file__).parents[2] / "docs/training.md").read_text().split("## The paper's tables and figures")[1]
+    code = re.findall(r"`([^`]+)`", section.split("\n## ")[0].split("\n\n", 1)[1])
+    commands = [text.removeprefix("gsqtok train ") for text in code if text.startswith("gsqtok train ")]
+    options = [f"gan-f8-128 {text}" for text in code if text.startswith(("--adversarial.", "--model.")) and " " in text]
+    options = [text for text in options if ".options" not in text and ".r1" not in text]  # which go together
+    options.append(
+        "gan-f8-128 --adversarial.discriminator patch --adversarial.r1 1 --adversarial.options '{norm: group}'"
+    )
+    return commands + options
+
+
+@pytest.mark.parametrize("command", documented())
+def test_the_commands_for_the_paper_s_rows_are_understood(command):
+    config = parser.parse("train", train_command, shlex.split(command))["config"]
+    with torch.device("meta"):
+        assert ImageTokenizer(config.model).factor in (8, 16, 32)

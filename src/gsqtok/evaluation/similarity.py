@@ -36,8 +36,8 @@ def similarity(reconstruction: Tensor, images: Tensor, ms_ssim: bool = False) ->
           1.5, k1 0.01, k2 0.03), averaged over the positions whose window lies inside the image and over the three
           channels, float64. nan for a side of fewer than 11 pixels: no window fits;
         - ``ms_ssim``: multi-scale structural similarity (Wang, Simoncelli, Bovik 2003: five scales, each half the one
-          before; by channel, then averaged), float64. nan for a side of fewer than 176 pixels: no window fits the
-          coarsest scale.
+          before, where an odd side gets a line of zeros first, as pytorch-msssim does; by channel, then averaged),
+          float64. nan for a side of fewer than 176 pixels: no window fits the coarsest scale.
 
     Raises:
         ValueError: shapes that differ or are not images, or values that are not finite.
