@@ -29,6 +29,7 @@ from datetime import date
 from pathlib import Path
 from queue import SimpleQueue
 from statistics import mean
+from threading import Lock
 from typing import Any
 
 import torch
@@ -152,37 +153,36 @@ def main() -> None:
         print(table(json.loads(args.table.read_text())))
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    gpus = max(1, torch.cuda.device_count())
-    free: SimpleQueue[int] = SimpleQueue()
-    for place in range(gpus * args.runs_a_gpu):
-        free.put(place % gpus)
+    record: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {}
+    gpus = torch.cuda.device_count()
+    places: SimpleQueue[int] = SimpleQueue()  # to train at
+    for place in range(max(1, gpus) * args.runs_a_gpu):
+        places.put(place % max(1, gpus))
+    one_writes = Lock()
 
-    def run(arm: str, seed: int) -> dict[str, Any]:
-        gpu = free.get()
-        try:
-            return trained(arm, seed, gpu, args)
-        finally:
-            free.put(gpu)
-
-    # the slowest first, so that nothing is left to wait for
-    wanted = [(arm, seed) for arm in reversed(ARMS) if arm in args.arms for seed in range(args.seeds)]
-    with ThreadPoolExecutor(gpus * args.runs_a_gpu) as pool:
-        lines = list(pool.map(lambda pair: run(*pair), wanted))
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    record = json.loads(args.output.read_text()) if args.output.exists() else {}
-    for (arm, seed), line in zip(wanted, lines, strict=True):
+    def run(pair: tuple[str, int]) -> None:
+        arm, seed = pair
         key = f"{arm}-{seed}"
         if key in record:
-            continue
-        line["metrics"] = {}
+            return
+        gpu = places.get()
+        device = torch.device(f"cuda:{gpu}" if gpus else "cpu")
+        line = trained(arm, seed, gpu, args) | {"metrics": {}}
         if line["state"] == "done":
-            both = Both(args.mobilenet, device)
-            data: Any = args.validation
-            line |= measured(str(args.folder / key), data, args.size, both, device, 50)
-        where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-        record[key] = line | {"size": args.size, "seed": seed, "device": where, "date": str(date.today())}
-        write_bytes(args.output, (json.dumps(record, indent=1) + "\n").encode())
+            line |= measured(
+                str(args.folder / key), args.validation, args.size, Both(args.mobilenet, device), device, 50
+            )
+        places.put(gpu)
+        line |= {"size": args.size, "seed": seed, "date": str(date.today())}
+        line["device"] = torch.cuda.get_device_name() if gpus else "CPU"
+        with one_writes:
+            record[key] = line
+            write_bytes(args.output, (json.dumps(record, indent=1) + "\n").encode())
+            print(key, line, flush=True)
+
+    wanted = [(arm, seed) for seed in range(args.seeds) for arm in args.arms]  # what is cut short is one seed less
+    with ThreadPoolExecutor(max(1, gpus) * args.runs_a_gpu) as pool:
+        list(pool.map(run, wanted))
     print(table(record))
 
 
