@@ -21,8 +21,9 @@ A contender that is not installed, or runs out of memory, is left out of its row
 
 On one CPU thread times are processor time, so that other programs disturb little; else they are by the clock.
 
-`agree` is the share of rows (of as many as can be compared in seconds) with the codeword that float64 finds, `gap` the worst loss of float64 similarity, `extra`
-the peak memory beyond inputs. `graph` is the search replayed from a CUDA graph, without the time of launching.
+`agree` is the share of rows (of as many as can be compared in seconds) with the codeword that float64 finds, `gap` the
+worst loss of float64 similarity, `extra` the peak memory beyond inputs. `graph` is the search replayed from a CUDA
+graph, without the time of launching.
 """
 
 import argparse
