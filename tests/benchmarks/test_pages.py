@@ -22,7 +22,7 @@ def test_every_page_is_what_the_script_makes():
 def test_a_figure_that_changes_changes_the_page(tmp_path):
     for path in pages.SECTIONS.glob("*.json"):
         (tmp_path / path.name).write_text(path.read_text())
-    changed = tmp_path / "12-search-gpu.json"
+    changed = tmp_path / "13-search-gpu.json"
     changed.write_text(changed.read_text().replace("search 60", "search 61"))
     assert pages.performance(tmp_path) != pages.performance()
 

@@ -65,9 +65,11 @@ def main(argv: list[str] | None = None) -> int:
     if command is None:
         return _unknown(argv)
     atexit.register(gc.freeze)  # else the interpreter goes through all of PyTorch's objects before it ends
+    from gsqtok.acceleration.heap import keep_freed_memory
     from gsqtok.cli import options
     from gsqtok.cli.parser import call
 
+    keep_freed_memory()
     options.show_warnings()
     options.command = shlex.join(["gsqtok", *argv])
     try:

@@ -74,7 +74,7 @@ class Tree:
         # A codeword of zeros is no point on the sphere. Then nothing is found, and all is searched in blocks.
         if metric == "cosine" and not points.any(axis=1).all():
             return cls(space, tree, order, quartiles, 0.0)
-        spacing = float(np.quantile(tree.query(sample, k=2)[0][:, 1], SPACED))
+        spacing = float(np.quantile(tree.query(sample, k=2)[0][:, 1], SPACED, method="higher"))
         return cls(space, tree, order, quartiles, spacing * INSIDE ** (1 / points.shape[1]))
 
     def search(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
