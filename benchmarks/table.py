@@ -78,11 +78,20 @@ def provenance(device: str | torch.device) -> dict[str, Any]:
     """With what something is measured: device, versions, date, command, commit, and the load of the machine."""
     found = environment(torch.device(device))
     threads = os.environ.get("OMP_NUM_THREADS")
-    words = [*([f"OMP_NUM_THREADS={threads}"] if threads else []), "python", _script(), *sys.argv[1:]]
+    words = [*([f"OMP_NUM_THREADS={threads}"] if threads else []), "python", _script(), *_arguments()]
     found["command"] = shlex.join(words)
     found["commit"] = _git("rev-parse", "--short=10", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
     found["load"] = round(os.getloadavg()[0], 1)
     return found
+
+
+def _arguments() -> list[str]:
+    """The command's, without the file that is written."""
+    words = sys.argv[1:]
+    if "--json" in words:
+        place = words.index("--json")
+        del words[place : place + 2]
+    return words
 
 
 def _script() -> str:

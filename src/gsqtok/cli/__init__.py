@@ -65,8 +65,8 @@ def main(argv: list[str] | None = None) -> int:
     if command is None:
         return _unknown(argv)
     atexit.register(gc.freeze)  # else the interpreter goes through all of PyTorch's objects before it ends
-    from gsqtok.acceleration.heap import keep_freed_memory
     from gsqtok.cli import options
+    from gsqtok.cli.memory import keep_freed_memory
     from gsqtok.cli.parser import call
 
     keep_freed_memory()

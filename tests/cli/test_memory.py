@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from gsqtok.acceleration import heap
+from gsqtok.cli import memory
 
 FAULTS = """
 import resource, sys, torch
-from gsqtok.acceleration.heap import keep_freed_memory
+from gsqtok.cli.memory import keep_freed_memory
 if sys.argv[1] == "kept":
     assert keep_freed_memory()
 for _ in range(3):
@@ -29,8 +29,8 @@ def test_a_large_tensor_takes_the_memory_of_the_last_one():
 
 
 def test_where_it_cannot_be_set_nothing_happens(monkeypatch):
-    monkeypatch.setattr(heap.sys, "platform", "win32")
-    assert heap.keep_freed_memory() is False
-    monkeypatch.setattr(heap.sys, "platform", "linux")
-    monkeypatch.setattr(heap.ctypes, "CDLL", lambda name: object())  # another C library
-    assert heap.keep_freed_memory() is False
+    monkeypatch.setattr(memory.sys, "platform", "win32")
+    assert memory.keep_freed_memory() is False
+    monkeypatch.setattr(memory.sys, "platform", "linux")
+    monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: object())  # another C library
+    assert memory.keep_freed_memory() is False
