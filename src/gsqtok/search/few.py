@@ -95,11 +95,8 @@ class Few:
         wide = latents.permute(1, 2, 0).to(
             torch.promote_types(latents.dtype, dtype), memory_format=torch.contiguous_format
         )
-        rows = wide.numpy()
-        largest = np.abs(rows).max(axis=1, keepdims=True)
-        np.maximum(largest, torch.finfo(wide.dtype).tiny, out=largest)
-        z = (rows / largest).astype(np.float32 if dtype == torch.float32 else np.float64, copy=False)
-        return z, 16 * (rows.shape[1] + 1) * torch.finfo(dtype).tiny
+        largest = wide.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(wide.dtype).tiny)
+        return (wide / largest).to(dtype).numpy(), 16 * (wide.shape[1] + 1) * torch.finfo(dtype).tiny
 
     def _euclidean(self, latents: Tensor) -> tuple[np.ndarray, np.ndarray]:
         """As `Points.latents`, (G, d + 2, N) and (G, N)."""
