@@ -24,6 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from table import Table, add_json
+
 Case = dict[str, Any]
 Rates = dict[str, float]  # images a second, by what was measured
 INFERENCE = ("published", "layout", "fused", "graphs")
@@ -104,7 +106,8 @@ def networks(throughput: Any, model: Any, device: str, case: Case) -> Rates:
     args = argparse.Namespace(device=device, seconds=0.5, models={8: model}, matrix_rate=1.0)
     inputs = (args, 8, case["size"], case["batch"], case["way"])
     if case["task"] == "train":
-        rows = [throughput.run_training(*inputs, "train")]
+        rows = throughput.run_training(*inputs, "train")
+        rows = [rows] if isinstance(rows, dict) else rows  # as trees before had it
     else:
         rows = list(throughput.run_inference(*inputs))
     return {f"{row['task']} batch {row['batch']} {row['way']}": row["images_per_second"] for row in rows}
@@ -146,7 +149,7 @@ def main() -> None:
     parser.add_argument("--toy", action="store_true", help="tiny networks and images")
     parser.add_argument("--seconds", type=float, default=180, help="after which nothing more is begun (default: 180)")
     parser.add_argument("--allowed", type=float, default=0.03, help="share of its speed that a way may lose")
-    parser.add_argument("--json", type=Path, help="also write the rates to this file")
+    add_json(parser)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -169,18 +172,17 @@ def main() -> None:
 
 
 def report(before: Rates, after: Rates, number: int, wanted: int, args: argparse.Namespace) -> None:
-    print(f"best of {number} whole rounds, images a second\n{'':36} {'before':>10} {'after':>10} {'ratio':>7}")
-    rows, slower = [], 0
+    print(f"best of {number} whole rounds, images a second")
+    columns = {"name": ("way", ""), "before": ("before", ",.1f"), "after": ("after", ",.1f"), "ratio": ("ratio", ".3f")}
+    table, slower = Table(columns | {"note": ("", "")}), 0
     for name in sorted(before.keys() | after.keys()):
         old, new = before.get(name), after.get(name)
         ratio = new / old if old and new else None
         slow = ratio is None or ratio < 1 - args.allowed
         slower += slow
-        rows.append({"name": name, "before": old, "after": new, "ratio": ratio})
-        shown = [f"{value:.{digits}f}" if value else "-" for value, digits in ((old, 1), (new, 1), (ratio, 3))]
-        print(f"{name:36} {shown[0]:>10} {shown[1]:>10} {shown[2]:>7}{'  slower' if slow else ''}")
-    if args.json:
-        args.json.write_text(json.dumps({"rounds": number, "rows": rows}, indent=2) + "\n")
+        row = {"name": name, "before": old, "after": new, "ratio": ratio}
+        table.add(row | {"note": "slower" if slow else ""})
+    table.write(args.json, args.device, rounds=number)
     if not number:
         print("not all cases were measured: give it more --seconds")
     sys.exit(1 if slower or not number else 0)

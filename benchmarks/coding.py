@@ -10,6 +10,7 @@ import time
 import numpy as np
 import torch
 from PIL import Image
+from table import Table, add_json
 
 from gsqtok import ImageTokenizer
 from gsqtok.data import ImageTransform, eval_loader, open_source, to_pil
@@ -35,6 +36,7 @@ def main():
     p.add_argument("--split")
     p.add_argument("--images", type=int, default=100)
     p.add_argument("--size", type=int, default=256)
+    add_json(p)
     args = p.parse_args()
     torch.set_num_threads(1)
     tokenizer = ImageTokenizer.from_pretrained(args.model)
@@ -56,7 +58,10 @@ def main():
     files, writing = best(lambda: [as_webp(image) for image in images])
     _, reading = best(lambda: [np.asarray(Image.open(io.BytesIO(file))) for file in files])
     print(f"{len(images)} images, {megapixels:.1f} Mpixel; {tokenizer.quantizer}")
-    print(f"WebP      write {megapixels / writing:8.1f} Mpixel/s   read {megapixels / reading:8.1f} Mpixel/s")
+    columns = {"way": ("way", ""), "write": ("write, Mpixel/s", ".1f"), "write_ratio": ("of WebP", ".1f")}
+    columns |= {"read": ("read, Mpixel/s", ".1f"), "read_ratio": ("of WebP", ".1f")}
+    table = Table(columns | {"bits": ("of a fixed length's bits", ".4f")})
+    table.add({"way": "WebP", "write": megapixels / writing, "read": megapixels / reading})
     size, groups = tokenizer.quantizer.codebook_size, tokenizer.quantizer.tokens_per_position
     for name, make in (
         ("static", lambda: StaticFrequencies.of(grids, size)),
@@ -67,11 +72,10 @@ def main():
         decoded, decoding = best(lambda coder=coder, parts=parts: coder.decode(parts))
         assert all(np.array_equal(a, b) for a, b in zip(decoded, grids, strict=True))
         fixed = sum(grid.size for grid in grids) * np.log2(size)
-        print(
-            f"{name:<9} write {megapixels / encoding:8.1f} Mpixel/s ({writing / encoding:.0f} x WebP)   read "
-            f"{megapixels / decoding:8.1f} Mpixel/s ({reading / decoding:.1f} x)   "
-            f"{8 * sum(map(len, data)) / fixed:.4f} of the bits of a fixed length"
-        )
+        row = {"way": name, "write": megapixels / encoding, "write_ratio": writing / encoding}
+        row |= {"read": megapixels / decoding, "read_ratio": reading / decoding}
+        table.add(row | {"bits": 8 * sum(map(len, data)) / fixed})
+    table.write(args.json, "cpu", images=len(images), megapixels=megapixels)
 
 
 if __name__ == "__main__":

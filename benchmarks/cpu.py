@@ -6,6 +6,7 @@
 plain       float32, channels outermost, PyTorch's own operators: the truth
 layout      the same, channels innermost
 default     `ImageTokenizer.encode` and `decode`; `optimize()` differs from it by the weights' layout only
+heap        `default` after `gsqtok.cli.memory.keep_freed_memory`, as in the command line
 optimized   that
 compiled    both networks compiled (inductor), channels innermost
 onnx        `gsqtok export` in onnxruntime
@@ -32,15 +33,27 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from table import Table, add_json
 from tiled import mosaic
 from torch import Tensor, nn
 
 from gsqtok import ImageTokenizer
 from gsqtok.acceleration import accelerate, cpu
-from gsqtok.evaluation.environment import environment
+from gsqtok.cli.memory import keep_freed_memory
 
-WAYS = ("plain", "layout", "default", "optimized", "compiled", "onnx", "autocast", "autocast+", "bf16", "bf16+")
+WAYS = ("plain", "layout", "default", "heap", "optimized", "compiled", "onnx", "autocast", "autocast+", "bf16", "bf16+")
 SLOW = 4  # times plain's time
+COLUMNS = {
+    "batch": ("batch", "d"),
+    "way": ("way", ""),
+    "encode": ("encode, images/s", ".2f"),
+    "decode": ("decode, images/s", ".2f"),
+    "peak_mib": ("peak, MiB", ",.0f"),
+    "setup_s": ("set up, s", ".0f"),
+    "equal": ("equal tokens", ".3%"),
+    "psnr": ("PSNR, dB", "+.4f"),
+    "difference": ("images within", ".1e"),
+}
 Call = Callable[[Tensor], Tensor]
 
 
@@ -52,6 +65,8 @@ def random_images(batch: int, size: int) -> Tensor:
 
 def prepare(model: str, way: str, threads: int) -> tuple[Call, Call]:
     """Encoding and decoding in this way."""
+    if way == "heap":
+        keep_freed_memory()
     tokenizer = ImageTokenizer.from_pretrained(model or None).eval()
     if way == "onnx":
         return exported(tokenizer, threads)
@@ -130,7 +145,7 @@ def serve(pipe: Connection, model: str, way: str, threads: int, batch: int, size
             pipe.send([x.contiguous().numpy() for x in (tokens, own.float(), image.float())])
 
 
-def measure(args: argparse.Namespace, batch: int) -> None:
+def measure(args: argparse.Namespace, batch: int, table: Table) -> None:
     context = multiprocessing.get_context("spawn")
     pipes: dict[str, Connection] = {}
     setup: dict[str, float] = {}
@@ -164,22 +179,17 @@ def measure(args: argparse.Namespace, batch: int) -> None:
     def psnr(reconstruction: Tensor) -> float:
         return float((10 * torch.log10(4 / (reconstruction - images).square().mean((1, 2, 3)))).mean())
 
-    print(f"\n{args.size} x {args.size} px, batch {batch}")
-    print("way         encode, img/s  decode, img/s  peak, MiB  set up, s  equal tokens  PSNR, dB  images within")
     tokens, reconstruction, _ = first["plain"]
     for way in args.ways:
         found, own, image = first[way]
         encode, decode = (batch / seconds for seconds in best[way])
         equal = float((found == tokens).double().mean())
-        print(
-            f"{way:<10} {encode:>14.2f} {decode:>14.2f} {memory[way]:>10,.0f} {setup[way]:>10.0f} {equal:>13.3%} "
-            f"{psnr(own) - psnr(reconstruction):>+9.4f} {float((image - reconstruction).abs().max()):>16.1e}",
-            flush=True,
-        )
+        row = {"batch": batch, "way": way, "encode": encode, "decode": decode, "peak_mib": memory[way]}
+        row |= {"setup_s": setup[way], "equal": equal, "psnr": psnr(own) - psnr(reconstruction)}
+        table.add(row | {"difference": float((image - reconstruction).abs().max())})
 
 
 def main() -> None:
-    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", nargs="?", default="")
     parser.add_argument("--size", type=int, default=256)
@@ -187,15 +197,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
+    add_json(parser)
     args = parser.parse_args()
     if args.ways[0] != "plain":
         args.ways.insert(0, "plain")
     torch.set_num_threads(args.threads)
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     kinds = [name for name in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if f" {name} " in flags]
-    print(f"{environment(torch.device('cpu'))['device']} ({', '.join(kinds)}), torch {torch.__version__}")
+    table = Table(COLUMNS)
     for batch in args.batches:
-        measure(args, batch)
+        measure(args, batch, table)
+    table.write(args.json, "cpu", size=args.size, instructions=kinds)
 
 
 if __name__ == "__main__":

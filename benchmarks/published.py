@@ -1,7 +1,6 @@
 """Published tokenizers against what the official code makes of the same files, and how fast they are.
 
-    python benchmarks/published.py measure -o docs/published.json   # needs the fixtures beside the repository
-    python benchmarks/published.py table docs/published.json docs/published.md
+    python benchmarks/published.py --json docs/published.json   # needs the fixtures beside the repository
 
 Files: tiny networks in the official formats, with random weights, and the tokens and images that the official code
 made. Speed: networks of the published size with random weights, one image at a time, encoded and decoded again; in
@@ -9,15 +8,13 @@ seconds of processor time on one thread, so that other work on the machine chang
 """
 
 import argparse
-import json
-import re
 import sys
 import time
 from pathlib import Path
 
 import torch
+from table import Table, add_json
 
-from gsqtok.evaluation.environment import environment
 from gsqtok.published import PublishedConfig
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
 
@@ -131,50 +128,25 @@ def speed(family: str, seconds: float = 5.0) -> dict:
     }
 
 
-def measure(output: str) -> None:
-    rows = []
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_json(parser)
+    args = parser.parse_args()
+    columns = {"family": ("family", ""), "file": ("file", ""), "equal": ("equal", "d"), "tokens": ("tokens", "d")}
+    table = Table(columns | {"ties": ("ties", "d"), "image_difference": ("images within", ".1e")})
     for fixture in FIXTURES:
-        rows.append(compare(fixture))
-        print(rows[-1])
-    speeds = {}
+        table.add(compare(fixture))
+    columns = {
+        "family": ("family", ""),
+        "model": ("model", ""),
+        "parameters": ("parameters", ",d"),
+        "size": ("px", "d"),
+    }
+    speeds = Table(columns | {"images_per_second": ("images/s", ".2g")})
     for family in SIZES:
-        speeds[family] = speed(family)
-        print(family, speeds[family])
-    whole = {"fixtures": rows, "speed": speeds, "environment": environment(torch.device("cpu"))}
-    Path(output).write_text(json.dumps(whole, indent=1) + "\n")
-
-
-def table(source: str, page: str) -> None:
-    """Put the table into a page, between two comments."""
-    measured = json.loads(Path(source).read_text())
-    lines = [
-        "| family | fixture | tokens equal | of the rest ties | worst difference of images | "
-        "published size | images/s of one core |",
-        "|---|---|---:|---:|---:|---|---:|",
-    ]
-    for row in measured["fixtures"]:
-        speed = measured["speed"].get(row["family"])
-        size = f"{speed['model']}: {speed['parameters'] / 1e6:.0f}M, {speed['size']} px" if speed else ""
-        rate = f"{speed['images_per_second']:.2g}" if speed else ""
-        lines.append(
-            f"| `{row['family']}` | {row['file']} | {row['equal']} of {row['tokens']} | {row['ties']} | "
-            f"{row['image_difference']:.1e} | {size} | {rate} |"
-        )
-    text = Path(page).read_text()
-    start, end = "<!-- table -->\n", "<!-- end of table -->"
-    filled = re.sub(f"{start}.*?{end}", lambda _: start + "\n".join(lines) + "\n" + end, text, flags=re.DOTALL)
-    Path(page).write_text(filled)
+        speeds.add({"family": family} | speed(family))
+    table.write(args.json, "cpu", speed={row["family"]: row for row in speeds.rows})
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    verbs = parser.add_subparsers(required=True)
-    verb = verbs.add_parser("measure")
-    verb.add_argument("-o", "--output", required=True)
-    verb.set_defaults(run=measure)
-    verb = verbs.add_parser("table")
-    verb.add_argument("source")
-    verb.add_argument("page")
-    verb.set_defaults(run=table)
-    arguments = vars(parser.parse_args())
-    arguments.pop("run")(**arguments)
+    main()

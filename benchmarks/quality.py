@@ -1,7 +1,6 @@
-"""Quality of tokenizers beside image codecs at equal file size, and the tables that the documentation shows of it.
+"""Quality of tokenizers beside image codecs at equal file size; pages.py makes the documentation's tables of it.
 
-    python benchmarks/quality.py measure embedded pretrained/f8 codec:webp@1.0 --data coco-256 -o docs/quality.json
-    python benchmarks/quality.py table docs/quality.json README.md docs/results.md
+    python benchmarks/quality.py measure embedded pretrained/f8 codec:webp@1.0 --data coco-256 --json docs/quality.json
     python benchmarks/quality.py images src/gsqtok/demo_images caltech101 -o docs/images/tokenizers.jpg
 
 Each model is measured on the central squares of 256 pixels of a data set: PSNR, SSIM, MS-SSIM, bits per pixel, ST-LPIPS
@@ -26,6 +25,7 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from pages import MODELS
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,15 +41,7 @@ from gsqtok.evaluation.usage import usage_of
 from gsqtok.io import write_bytes
 
 LITE, MOBILE, ST_LPIPS = "frechet_efficientnet_lite1", "frechet_mobilenetv2", "st_lpips"
-HEADS = {
-    "bits_per_pixel": ("bits/px", "{:.2f}"),
-    "psnr": ("PSNR, dB", "{:.2f}"),
-    "ssim": ("SSIM", "{:.3f}"),
-    "ms_ssim": ("MS-SSIM", "{:.3f}"),
-    ST_LPIPS: ("ST-LPIPS", "{:.3f}"),
-    LITE: ("FD, EfficientNet-Lite 1", "{:.0f}"),
-    MOBILE: ("FD, MobileNetV2", "{:.1f}"),
-}
+KEPT = ("bits_per_pixel", "psnr", "ssim", "ms_ssim", "usage", "entropy_bits")  # of the package's own metrics
 
 
 def mobilenet_v2(file: Path) -> nn.Module:
@@ -118,49 +110,10 @@ def measured(name: str, data: str, size: int, both: Both, device: torch.device, 
     result = measure(
         reconstruct, data, model=model, codebook=codebook, transform=transform, device=device, batch_size=batch_size
     )
-    line = {k: result.metrics[k] for k in HEADS if k in result.metrics} | both.compute()
-    line |= {k: result.metrics[k] for k in ("usage", "entropy_bits") if k in result.metrics}
+    line = {k: result.metrics[k] for k in KEPT if k in result.metrics} | both.compute()
     keep = {"fingerprint", "parameters", "version"}
     about = {k: v for k, v in model.items() if k in keep and v is not None}
     return {"images": result.data["images"], "model": about, "metrics": line}
-
-
-NAMES = {  # models of the tables, in their order
-    "embedded": "inside the package",
-    "f8": "`pretrained/f8`",
-    "f16": "`pretrained/f16`",
-    "f16?decoder=sharp": "`pretrained/f16?decoder=sharp`",
-}
-
-
-def table(record: dict[str, Any], data: str, distances: str, rate: float) -> str:
-    """Tokenizers and codecs at about one rate: metrics of ``data``, Fréchet distances of ``distances``."""
-    heads = ["", "parameters", *(title for title, _ in HEADS.values())]
-    lines = ["| " + " | ".join(heads) + " |", "|---|" + "--:|" * (len(heads) - 1)]
-    names = [*NAMES, *(f"codec:{codec}@{rate}" for codec in ("jpeg", "webp", "avif"))]
-    for name in names:
-        line, far = record.get(f"{data}/{name}"), record.get(f"{distances}/{name}")
-        if line is None or far is None or not rate / 2 < line["metrics"]["bits_per_pixel"] < rate * 2:
-            continue
-        metrics = line["metrics"] | {k: far["metrics"][k] for k in (LITE, MOBILE)}
-        size = line["model"].get("parameters")
-        title = NAMES.get(name) or {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}[name[6:10]]
-        cells = [title, f"{size / 1e6:.1f}M" if size else ""]
-        cells += [form.format(metrics[k]) for k, (_, form) in HEADS.items()]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def fill(page: Path, record: dict[str, Any]) -> None:
-    """Put the tables into a page, each between two comments that say which it is."""
-
-    def filled(found: re.Match[str]) -> str:
-        data, distances, rate = found[2].split()
-        return f"{found[1]}\n{table(record, data, distances, float(rate))}\n{found[3]}"
-
-    pattern = r"(<!-- quality: ([^>]*?) -->)\n.*?(<!-- end -->)"
-    text = re.sub(pattern, filled, page.read_text(), flags=re.DOTALL)
-    write_bytes(page, text.encode())
 
 
 def side_by_side(sources: list[str], count: int, output: Path, size: int = 256) -> None:
@@ -168,7 +121,7 @@ def side_by_side(sources: list[str], count: int, output: Path, size: int = 256) 
     loaders = (eval_loader(open_source(x), ImageTransform(size, crop="center"), batch_size=1) for x in sources)
     images = torch.cat([batch["image"] for batch in itertools.islice(itertools.chain(*loaders), count)])
     columns = {"original": images}
-    for name in NAMES:
+    for name in MODELS:
         path = None if name == "embedded" else f"pretrained/{name}"
         tokenizer = gsqtok.ImageTokenizer.from_pretrained(path)
         titles = {"embedded": "in the package", "f16?decoder=sharp": "f16, sharp"}
@@ -195,19 +148,12 @@ def main() -> None:
     verb.add_argument("--size", type=int, default=256)
     verb.add_argument("--batch-size", type=int, default=25)
     verb.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    verb.add_argument("-o", "--output", type=Path, required=True)
-    verb = verbs.add_parser("table")
-    verb.add_argument("source", type=Path)
-    verb.add_argument("pages", type=Path, nargs="+")
+    verb.add_argument("--json", type=Path, required=True, help="the file that is written, or extended")
     verb = verbs.add_parser("images")
     verb.add_argument("sources", nargs="+")
     verb.add_argument("--images", type=int, default=6, help="how many")
     verb.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
-    if args.verb == "table":
-        for page in args.pages:
-            fill(page, json.loads(args.source.read_text()))
-        return
     if args.verb == "images":
         with torch.no_grad():
             side_by_side(args.sources, args.images, args.output)
@@ -215,14 +161,14 @@ def main() -> None:
     device = torch.device(args.device)
     for data, called in zip(args.data, args.names or args.data, strict=True):
         for name in args.models:
-            record = json.loads(args.output.read_text()) if args.output.exists() else {}
+            record = json.loads(args.json.read_text()) if args.json.exists() else {}
             key = f"{called}/{name.removeprefix('pretrained/')}"
             if key in record:
                 continue
             line = measured(name, data, args.size, Both(args.mobilenet, device), device, args.batch_size)
             where = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
             record[key] = line | {"size": args.size, "device": where, "date": str(date.today())}
-            write_bytes(args.output, (json.dumps(record, indent=1) + "\n").encode())
+            write_bytes(args.json, (json.dumps(record, indent=1) + "\n").encode())
             print(key, {k: round(v, 4) for k, v in line["metrics"].items()}, flush=True)
 
 

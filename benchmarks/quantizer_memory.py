@@ -61,14 +61,20 @@ def main() -> None:
     parser.add_argument("--v", type=int, default=262_144)
     parser.add_argument("--d", type=int, default=8)
     parser.add_argument("--matrix-n", type=int, default=1024)
+    from table import Table, add_json
+
+    add_json(parser)
     args = parser.parse_args()
     ours, seconds = run("gsqtok", args.n, args.v, args.d)
     matrix, _ = run("matrix", args.matrix_n, args.v, args.d)
     formula, full = (n * args.v * 4 / 2**20 for n in (args.matrix_n, args.n))
-    print(f"N = {args.n:,}, V = {args.v:,}, d = {args.d}, float32, CPU")
-    print(f"gsqtok                     {ours:>10,.1f} MiB  ({seconds:.1f} s)")
-    print(f"full matrix, N = {args.matrix_n:<9,} {matrix:>10,.1f} MiB  (formula: {formula:,.0f} MiB)")
-    print(f"full matrix, N = {args.n:<9,} {full:>10,.0f} MiB  (formula)   ratio {full / max(ours, 0.1):,.0f}")
+    columns = {"way": ("way", ""), "n": ("N", ",d"), "v": ("V", ",d"), "d": ("d", "d"), "mib": ("extra, MiB", ",.1f")}
+    table = Table(columns | {"formula_mib": ("by formula", ",.0f"), "ratio": ("ratio", ",.0f"), "s": ("s", ".1f")})
+    shape = {"v": args.v, "d": args.d}
+    table.add(shape | {"way": "gsqtok", "n": args.n, "mib": ours, "ratio": 1.0, "s": seconds})
+    table.add(shape | {"way": "full matrix", "n": args.matrix_n, "mib": matrix, "formula_mib": formula})
+    table.add(shape | {"way": "full matrix", "n": args.n, "formula_mib": full, "ratio": full / max(ours, 0.1)})
+    table.write(args.json, "cpu")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import math
 import multiprocessing
-import platform
 import resource
 import statistics
 import time
@@ -22,6 +21,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from table import Table, add_json
 from torch import nn
 
 from gsqtok.quantizers import build_quantizer
@@ -215,29 +215,29 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--bits", type=int, nargs="+", default=list(SETTINGS), choices=list(SETTINGS))
     parser.add_argument("--methods", nargs="+", default=None)
+    add_json(parser)
     arguments = parser.parse_args()
-    cuda = torch.device(arguments.device).type == "cuda"
-    machine = torch.cuda.get_device_name() if cuda else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    print(f"{machine}, torch {torch.__version__}, {arguments.positions} positions, float32\n")
-    print("| bits | method | forward ms | backward | replay | MiB | the peer's forward | backward | replay | MiB |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+    columns = {"bits": ("bits", ".1f"), "method": ("method", "")}
+    for whose in ("", "the peer's "):
+        columns |= {f"{whose}{key}": (f"{whose}{key}", ".3f") for key in ("forward", "backward", "replay")}
+        columns[f"{whose}memory"] = (f"{whose}MiB", ".0f")
+    table = Table(columns | {"note": ("", "")})
     for bits in arguments.bits:
         for method, options in SETTINGS[bits].items():
             if arguments.methods and method not in arguments.methods:
                 continue
             rest = (method, options, arguments.positions, arguments.device, arguments.repeats)
             bits_spent = build_quantizer(**{"name": method} | options).bits
-            cells = [f"{bits_spent:.1f}", method, _cells(measure_apart(ours, *rest))]
+            row: dict[str, Any] = {"bits": bits_spent, "method": method}
             other = peer if method in PEERS else naive if method in NAIVE else None
-            cells.append(_cells(measure_apart(other, *rest)) if other is not None else "none | | |")
-            print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def _cells(result: dict[str, float] | str) -> str:
-    if isinstance(result, str):
-        return f"{result} | | |"
-    replay = "-" if math.isnan(result["replay"]) else f"{result['replay']:.3f}"
-    return f"{result['forward']:.2f} | {result['backward']:.2f} | {replay} | {result['memory']:.0f}"
+            for whose, build in (("", ours), ("the peer's ", other)):
+                result = measure_apart(build, *rest) if build else {}
+                if isinstance(result, str):
+                    row["note"] = f"{whose or 'ours: '}{result}"
+                else:
+                    row |= {f"{whose}{key}": value for key, value in result.items()}
+            table.add(row)
+    table.write(arguments.json, arguments.device, positions=arguments.positions)
 
 
 if __name__ == "__main__":

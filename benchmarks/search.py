@@ -2,7 +2,7 @@
 
     python benchmarks/search.py --device cuda          # the whole table; --quick for its first rows
     python benchmarks/search.py --device cpu
-    python benchmarks/search.py --device cuda --tune   # times the kernel's plans for every row, prints the fastest
+    python benchmarks/search.py --device cpu --columns # a line for each row, a column for each contender
 
 Every contender gets the same raw float32 rows and returns indices; normalising is part of the time. Contenders:
 gsqtok    `gsqtok.search.nearest`, on CUDA with its Triton kernels
@@ -19,25 +19,25 @@ scipy     SciPy's k-d tree, on as many threads (d up to 8)
 sklearn   scikit-learn's k-d tree (pip install scikit-learn; d up to 8)
 A contender that is not installed, or runs out of memory, is left out of its row.
 
-`agree` is the share of rows with the codeword that float64 finds, `gap` the worst loss of float64 similarity, `extra`
-the peak memory beyond inputs. `graph` is the search replayed from a CUDA graph, without the time of launching.
+On one CPU thread times are processor time, so that other programs disturb little; else they are by the clock.
+
+`agree` is the share of rows (of as many as can be compared in seconds) with the codeword that float64 finds, `gap` the
+worst loss of float64 similarity, `extra` the peak memory beyond inputs. `graph` is the search replayed from a CUDA
+graph, without the time of launching.
 """
 
 import argparse
-import itertools
-import json
 import math
-import multiprocessing
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from importlib import metadata
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from table import Table, add_json
 from torch import Tensor
 
 from gsqtok.search import codebook as kept_codebooks
@@ -68,7 +68,9 @@ CPU_ROWS = [
     (8192, 256, 4),
     *((4096, v, d) for d in (2, 3, 4, 6, 8, 16, 64) for v in (1024, 8192, 65_536)),
     *((256, 1 << 20, d) for d in (2, 3, 4, 6, 8, 16)),
+    (4096, 65_536, 7),  # the tokenizer inside the package, 256 px
 ]
+DISTANCES = 1 << 26  # that exactness is checked by
 MATRIX_LIMIT = {"cuda": 60 << 30, "cpu": 2 << 30}  # bytes of one N x V matrix above which none is tried
 SLOW_LIMIT = {"cuda": 60 << 30, "cpu": 1 << 28}  # the same for contenders that need several such matrices
 
@@ -145,7 +147,7 @@ def sklearn(latents: Tensor, codebook: Tensor) -> Callable[[], Tensor]:
     )
 
 
-def contenders(latents: Tensor, codebook: Tensor) -> dict[str, Callable[[], Tensor]]:
+def contenders(latents: Tensor, codebook: Tensor, wanted: list[str]) -> dict[str, Callable[[], Tensor]]:
     """Name -> a call that returns indices, of those that are installed and can hold what they need."""
     on_cpu = latents.device.type == "cpu"
     found: dict[str, Callable[[], Tensor]] = {"gsqtok": lambda: nearest(latents, codebook, use_triton=not on_cpu)}
@@ -167,14 +169,14 @@ def contenders(latents: Tensor, codebook: Tensor) -> dict[str, Callable[[], Tens
         ("scipy", scipy, on_cpu and codebook.shape[1] <= 8),
         ("sklearn", sklearn, on_cpu and codebook.shape[1] <= 8),
     ]:
-        if possible:
+        if possible and name in wanted:
             try:
                 found[name] = build(latents, codebook)
             except ImportError:
                 print(f"  ({name} is not installed)", file=sys.stderr)
             except torch.cuda.OutOfMemoryError:
                 pass
-    return found
+    return {name: call for name, call in found.items() if name == "gsqtok" or name in wanted}
 
 
 def times(calls: dict[str, Callable[[], Tensor]], device: str, budget: float) -> dict[str, list[float]]:
@@ -193,9 +195,11 @@ def times(calls: dict[str, Callable[[], Tensor]], device: str, budget: float) ->
 
 def one_time(call: Callable[[], Tensor], device: str) -> float:
     if device == "cpu":
-        start = time.perf_counter()
+        # One thread's processor time is what it would take alone; several threads wait for each other.
+        clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
+        start = clock()
         call()
-        return (time.perf_counter() - start) * 1e3
+        return (clock() - start) * 1e3
     flush_cache()
     start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
     start.record()
@@ -258,7 +262,8 @@ def resident(field: str) -> float:
 
 
 def exactness(latents: Tensor, codebook: Tensor, found: Tensor, truth: Tensor) -> tuple[float, float]:
-    """Share of rows with the truth's codeword, and the largest loss of float64 similarity."""
+    """Share of rows with the truth's codeword, and the largest loss of float64 similarity, of those that truth has."""
+    latents, found = latents[: len(truth)], found[: len(truth)]
     if codebook.shape[1] == 1:
         distance = [(latents[:, 0].double() - codebook[i, 0].double()).abs() for i in (truth, found)]
         return (found == truth).double().mean().item(), (distance[1] - distance[0]).amax().item()
@@ -268,172 +273,93 @@ def exactness(latents: Tensor, codebook: Tensor, found: Tensor, truth: Tensor) -
 
 
 def truth_of(latents: Tensor, codebook: Tensor) -> Tensor:
-    """Float64 indices by a path that shares nothing with the kernel: direct distances, or float64 products."""
-    if len(latents) * len(codebook) <= 1 << 28:
-        return reference.nearest(latents.cpu(), codebook.cpu(), "cosine").to(latents.device)
-    return nearest(latents, codebook, use_triton=False)
+    """Indices by distances in float64 one by one, of as many latents as take seconds."""
+    checked = latents[: max(16, DISTANCES // len(codebook))]
+    return reference.nearest(checked.cpu(), codebook.cpu(), "cosine").to(latents.device)
 
 
-def table(device: str, rows: list[tuple[int, int, int]], budget: float) -> list[dict]:
-    results = []
-    print(f"{'N':>8} {'V':>9} {'d':>3}  {'contender':<9} {'median ms':>10} {'least':>9} {'ratio':>7} {'agree':>9} "
-          f"{'gap':>8} {'extra MiB':>9}")  # fmt: skip
-    for n, v, d in rows:
-        torch.manual_seed(0)
-        latents, codebook = torch.randn(n, d, device=device), torch.randn(v, d, device=device)
-        truth = truth_of(latents, codebook)
-        calls = contenders(latents, codebook)
-        for name in list(calls):
-            try:
-                calls[name]()
-            except torch.cuda.OutOfMemoryError:
-                del calls[name]
-        extra = {name: extra_memory(call, device) for name, call in calls.items()}
-        exact = {name: exactness(latents, codebook, call(), truth) for name, call in calls.items()}
-        if device == "cuda":
-            calls["graph"] = captured(calls["gsqtok"])
-            extra["graph"], exact["graph"] = math.nan, exactness(latents, codebook, calls["graph"](), truth)
-        measured = times(calls, device, budget)
-        ours = statistics.median(measured["gsqtok"])
-        for name, ms in measured.items():
-            median = statistics.median(ms)
-            agree, gap = exact[name]
-            results.append(
-                {"n": n, "v": v, "d": d, "name": name, "ms": median, "least_ms": min(ms), "runs": len(ms),
-                 "ratio": median / ours, "agree": agree, "gap": gap, "extra_mib": extra[name]}
-            )  # fmt: skip
-            print(f"{n:>8} {v:>9} {d:>3}  {name:<9} {median:>10.3f} {min(ms):>9.3f} {median / ours:>6.1f}x "
-                  f"{agree:>9.4%} {gap:>8.1e} {extra[name]:>9.1f}", flush=True)  # fmt: skip
-        del calls
-        if device == "cuda":
-            torch.cuda.empty_cache()
-    return results
+COLUMNS = {
+    "n": ("N", ",d"),
+    "v": ("V", ",d"),
+    "d": ("d", "d"),
+    "name": ("contender", ""),
+    "ms": ("median, ms", ".3f"),
+    "least_ms": ("least", ".3f"),
+    "ratio": ("of gsqtok", ".1f"),
+    "agree": ("agree", ".3%"),
+    "gap": ("gap", ".1e"),
+    "extra_mib": ("extra, MiB", ".1f"),
+}
+PEERS = ("product", "faiss", "scipy", "sklearn", "first", "vqp", "matrix", "official", "flash", "blocks", "graph")
 
 
-def plans(n: int, v: int, d: int) -> list:
-    """Plans worth timing for a row of the table."""
-    from gsqtok.search.triton import Plan
-
-    usual = Plan.choose(n, v, d, "cosine")
-    found = {usual: None}
-    for (rows, warps), codewords, terms, stages, factor in itertools.product(
-        [(64, 4), (128, 4), (128, 8), (256, 8)], [64, 128, 256], [1, 2, 3], [3, 5], [0.5, 1, 2]
-    ):
-        splits = max(1, round(usual.splits * factor * usual.rows / rows))
-        inner = max(16, 2 ** math.ceil(math.log2(terms * d)))
-        whole = inner // d >= 3 and terms < 3  # more terms would cost nothing
-        if whole or inner > 64 or (terms > 1 and inner > 32) or rows * codewords // warps > 8192:
-            continue
-        if (codewords == 64 or stages == 5) and factor != 1:
-            continue
-        if -(-v // codewords) // splits > 4096:
-            continue
-        found[Plan(rows, codewords, terms, splits, warps, stages)] = None
-    return list(found)
-
-
-def compile_plans(jobs: list[tuple[int, int, int, int]]) -> None:
-    """In a process of its own: run plans once on few latents, which leaves the kernels in Triton's cache on disk."""
-    from gsqtok.search import triton as kernel
-
-    for n, v, d, number in jobs:
-        latents, codebook = torch.randn(64, d, device="cuda"), torch.randn(v, d, device="cuda")
+def measured(device: str, n: int, v: int, d: int, budget: float, wanted: list[str]) -> list[dict[str, Any]]:
+    """All contenders of one row."""
+    torch.manual_seed(0)
+    latents, codebook = torch.randn(n, d, device=device), torch.randn(v, d, device=device)
+    truth = truth_of(latents, codebook)
+    calls = contenders(latents, codebook, wanted)
+    for name in list(calls):
         try:
-            kernel.nearest(latents, codebook, "cosine", plans(n, v, d)[number])
-        except Exception as error:
-            print("  cannot run", plans(n, v, d)[number], type(error).__name__, file=sys.stderr)
-
-
-def tune(rows: list[tuple[int, int, int]], workers: int) -> list[dict]:
-    from gsqtok.search import triton as kernel
-
-    rows = [row for row in rows if row[2] > 2]
-    jobs = [(*row, number) for row in rows for number in range(len(plans(*row)))]
-    start = time.perf_counter()
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=compile_plans, args=(jobs[i::workers],)) for i in range(workers)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    print(f"compiled {len(jobs)} plans in {time.perf_counter() - start:.0f} s", flush=True)
-    results = []
-    for n, v, d in rows:
-        torch.manual_seed(0)
-        latents, codebook = torch.randn(n, d, device="cuda"), torch.randn(v, d, device="cuda")
-        timed = []
-        for plan in plans(n, v, d):
-            try:
-                call = captured(partial(kernel.nearest, latents, codebook, "cosine", plan))
-            except Exception:
-                continue
-            timed.append((statistics.median(one_time(call, "cuda") for _ in range(15)), plan))
-        usual = kernel.Plan.choose(n, v, d, "cosine")
-        print(f"{n} x {v} x {d}: usual {next(ms for ms, plan in timed if plan == usual):.4f} ms, {len(timed)} plans")
-        for ms, plan in sorted(timed, key=lambda pair: pair[0])[:6]:
-            print(f"  {ms:.4f} {plan}")
-        results += [{"n": n, "v": v, "d": d, "ms": ms, "plan": vars(plan)} for ms, plan in timed]
-        best = min(timed, key=lambda pair: pair[0])[1]
-        for label, plan in (("usual", usual), ("best", best)):
-            print(f"  {label}:", kernel_times(partial(kernel.nearest, latents, codebook, "cosine", plan)))
-        sys.stdout.flush()
-    return results
-
-
-def kernel_times(call: Callable[[], Tensor]) -> str:
-    """Microseconds of every kernel of a call, as the profiler sees them, with a warm cache."""
-    call()
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
-        for _ in range(10):
-            call()
-        torch.cuda.synchronize()
-    events = [event for event in profile.key_averages() if event.device_time_total > 0]
-    events.sort(key=lambda event: -event.device_time_total)
-    return ", ".join(f"{event.key.split('(')[0][-40:]} {event.device_time_total / 10:.1f}" for event in events[:8])
-
-
-def cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            return next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+            calls[name]()
+        except torch.cuda.OutOfMemoryError:
+            del calls[name]
+    extra = {name: extra_memory(call, device) for name, call in calls.items()}
+    exact = {name: exactness(latents, codebook, call(), truth) for name, call in calls.items()}
+    if device == "cuda":
+        calls["graph"] = captured(calls["gsqtok"])
+        extra["graph"], exact["graph"] = math.nan, exactness(latents, codebook, calls["graph"](), truth)
+    taken = times(calls, device, budget)
+    ours = statistics.median(taken["gsqtok"])
+    row = {"n": n, "v": v, "d": d}
+    return [
+        row
+        | {"name": name, "ms": statistics.median(ms), "least_ms": min(ms), "ratio": statistics.median(ms) / ours}
+        | {"runs": len(ms), "agree": exact[name][0], "gap": exact[name][1], "extra_mib": extra[name]}
+        for name, ms in taken.items()
+    ]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--quick", action="store_true", help="the first two rows only")
-    parser.add_argument("--tune", action="store_true", help="time the kernel's plans instead of the contenders")
-    parser.add_argument("--rows", help="rows of the table by number from 0, such as 0,1,4; default all")
+    parser.add_argument("--rows", type=int, nargs="+", help="rows of the table by number from 0; default all")
+    parser.add_argument("--contenders", nargs="+", default=PEERS, choices=PEERS, help="beside gsqtok")
+    parser.add_argument("--columns", action="store_true", help="a column for each contender, with medians alone")
     parser.add_argument("--budget", type=float, default=0.5, help="seconds of timing for a contender and row")
-    parser.add_argument("--json", help="also write the results to this file")
-    arguments = parser.parse_args()
+    add_json(parser)
+    args = parser.parse_args()
 
-    rows = CUDA_ROWS if arguments.device == "cuda" else CPU_ROWS
-    if arguments.rows:
-        rows = [rows[int(number)] for number in arguments.rows.split(",")]
-    elif arguments.quick:
-        rows = rows[:2]
-    name = (
-        torch.cuda.get_device_name()
-        if arguments.device == "cuda"
-        else f"{cpu_name()}, {torch.get_num_threads()} threads"
-    )
-    versions = {"torch": torch.__version__, "python": platform.python_version()}
+    rows = CUDA_ROWS if args.device == "cuda" else CPU_ROWS
+    rows = [rows[number] for number in args.rows] if args.rows else rows[: 2 if args.quick else None]
+    columns = COLUMNS
+    if args.columns:
+        columns = {key: COLUMNS[key] for key in ("n", "v", "d")}
+        columns |= {name: (name, ",.2f") for name in ("gsqtok", *args.contenders)} | {"agree": ("gsqtok agrees", ".2%")}
+    table = Table(columns)
+    for n, v, d in rows:
+        lines = measured(args.device, n, v, d, args.budget, args.contenders)
+        if args.columns:
+            ours = next(line for line in lines if line["name"] == "gsqtok")
+            medians = {line["name"]: line["ms"] for line in lines}
+            lines = [{"n": n, "v": v, "d": d, "agree": ours["agree"], "all": lines} | medians]
+        for line in lines:
+            table.add(line)
+        if args.device == "cuda":
+            torch.cuda.empty_cache()
+    table.write(args.json, args.device, versions=versions())
+
+
+def versions() -> dict[str, str]:
+    """Of the peers that are installed."""
+    found = {}
     for package in ("triton", "vector-quantize-pytorch", "flash-kmeans", "faiss-cpu", "scipy", "scikit-learn"):
         try:
-            versions[package] = metadata.version(package)
+            found[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    print(name, *(f"{package} {version}" for package, version in versions.items()), sep=", ")
-    if arguments.tune:
-        results = tune(rows, workers=12)
-    else:
-        results = table(arguments.device, rows, arguments.budget)
-    if arguments.json:
-        with open(arguments.json, "w") as file:
-            json.dump({"device": name, "versions": versions, "results": results}, file, indent=1)
+    return found
 
 
 if __name__ == "__main__":

@@ -82,29 +82,29 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=2048)
     parser.add_argument("--tile", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
-    args = parser.parse_args()
 
     import torch
+    from table import Table, add_json
 
-    print(f"{args.size} x {args.size} pixels, {args.threads} CPU threads, torch {torch.__version__}")
-    print("              encode, s  decode, s  peak of encode, MiB  peak of both, MiB  PSNR, dB")
+    add_json(parser)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    columns = {"way": ("way", ""), "encode_s": ("encode, s", ".0f"), "decode_s": ("decode, s", ".0f")}
+    columns |= {"encode_mib": ("peak of encode, MiB", ",.0f"), "both_mib": ("peak of both, MiB", ",.0f")}
+    table = Table(columns | {"psnr": ("PSNR, dB", ".4f")})
     outputs = []
     with tempfile.TemporaryDirectory() as folder:
         for name, tile in (("whole", 0), (f"tile {args.tile}", args.tile)):
             target = Path(folder) / f"{tile}.pt"
             command = [sys.executable, __file__, MEASURE, args.model, str(args.size), str(tile), str(args.threads)]
             done = subprocess.run([*command, str(target)], check=True, stdout=subprocess.PIPE, text=True)
-            f = json.loads(done.stdout.splitlines()[-1])
-            print(
-                f"{name:<12} {f['encode_s']:>10.0f} {f['decode_s']:>10.0f} {f['encode_mib']:>20,.0f} "
-                f"{f['both_mib']:>18,.0f} {f['psnr']:>9.4f}",
-                flush=True,
-            )
+            table.add({"way": name} | json.loads(done.stdout.splitlines()[-1]))
             outputs.append(torch.load(target))
     whole, tiled = outputs
     equal, total = int((whole["tokens"] == tiled["tokens"]).sum()), whole["tokens"].numel()
     error = float((whole["image"] - tiled["image"]).abs().max())
     print(f"tokens equal: {equal:,} of {total:,}; images within {error:.1e}")
+    table.write(args.json, "cpu", size=args.size, tokens_equal=equal, tokens=total, images_within=error)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from table import Table, add_json
 
 
 def made_up(folder: Path, rows: int, tokens: int, codebook_size: int) -> None:
@@ -99,16 +100,15 @@ def read(args: argparse.Namespace) -> None:
         shards = sum(file.stat().st_size for file in (folder / "tokens/data").iterdir())
         stored = args.tokens * np.min_scalar_type(args.codebook_size - 1).itemsize
         bits = args.tokens * np.log2(args.codebook_size) / 8
-        print(f"disk: {shards / args.rows:.1f} bytes a row; log2(V) bits a token: {bits:.1f}, integers {stored}:")
-        print(f"{shards / args.rows / stored:.3f} of the latter")
-        print("process   open, s   unpack, s   random rows/s   memory, MB")
+        disk = {"bytes_a_row": shards / args.rows, "bytes_of_integers": stored, "bytes_at_log2_v": bits}
+        print(*(f"{name} {value:.1f}" for name, value in disk.items()), sep=", ")
+        columns = {"process": ("process", ""), "open": ("open, s", ".2f"), "unpack": ("unpack, s", ".2f")}
+        table = Table(columns | {"rate": ("random rows/s", ",.0f"), "memory": ("memory, MB", ".0f")})
         for process in ("first", "second"):
             command = [sys.executable, __file__, "read-once", name + "/tokens", name + "/cache", str(args.accesses)]
             metrics = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            print(
-                f"{process:<9} {metrics['open']:>7.2f} {metrics['unpack']:>11.2f} {metrics['rate']:>15,.0f} "
-                f"{metrics['memory']:>12.0f}"
-            )
+            table.add({"process": process} | metrics)
+        table.write(args.json, "cpu", **disk)
 
 
 def jpegs(parquet: str) -> list[bytes]:
@@ -142,7 +142,6 @@ def decode(args: argparse.Namespace) -> None:
     def vision(image: bytes) -> torch.Tensor:
         return decode_jpeg(torch.frombuffer(bytearray(image), dtype=torch.uint8))
 
-    print("decoder                      alone   with resizing and cropping, images/s a core")
     decoders = {"Pillow": (pillow, crops), "simplejpeg": (simple, crops), "torchvision": (vision, resize)}
     decoders |= {"simplejpeg, --fast-resize": (simple, fast)}
     works = {
@@ -157,9 +156,12 @@ def decode(args: argparse.Namespace) -> None:
             for image in data:
                 work(image)
             best[key] = min(best[key], time.process_time() - start)
+    columns = {"decoder": ("decoder", ""), "alone": ("images/s a core", ",.0f")}
+    table = Table(columns | {"whole": ("with resizing and cropping", ",.0f")})
     for name in decoders:
         alone, whole = (len(data) / best[name, whole] for whole in (False, True))
-        print(f"{name:<26} {alone:>7,.0f} {whole:>7,.0f}")
+        table.add({"decoder": name, "alone": alone, "whole": whole})
+    table.write(args.json, "cpu")
 
 
 def pipeline(args: argparse.Namespace) -> None:
@@ -186,15 +188,18 @@ def pipeline(args: argparse.Namespace) -> None:
         )
         result = tokenize(tokenizer, name + "/*.tar", name + "/tokens", options)
         metrics = result.metrics
-        where = torch.cuda.get_device_name() if device == "cuda" else "a CPU"
-        print(f"on {where}, {args.images:,} images by repeating, batches of {encode.batch_size} at most:")
+        print(f"{args.images:,} images by repeating, batches of {encode.batch_size} at most:")
         rate, wait = metrics["images_per_second"], metrics["waiting"]
         steady = metrics["steady_images_per_second"] or rate
-        print(f"bare encoder     {bare:>9,.0f} images/s")
-        print(f"tokenize, whole  {rate:>9,.0f} images/s: {rate / bare:.1%} ({metrics['seconds']:.1f} s)")
-        print(f"tokenize, steady {steady:>9,.0f} images/s: {steady / bare:.1%} (first finished chunk to last)")
-        print(f"model waited     {wait:>9.1%} of the time for images, which {result.workers} processes decode")
-        print(f"decoding, a core {metrics['decoded_per_core_second']:>9,.0f} images/s of processor time")
+        columns = {"what": ("what", ""), "rate": ("images/s", ",.0f"), "share": ("of the encoder", ".1%")}
+        table = Table(columns)
+        table.add({"what": "bare encoder", "rate": bare})
+        table.add({"what": "tokenize, whole", "rate": rate, "share": rate / bare})
+        table.add({"what": "tokenize, first finished chunk to last", "rate": steady, "share": steady / bare})
+        table.add({"what": "decoding, a core", "rate": metrics["decoded_per_core_second"]})
+        print(f"the model waited {wait:.1%} of the time for images, which {result.workers} processes decode")
+        about = {"seconds": metrics["seconds"], "waiting": wait, "workers": result.workers}
+        table.write(args.json, device, images=args.images, batch_size=encode.batch_size, **about)
 
 
 def pack(images: list[bytes], folder: Path, number: int) -> None:
@@ -232,6 +237,7 @@ def main() -> None:
     p.add_argument("--precision", default="float32")
     p.add_argument("--compile", action="store_true")
     p.add_argument("--fast-resize", action="store_true")
+    add_json(p)
     args = p.parse_args()
     if args.what != "read" and args.source is None:
         p.error(f"{args.what} needs a parquet file with JPEG images")

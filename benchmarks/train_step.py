@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import resource
 import tempfile
@@ -27,6 +26,7 @@ from unittest import mock
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from table import Table, add_json
 
 import gsqtok
 from gsqtok.cli.parser import parse
@@ -37,6 +37,18 @@ from gsqtok.training import adversarial as adversarial_side
 from gsqtok.training.adversarial import DiscriminatorObjective
 
 STAGES = ("none", "patch", "stylegan", "projected")
+COLUMNS = {
+    "stage": ("stage", ""),
+    "ranks": ("ranks", "d"),
+    "mode": ("mode", ""),
+    "batch_size": ("batch", "d"),
+    "size": ("px", "d"),
+    "images_per_second": ("images/s", ",.1f"),
+    "images_per_second_per_rank": ("a rank", ",.1f"),
+    "seconds_per_step": ("s a step", ".4f"),
+    "cost": ("of the first", ".2f"),
+    "peak_gib": ("peak, GiB", ".2f"),
+}
 
 
 def configured(args: argparse.Namespace, stage: str, folder: str) -> TrainConfig:
@@ -125,29 +137,21 @@ def main() -> None:
     parser.add_argument("--precision", choices=("bfloat16", "float32"))
     parser.add_argument("--steps", type=int, default=None, help="timed steps; their mean counts")
     parser.add_argument("--warmup", type=int, default=None)
-    parser.add_argument("--json", help="also write the rows to this file")
+    add_json(parser)
     args = parser.parse_args()
     args.steps = args.steps or (3 if args.quick else 20)
     args.warmup = args.warmup or (1 if args.quick else 5)
     args.backbone = args.backbone or ("tf_efficientnet_lite0" if args.quick else "vit_small_patch14_reg4_dinov2")
     if args.device == "cpu":
         os.environ["ACCELERATE_USE_CPU"] = "true"
-    rows = []
+    table, first = Table(COLUMNS), None
     for stage in args.stages:
-        rows.append(measure(args, stage))
-        rows[-1]["cost"] = rows[-1]["seconds_per_step"] / rows[0]["seconds_per_step"]
-    if not PartialState().is_main_process:
-        return
-    print("{ranks} x {device}, {mode}, {precision}, {batch_size} images of {size} px a step".format(**rows[0]))
-    print(f"{'stage':<10} {'images/s':>9} {'per rank':>9} {'s/step':>8} {'cost':>6} {'peak GiB':>9}")
-    for row in rows:
-        print(
-            f"{row['stage']:<10} {row['images_per_second']:>9.1f} {row['images_per_second_per_rank']:>9.1f} "
-            f"{row['seconds_per_step']:>8.4f} {row['cost']:>5.2f}x {row['peak_gib']:>9.2f}"
-        )
-    print(json.dumps(rows))
-    if args.json:
-        Path(args.json).write_text(json.dumps(rows, indent=2) + "\n")
+        row = measure(args, stage)
+        first = first or row["seconds_per_step"]
+        if PartialState().is_main_process:
+            table.add(row | {"cost": row["seconds_per_step"] / first})
+    if PartialState().is_main_process:
+        table.write(args.json, args.device)
 
 
 if __name__ == "__main__":

@@ -77,6 +77,9 @@ def test_nearest_is_exact(d, metric, n, v, kind, seed):
     latents, codebook = make(kind, n, v, d, seed)
     assert_nearest(nearest(latents, codebook, metric=metric), latents, codebook, metric, gap=1e-14)
     assert_nearest(reference.nearest(latents, codebook, metric), latents, codebook, metric, gap=1e-14)
+    if d > 2 or metric == "euclidean":  # which few scores would not be left to
+        in_blocks = chunked.nearest(latents, Codebook(codebook), "euclidean" if d == 1 else metric)
+        assert_nearest(in_blocks, latents, codebook, metric, gap=1e-14)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,8 @@
 """The nearest codeword, exactly, for any codebook size: the only place where distances to codewords are computed.
 
 Nothing here ever holds the N x V matrix of distances. One function, [nearest][gsqtok.search.nearest], picks the search:
-sorting at d <= 2, a fused Triton kernel on CUDA, blocks that fit the cache elsewhere.
+sorting at d <= 2, a fused Triton kernel on CUDA; elsewhere one product where there are few scores, SciPy's tree in few
+dimensions, and blocks that fit the cache.
 """
 
 from contextlib import nullcontext
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gsqtok.search import chunked, sorted, tree
+from gsqtok.search import chunked, few, sorted, tree
 from gsqtok.search.codebook import Codebook, kept
 from gsqtok.search.rows import check, finite, normalize, require_finite
 
@@ -113,18 +114,20 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
 
 
 def _search(latents: Tensor, codebook: Codebook, metric: str, k: int) -> Tensor:
-    if codebook.rows.ndim == 3:  # each group's search fills the processor by itself
+    d, on_cpu = latents.shape[-1], latents.device.type == "cpu"
+    is_sorted = k == 1 and (d == 1 or (d == 2 and metric == "cosine"))
+    at_once = on_cpu and k == 1 and not is_sorted and few.pays(latents, codebook)
+    if codebook.rows.ndim == 3:
+        if at_once:
+            return few.nearest(latents, codebook, metric)
         groups = zip(latents.unbind(1), codebook.of_groups(), strict=True)
         return torch.stack([_search(rows.contiguous(), of_group, metric, k) for rows, of_group in groups], dim=1)
-    d = latents.shape[1]
-    if k == 1 and d == 1:
-        return sorted.nearest_on_line(latents, codebook)
-    if k == 1 and d == 2 and metric == "cosine":
-        return sorted.nearest_on_circle(latents, codebook)
+    if is_sorted:
+        return sorted.nearest_on_line(latents, codebook) if d == 1 else sorted.nearest_on_circle(latents, codebook)
     metric = metric if d > 1 else "euclidean"
-    if latents.device.type == "cpu" and tree.pays(latents, codebook):
+    if on_cpu and tree.pays(latents, codebook):
         return tree.nearest(latents, codebook, metric, k)
-    return chunked.nearest(latents, codebook, metric, k)
+    return few.nearest(latents, codebook, metric) if at_once else chunked.nearest(latents, codebook, metric, k)
 
 
 def _obstacle_to_triton(latents: Tensor, codebook: Tensor, k: int) -> str | None:

@@ -35,13 +35,17 @@ def nearest(latents: Tensor, codebook: Codebook, metric: str, k: int = 1) -> Ten
     Ordered by float64 distance, equal ones by index. Settings that allow TF32 or bfloat16 in matrix products change
     nothing. On CUDA it waits for the device, to learn how many candidates there are.
     """
-    dtype = torch.float32 if latents.device.type == "cpu" and _float32_is_kept() else torch.float64
-    points = codebook.prepared(Points.of, metric, dtype)
+    points = codebook.prepared(Points.of, metric, product_dtype(latents))
     tiles, tile, columns = points.codewords.shape
     rows = max(1, _at_once(latents) // max(tiles, tile * columns))
     if latents.shape[0] <= rows:
         return _search(points, codebook, latents, k)
     return torch.cat([_search(points, codebook, block, k) for block in torch.split(latents, rows)])
+
+
+def product_dtype(latents: Tensor) -> torch.dtype:
+    """The type of the products: float32 where torch does not round it, on a CPU."""
+    return torch.float32 if latents.device.type == "cpu" and _float32_is_kept() else torch.float64
 
 
 def _at_once(rows: Tensor) -> int:

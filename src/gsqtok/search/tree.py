@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,7 +21,7 @@ from gsqtok.search.space import Space
 if TYPE_CHECKING:
     from scipy.spatial import cKDTree
 
-LARGEST_D = 8
+LARGEST_D = 10
 PAYS = 1024  # latents for which a tree is built that may never be used again
 SAMPLE = 1024  # codewords whose spacing is measured
 SPACED = 0.99  # of which no more than this share are closer to another than the spacing
@@ -33,7 +34,7 @@ TOLERANCE = 1e-12  # relative; far above the rounding of a distance in float64
 def pays(latents: Tensor, codebook: Codebook) -> bool:
     """Whether the tree is faster than blocks, as measured with uniform and Gaussian rows."""
     v, d = codebook.rows.shape
-    return d <= LARGEST_D and v >= 1 << max(d + 7, 2 * d + 1) and (codebook.known or len(latents) >= PAYS)
+    return d <= LARGEST_D and v >= 1 << max(d + 7, 2 * d) and (codebook.known or len(latents) >= PAYS)
 
 
 def nearest(latents: Tensor, codebook: Codebook, metric: str, k: int = 1) -> Tensor:
@@ -50,10 +51,12 @@ def nearest(latents: Tensor, codebook: Codebook, metric: str, k: int = 1) -> Ten
 
 @dataclass(frozen=True)
 class Tree:
-    """A k-d tree of a codebook's points."""
+    """A k-d tree of a codebook's points, which lie in memory in the order of its leaves: that halves the time."""
 
     space: Space
     tree: cKDTree
+    order: np.ndarray  # (V,): the codeword of each point in the tree
+    quartiles: np.ndarray  # (3, d) of the points
     radius: float  # within which it looks
 
     @classmethod
@@ -62,24 +65,39 @@ class Tree:
         from scipy.spatial import cKDTree  # takes a second to import
 
         space = Space.of(codebook, metric)
-        points = space.points(codebook)
-        tree = cKDTree(points.numpy(), balanced_tree=False)
-        # A codeword of zeros is no point on the sphere. Then nothing is found, and all is searched in blocks.
-        if metric == "cosine" and not points.any(dim=1).all():
-            return cls(space, tree, 0.0)
+        points = space.points(codebook).numpy()
+        order = cKDTree(points, balanced_tree=False).indices
+        points = points[order]
+        tree = cKDTree(points, balanced_tree=False)
         sample = points[:: max(1, len(points) // SAMPLE)]
-        spacing = torch.from_numpy(tree.query(sample.numpy(), k=2)[0][:, 1]).quantile(SPACED).item()
-        return cls(space, tree, spacing * INSIDE ** (1 / points.shape[1]))
+        quartiles = np.quantile(sample, (0.25, 0.5, 0.75), axis=0)
+        # A codeword of zeros is no point on the sphere. Then nothing is found, and all is searched in blocks.
+        if metric == "cosine" and not points.any(axis=1).all():
+            return cls(space, tree, order, quartiles, 0.0)
+        spacing = float(np.quantile(tree.query(sample, k=2)[0][:, 1], SPACED, method="higher"))
+        return cls(space, tree, order, quartiles, spacing * INSIDE ** (1 / points.shape[1]))
 
     def search(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Indices, (N,) or if k > 1 (N, k), and for which latents they are certain."""
-        z = self.space.points(latents)
+        z = self.space.points(latents).numpy()
+        # Neighbours one after the other visit the same leaves.
+        order = self._places(z).argsort()
         # One more than is wanted. All distances of the others are at least the last, so where no two are too close to
         # tell apart, neither the tree's rounding nor its order matters.
-        distance, index = self.tree.query(
-            z.numpy(), k=k + 1, distance_upper_bound=self.radius, workers=torch.get_num_threads()
+        distances, index = self.tree.query(
+            z[order], k=k + 1, distance_upper_bound=self.radius, workers=torch.get_num_threads()
         )
-        found, distances = torch.from_numpy(index[:, :k]), torch.from_numpy(distance)
         apart = distances[:, 1:] > distances[:, :-1] * (1 + TOLERANCE)
-        proven = apart.all(dim=1) & (distances[:, k - 1] < self.radius * (1 - TOLERANCE))
-        return (found[:, 0] if k == 1 else found), proven
+        certain = apart.all(axis=1) & (distances[:, k - 1] < self.radius * (1 - TOLERANCE))
+        found, proven = np.empty((len(z), k), np.int64), np.empty(len(z), bool)
+        found[order] = self.order[index[:, :k].clip(max=len(self.order) - 1)]  # what is not found has no index
+        proven[order] = certain
+        indices = torch.from_numpy(found)
+        return (indices[:, 0] if k == 1 else indices), torch.from_numpy(proven)
+
+    def _places(self, z: np.ndarray) -> np.ndarray:
+        """A number (N,) that is near for near points: first the halves, then the quarters in which they lie."""
+        quarter = (z[:, None] > self.quartiles).sum(axis=1)
+        bits = 1 << np.arange(z.shape[1])
+        places: np.ndarray = (quarter >> 1) @ bits << z.shape[1] | (quarter & 1) @ bits
+        return places

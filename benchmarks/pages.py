@@ -1,0 +1,180 @@
+"""Make the documentation's pages from what was measured, so that no figure in them is typed by hand.
+
+    python benchmarks/pages.py            # writes them
+    python benchmarks/pages.py --check    # status 1, and their names, where a page is not what it should be
+
+docs/performance.md     all of it: the files docs/performance/*.json in the order of their names
+any other page          the tables between `<!-- quality: ... -->` and `<!-- end -->` from docs/quality.json
+                        (`quality.py`), between `<!-- table -->` and `<!-- end of table -->` from docs/published.json
+                        (`published.py`)
+
+A file of docs/performance is a section: `title` and `level` of its heading, and `text`, a list of paragraphs and of
+tables in which cells are text. One that a benchmark wrote (`--json`) has `columns`, `rows` and `measured`, which says
+how; `after` is what follows its table. Sections of before there were such files hold their figures as they were written
+then; their `measured` has the commit in which they were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+SECTIONS = ROOT / "docs" / "performance"
+HEAD = """<!-- Made by `python benchmarks/pages.py` from docs/performance/*.json: change those, not this page. -->
+# Speed
+"""
+
+
+def performance(folder: Path = SECTIONS) -> str:
+    """The page of that name."""
+    return HEAD + "".join(section(json.loads(path.read_text())) for path in sorted(folder.glob("*.json")))
+
+
+def section(content: dict[str, Any]) -> str:
+    """A heading and what is below it."""
+    parts = [f"{'#' * content['level']} {content['title']}"]
+    parts += [part if isinstance(part, str) else table(part["columns"], part["rows"]) for part in content["text"]]
+    if "rows" in content:
+        columns = content["columns"]
+        heads = [("" if form else "<") + heading for heading, form in columns.values()]
+        rows = [[cell(row.get(key), form) for key, (_, form) in columns.items()] for row in content["rows"]]
+        parts.append(table(heads, rows))
+    parts += content.get("after", [])
+    parts.append(source(content.get("measured", {})))
+    return "".join(f"\n{wrapped(part)}\n" for part in parts if part)
+
+
+def source(measured: dict[str, Any]) -> str:
+    """How it was measured, in small print."""
+    libraries = {"torch": measured.get("torch"), **measured.get("versions", {})}
+    facts = [
+        measured.get("device"),
+        ", ".join(f"{name} {version}" for name, version in libraries.items() if version),
+        (measured.get("date") or "")[:10],
+        f"load {measured['load']}" if "load" in measured else "",
+        f"commit {measured['commit']}" if measured.get("commit") else "",
+        f"figures as written in {measured['written_in']}" if measured.get("written_in") else "",
+        f"`{measured['command']}`" if measured.get("command") else "",
+    ]
+    said = ", ".join(fact for fact in facts if fact)
+    return f"Measured: {said}." if said else ""
+
+
+def cell(value: Any, form: str) -> str:
+    """A value of a row; None and NaN are dashes."""
+    if value is None or value != value:
+        return "-"
+    return value if isinstance(value, str) else format(value, form)
+
+
+def table(columns: list[str], rows: list[list[str]]) -> str:
+    """Rows as Markdown; a heading after `<` is of a column of words, others are of numbers."""
+    heads = [head.removeprefix("<") for head in columns]
+    ruler = ["---" if head.startswith("<") else "--:" for head in columns]
+    lines = ["| " + " | ".join(line) + " |" for line in (heads, *rows)]
+    return "\n".join([lines[0], "|" + "|".join(ruler) + "|", *lines[1:]])
+
+
+def wrapped(part: str) -> str:
+    if part.startswith(("|", "#")):
+        return part
+    return textwrap.fill(part, 120, break_long_words=False, break_on_hyphens=False)
+
+
+# Tables within other pages
+
+QUALITY = {  # what is shown of docs/quality.json
+    "bits_per_pixel": ("bits/px", ".2f"),
+    "psnr": ("PSNR, dB", ".2f"),
+    "ssim": ("SSIM", ".3f"),
+    "ms_ssim": ("MS-SSIM", ".3f"),
+    "st_lpips": ("ST-LPIPS", ".3f"),
+    "frechet_efficientnet_lite1": ("FD, EfficientNet-Lite 1", ".0f"),
+    "frechet_mobilenetv2": ("FD, MobileNetV2", ".1f"),
+}
+MODELS = {  # in the order of the tables
+    "embedded": "inside the package",
+    "f8": "`pretrained/f8`",
+    "f16": "`pretrained/f16`",
+    "f16?decoder=sharp": "`pretrained/f16?decoder=sharp`",
+}
+CODECS = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
+
+
+def quality(data: str, distances: str, rate: float) -> str:
+    """Tokenizers and codecs at about one rate: metrics on ``data``, Fréchet distances on ``distances``."""
+    record = json.loads((ROOT / "docs/quality.json").read_text())
+    titles = MODELS | {f"codec:{codec}@{rate}": title for codec, title in CODECS.items()}
+    rows = []
+    for name, title in titles.items():
+        line, far = record.get(f"{data}/{name}"), record.get(f"{distances}/{name}")
+        if line is None or far is None or not rate / 2 < line["metrics"]["bits_per_pixel"] < rate * 2:
+            continue
+        metrics = line["metrics"] | {k: v for k, v in far["metrics"].items() if k.startswith("frechet")}
+        size = line["model"].get("parameters")
+        rows.append([title, f"{size / 1e6:.1f}M" if size else ""])
+        rows[-1] += [cell(metrics.get(key), form) for key, (_, form) in QUALITY.items()]
+    return table(["<", "parameters", *(heading for heading, _ in QUALITY.values())], rows)
+
+
+def published() -> str:
+    """Published tokenizers against the official code."""
+    measured = json.loads((ROOT / "docs/published.json").read_text())
+    rows = []
+    for row in measured["rows"]:
+        speed = measured["measured"]["speed"].get(row["family"])
+        rows.append(
+            [
+                f"`{row['family']}`",
+                row["file"],
+                f"{row['equal']} of {row['tokens']}",
+                str(row["ties"]),
+                f"{row['image_difference']:.1e}",
+                f"{speed['model']}: {speed['parameters'] / 1e6:.0f}M, {speed['size']} px" if speed else "",
+                f"{speed['images_per_second']:.2g}" if speed else "",
+            ]
+        )
+    heads = ["<family", "<fixture", "tokens equal", "of the rest ties", "worst difference of images"]
+    return table([*heads, "<published size", "images/s of one core"], rows)
+
+
+QUALITY_TABLE = r"(<!-- quality: (.*?) (.*?) (.*?) -->\n).*?(\n<!-- end -->)"
+PUBLISHED_TABLE = r"(<!-- table -->\n).*?(\n<!-- end of table -->)"
+
+
+def filled(text: str) -> str:
+    """A page with its tables made anew."""
+    text = re.sub(QUALITY_TABLE, lambda m: m[1] + quality(m[2], m[3], float(m[4])) + m[5], text, flags=re.DOTALL)
+    return re.sub(PUBLISHED_TABLE, lambda m: m[1] + published() + m[2], text, flags=re.DOTALL)
+
+
+def pages() -> Iterator[tuple[Path, str]]:
+    """Every page that is made or filled, with its text."""
+    yield SECTIONS.with_suffix(".md"), performance()
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        text = path.read_text()
+        if path != SECTIONS.with_suffix(".md") and ("<!-- quality: " in text or "<!-- table -->" in text):
+            yield path, filled(text)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    check = parser.parse_args().check
+    changed = [(path, text) for path, text in pages() if path.read_text() != text]
+    for path, text in changed:
+        print(path.relative_to(ROOT))
+        if not check:
+            path.write_text(text)
+    sys.exit(1 if check and changed else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+"""The search by one product against brute force, of one codebook and of groups, and when it is taken."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from search_truth import SCALES, mixed_scales, nearest_by_distance
+
+from gsqtok.search import chunked, few, nearest
+from gsqtok.search.codebook import Codebook
+
+
+def search(latents, codebook, metric):
+    return few.nearest(latents, Codebook(codebook), metric)
+
+
+@given(
+    n=st.integers(1, 40),
+    v=st.integers(1, 200),
+    d=st.integers(2, 9),
+    kind=st.sampled_from(["uniform", "lattice", *SCALES]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=150, deadline=None)
+def test_euclidean_by_distance_then_index(n, v, d, kind, seed):
+    if kind in SCALES:
+        latents, codebook = mixed_scales(kind, n, v, d, 6, seed)
+    else:
+        g = torch.Generator().manual_seed(seed)
+        latents, codebook = torch.randn(n, d, generator=g), torch.randn(v, d, generator=g)
+        if kind == "lattice":  # full of ties and duplicates
+            latents, codebook = (2 * latents).round(), codebook.round()
+    assert torch.equal(search(latents, codebook, "euclidean"), nearest_by_distance(latents, codebook)[:, 0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+@pytest.mark.parametrize("metric", ["cosine", "euclidean"])
+@pytest.mark.parametrize("d", [3, 8])
+def test_groups_are_searched_as_one_by_one(d, metric, dtype):
+    """With zero rows, duplicates across which the lowest index wins, and groups of quite different size."""
+    g = torch.Generator().manual_seed(d)
+    latents, codebook = torch.randn(90, 3, d, generator=g), torch.randn(3, 70, d, generator=g)
+    latents[::20], codebook[:, ::9], codebook[1] = 0, codebook[:, 1::9][:, :8], 1000 * codebook[1]
+    latents, codebook = latents.to(dtype), codebook.to(dtype)
+    truth = [chunked.nearest(latents[:, i].contiguous(), Codebook(codebook[i]), metric) for i in range(3)]
+    assert torch.equal(search(latents, codebook, metric), torch.stack(truth, dim=1))
+    assert torch.equal(nearest(latents, codebook, metric=metric), torch.stack(truth, dim=1))
+    assert torch.equal(search(latents[:, 0].contiguous(), codebook[0], metric), truth[0])
+
+
+def test_only_the_uncertain_are_compared_with_all(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    latents, codebook = torch.randn(1000, 4, generator=g), torch.randn(256, 4, generator=g)
+    settled, plain = [], few._settled
+    monkeypatch.setattr(few, "_settled", lambda rows, *others: settled.append(len(rows)) or plain(rows, *others))
+    for metric in ("cosine", "euclidean"):
+        search(latents, codebook, metric)
+        assert sum(settled) <= 2
+    settled.clear()
+    twice = codebook.repeat(2, 1)  # a tie for every latent
+    found = search(latents, twice, "cosine")
+    assert settled == [1000]
+    assert torch.equal(found, search(latents, codebook, "cosine"))
+
+
+def test_nearest_takes_it_for_few_scores(monkeypatch):
+    taken, plain = [], few.nearest
+    monkeypatch.setattr(few, "nearest", lambda rows, *others: taken.append(tuple(rows.shape)) or plain(rows, *others))
+    nearest(torch.randn(100, 5), torch.randn(50, 5))
+    nearest(torch.randn(100, 3, 5), torch.randn(3, 50, 5))
+    nearest(torch.randn(100, 2), torch.randn(50, 2), metric="euclidean")
+    assert taken == [(100, 5), (100, 3, 5), (100, 2)]
+    nearest(torch.randn(100, 2), torch.randn(50, 2))  # by angle
+    nearest(torch.randn(100, 3, 1), torch.randn(3, 50, 1))  # by value
+    nearest(torch.randn(100, 5), torch.randn(50, 5), k=2)
+    nearest(torch.randn(1100, 16), torch.randn(500, 16))
+    assert len(taken) == 3
