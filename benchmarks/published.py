@@ -1,7 +1,7 @@
 """Published tokenizers against what the official code makes of the same files, and how fast they are.
 
     python benchmarks/published.py measure -o docs/published.json   # needs the fixtures beside the repository
-    python benchmarks/published.py table docs/published.json docs/published.md
+    python benchmarks/published.py table docs/published.json docs/results/published.md
 
 Files: tiny networks in the official formats, with random weights, and the tokens and images that the official code
 made. Speed: networks of the published size with random weights, one image at a time, encoded and decoded again; in

@@ -3,6 +3,7 @@
     python benchmarks/quality.py measure embedded pretrained/f8 codec:webp@1.0 --data coco-256 -o docs/quality.json
     python benchmarks/quality.py table docs/quality.json README.md docs/results.md
     python benchmarks/quality.py images src/gsqtok/demo_images caltech101 -o docs/images/tokenizers.jpg
+    python benchmarks/quality.py images src/gsqtok/demo_images --images 3 -o docs/images/reconstructions.jpg
 
 Each model is measured on the central squares of 256 pixels of a data set: PSNR, SSIM, MS-SSIM, bits per pixel, ST-LPIPS
 (Ghildyal and Liu 2022; a shift-tolerant LPIPS, not LPIPS), and Fréchet distances in the features of two networks: the

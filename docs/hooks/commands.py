@@ -1,4 +1,4 @@
-"""Make the command reference from the commands: one page for each first word, from the parser that reads the arguments."""
+"""Make the command reference from the parsers that read the arguments: one page for each command's first word."""
 
 import argparse
 from collections.abc import Iterator
@@ -51,15 +51,28 @@ def words() -> list[str]:
 
 def section(command: str, parser: Parser) -> str:
     """What a command does, its usage, its options and examples."""
-    usage = " ".join(parser.format_usage().split()).removeprefix("usage: ")
-    text = [f"## gsqtok {command}", parser.description or "", f"```text\n{usage}\n```"]
+    text = [f"## gsqtok {command}", parser.description or "", f"```text\n{usage(command, parser)}\n```"]
     for title, actions in groups(parser):
         if title:
             text.append(f"**{title}**")
-        text.append("\n".join(["| | what | default |", "|---|---|---|", *map(row, actions)]))
+        rows = "\n".join(["| | what | default |", "|---|---|---|", *map(row, actions)])
+        text.append(f'<div class="options" markdown>\n\n{rows}\n\n</div>')
     examples = (parser.epilog or "").removeprefix("example:\n")
     lines = "\n".join(line.strip() for line in examples.splitlines())
     return "\n\n".join([*text, f"```bash\n{lines}\n```", ""])
+
+
+def usage(command: str, parser: Parser) -> str:
+    """The command with its arguments and the options that it must have."""
+    words = ["gsqtok", command]
+    for action in parser._actions:
+        name = str(action.metavar or action.dest.upper())
+        if action.option_strings and action.required:
+            words.append(f"{action.option_strings[0]} {name}")
+        elif not action.option_strings:
+            several = " ..." if action.nargs in ("+", "*") else ""
+            words.append(f"[{name}{several}]" if action.nargs in ("?", "*") else name + several)
+    return " ".join([*words, "[OPTION ...]"])
 
 
 def groups(parser: Parser) -> Iterator[tuple[str, list[argparse.Action]]]:

@@ -17,7 +17,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def home(readme: str) -> str:
-    """README.md with links as they are seen from docs/; what is no page of the site keeps its name alone.
+    """README.md with links as they are seen from docs/; links to what is no page of the site become their words.
 
     Args:
         readme: its text, with links relative to the repository.
@@ -31,4 +31,4 @@ def home(readme: str) -> str:
             return f"[{words}]({target.removeprefix('docs/')})"
         return f"[{words}]({PAGES[target]})" if target in PAGES else words
 
-    return re.sub(r"\[([^\[\]]+)\]\(([^)]+)\)", link, readme)
+    return "---\nhide: [navigation]\n---\n" + re.sub(r"\[([^\[\]]+)\]\(([^)]+)\)", link, readme)
