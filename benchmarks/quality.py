@@ -173,7 +173,8 @@ def side_by_side(sources: list[str], count: int, output: Path, size: int = 256) 
         path = None if name == "embedded" else f"pretrained/{name}"
         tokenizer = gsqtok.ImageTokenizer.from_pretrained(path)
         titles = {"embedded": "in the package", "f16?decoder=sharp": "f16, sharp"}
-        columns[f"{titles.get(name, name)}: {tokenizer.bits_per_pixel:g} bits/px"] = tokenizer(images).reconstruction
+        rate = tokenizer.bits_per_pixel
+        columns[f"{titles.get(name, name)}: {rate:g} bit{'s' * (rate != 1)}/px"] = tokenizer(images).reconstruction
     columns["WebP: 0.25 bits/px"] = Codec("webp", 0.25)(images).images
     strip, font = 30, ImageFont.load_default(20)
     sheet = Image.new("RGB", (size * len(columns), strip + size * len(images)), "white")

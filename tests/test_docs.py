@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import inspect
+import itertools
 import re
 import shlex
 import textwrap
@@ -18,6 +19,7 @@ from gsqtok.quantizers import list_quantizers, options_type
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SHELL = ("&&", "|", ">", ">>", ";")  # what ends a command
 NOT_RUN = "Not run by the tests: "
 FENCE = re.compile(r"^( *)```(\w+)([^\n]*)\n(.*?)^\1```", flags=re.DOTALL | re.MULTILINE)
 
@@ -47,7 +49,8 @@ def commands(text):
     for line in text.replace("\\\n", " ").splitlines():
         words = shlex.split(re.sub(r"<\((.*)\)", r"\1", line), comments=True)
         if "gsqtok" in words and words[0] in ("gsqtok", "torchrun", "accelerate", "source"):
-            yield words[words.index("gsqtok") + 1 :]
+            words = words[words.index("gsqtok") + 1 :]
+            yield list(itertools.takewhile(lambda word: word not in SHELL, words))
 
 
 def shown(page):
