@@ -48,8 +48,8 @@ HEADS = {
     "ssim": ("SSIM", "{:.3f}"),
     "ms_ssim": ("MS-SSIM", "{:.3f}"),
     ST_LPIPS: ("ST-LPIPS", "{:.3f}"),
-    LITE: ("FD, EfficientNet-Lite 1", "{:.0f}"),
-    MOBILE: ("FD, MobileNetV2", "{:.1f}"),
+    LITE: ("FD, Lite 1", "{:.0f}"),
+    MOBILE: ("FD, Mobile", "{:.1f}"),
 }
 
 
