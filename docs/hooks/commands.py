@@ -78,11 +78,13 @@ def usage(command: str, parser: Parser) -> str:
 def groups(parser: Parser) -> Iterator[tuple[str, list[argparse.Action]]]:
     """The options by section of the configuration; arguments and a command's own options come first."""
     found: dict[str, list[argparse.Action]] = {"": []}
+    options = {name for action in parser._actions for name in action.option_strings if not name.endswith(".help")}
+    sections = {name.rpartition(".")[0] for name in options}
     for action in parser._actions:  # argparse has no public list of them
         if isinstance(action, argparse._HelpAction) or action.help == argparse.SUPPRESS:
             continue
         name = max(action.option_strings, key=len, default="").removeprefix("--")
-        if name.endswith(".help"):
+        if name.endswith(".help") or f"--{name}" in sections:  # a whole section, which its options explain
             continue
         found.setdefault(name.rpartition(".")[0], []).append(action)
     yield from ((title and f"`--{title}`", actions) for title, actions in found.items() if actions)
