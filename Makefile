@@ -1,11 +1,13 @@
 # make demo: install, then tokenize the images that come with the package.
 # make test: install what the tests need, then lint and all tests.
+# make docs: build the documentation as a site, in build/site; a broken link or an undocumented public name fails it.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export HF_HUB_OFFLINE ?= 1
+export NO_MKDOCS_2_WARNING ?= 1
 
-.PHONY: demo test test-fast lint format clean
+.PHONY: demo test test-fast lint format docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/gsqtok demo -o demo
@@ -21,6 +23,9 @@ lint: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/mypy
+
+docs: $(VENV)/.installed-docs
+	$(BIN)/mkdocs build --strict
 
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
@@ -39,6 +44,11 @@ $(VENV)/.installed-test: pyproject.toml | $(VENV)/bin/python
 	@echo "installing gsqtok and what its tests need (PyTorch is large; the first time takes minutes)"
 	$(BIN)/python -m pip install -q -e '.[test]'
 	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-docs: pyproject.toml | $(VENV)/bin/python
+	@echo "installing gsqtok and what its documentation needs (PyTorch is large; the first time takes minutes)"
+	$(BIN)/python -m pip install -q -e '.[docs]'
+	@touch $@
 
 clean:
 	rm -rf $(VENV) demo build dist .pytest_cache .ruff_cache .hypothesis .mypy_cache .import_linter_cache

@@ -96,8 +96,8 @@ QUALITY = {  # what is shown of docs/quality.json
     "ssim": ("SSIM", ".3f"),
     "ms_ssim": ("MS-SSIM", ".3f"),
     "st_lpips": ("ST-LPIPS", ".3f"),
-    "frechet_efficientnet_lite1": ("FD, EfficientNet-Lite 1", ".0f"),
-    "frechet_mobilenetv2": ("FD, MobileNetV2", ".1f"),
+    "frechet_efficientnet_lite1": ("FD, Lite 1", ".0f"),
+    "frechet_mobilenetv2": ("FD, Mobile", ".1f"),
 }
 MODELS = {  # in the order of the tables
     "embedded": "inside the package",

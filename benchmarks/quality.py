@@ -2,6 +2,7 @@
 
     python benchmarks/quality.py measure embedded pretrained/f8 codec:webp@1.0 --data coco-256 --json docs/quality.json
     python benchmarks/quality.py images src/gsqtok/demo_images caltech101 -o docs/images/tokenizers.jpg
+    python benchmarks/quality.py images src/gsqtok/demo_images --images 3 -o docs/images/reconstructions.jpg
 
 Each model is measured on the central squares of 256 pixels of a data set: PSNR, SSIM, MS-SSIM, bits per pixel, ST-LPIPS
 (Ghildyal and Liu 2022; a shift-tolerant LPIPS, not LPIPS), and Fréchet distances in the features of two networks: the
@@ -125,7 +126,8 @@ def side_by_side(sources: list[str], count: int, output: Path, size: int = 256) 
         path = None if name == "embedded" else f"pretrained/{name}"
         tokenizer = gsqtok.ImageTokenizer.from_pretrained(path)
         titles = {"embedded": "in the package", "f16?decoder=sharp": "f16, sharp"}
-        columns[f"{titles.get(name, name)}: {tokenizer.bits_per_pixel:g} bits/px"] = tokenizer(images).reconstruction
+        rate = tokenizer.bits_per_pixel
+        columns[f"{titles.get(name, name)}: {rate:g} bit{'s' * (rate != 1)}/px"] = tokenizer(images).reconstruction
     columns["WebP: 0.25 bits/px"] = Codec("webp", 0.25)(images).images
     strip, font = 30, ImageFont.load_default(20)
     sheet = Image.new("RGB", (size * len(columns), strip + size * len(images)), "white")

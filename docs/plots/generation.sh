@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The three heads on Tiny ImageNet, and compressed files with a prior: the tables and images of docs/generation.md.
+# The three heads on Tiny ImageNet, and compressed files with a prior: the tables and images of docs/results/generation.md.
 #
 #   docs/plots/generation.sh heads FOLDER TINY_IMAGENET [OPTION ...]      tokens of 64 px, three priors, samples
 #   docs/plots/generation.sh files FOLDER PHOTOS IMAGES [OPTION ...]      tokens of 256 px, a prior, files of IMAGES

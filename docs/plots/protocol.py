@@ -3,7 +3,7 @@
     python docs/plots/protocol.py IMAGES [OTHERS] --split validation --cache FOLDER
 
 reconstructs the images with the tokenizer inside the package under each preparation (kept in the cache folder), and
-prints the table of docs/evaluation.md: distances in the features of EfficientNet-Lite 0 (`gsqtok[perceptual]`).
+prints the table of docs/results/evaluation.md: distances in the features of EfficientNet-Lite 0 (`gsqtok[perceptual]`).
 OTHERS are further images, for the row of another reference set.
 """
 

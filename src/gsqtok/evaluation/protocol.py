@@ -130,6 +130,7 @@ PROTOCOLS = {
     "vtbench": "VTBench: short side to SIZE (256) by Lanczos, centre crop; measured at 256 px",
     "vtbench_padded": "VTBench, for its models that see the whole image: long side to SIZE, black around it",
 }
+"""How images are prepared, by the name of a protocol."""
 
 
 def prepare(

@@ -9,7 +9,7 @@ They differ from the paper's (`gsqtok.networks.encoder`) in four ways:
 - a level's channels change where its resolution does, by one matrix between 2x2 positions and one;
 - convolutions between norms have no bias, as the norms add one.
 
-`docs/training.md` says what each of these is worth.
+`docs/results/training.md` says what each of these is worth.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from gsqtok.tokenizer.model import ImageTokenizer
 
 EMBEDDED = Path(__file__).parent.parent / "embedded"
+"""Folder of the tokenizer inside the package."""
 CHECKOUT = Path(__file__).parents[3]  # of the repository, where the package is used from one
 PRETRAINED = (
     "pretrained/"  # names of the larger tokenizers begin with it: a folder of a checkout, a repository of OWNER

@@ -103,7 +103,7 @@ def _read(path: Path) -> Image.Image:
 
 
 def _token_maps(path: Path) -> list[str]:
-    """One small image a group, (h, w) in colours that only tell tokens apart: near indices are not alike."""
+    """One map for each group, (h, w). Colours only tell tokens apart: similar ones do not mean similar codewords."""
     with np.load(path, allow_pickle=False) as arrays:
         grid = next((a for a in (arrays[n] for n in arrays.files) if a.ndim == 3 and a.dtype.kind in "iu"), None)
     if grid is None or not 0 < grid.size <= _MAX_TOKENS:
