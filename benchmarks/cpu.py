@@ -6,7 +6,7 @@
 plain       float32, channels outermost, PyTorch's own operators: the truth
 layout      the same, channels innermost
 default     `ImageTokenizer.encode` and `decode`; `optimize()` differs from it by the weights' layout only
-heap        `default` after `gsqtok.cli.memory.keep_freed_memory`, as in the command line
+heap        `default` after `memory.keep_freed_memory`
 optimized   that
 compiled    both networks compiled (inductor), channels innermost
 onnx        `gsqtok export` in onnxruntime
@@ -33,13 +33,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from memory import keep_freed_memory
 from table import Table, add_json
 from tiled import mosaic
 from torch import Tensor, nn
 
 from gsqtok import ImageTokenizer
 from gsqtok.acceleration import accelerate, cpu
-from gsqtok.cli.memory import keep_freed_memory
 
 WAYS = ("plain", "layout", "default", "heap", "optimized", "compiled", "onnx", "autocast", "autocast+", "bf16", "bf16+")
 SLOW = 4  # times plain's time

@@ -2,7 +2,7 @@
 
     OMP_NUM_THREADS=1 python benchmarks/heap.py
 
-Each way has a process of its own; `kept` calls `gsqtok.cli.memory.keep_freed_memory` first. Times are processor
+Each way has a process of its own; `kept` calls `memory.keep_freed_memory` first. Times are processor
 time, the median run; `system` is the system's share of it, which fills new pages with zeros; `faults` are pages.
 """
 
@@ -17,10 +17,10 @@ from typing import Any
 
 import torch
 from cpu import random_images
+from memory import keep_freed_memory
 from table import Table, add_json
 
 from gsqtok import ImageTokenizer
-from gsqtok.cli.memory import keep_freed_memory
 
 COLUMNS = {
     "work": ("", ""),

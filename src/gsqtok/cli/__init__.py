@@ -69,10 +69,8 @@ def main(argv: list[str] | None = None) -> int:
         return _unknown(argv)
     atexit.register(gc.freeze)  # else the interpreter goes through all of PyTorch's objects before it ends
     from gsqtok.cli import options
-    from gsqtok.cli.memory import keep_freed_memory
     from gsqtok.cli.parser import call
 
-    keep_freed_memory()
     options.show_warnings()
     options.command = shlex.join(["gsqtok", *argv])
     try:

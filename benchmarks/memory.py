@@ -15,7 +15,7 @@ def keep_freed_memory() -> bool:
 
     By default it takes every block of 32 MiB and more from the system and hands it back when it is freed. The system
     fills each page with zeros on first use, which can take as long as the convolution that writes there. A process then
-    holds on to its largest memory up to 1 GiB, so this is for programs, not for libraries: the command line calls it.
+    holds on to its largest memory up to 1 GiB.
     """
     if not sys.platform.startswith("linux"):
         return False
