@@ -6,7 +6,8 @@
 docs/performance.md     all of it: the files docs/performance/*.json in the order of their names
 any other page          the tables between `<!-- quality: ... -->` and `<!-- end -->` from docs/quality.json
                         (`quality.py`), between `<!-- table -->` and `<!-- end of table -->` from docs/published.json
-                        (`published.py`)
+                        (`published.py`), between `<!-- heads -->` and `<!-- end of heads -->` from docs/heads.json
+                        (docs/plots/generation.sh)
 
 A file of docs/performance is a section: `title` and `level` of its heading, and `text`, a list of paragraphs and of
 tables in which cells are text. One that a benchmark wrote (`--json`) has `columns`, `rows` and `measured`, which says
@@ -145,14 +146,34 @@ def published() -> str:
     return table([*heads, "<published size", "images/s of one core"], rows)
 
 
+def heads() -> str:
+    """The heads of a prior at equal parameters and steps."""
+    rows = []
+    for row in json.loads((ROOT / "docs/heads.json").read_text())["rows"]:
+        rows.append(
+            [
+                f"`{row['head']}`",
+                f"{row['bits_per_token']:.2f}",
+                f"{row['bits_per_pixel']:.3f}",
+                ", ".join(f"{bits:.2f}" for bits in row["bits_by_group"]),
+                f"{row['frechet_distance_tf_efficientnet_lite1']:.0f}",
+                f"{row['samples_per_second']:.0f}",
+            ]
+        )
+    return table(["<head", "bits/token", "bits/px", "<group 1, 2, 3, 4", "FD of samples", "samples a second"], rows)
+
+
 QUALITY_TABLE = r"(<!-- quality: (.*?) (.*?) (.*?) -->\n).*?(\n<!-- end -->)"
 PUBLISHED_TABLE = r"(<!-- table -->\n).*?(\n<!-- end of table -->)"
+MARKS = ("quality: ", "table -->", "heads -->")
+HEADS_TABLE = r"(<!-- heads -->\n).*?(\n<!-- end of heads -->)"
 
 
 def filled(text: str) -> str:
     """A page with its tables made anew."""
     text = re.sub(QUALITY_TABLE, lambda m: m[1] + quality(m[2], m[3], float(m[4])) + m[5], text, flags=re.DOTALL)
-    return re.sub(PUBLISHED_TABLE, lambda m: m[1] + published() + m[2], text, flags=re.DOTALL)
+    text = re.sub(PUBLISHED_TABLE, lambda m: m[1] + published() + m[2], text, flags=re.DOTALL)
+    return re.sub(HEADS_TABLE, lambda m: m[1] + heads() + m[2], text, flags=re.DOTALL)
 
 
 def pages() -> Iterator[tuple[Path, str]]:
@@ -160,7 +181,7 @@ def pages() -> Iterator[tuple[Path, str]]:
     yield SECTIONS.with_suffix(".md"), performance()
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
         text = path.read_text()
-        if path != SECTIONS.with_suffix(".md") and ("<!-- quality: " in text or "<!-- table -->" in text):
+        if path != SECTIONS.with_suffix(".md") and any(f"<!-- {mark}" in text for mark in MARKS):
             yield path, filled(text)
 
 
