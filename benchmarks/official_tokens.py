@@ -1,6 +1,6 @@
 """How far tokens of the paper's own arithmetic agree with the nearest codeword, and with themselves.
 
-    python benchmarks/official_tokens.py [--codewords 8192] [--latents 4096]
+    python benchmarks/official_tokens.py [--codewords 8192] [--latents 4096] [--json FILE]
 
 The official search is a matrix of distances |z|^2 + |c|^2 - 2 z.c in float32, under autocast with z.c in bfloat16, and
 a random draw among codewords of equal distance, at evaluation too. Random unit latents and codewords, seed 0. Columns:
@@ -15,20 +15,30 @@ a random draw among codewords of equal distance, at evaluation too. Random unit 
 import argparse
 
 import torch
+from table import Table, add_json
 from torch import Tensor
 from torch.nn import functional as F
 
 from gsqtok.search import nearest
+
+COLUMNS = {
+    "d": ("d", ""),
+    "arithmetic": ("arithmetic", ""),
+    "nearest": ("nearest", ".1%"),
+    "twice": ("drawn twice", ".1%"),
+    "shorter": ("without |z|^2", ".1%"),
+    "equals": ("equals", ".1f"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--codewords", type=int, default=8192)
     parser.add_argument("--latents", type=int, default=4096)
+    add_json(parser)
     args = parser.parse_args()
     torch.manual_seed(0)
-    print("| d | arithmetic | nearest | drawn twice | without the latent's square | equals |")
-    print("|--:|---|--:|--:|--:|--:|")
+    table = Table(COLUMNS)
     for d in (2, 4, 8, 16):
         z, c = (F.normalize(torch.randn(count, d), dim=1) for count in (args.latents, args.codewords))
         exact = nearest(z, c)
@@ -38,9 +48,10 @@ def main() -> None:
             equals = distances == distances.amin(1, keepdim=True)
             once, twice = (torch.rand(equals.shape).where(equals, -1).argmax(1) for _ in range(2))
             shorter = (c.square().sum(1) - 2 * products).argmin(1)
-            shares = [_share(once, exact), _share(once, twice), _share(shorter, distances.argmin(1))]
-            cells = " | ".join(f"{share:.1%}" for share in shares)
-            print(f"| {d} | {str(precision)[6:]} | {cells} | {equals.sum(1).double().mean():.1f} |")
+            row = {"d": d, "arithmetic": str(precision)[6:], "equals": equals.sum(1).double().mean().item()}
+            row |= {"nearest": _share(once, exact), "twice": _share(once, twice)}
+            table.add(row | {"shorter": _share(shorter, distances.argmin(1))})
+    table.write(args.json, "cpu", codewords=args.codewords, latents=args.latents, seed=0)
 
 
 def _share(ours: Tensor, theirs: Tensor) -> float:

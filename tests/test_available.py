@@ -81,7 +81,7 @@ def test_without_a_network_nothing_is_tried_again(monkeypatch, tmp_path):
     """A name that does not resolve: the hub's library is not asked to go there, and afterwards all is as before."""
     asked = []
 
-    def connect(address, timeout):
+    def connect(address, *args, **options):
         asked.append(address)
         raise socket.gaierror("no such name")
 

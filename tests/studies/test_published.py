@@ -1,10 +1,7 @@
 """What the documentation says of results is what its scripts make of the JSON files."""
 
 import importlib
-import importlib.util
-import json
 import math
-import shutil
 from pathlib import Path
 
 import pytest
@@ -33,16 +30,6 @@ def test_claims_say_what_the_json_files_say(scripts):
     _, claims = scripts
     page = (ROOT / "docs/claims.md").read_text("utf-8")
     assert claims.page() == page, "run python docs/plots/claims.py"
-
-
-@pytest.mark.parametrize("page", ["README.md", "docs/results.md"])
-def test_tables_of_quality_say_what_their_json_file_says(page, tmp_path):
-    spec = importlib.util.spec_from_file_location("quality", ROOT / "benchmarks/quality.py")
-    quality = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(quality)
-    copy = Path(shutil.copy(ROOT / page, tmp_path))
-    quality.fill(copy, json.loads((ROOT / "docs/quality.json").read_text()))
-    assert copy.read_text("utf-8") == (ROOT / page).read_text("utf-8"), "run benchmarks/quality.py table"
 
 
 def test_what_one_seed_may_do_is_what_three_seeds_did(scripts):

@@ -124,8 +124,8 @@ def test_the_official_recipes_differ_in_nothing_else(recipe, base):
 
 
 def documented():
-    """Options of the paper's table in docs/training.md: whole commands, and options alone, which go to gan-f8-128."""
-    section = (Path(__file__).parents[2] / "docs/training.md").read_text().split("## The paper's tables and figures")[1]
+    """Options of the paper's table in docs/paper.md: whole commands, and options alone, which go to gan-f8-128."""
+    section = (Path(__file__).parents[2] / "docs/paper.md").read_text().split("## The paper's tables and figures")[1]
     code = re.findall(r"`([^`]+)`", section.split("\n## ")[0].split("\n\n", 1)[1])
     commands = [text.removeprefix("gsqtok train ") for text in code if text.startswith("gsqtok train ")]
     options = [f"gan-f8-128 {text}" for text in code if text.startswith(("--adversarial.", "--model.")) and " " in text]

@@ -1,7 +1,7 @@
 """The paper's own code against the recipes here: one short GAN training each, and a search for the StyleGAN's NaN.
 
-    python benchmarks/official.py SOURCE ... --validation coco-256 --mobilenet FILE --folder runs -o docs/official.json
-    python benchmarks/official.py --table docs/official.json
+    python benchmarks/paper_recipe.py SOURCE ... --validation coco-256 --mobilenet FILE --folder runs --json FILE
+    python benchmarks/paper_recipe.py --table FILE
 
 Every run is `gsqtok train` at 128 px, f8, one group of 8,192 codewords (0.2 bits/px), on the same images with the same
 options but for what its name says:
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--validation", nargs="+", help="images to measure on, together")
     parser.add_argument("--mobilenet", type=Path)
     parser.add_argument("--folder", type=Path, default=Path("runs/official"))
-    parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("paper-recipe.json"), help="results; what is in it is done")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1000)
@@ -153,7 +153,7 @@ def main() -> None:
         print(table(json.loads(args.table.read_text())))
         return
     args.folder.mkdir(parents=True, exist_ok=True)
-    record: dict[str, Any] = json.loads(args.output.read_text()) if args.output.exists() else {}
+    record: dict[str, Any] = json.loads(args.json.read_text()) if args.json.exists() else {}
     gpus = torch.cuda.device_count()
     places: SimpleQueue[int] = SimpleQueue()  # to train at
     for place in range(max(1, gpus) * args.runs_a_gpu):
@@ -177,7 +177,7 @@ def main() -> None:
         line["device"] = torch.cuda.get_device_name() if gpus else "CPU"
         with one_writes:
             record[key] = line
-            write_bytes(args.output, (json.dumps(record, indent=1) + "\n").encode())
+            write_bytes(args.json, (json.dumps(record, indent=1) + "\n").encode())
             print(key, line, flush=True)
 
     wanted = [(arm, seed) for seed in range(args.seeds) for arm in args.arms]  # what is cut short is one seed less
