@@ -72,7 +72,7 @@ def asking_the_hub() -> Iterator[None]:
     if "datasets" in sys.modules:
         offline.append(sys.modules["datasets"].config)
     before = [module.HF_HUB_OFFLINE for module in offline]
-    if not any(before) and not _answers(constants.ENDPOINT):
+    if not all(before) and not _answers(constants.ENDPOINT):
         for module in offline:
             module.HF_HUB_OFFLINE = True
     try:
