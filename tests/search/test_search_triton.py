@@ -369,6 +369,18 @@ def test_sorting_kernels_do_what_sorting_does(n, v, d, duplicated, zeros, seed):
 
 
 @runs_kernels
+def test_angles_that_agree_in_32_bits_are_told_apart():
+    g = torch.Generator().manual_seed(0)
+    codebook = torch.stack([torch.ones(700), 1e-11 * torch.randint(0, 300, (700,), generator=g)], 1)
+    codebook[100::3] = torch.randn(200, 2, generator=g)
+    latents = torch.stack([torch.ones(200), 1e-11 * torch.rand(200, generator=g) * 300], 1)
+    both = torch.stack([codebook, codebook.flip(0)])
+    found = nearest(latents[:, None].expand(-1, 2, -1).to(DEVICE), both.to(DEVICE), use_triton=True).cpu()
+    for group in range(2):
+        assert torch.equal(found[:, group], sorted_search.nearest_on_circle(latents, Codebook(both[group])))
+
+
+@runs_kernels
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_the_kernels_find_the_first_of_k(metric):
     """They search for one codeword; of several the search in blocks says which, and the first is theirs."""
