@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gsqtok.options import Decay, Natural, Weight
 from gsqtok.quantizers.base import LATER, GroupedQuantizer, QuantizerOutput
 from gsqtok.quantizers.codebook import CodebookSize, mean_square, nearest_codewords, take_codewords
+from gsqtok.quantizers.fused import Method, look_up
 from gsqtok.quantizers.kmeans import KMeansStart, kmeans
 from gsqtok.quantizers.learnt import Gradient, through
 from gsqtok.quantizers.registry import register_quantizer
@@ -84,6 +85,16 @@ class EMAVQ(GroupedQuantizer):
             self.commitment_weight * commitment,
             {"commitment": commitment},
         )
+
+    def quantize_fused(self, latent: Tensor) -> QuantizerOutput | None:
+        """See ``Quantizer.quantize_fused``."""
+        if self.gradient != "straight_through":
+            return None
+        method = Method(self.groups, self.metric == "cosine", 0.0, self.commitment_weight)
+        out = look_up(latent, self.codebook, method)
+        if out is None:
+            return None
+        return QuantizerOutput(out.quantized, out.indices, out.loss, {"commitment": out.commitment})
 
     def _prepared(self, rows: Tensor) -> Tensor:
         return normalize(rows) if self.metric == "cosine" else rows

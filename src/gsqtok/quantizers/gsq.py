@@ -95,6 +95,11 @@ class GSQ(LearntCodebook):
         codewords = super().codewords(indices, book)
         return self.normalized(codewords) if self.output == "normalized" else codewords
 
+    @property
+    def unit_rows(self) -> bool | None:
+        """See ``LearntCodebook.unit_rows``."""
+        return {"l2": True, "none": False}.get(str(self.norm)) if self.output == "raw" else None
+
     def normalized(self, x: Tensor) -> Tensor:
         """Rows (..., d), latents or codewords, after ``norm``."""
         if self.norm == "l2":

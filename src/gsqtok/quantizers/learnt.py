@@ -11,6 +11,7 @@ from torch import Tensor
 from gsqtok.options import Weight
 from gsqtok.quantizers.base import LATER, GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import codebook_and_commitment, nearest_codewords, orthogonality, take_codewords
+from gsqtok.quantizers.fused import Method, look_up
 from gsqtok.quantizers.kmeans import KMeansStart, kmeans
 from gsqtok.quantizers.rotation import rotation_trick
 
@@ -70,6 +71,22 @@ class LearntCodebook(GroupedQuantizer):
         loss, losses = codebook_and_commitment(latent, codewords, self.commitment_weight)
         quantized = through(latent, codewords, self.gradient).flatten(-2)
         return self.with_orthogonality(QuantizerOutput(quantized, indices, loss, losses), book)
+
+    @property
+    def unit_rows(self) -> bool | None:
+        """How kernels compare: rows of length 1 by angle, or rows as they are by distance; None where they do not."""
+        return None
+
+    def quantize_fused(self, latent: Tensor) -> QuantizerOutput | None:
+        """See ``Quantizer.quantize_fused``."""
+        if self.unit_rows is None or self.gradient != "straight_through":
+            return None
+        book = self.book()
+        out = look_up(latent, book, Method(self.groups, self.unit_rows, 1.0, self.commitment_weight))
+        if out is None:
+            return None
+        losses = {"codebook": out.codebook, "commitment": out.commitment}
+        return self.with_orthogonality(QuantizerOutput(out.quantized, out.indices, out.loss, losses), book)
 
     def with_orthogonality(self, out: QuantizerOutput, book: Tensor) -> QuantizerOutput:
         """Add the loss that turns codewords away from each other, if it is weighted."""

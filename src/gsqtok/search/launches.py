@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+Compiled = tuple[Callable[..., None], list[Any], list[tuple[int, int]]]
 ALIGNMENT = 256  # bytes between the starts of arrays: more than any kernel is compiled for
 
 
@@ -26,8 +27,8 @@ class Launches:
     """Kernels that share arrays, of which all but the given ones exist only while they run.
 
     Args:
-        given: names of the tensors that a call gets. Their dtypes, strides and alignment to 16 bytes must always be
-            those of the first call, all on one device: what Triton compiles depends on them.
+        given: names of the tensors that a call gets. Their dtypes and strides must always be those of the first call,
+            since what Triton compiles depends on them.
         arrays: dtype and number of elements of the other arrays by name.
         launches: the kernels in order.
     """
@@ -39,33 +40,35 @@ class Launches:
             self._offsets.append(self._bytes)
             self._bytes += -(-max(1, elements * dtype.itemsize) // ALIGNMENT) * ALIGNMENT
         self._number = {name: number for number, name in enumerate([*given, *arrays])}
-        self._ready: list[tuple[Callable[..., None], list[Any], list[tuple[int, int]]]] = []
+        self._compiled: dict[tuple[int, ...], list[Compiled]] = {}
 
     def __call__(self, *given: Tensor) -> None:
-        """Launch them with these tensors, on the current device and stream."""
-        workspace = torch.empty(self._bytes, dtype=torch.uint8, device=given[0].device)
-        if not self._ready:
-            self._first(workspace, given)
+        """Launch them with these tensors, on the current stream of the current device, which must be theirs."""
+        workspace = given[0].new_empty(self._bytes, dtype=torch.uint8)
+        pointers = [tensor.data_ptr() for tensor in given]
+        kind = (given[0].get_device(), *[pointer & 15 for pointer in pointers])
+        compiled = self._compiled.get(kind)
+        if not compiled:
+            self._compiled[kind] = self._first(workspace, given)
             return
         base = workspace.data_ptr()
-        pointers = [tensor.data_ptr() for tensor in given] + [base + offset for offset in self._offsets]
-        for launch, arguments, places in self._ready:
+        pointers += [base + offset for offset in self._offsets]
+        for launch, arguments, places in compiled:
             for place, number in places:
                 arguments[place] = pointers[number]
             launch(*arguments)
 
-    def _first(self, workspace: Tensor, given: Sequence[Tensor]) -> None:
-        """Launch them as Triton does, and keep what it compiled; the interpreter compiles nothing."""
+    def _first(self, workspace: Tensor, given: Sequence[Tensor]) -> list[Compiled]:
+        """Launch them as Triton does, and return what it compiled."""
         arrays = zip(self._offsets, self._arrays.values(), strict=True)
         tensors = [*given, *(workspace[at : at + n * dtype.itemsize].view(dtype) for at, (dtype, n) in arrays)]
-        ready = []
+        found: list[Compiled] = []
         for kernel, grid, arguments, options in self._launches:
             values = [tensors[self._number[value]] if isinstance(value, str) else value for value in arguments]
             compiled = kernel[grid](*values, **options)
-            if compiled is not None:
-                places = [(i, self._number[value]) for i, value in enumerate(arguments) if isinstance(value, str)]
-                rest = [options[name] for name in kernel.arg_names[len(arguments) :]]
-                full = (*grid, 1, 1)[:3]
-                ready.append((compiled[full], [*arguments, *rest], places))
-        if len(ready) == len(self._launches):
-            self._ready = ready
+            if compiled is None:  # the interpreter compiles nothing
+                continue
+            places = [(i, self._number[value]) for i, value in enumerate(arguments) if isinstance(value, str)]
+            rest = [options[name] for name in kernel.arg_names[len(arguments) :]]
+            found.append((compiled[(*grid, 1, 1)[:3]], [*arguments, *rest], places))
+        return found

@@ -94,10 +94,8 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
     What decides is float64 throughout: its rounding alone may keep the choice from the best. Euclidean distances are
     summed term by term, as in blocks. No wait for the device.
     """
-    shapes, strides = (latents.shape, codebook.shape), (latents.stride(), codebook.stride())
-    aligned = (latents.data_ptr() % 16, codebook.data_ptr() % 16)
     launches = _launches(
-        *shapes, *strides, metric, plan, latents.dtype, codebook.dtype, aligned, latents.device
+        latents.shape, codebook.shape, latents.stride(), codebook.stride(), metric, plan, latents.dtype, codebook.dtype
     )
     found = latents.new_empty(latents.shape[:-1], dtype=torch.int64)
     launches(latents, codebook, found)
@@ -107,9 +105,9 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
 @lru_cache(maxsize=1024)
 def _launches(
     latents: tuple[int, ...], codebook: tuple[int, ...], strides: tuple[int, ...], codebook_strides: tuple[int, ...],
-    metric: str, plan: Plan | None, *kind: object,
+    metric: str, plan: Plan | None, *dtypes: torch.dtype,
 ) -> Launches:  # fmt: skip
-    """The kernels for tensors of these shapes, strides and kind, which is whatever else Triton compiles them for."""
+    """The kernels for tensors of these shapes, strides and dtypes."""
     if len(codebook) == 2:
         latents, codebook = (latents[0], 1, latents[1]), (1, *codebook)
         strides, codebook_strides = (strides[0], 0, strides[1]), (0, *codebook_strides)
