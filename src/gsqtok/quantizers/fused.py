@@ -102,7 +102,7 @@ class _LookUp(torch.autograd.Function):
         from gsqtok.quantizers import fused_triton
 
         latent, codewords, indices = ctx.saved_tensors
-        learns = ctx.needs_input_grad[1]
+        learns = ctx.needs_input_grad[1] and (losses[0] is not None or losses[1] is not None)
         grad = torch.empty_like(latent)
         rows, taken = (torch.empty_like(latent), torch.empty_like(indices)) if learns else (grad, indices)
         given = [latent if of is None else of for of in (quantized, *losses)]
