@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gsqtok.search import nearest
+from gsqtok.search.launches import kernels_run_on
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _LARGEST = 2048  # channels of all groups, each padded to a power of two
 
 
@@ -43,56 +41,69 @@ class LookUp(NamedTuple):
     commitment: Tensor
 
 
-def look_up(latent: Tensor, book: Tensor, method: Method) -> LookUp | None:
-    """Quantize as ``Quantizer.forward`` says, with the straight-through gradient; None where no kernel can.
+def fusible(latent: Tensor, groups: int) -> bool:
+    """Whether the kernels can run on a latent (..., dim), and nobody watches who is to see PyTorch's operations."""
+    d = latent.shape[-1] // groups
+    return (
+        kernels_run_on(latent.device)
+        and not (torch.compiler.is_compiling() or torch.jit.is_tracing())
+        # the transforms of torch.func and modes that trace hide what they do, and PyTorch offers no other way to see it
+        and not (torch._C._are_functorch_transforms_active() or is_in_torch_dispatch_mode())
+        and type(latent) is Tensor  # others trace, or lie in shards
+        and latent.numel() > 0
+        and (1 << (groups - 1).bit_length()) * (1 << (d - 1).bit_length()) <= _LARGEST
+    )
+
+
+def look_up(latent: Tensor, book: Tensor, method: Method) -> LookUp:
+    """Quantize as ``Quantizer.forward`` says, with the straight-through gradient.
 
     Args:
-        latent: (..., dim) float32; rows may hold NaN or infinity.
+        latent: (..., dim) float32, `fusible`; rows may hold NaN or infinity. The losses are means over all positions,
+            to which those without codewords add nothing.
         book: (V, d) float32, or one for each group (G, V, d).
         method: how.
     """
-    groups, d = method.groups, book.shape[-1]
-    if (
-        torch.compiler.is_compiling()  # which fuses by itself
-        or not _kernels_run_on(latent.device)
-        or type(latent) is not Tensor  # a tensor that only traces or is in shards
-        or type(book) not in (Tensor, nn.Parameter)
-        or latent.numel() == 0
-        or (1 << (groups - 1).bit_length()) * (1 << (d - 1).bit_length()) > _LARGEST
-    ):
-        return None
-    rows = latent.reshape(-1, groups * d).contiguous()
-    quantized, indices, *losses = _LookUp.apply(rows, book.contiguous(), method)
-    return LookUp(quantized.view(latent.shape), indices.view(*latent.shape[:-1], groups), *losses)
+    rows, book = latent.reshape(-1, latent.shape[-1]).contiguous(), book.contiguous()
+    if torch.is_grad_enabled() and (rows.requires_grad or book.requires_grad):
+        quantized, indices, *losses = _LookUp.apply(rows, book, method)
+    else:
+        quantized, indices, *losses = _run(rows, book, method, None)[0]
+    return LookUp(quantized.view(latent.shape), indices.view(*latent.shape[:-1], method.groups), *losses)
 
 
-@lru_cache
-def _kernels_run_on(device: torch.device) -> bool:
-    """Whether there is Triton, and a GPU for it (or its interpreter)."""
-    if device.type != ("cpu" if _INTERPRETED else "cuda") or find_spec("triton") is None:
-        return False
-    return _INTERPRETED or torch.cuda.get_device_capability(device) >= (8, 0)
+def _run(rows: Tensor, book: Tensor, method: Method, difference: Tensor | None) -> tuple[list[Tensor], Tensor]:
+    """The outputs for rows (P, dim), and what the search found; also latents minus codewords, where wanted."""
+    from gsqtok.quantizers import fused_triton
+
+    groups, (v, d) = method.groups, book.shape[-2:]
+    searched = rows.view(-1, groups, d) if book.ndim == 3 else rows.view(-1, d)
+    found = nearest(searched, book, metric="cosine" if method.unit else "euclidean")
+    outputs = [torch.empty_like(rows), found.new_empty((len(rows), groups)), *(rows.new_empty(()) for _ in range(3))]
+    with torch.cuda.device(rows.get_device()):
+        launches = fused_triton.forward(len(rows), groups, d, v, book.ndim == 3, *method[1:], difference is not None)
+        launches(rows, book, found, outputs[0] if difference is None else difference, *outputs)
+    return outputs, found
 
 
 class _LookUp(torch.autograd.Function):
+    """What it saves is given to nobody, so that outputs may be changed in place and codebooks may move."""
+
     @staticmethod
     def forward(ctx: Any, latent: Tensor, book: Tensor, method: Method) -> tuple[Tensor, ...]:
-        from gsqtok.quantizers import fused_triton
-
-        groups, unit, *weights = method
-        separate, (v, d) = book.ndim == 3, book.shape[-2:]
-        rows = latent.view(-1, groups, d) if separate else latent.view(-1, d)
-        found = nearest(rows, book, metric="cosine" if unit else "euclidean")
-        quantized, indices = torch.empty_like(latent), found.new_empty((len(latent), groups))
-        losses = [latent.new_empty(()) for _ in range(3)]
-        shape = (len(latent), groups, d, v, separate, unit, *weights)
-        with torch.cuda.device(latent.get_device()):
-            fused_triton.forward(*shape)(latent, book, found, quantized, indices, *losses)
-        ctx.shape, ctx.book = shape, book.shape
-        ctx.save_for_backward(latent, quantized, indices)
-        ctx.mark_non_differentiable(indices)
+        difference = torch.empty_like(latent)
+        outputs, found = _run(latent, book, method, difference)
+        quantized, indices, _, of_book, of_latent = outputs
+        ctx.method, ctx.book = method, book.shape
+        ctx.save_for_backward(latent if method.unit else difference, difference, found)
+        fixed = [indices]
+        if not ctx.needs_input_grad[0]:
+            fixed += [quantized, of_latent]
+        if not ctx.needs_input_grad[1]:
+            fixed.append(of_book)
+        ctx.mark_non_differentiable(*fixed)
         ctx.set_materialize_grads(False)
-        return quantized, indices, *losses
+        return tuple(outputs)
 
     @staticmethod
     @once_differentiable
@@ -101,18 +112,21 @@ class _LookUp(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, None]:
         from gsqtok.quantizers import fused_triton
 
-        latent, codewords, indices = ctx.saved_tensors
+        latent, difference, found = ctx.saved_tensors
+        groups, separate, (v, d) = ctx.method.groups, len(ctx.book) == 3, ctx.book[-2:]
         learns = ctx.needs_input_grad[1] and (losses[0] is not None or losses[1] is not None)
-        grad = torch.empty_like(latent)
-        rows, taken = (torch.empty_like(latent), torch.empty_like(indices)) if learns else (grad, indices)
-        given = [latent if of is None else of for of in (quantized, *losses)]
+        grad = torch.empty_like(difference)
+        rows, taken = (torch.empty_like(difference), torch.empty_like(found)) if learns else (grad, found)
+        given = [difference if of is None else of for of in (quantized, *losses)]
         present = tuple(of is not None for of in (quantized, *losses))
-        with torch.cuda.device(latent.get_device()):
-            launches = fused_triton.backward(*ctx.shape, given[0].stride(), present, learns)
-            launches(latent, codewords, indices, *given, grad, rows, taken)
+        with torch.cuda.device(difference.get_device()):
+            launches = fused_triton.backward(
+                len(difference), groups, d, v, separate, *ctx.method[1:], given[0].stride(), present, learns
+            )
+            launches(latent, difference, found, *given, grad, rows, taken)
         of_book = None
         if learns:
-            d, size = ctx.book[-1], ctx.book[:-1].numel()
-            rows = rows.view(-1, d)
-            of_book = torch.ops.aten.embedding_dense_backward(rows, taken.view(-1), size, -1, False).view(ctx.book)
+            of_book = torch.ops.aten.embedding_dense_backward(
+                rows.view(-1, d), taken.view(-1), ctx.book[:-1].numel(), -1, False
+            ).view(ctx.book)
         return grad, of_book, None

@@ -16,19 +16,23 @@ TILE = 2048  # elements
 
 @lru_cache(maxsize=256)
 def forward(
-    positions: int, groups: int, d: int, v: int, separate: bool, unit: bool, book: float, latent: float
+    positions: int, groups: int, d: int, v: int, separate: bool, unit: bool, book: float, latent: float, keeps: bool
 ) -> Launches:
-    """The kernels behind the search; ``book`` and ``latent`` are the weights of the losses in their sum."""
+    """The kernels behind the search; ``book`` and ``latent`` are the weights of the losses in their sum.
+
+    ``keeps``: whether differences are stored, which the gradient needs.
+    """
     shape, blocks = _shape(positions, groups, d)
     take = Launch(
-        _take, (blocks,), ("latent", "codebook", "found", "quantized", "indices", "sums", "invalid", positions, v),
-        {"SEPARATE": separate, "UNIT": unit, **shape},
+        _take, (blocks,),
+        ("latent", "codebook", "found", "difference", "quantized", "indices", "sums", "invalid", positions, v),
+        {"SEPARATE": separate, "UNIT": unit, "KEEPS": keeps, **shape},
     )  # fmt: skip
     mean = Launch(
         _mean, (1,), ("sums", "invalid", "loss", "of_book", "of_latent", blocks, positions * groups * d),
         {"WEIGHT": book + latent},
     )  # fmt: skip
-    given = ("latent", "codebook", "found", "quantized", "indices", "loss", "of_book", "of_latent")
+    given = ("latent", "codebook", "found", "difference", "quantized", "indices", "loss", "of_book", "of_latent")
     return Launches(given, {"sums": (torch.float32, blocks), "invalid": (torch.int32, blocks)}, [take, mean])
 
 
@@ -39,7 +43,7 @@ def backward(
 ) -> Launches:  # fmt: skip
     """The kernel before the codebook's gradient; ``present``: which of the gradients of the outputs there are."""
     shape, blocks = _shape(positions, groups, d)
-    given = ("latent", "codewords", "indices", "quantized", "loss", "of_book", "of_latent", "grad", "rows", "taken")
+    given = ("latent", "difference", "found", "quantized", "loss", "of_book", "of_latent", "grad", "rows", "taken")
     spread = Launch(
         _spread, (blocks,), (*given, positions, v, *strides, 2 / (positions * groups * d)),
         {
@@ -77,8 +81,8 @@ def _places(P, G: tl.constexpr, D: tl.constexpr, BP: tl.constexpr, GP: tl.conste
 
 @triton.jit(do_not_specialize=["P", "V"])
 def _take(
-    latent, codebook, found, quantized, indices, sums, invalid, P, V,
-    SEPARATE: tl.constexpr, UNIT: tl.constexpr,
+    latent, codebook, found, differences, quantized, indices, sums, invalid, P, V,
+    SEPARATE: tl.constexpr, UNIT: tl.constexpr, KEEPS: tl.constexpr,
     G: tl.constexpr, D: tl.constexpr, BP: tl.constexpr, GP: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     """Codewords and final indices, and of each block the sum of squared differences and whether a position is invalid.
@@ -99,6 +103,8 @@ def _take(
     tl.store(quantized + row * D + channel, tl.where(bad, float("nan"), c), mask=inside)
     tl.store(indices + row, tl.where(bad, -1, index), mask=row_inside)
     difference = tl.where(inside & (bad == 0), x - c, 0.0)
+    if KEEPS:
+        tl.store(differences + row * D + channel, difference, mask=inside)
     total = tl.sum(tl.sum(tl.sum(difference * difference, axis=2), axis=1), axis=0)
     tl.store(sums + tl.program_id(0), total)
     wrong = tl.max(tl.max(tl.max((bad & row_inside).to(tl.int32), axis=2), axis=1), axis=0)
@@ -122,7 +128,7 @@ def _mean(sums, invalid, loss, of_book, of_latent, blocks, elements, WEIGHT: tl.
 
 @triton.jit(do_not_specialize=["P", "V"])
 def _spread(
-    latent, codewords, indices, of_quantized, of_loss, of_book, of_latent, grad, rows, taken,
+    latent, differences, found, of_quantized, of_loss, of_book, of_latent, grad, rows, taken,
     P, V, stride_p, stride_c, twice_over_elements,
     BOOK: tl.constexpr, LATENT: tl.constexpr, QUANTIZED: tl.constexpr, LOSS: tl.constexpr, OF_BOOK: tl.constexpr,
     OF_LATENT: tl.constexpr, LEARNS: tl.constexpr, SEPARATE: tl.constexpr, UNIT: tl.constexpr,
@@ -131,12 +137,9 @@ def _spread(
     """The latents' gradient, and of each row what it adds to the gradient of which codeword."""
     position, group, channel, row_inside, inside = _places(P, G, D, BP, GP, DP)
     row = position * G + group
-    index = tl.load(indices + row, mask=row_inside, other=0)
-    inside_good = inside & (index >= 0)
-    x = tl.load(latent + row * D + channel, mask=inside_good, other=0.0)
-    if UNIT:
-        x, largest, length = _unit(x)
-    c = tl.load(codewords + row * D + channel, mask=inside_good, other=0.0)
+    index = tl.load(found + row, mask=row_inside, other=0)
+    inside_good = inside & (tl.min(index, axis=1)[:, :, None] >= 0)
+    difference = tl.load(differences + row * D + channel, mask=inside, other=0.0)
     to_latent = 0.0
     to_book = 0.0
     if LOSS:
@@ -146,17 +149,17 @@ def _spread(
         to_latent += tl.load(of_latent)
     if OF_BOOK:
         to_book += tl.load(of_book)
-    g = (x - c) * (to_latent * twice_over_elements)
+    g = difference * (to_latent * twice_over_elements)
     if QUANTIZED:
         at = of_quantized + position * stride_p + (group * D + channel) * stride_c
         g += tl.load(at, mask=inside_good, other=0.0).to(tl.float32)
     if UNIT:  # rows that are all but zero get none, see `normalize`
+        x, largest, length = _unit(tl.load(latent + row * D + channel, mask=inside_good, other=0.0))
         g = (g - x * tl.sum(g * x, axis=2)[:, :, None]) / length / tl.maximum(largest, 1.1754943508222875e-38)
         g = tl.where(largest > 1e-12, g, 0.0)
     tl.store(grad + row * D + channel, tl.where(inside_good, g, 0.0), mask=inside)
     if LEARNS:
-        toward = tl.where(inside_good, (c - x) * (to_book * twice_over_elements), 0.0)
-        tl.store(rows + row * D + channel, toward, mask=inside)
+        tl.store(rows + row * D + channel, difference * (-to_book * twice_over_elements), mask=inside)
         index = tl.maximum(index, 0)
         if SEPARATE:
             index += group * V.to(tl.int64)

@@ -84,7 +84,7 @@ class GSQ(LearntCodebook):
         """See ``LearntCodebook.assign``."""
         if self.norm == "l2":
             return nearest_codewords(latent, book, "cosine")  # which normalises, and in higher precision
-        return nearest_codewords(latent, self.normalized(book), "euclidean")
+        return nearest_codewords(self.normalized(latent), self.normalized(book), "euclidean")
 
     def prepared(self, latent: Tensor) -> Tensor:
         """See ``LearntCodebook.prepared``."""

@@ -122,8 +122,3 @@ class _SphericalStage(VQ):
     def assign(self, latent: Tensor, book: Tensor) -> Tensor:
         """See ``LearntCodebook.assign``."""
         return nearest_codewords(latent, book, "cosine")
-
-    @property
-    def unit_rows(self) -> None:
-        """None: rows of any length, compared by angle."""
-        return None

@@ -4,7 +4,10 @@
 one by one. For calls whose arguments differ in their addresses alone both are done once.
 """
 
+import os
 from collections.abc import Callable, Sequence
+from functools import lru_cache
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +15,15 @@ from torch import Tensor
 
 Compiled = tuple[Callable[..., None], list[Any], list[tuple[int, int]]]
 ALIGNMENT = 256  # bytes between the starts of arrays: more than any kernel is compiled for
+_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@lru_cache
+def kernels_run_on(device: torch.device) -> bool:
+    """Whether there is Triton, and a GPU for it (or its interpreter)."""
+    if device.type != ("cpu" if _INTERPRETED else "cuda") or find_spec("triton") is None:
+        return False
+    return _INTERPRETED or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 class Launch(NamedTuple):
@@ -54,9 +66,10 @@ class Launches:
         base = workspace.data_ptr()
         pointers += [base + offset for offset in self._offsets]
         for launch, arguments, places in compiled:
+            filled = arguments.copy()  # other threads may be here
             for place, number in places:
-                arguments[place] = pointers[number]
-            launch(*arguments)
+                filled[place] = pointers[number]
+            launch(*filled)
 
     def _first(self, workspace: Tensor, given: Sequence[Tensor]) -> list[Compiled]:
         """Launch them as Triton does, and return what it compiled."""

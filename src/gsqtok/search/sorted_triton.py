@@ -9,7 +9,6 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 512
-STEPS = tl.constexpr((1 << 30) - 2)  # of a key in a turn of 1, which is a quarter of the circle
 
 
 def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
@@ -21,7 +20,7 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
         return nearest(latents.unsqueeze(1), codebook.unsqueeze(0)).squeeze(1)
     (n, groups, d), v, codebook = latents.shape, codebook.shape[1], codebook.detach()
     found = latents.new_empty((n, groups), dtype=torch.int64)
-    keys, order = _sorted_values(codebook) if d == 1 else _sorted_turns(codebook)
+    keys, order = _sorted(codebook)
     _look_up[(-(-n // BLOCK), groups)](
         latents, *latents.stride(), codebook, *codebook.stride(), keys, order, found, n, v, v.bit_length(),
         D=d, BM=BLOCK,
@@ -29,27 +28,20 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
     return found
 
 
-def _sorted_values(codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Values of (G, V, 1) in order, and where they were. A sort's time goes by the bits of what is sorted."""
-    keys, order = torch.sort(codebook.select(2, 0), stable=True)
-    return keys, order
+def _sorted(codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """What codewords (G, V, d) are sorted by, in order, equal ones by index, and where they were.
 
-
-def _sorted_turns(codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Turns of (G, V, 2), float64 in order, equal ones by index, and where they were.
-
-    Sorted by their first 32 bits, in half the time that all take. The few that agree in them are put in order after.
+    A sort's time goes by the bits of what is sorted: on a line those of the values, on a circle 64, which tell all
+    angles apart.
     """
-    groups, v, _ = codebook.shape
-    grid = (-(-v // BLOCK), groups)
-    turns = codebook.new_empty((2, groups, v), dtype=torch.float64)
-    keys, unordered = codebook.new_empty((2, groups, v), dtype=torch.int32)
-    _turns[grid](codebook, *codebook.stride(), turns[0], keys, unordered, v, BM=BLOCK)
-    keys, by_key = torch.sort(keys, stable=True)
-    order = torch.empty_like(by_key)
-    _find_unordered[grid](turns[0], keys, by_key, unordered, v, v.bit_length(), BM=BLOCK)
-    _order[grid](turns[0], keys, by_key, unordered, turns[1], order, v, v.bit_length(), BM=BLOCK)
-    return turns[1], order
+    groups, v, d = codebook.shape
+    if d == 1:
+        keys = codebook.select(2, 0)
+    else:
+        keys = codebook.new_empty((groups, v), dtype=torch.float64)
+        _turns[(-(-v // BLOCK), groups)](codebook, *codebook.stride(), keys, v, BM=BLOCK)
+    keys, order = torch.sort(keys, stable=True)
+    return keys, order
 
 
 @triton.jit
@@ -80,65 +72,13 @@ def _turn(x, y):
 
 
 @triton.jit(do_not_specialize=["V"])
-def _turns(codebook, stride_g, stride_v, stride_d, turns, keys, unordered, V, BM: tl.constexpr):
-    """The turn of each codeword, NaN for those with NaN or infinity, and 32 bits that have the same order.
-
-    NaN comes last, before it the infinity of zero codewords. Besides, no run of equal keys is marked as unordered.
-    """
-    number = tl.program_id(1).to(tl.int64)
+def _turns(codebook, stride_g, stride_v, stride_d, keys, V, BM: tl.constexpr):
+    """The turn of each codeword: NaN, which sorts behind everything, for those with NaN or infinity."""
+    codebook += tl.program_id(1).to(tl.int64) * stride_g
+    keys += tl.program_id(1).to(tl.int64) * V
     v = tl.program_id(0) * BM + tl.arange(0, BM)
-    x, y, bad = _point(codebook + number * stride_g, stride_v, stride_d, v, v < V, 2)
-    turn = _turn(x, y)
-    zero = turn == float("inf")
-    key = tl.floor(tl.where(zero | bad, 0.0, turn) * STEPS).to(tl.int32)
-    key = tl.where(zero, 0x7FFFFFFE, key)
-    tl.store(turns + number * V + v, tl.where(bad, float("nan"), turn), mask=v < V)
-    tl.store(keys + number * V + v, tl.where(bad, 0x7FFFFFFF, key), mask=v < V)
-    tl.store(unordered + number * V + v, 0, mask=v < V)
-
-
-@triton.jit(do_not_specialize=["V", "steps"])
-def _find_unordered(turns, keys, by_key, unordered, V, steps, BM: tl.constexpr):
-    """Mark at its first place each run of equal keys whose turns are not in order."""
-    number = tl.program_id(1).to(tl.int64) * V
-    place = number + tl.program_id(0) * BM + tl.arange(0, BM)
-    inside = (place > number) & (place < number + V)
-    key = tl.load(keys + place, mask=inside, other=0)
-    equal = inside & (key == tl.load(keys + place - 1, mask=inside, other=0))
-    turn = tl.load(turns + number + tl.load(by_key + place, mask=equal, other=0), mask=equal, other=0.0)
-    before = tl.load(turns + number + tl.load(by_key + place - 1, mask=equal, other=0), mask=equal, other=0.0)
-    wrong = equal & (turn < before)
-    if tl.max(wrong.to(tl.int32), axis=0) > 0:
-        start = _first_not_below(keys + number, key, V, steps)
-        tl.store(unordered + number + start, 1, mask=wrong)
-
-
-@triton.jit(do_not_specialize=["V", "steps"])
-def _order(turns, keys, by_key, unordered, in_order, order, V, steps, BM: tl.constexpr):
-    """Turns in order and where they were, from the order of the keys; equal turns keep theirs, by index."""
-    number = tl.program_id(1).to(tl.int64) * V
-    place = tl.program_id(0) * BM + tl.arange(0, BM)
-    inside = place < V
-    key = tl.load(keys + number + place, mask=inside, other=0)
-    index = tl.load(by_key + number + place, mask=inside, other=0)
-    turn = tl.load(turns + number + index, mask=inside, other=0.0)
-    equal = inside & (place > 0) & (key == tl.load(keys + number + place - 1, mask=inside & (place > 0), other=0))
-    equal |= (place < V - 1) & (key == tl.load(keys + number + place + 1, mask=place < V - 1, other=0))
-    target = place
-    if tl.max(equal.to(tl.int32), axis=0) > 0:
-        start = _first_not_below(keys + number, key, V, steps)
-        moves = equal & (tl.load(unordered + number + start, mask=equal, other=0) > 0)
-        target = tl.where(moves, start, place)
-        other = start
-        while tl.max(moves.to(tl.int32), axis=0) > 0:  # past those of the run that come before
-            at = tl.load(by_key + number + other, mask=moves, other=0)
-            compared = tl.load(turns + number + at, mask=moves, other=0.0)
-            target += (moves & ((compared < turn) | ((compared == turn) & (other < place)))).to(tl.int32)
-            other += 1
-            moves &= other < V
-            moves &= tl.load(keys + number + other, mask=moves, other=0) == key
-    tl.store(in_order + number + target, turn, mask=inside)
-    tl.store(order + number + target, index, mask=inside)
+    x, y, bad = _point(codebook, stride_v, stride_d, v, v < V, 2)
+    tl.store(keys + v, tl.where(bad, float("nan"), _turn(x, y)), mask=v < V)
 
 
 @triton.jit
