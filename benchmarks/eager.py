@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from importlib import metadata
+from itertools import count
 from itertools import product as pairs
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def layers(shape: list[int]) -> Iterator[Case]:
     z, c = rows_of(*shape)
     found = z.new_empty(len(z), dtype=torch.int64)
     key = (z.shape, c.shape, z.stride(), c.stride(), "cosine", None, z.dtype, c.dtype)
-    kernels = triton._launches(*key)
+    kernels, sizes = triton._launches(*key), count(1)
     for name, call in {
         "torch.empty": lambda: z.new_empty(1024),
         "z + 1": lambda: z + 1,
@@ -207,6 +208,7 @@ def layers(shape: list[int]) -> Iterator[Case]:
         "kernels.nearest": lambda: triton.nearest(z, c, "cosine"),
         "the operator": lambda: torch.ops.gsqtok.nearest.default(z, c, "cosine", True, 1),
         "nearest": lambda: nearest(z, c, use_triton=True),
+        "nearest, another N at every call": lambda: nearest(z[next(sizes) :], c, use_triton=True),
     }.items():
         call()
         yield {"name": name} | ({} if _compiling else {"host": wall(call, 5 * RUNS)[1]})

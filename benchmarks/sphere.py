@@ -117,6 +117,18 @@ def _boxes(codebook, boxes, V, D: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
+def _apart(boxes, number, last_tile, low, high, D: tl.constexpr):
+    """The squared distance of the tiles' boxes from another box."""
+    dims = tl.arange(0, 4)
+    box = boxes + number[:, None] * 8 + dims[None, :]
+    there = (number < last_tile)[:, None] & (dims < D)[None, :]
+    before = tl.load(box, mask=there, other=0.0) - high[None, :]
+    behind = low[None, :] - tl.load(box + 4, mask=there, other=0.0)
+    gap = tl.where(there, tl.maximum(tl.maximum(before, behind), 0.0), 0.0)
+    return tl.sum(gap * gap, axis=1)
+
+
+@triton.jit
 def _tile(a, half, tile, shift, BM: tl.constexpr, BN: tl.constexpr, K: tl.constexpr):
     b = tl.load(half + (tile * BN + tl.arange(0, BN)).to(tl.int64)[None, :] * K + tl.arange(0, K)[:, None])
     s = tl.dot(a, b)
@@ -170,16 +182,10 @@ def _search(
     fourth = first
     first_tile = split * tiles_a_split
     last_tile = tl.minimum(first_tile + tiles_a_split, tiles)
-    dims = tl.arange(0, 4)
     for phase in range(2):  # boxes that meet the block's come first, as they make the bound small
         for chunk in range(first_tile, last_tile, CHUNK):
             number = chunk + tl.arange(0, CHUNK)
-            box = boxes + number[:, None] * 8 + dims[None, :]
-            there = (number < last_tile)[:, None] & (dims < D)[None, :]
-            before = tl.load(box, mask=there, other=0.0) - high[None, :]
-            behind = low[None, :] - tl.load(box + 4, mask=there, other=0.0)
-            gap = tl.where(there, tl.maximum(tl.maximum(before, behind), 0.0), 0.0)
-            apart = tl.sum(gap * gap, axis=1)
+            apart = _apart(boxes, number, last_tile, low, high, D)
             wanted = (number < last_tile) & (apart <= bound) & ((apart > 0) == (phase > 0))
             tile = tl.min(tl.where(wanted, number, 0x7FFFFFFF), axis=0)
             while tile < last_tile:

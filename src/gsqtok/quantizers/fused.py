@@ -87,7 +87,7 @@ def _run(rows: Tensor, book: Tensor, method: Method, difference: Tensor | None) 
 
 
 class _LookUp(torch.autograd.Function):
-    """What it saves is given to nobody, so that outputs may be changed in place and codebooks may move."""
+    """Saves neither outputs, which may be changed in place, nor the codebook, which may move, before `backward`."""
 
     @staticmethod
     def forward(ctx: Any, latent: Tensor, book: Tensor, method: Method) -> tuple[Tensor, ...]:

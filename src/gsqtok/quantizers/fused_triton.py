@@ -29,8 +29,8 @@ def forward(
         {"SEPARATE": separate, "UNIT": unit, "KEEPS": keeps, **shape},
     )  # fmt: skip
     mean = Launch(
-        _mean, (1,), ("sums", "invalid", "loss", "of_book", "of_latent", blocks, positions * groups * d),
-        {"WEIGHT": book + latent},
+        _mean, (1,),
+        ("sums", "invalid", "loss", "of_book", "of_latent", blocks, positions * groups * d, float(book + latent)), {},
     )  # fmt: skip
     given = ("latent", "codebook", "found", "difference", "quantized", "indices", "loss", "of_book", "of_latent")
     return Launches(given, {"sums": (torch.float32, blocks), "invalid": (torch.int32, blocks)}, [take, mean])
@@ -45,10 +45,11 @@ def backward(
     shape, blocks = _shape(positions, groups, d)
     given = ("latent", "difference", "found", "quantized", "loss", "of_book", "of_latent", "grad", "rows", "taken")
     spread = Launch(
-        _spread, (blocks,), (*given, positions, v, *strides, 2 / (positions * groups * d)),
+        _spread, (blocks,),
+        (*given, positions, v, *strides, 2 / (positions * groups * d), float(book), float(latent)),
         {
-            "BOOK": book, "LATENT": latent, "QUANTIZED": present[0], "LOSS": present[1], "OF_BOOK": present[2],
-            "OF_LATENT": present[3], "LEARNS": learns, "SEPARATE": separate, "UNIT": unit, **shape,
+            "QUANTIZED": present[0], "LOSS": present[1], "OF_BOOK": present[2], "OF_LATENT": present[3],
+            "LEARNS": learns, "SEPARATE": separate, "UNIT": unit, **shape,
         },
     )  # fmt: skip
     return Launches(given, {}, [spread])
@@ -112,7 +113,7 @@ def _take(
 
 
 @triton.jit(do_not_specialize=["blocks", "elements"])
-def _mean(sums, invalid, loss, of_book, of_latent, blocks, elements, WEIGHT: tl.constexpr):
+def _mean(sums, invalid, loss, of_book, of_latent, blocks, elements, weight):
     """The mean square, and the weighted sum of both losses, which are equal; NaN where a position is invalid."""
     total = tl.zeros((1024,), tl.float64)
     wrong = tl.zeros((1024,), tl.int32)
@@ -123,15 +124,15 @@ def _mean(sums, invalid, loss, of_book, of_latent, blocks, elements, WEIGHT: tl.
     value = (tl.sum(total, axis=0) / elements).to(tl.float32)
     tl.store(of_book, value)
     tl.store(of_latent, value)
-    tl.store(loss, tl.where(tl.max(wrong, axis=0) > 0, float("nan"), WEIGHT * value))
+    tl.store(loss, tl.where(tl.max(wrong, axis=0) > 0, float("nan"), weight * value))
 
 
 @triton.jit(do_not_specialize=["P", "V"])
 def _spread(
     latent, differences, found, of_quantized, of_loss, of_book, of_latent, grad, rows, taken,
-    P, V, stride_p, stride_c, twice_over_elements,
-    BOOK: tl.constexpr, LATENT: tl.constexpr, QUANTIZED: tl.constexpr, LOSS: tl.constexpr, OF_BOOK: tl.constexpr,
-    OF_LATENT: tl.constexpr, LEARNS: tl.constexpr, SEPARATE: tl.constexpr, UNIT: tl.constexpr,
+    P, V, stride_p, stride_c, twice_over_elements, book_weight, latent_weight,
+    QUANTIZED: tl.constexpr, LOSS: tl.constexpr, OF_BOOK: tl.constexpr, OF_LATENT: tl.constexpr,
+    LEARNS: tl.constexpr, SEPARATE: tl.constexpr, UNIT: tl.constexpr,
     G: tl.constexpr, D: tl.constexpr, BP: tl.constexpr, GP: tl.constexpr, DP: tl.constexpr,
 ):  # fmt: skip
     """The latents' gradient, and of each row what it adds to the gradient of which codeword."""
@@ -143,15 +144,15 @@ def _spread(
     to_latent = 0.0
     to_book = 0.0
     if LOSS:
-        to_latent += tl.load(of_loss) * LATENT
-        to_book += tl.load(of_loss) * BOOK
+        to_latent += tl.load(of_loss) * latent_weight
+        to_book += tl.load(of_loss) * book_weight
     if OF_LATENT:
         to_latent += tl.load(of_latent)
     if OF_BOOK:
         to_book += tl.load(of_book)
     g = difference * (to_latent * twice_over_elements)
     if QUANTIZED:
-        at = of_quantized + position * stride_p + (group * D + channel) * stride_c
+        at = of_quantized + position * stride_p + (group * D + channel).to(tl.int64) * stride_c
         g += tl.load(at, mask=inside_good, other=0.0).to(tl.float32)
     if UNIT:  # rows that are all but zero get none, see `normalize`
         x, largest, length = _unit(tl.load(latent + row * D + channel, mask=inside_good, other=0.0))

@@ -83,7 +83,7 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
         found: Tensor = torch.ops.gsqtok.nearest(latents.cpu(), codebook.cpu(), metric, use_triton, k)
         return found.to(device)
     if device.type == "cpu":
-        require_finite("latents", latents.reshape(-1, latents.shape[-1]))
+        require_finite("latents", latents.detach().reshape(-1, latents.shape[-1]))
     if use_triton or (use_triton is None and latents.is_cuda):
         obstacle = _obstacle_to_triton(latents, codebook, k)
         if obstacle is None:
