@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from gsqtok.search import nearest
@@ -95,7 +94,7 @@ class _LookUp(torch.autograd.Function):
         outputs, found = _run(latent, book, method, difference)
         quantized, indices, _, of_book, of_latent = outputs
         ctx.method, ctx.book = method, book.shape
-        ctx.save_for_backward(latent if method.unit else difference, difference, found)
+        ctx.save_for_backward(latent, difference, found)
         fixed = [indices]
         if not ctx.needs_input_grad[0]:
             fixed += [quantized, of_latent]
@@ -106,27 +105,49 @@ class _LookUp(torch.autograd.Function):
         return tuple(outputs)
 
     @staticmethod
-    @once_differentiable
     def backward(
         ctx: Any, quantized: Tensor | None, _: Any, *losses: Tensor | None
     ) -> tuple[Tensor | None, Tensor | None, None]:
-        from gsqtok.quantizers import fused_triton
-
         latent, difference, found = ctx.saved_tensors
-        groups, separate, (v, d) = ctx.method.groups, len(ctx.book) == 3, ctx.book[-2:]
         learns = ctx.needs_input_grad[1] and (losses[0] is not None or losses[1] is not None)
-        grad = torch.empty_like(difference)
-        rows, taken = (torch.empty_like(difference), torch.empty_like(found)) if learns else (grad, found)
-        given = [difference if of is None else of for of in (quantized, *losses)]
-        present = tuple(of is not None for of in (quantized, *losses))
-        with torch.cuda.device(difference.get_device()):
-            launches = fused_triton.backward(
-                len(difference), groups, d, v, separate, *ctx.method[1:], given[0].stride(), present, learns
-            )
-            launches(latent, difference, found, *given, grad, rows, taken)
-        of_book = None
-        if learns:
-            of_book = torch.ops.aten.embedding_dense_backward(
-                rows.view(-1, d), taken.view(-1), ctx.book[:-1].numel(), -1, False
-            ).view(ctx.book)
+        with torch.no_grad():
+            grad, of_book = _gradients(ctx.method, ctx.book, latent, difference, found, (quantized, *losses), learns)
+        if torch.is_grad_enabled():  # as these may be differentiated in turn
+            grad = _Once.apply(grad, latent)
+            of_book = None if of_book is None else _Once.apply(of_book, latent)
         return grad, of_book, None
+
+
+def _gradients(
+    method: Method, book: torch.Size, latent: Tensor, difference: Tensor, found: Tensor,
+    of_outputs: tuple[Tensor | None, ...], learns: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    """The latents' gradient and, where wanted, the codebook's, from those of the outputs that have one."""
+    from gsqtok.quantizers import fused_triton
+
+    grad = torch.empty_like(difference)
+    rows, taken = (torch.empty_like(difference), torch.empty_like(found)) if learns else (grad, found)
+    given = [difference if of is None else of for of in of_outputs]
+    present = tuple(of is not None for of in of_outputs)
+    shape = (len(difference), method.groups, book[-1], book[-2], len(book) == 3, *method[1:])
+    with torch.cuda.device(difference.get_device()):
+        launches = fused_triton.backward(*shape, given[0].stride(), present, learns)
+        launches(latent, difference, found, *given, grad, rows, taken)
+    if not learns:
+        return grad, None
+    of_rows = rows.view(-1, book[-1]), taken.view(-1)
+    return grad, torch.ops.aten.embedding_dense_backward(*of_rows, book[:-1].numel(), -1, False).view(book)
+
+
+class _Once(torch.autograd.Function):
+    """A gradient that depends on latents in a way that nobody can differentiate."""
+
+    @staticmethod
+    def forward(ctx: Any, grad: Tensor, latent: Tensor) -> Tensor:
+        return grad.view_as(grad)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise NotImplementedError(
+            "a fused quantizer has no second derivative; torch.func.grad takes it, by PyTorch's operations"
+        )
