@@ -54,3 +54,14 @@ def is_nearest_by_fractions(found: list[int], latents: Tensor, codebook: Tensor)
         if distance[index] > min(distance) * allowed:
             return False
     return True
+
+
+def rows_of_kind(kind, n, v, d, seed):
+    """Latents (n, d) and a codebook (v, d): "uniform", "lattice", or of a kind of ``mixed_scales``."""
+    if kind in SCALES:
+        return mixed_scales(kind, n, v, d, 6, seed)
+    g = torch.Generator().manual_seed(seed)
+    latents, codebook = torch.randn(n, d, generator=g), torch.randn(v, d, generator=g)
+    if kind == "lattice":  # full of ties and duplicates
+        latents, codebook = (2 * latents).round(), codebook.round()
+    return latents, codebook

@@ -22,18 +22,24 @@ def dino():
     return build_discriminator("projected", backbone=random_backbone(DINO, embedding=True))
 
 
-def test_dino_looks_at_the_embedding_and_blocks_2_5_8_11():
+def looked_at(*shape):
+    """DINOv2 of random weights, images, and what timm's forward hooks see of its embedding and blocks 2, 5, 8, 11."""
     torch.manual_seed(0)
     full = timm.create_model(DINO, dynamic_img_size=True).eval()
     seen = {}
     full.norm_pre.register_forward_hook(lambda *call: seen.setdefault("embedding", call[2]))
     for block in (2, 5, 8, 11):
         full.blocks[block].register_forward_hook(lambda *call, b=block: seen.setdefault(b, call[2]))
-    images = torch.rand(2, 3, 56, 42) * 2 - 1
+    images = torch.rand(shape) * 2 - 1
     config = timm.data.resolve_data_config(model=full)
     normalise = timm.data.create_transform(**config, is_training=False).transforms[-1]
     with torch.no_grad():
         full.forward_features(normalise((images + 1) / 2))
+    return full, images, seen
+
+
+def test_dino_looks_at_the_embedding_and_blocks_2_5_8_11():
+    full, images, seen = looked_at(2, 3, 56, 42)
     expected = [seen[key][:, 5:].mT.unflatten(2, (4, 3)) for key in ("embedding", 2, 5, 8, 11)]  # class, 4 registers
 
     backbone = ProjectedDiscriminator(Backbone(full, DINO, embedding=True)).backbone
@@ -118,17 +124,7 @@ def test_too_few_patches_are_refused(dino):
 
 
 def test_official_dino_judges_every_token_at_its_own_size():
-    torch.manual_seed(0)
-    full = timm.create_model(DINO, dynamic_img_size=True).eval()
-    seen = {}
-    full.norm_pre.register_forward_hook(lambda *call: seen.setdefault("embedding", call[2]))
-    for block in (2, 5, 8, 11):
-        full.blocks[block].register_forward_hook(lambda *call, b=block: seen.setdefault(b, call[2]))
-    images = torch.rand(1, 3, 42, 42) * 2 - 1
-    config = timm.data.resolve_data_config(model=full)
-    normalise = timm.data.create_transform(**config, is_training=False).transforms[-1]
-    with torch.no_grad():
-        full.forward_features(normalise((images + 1) / 2))
+    full, images, seen = looked_at(1, 3, 42, 42)
     backbone = Backbone(full, DINO, input_size=42, embedding=True, official=True)
     discriminator = build_discriminator("projected", official=True, backbone=backbone)
     for ours, key in zip(backbone(images), ("embedding", 2, 5, 8, 11), strict=True):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_truth import SCALES, mixed_scales, nearest_by_distance
+from search_truth import SCALES, nearest_by_distance, rows_of_kind
 
 from gsqtok.search import chunked, few, nearest
 from gsqtok.search.codebook import Codebook
@@ -23,13 +23,7 @@ def search(latents, codebook, metric):
 )
 @settings(max_examples=150, deadline=None)
 def test_euclidean_by_distance_then_index(n, v, d, kind, seed):
-    if kind in SCALES:
-        latents, codebook = mixed_scales(kind, n, v, d, 6, seed)
-    else:
-        g = torch.Generator().manual_seed(seed)
-        latents, codebook = torch.randn(n, d, generator=g), torch.randn(v, d, generator=g)
-        if kind == "lattice":  # full of ties and duplicates
-            latents, codebook = (2 * latents).round(), codebook.round()
+    latents, codebook = rows_of_kind(kind, n, v, d, seed)
     assert torch.equal(search(latents, codebook, "euclidean"), nearest_by_distance(latents, codebook)[:, 0])
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from search_truth import SCALES, mixed_scales, nearest_by_distance
+from search_truth import SCALES, nearest_by_distance, rows_of_kind
 
 from gsqtok.search import chunked, nearest, tree
 from gsqtok.search.codebook import Codebook
@@ -21,13 +21,7 @@ from gsqtok.search.codebook import Codebook
 )
 @settings(max_examples=120, deadline=None)
 def test_euclidean_by_distance_then_index(n, v, d, k, kind, seed):
-    if kind in SCALES:
-        latents, codebook = mixed_scales(kind, n, v, d, 6, seed)
-    else:
-        g = torch.Generator().manual_seed(seed)
-        latents, codebook = torch.randn(n, d, generator=g), torch.randn(v, d, generator=g)
-        if kind == "lattice":  # full of ties and duplicates
-            latents, codebook = (2 * latents).round(), codebook.round()
+    latents, codebook = rows_of_kind(kind, n, v, d, seed)
     k = min(k, v)
     found = tree.nearest(latents, Codebook(codebook), "euclidean", k)
     assert torch.equal(found.view(n, k), nearest_by_distance(latents, codebook, k))

@@ -111,7 +111,7 @@ def test_codebooks_are_the_centres_of_the_latents(tmp_path):
     source = ImageTokenizer(run.first.model).eval()
     source.save_pretrained(tmp_path)
     own = quantized(tmp_path, run.config)
-    images = torch.cat(afterwards._crops(run.config.data, run.config.seed))
+    images = torch.cat(list(afterwards._crops(run.config.data, run.config.seed)))
     latents = source.encoder(images).movedim(1, -1).flatten(0, 2).detach()
     out = own.quantizer(latents)
     rows = latents.unflatten(-1, (2, -1))

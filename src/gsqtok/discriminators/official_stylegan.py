@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from gsqtok.discriminators.augment import DiffAugment
 from gsqtok.discriminators.base import Discriminator
-from gsqtok.discriminators.stylegan import HEAD_SIZE, Blur, check_size
+from gsqtok.discriminators.stylegan import HEAD_SIZE, Blur, check_size, level_widths
 
 
 class OfficialStyleGANDiscriminator(Discriminator):
@@ -41,9 +41,7 @@ class OfficialStyleGANDiscriminator(Discriminator):
         augment: Sequence[str] | DiffAugment = (),
     ) -> None:
         super().__init__(augment)
-        if not multipliers:
-            raise ValueError("multipliers must name the filters of one level or more")
-        widths = [channels, *(channels * multiplier for multiplier in multipliers)]
+        widths = level_widths(channels, multipliers)
         last = widths[-1]
         self.smallest = 2 ** len(multipliers)
         self.from_rgb = nn.Conv2d(3, channels, 3, padding=1)

@@ -47,9 +47,7 @@ class StyleGANDiscriminator(Discriminator):
         augment: Sequence[str] | DiffAugment = (),
     ) -> None:
         super().__init__(augment)
-        if not multipliers:
-            raise ValueError("multipliers must name the filters of one level or more")
-        widths = [channels, *(channels * multiplier for multiplier in multipliers)]
+        widths = level_widths(channels, multipliers)
         last = widths[-1]
         self.smallest = 2 ** len(multipliers)
         self.from_rgb = EqualisedConv(3, channels, 1)
@@ -65,6 +63,13 @@ class StyleGANDiscriminator(Discriminator):
         x = activate(self.final(minibatch_deviation(x)))
         x = F.adaptive_avg_pool2d(x, HEAD_SIZE)
         return [self.verdict(activate(self.hidden(x.flatten(1))))]
+
+
+def level_widths(channels: int, multipliers: Sequence[int]) -> list[int]:
+    """Filters at the image's own size, and after each halving."""
+    if not multipliers:
+        raise ValueError("multipliers must name the filters of one level or more")
+    return [channels, *(channels * multiplier for multiplier in multipliers)]
 
 
 def check_size(images: Tensor, smallest: int) -> None:

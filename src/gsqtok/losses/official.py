@@ -1,7 +1,7 @@
 """The adversarial losses as the paper's own code reduces them; those of `gsqtok.losses.adversarial` are the textbook's.
 
 Both modules have the same names. Written from what was measured on the official code with equal logits
-(docs/training.md, "Where this differs from the official code"). The maps of a discriminator are one row of logits for
+(docs/paper.md, "Where this differs from the official code"). The maps of a discriminator are one row of logits for
 each image here, so that a larger map weighs more.
 """
 

@@ -7,7 +7,7 @@ with a gradient that is not its own. Latents that were learnt without one, quant
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -75,7 +75,7 @@ def quantized(source: Path, config: TrainConfig) -> ImageTokenizer:
     return own.eval()
 
 
-def _crops(data: DataConfig, seed: int) -> list[torch.Tensor]:
+def _crops(data: DataConfig, seed: int) -> Iterator[torch.Tensor]:
     """Random crops of training images, in batches (B, 3, size, size) in [-1, 1]."""
     from gsqtok.data import to_float, train_loader
     from gsqtok.training.images import training_images
@@ -83,4 +83,5 @@ def _crops(data: DataConfig, seed: int) -> list[torch.Tensor]:
     source, transform = training_images(data)
     batch = min(128, len(source))
     loader = train_loader(source, transform, batch_size=batch, seed=seed, workers=data.workers)
-    return [to_float(part["image"]) for part in islice(loader, max(1, min(IMAGES, len(source)) // batch))]
+    for part in islice(loader, max(1, min(IMAGES, len(source)) // batch)):
+        yield to_float(part["image"])

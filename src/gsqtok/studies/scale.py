@@ -129,6 +129,14 @@ _MEDIUM = TrainConfig(
     keep_checkpoints=1,
     trackers=(),
 )
+_LITE0_ADVERSARIAL = AdversarialConfig(
+    discriminator="projected",
+    backbone="tf_efficientnet_lite0",
+    weight=0.03,
+    start_step=300,
+    augment=("color", "translation", "cutout"),
+    optimizer=OptimizerConfig(learning_rate=2e-4),
+)
 _PAPER_OPTIMIZER = OptimizerConfig(learning_rate=2e-4)
 _PAPER_ADVERSARIAL = AdversarialConfig(
     discriminator="projected", augment=("color", "translation", "cutout"), optimizer=_PAPER_OPTIMIZER
@@ -160,14 +168,7 @@ SCALES = {
         summary="64 px (made for Tiny ImageNet), a model of about 4M parameters, no discriminator unless named",
         config=_SMALL,
         ablations=_SMALL,
-        adversarial=AdversarialConfig(
-            discriminator="projected",
-            backbone="tf_efficientnet_lite0",
-            weight=0.03,
-            start_step=300,
-            augment=("color", "translation", "cutout"),
-            optimizer=OptimizerConfig(learning_rate=2e-4),
-        ),
+        adversarial=_LITE0_ADVERSARIAL,
         multipliers={8: (1, 1, 2, 2), 16: (1, 1, 2, 2, 2), 32: (1, 1, 2, 2, 2, 2), 64: (1, 1, 2, 2, 2, 2, 2)},
         features=_LITE1,
     ),
@@ -176,14 +177,7 @@ SCALES = {
         summary="256 px, compact networks of 15 to 20M parameters, no discriminator unless named",
         config=_MEDIUM,
         ablations=_MEDIUM,
-        adversarial=AdversarialConfig(
-            discriminator="projected",
-            backbone="tf_efficientnet_lite0",
-            weight=0.1,
-            start_step=2500,
-            augment=("color", "translation", "cutout"),
-            optimizer=OptimizerConfig(learning_rate=2e-4),
-        ),
+        adversarial=replace(_LITE0_ADVERSARIAL, weight=0.1, start_step=2500),
         multipliers={8: (3, 6, 12), 16: (3, 6, 8, 10), 32: (3, 6, 6, 8, 8), 64: (3, 6, 6, 6, 8, 8)},
         features=_LITE1,
         perceptual=(_LITE1,),

@@ -94,7 +94,7 @@ class Pretrained(nn.Module):
         """
         target = Path(save_directory)
         named = (target.parent if target.name == RUN_TOKENIZER else target).absolute().name  # a run has its own name
-        self._save(target, named, dtype, evaluation, license, picture=evaluation is not None)
+        self._save(target, named, dtype, evaluation, license, with_image=evaluation is not None)
 
     def _save(
         self,
@@ -103,7 +103,7 @@ class Pretrained(nn.Module):
         dtype: torch.dtype | None,
         evaluation: Result | Mapping[str, Any] | str | Path | None,
         license: str | None,
-        picture: bool,
+        with_image: bool,
     ) -> None:
         from gsqtok.tokenizer.model_card import CARD_FILE, write_card
 
@@ -121,7 +121,7 @@ class Pretrained(nn.Module):
         try:
             if (target / CARD_FILE).exists():
                 shutil.copy(target / CARD_FILE, temporary)
-            write_card(temporary, tokenizer, name, evaluation, license, picture)
+            write_card(temporary, tokenizer, name, evaluation, license, with_image)
             save_file(state, temporary / WEIGHTS_FILE, metadata={"format": "pt"})
             (temporary / CONFIG_FILE).write_text(json.dumps(tokenizer.config.to_dict(), indent=2) + "\n")
             target.mkdir(exist_ok=True)
@@ -160,7 +160,7 @@ class Pretrained(nn.Module):
         from gsqtok.tokenizer.model_card import CARD_FILE
 
         return upload(
-            lambda folder: self._save(folder, repo_id, dtype, evaluation, license, picture=True),
+            lambda folder: self._save(folder, repo_id, dtype, evaluation, license, with_image=True),
             repo_id,
             keep=(CARD_FILE,),
             private=private,

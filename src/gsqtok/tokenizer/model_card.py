@@ -19,10 +19,9 @@ if TYPE_CHECKING:
     from gsqtok.tokenizer import ImageTokenizer
 
 CARD_FILE = "README.md"
-PICTURE_FILE = "reconstructions.webp"
+IMAGE_FILE = "reconstructions.webp"
 DEMO_IMAGES = Path(__file__).parent.parent / "demo_images"
 SHOWN_IMAGES = 3
-EXAMPLE = "```bash"  # what the picture stands before
 GENERATED = "<!-- Written by gsqtok, and written anew with each save. Remove this line to keep what you change. -->"
 # As tables of tokenizers show them: name, unit, digits.
 _SHOWN = {
@@ -42,24 +41,21 @@ def write_card(
     name: str,
     evaluation: Result | Mapping[str, Any] | str | Path | None = None,
     license: str | None = None,
-    picture: bool = False,
+    with_image: bool = False,
 ) -> None:
     """Write the card, unless the folder holds one that somebody wrote or changed (without the line ``GENERATED``).
 
     Args:
         folder: where it goes.
         tokenizer, name, evaluation, license: as for ``model_card``.
-        picture: show some of the package's images and what the tokenizer makes of them.
+        with_image: show some of the package's images and what the tokenizer makes of them.
     """
     path = folder / CARD_FILE
     if path.exists() and GENERATED not in path.read_text(encoding="utf-8"):
         return
-    card = model_card(tokenizer, name, evaluation, license)
-    if picture:
-        reconstructions(tokenizer).save(folder / PICTURE_FILE, quality=95)
-        shown = f"![Images above their reconstructions]({PICTURE_FILE})"
-        card = card.replace(EXAMPLE, f"{shown}\n\n{EXAMPLE}", 1)
-    path.write_text(card, encoding="utf-8")
+    if with_image:
+        reconstructions(tokenizer).save(folder / IMAGE_FILE, quality=95)
+    path.write_text(model_card(tokenizer, name, evaluation, license, with_image), encoding="utf-8")
 
 
 def reconstructions(tokenizer: ImageTokenizer) -> Image.Image:
@@ -78,6 +74,7 @@ def model_card(
     name: str,
     evaluation: Result | Mapping[str, Any] | str | Path | None = None,
     license: str | None = None,
+    with_image: bool = False,
 ) -> str:
     """The card as Markdown with the hub's metadata in front.
 
@@ -86,6 +83,7 @@ def model_card(
         name: the folder or hub repository, for the title and the example.
         evaluation: what ``gsqtok.evaluate`` returned, the JSON file of ``gsqtok evaluate -o``, or what that holds.
         license: of the weights, as the hub names it (``"mit"``, ``"apache-2.0"``); None says nothing.
+        with_image: show ``IMAGE_FILE``, which lies beside the card.
 
     Raises:
         FileNotFoundError: no such file.
@@ -102,13 +100,13 @@ def model_card(
         model_name=name if metrics else None,
         eval_results=None if result is None else [_eval_result(result, *metric) for metric in metrics.items()] or None,
     )
-    sections = [f"---\n{data.to_yaml()}\n---", GENERATED, _what_it_is(tokenizer, name)]
+    sections = [f"---\n{data.to_yaml()}\n---", GENERATED, _what_it_is(tokenizer, name, with_image)]
     if result is not None and metrics:
         sections.append(_metrics(result, metrics))
     return "\n\n".join(sections) + "\n"
 
 
-def _what_it_is(tokenizer: ImageTokenizer, name: str) -> str:
+def _what_it_is(tokenizer: ImageTokenizer, name: str, with_image: bool) -> str:
     quantizer = tokenizer.quantizer
     parameters = sum(p.numel() for p in tokenizer.parameters()) / 1e6
     config = tokenizer.config.to_dict().get("quantizer")
@@ -126,11 +124,12 @@ def _what_it_is(tokenizer: ImageTokenizer, name: str) -> str:
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     rule = f', size={tokenizer.size}, crop="center"' if tokenizer.size else ""
+    shown = f"![Images above their reconstructions]({IMAGE_FILE})\n\n" if with_image else ""
     return f"""# {name.rpartition("/")[2]}
 
 An image tokenizer: images to grids of discrete tokens and back, with [gsqtok](https://arxiv.org/abs/2412.02632).
 
-{EXAMPLE}
+{shown}```bash
 pip install gsqtok
 ```
 

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from gsqtok.options import Count, Decay, Natural, Positive, Scale, Weight, check
 from gsqtok.tokenizer import TokenizerConfig
 
-# What may be as in the paper's own code; docs/training.md says how each differs.
+# What may be as in the paper's own code; docs/paper.md says how each differs.
 Component = Literal["losses", "augment", "discriminator", "initialization", "ema"]
 
 
