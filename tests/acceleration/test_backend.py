@@ -13,9 +13,10 @@ from torch.nn.utils import parametrizations
 
 from gsqtok.acceleration import accelerate, recompute
 from gsqtok.acceleration.backend import Backend, folded, kind_of, known
-from gsqtok.acceleration.fused import Fused, kernels_run_on
+from gsqtok.acceleration.fused import Fused
 from gsqtok.networks import Decoder, Encoder, blocks
 from gsqtok.published import taming_net
+from gsqtok.search.launches import kernels_run_on
 
 INTERPRETED = kernels_run_on(torch.device("cpu"))
 BACKEND = Fused if INTERPRETED else Backend

@@ -6,9 +6,6 @@ stages too: PyTorch adds it in a pass of its own over the output, here it is add
 
 from __future__ import annotations
 
-import os
-from functools import lru_cache
-from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -17,18 +14,10 @@ from torch.nn import functional as F
 
 from gsqtok.acceleration.backend import Backend, Norm, Shifted, folded
 from gsqtok.networks.compact import RMSNorm
+from gsqtok.search.launches import kernels_run_on
 
-_INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 _DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _LARGEST_CHANNELS = 4096  # a tile holds all channels of a row, several of them at a time on their way to the kernel
-
-
-@lru_cache
-def kernels_run_on(device: torch.device) -> bool:
-    """Whether there is Triton, and a GPU for it (or its interpreter)."""
-    if device.type != ("cpu" if _INTERPRETED else "cuda") or find_spec("triton") is None:
-        return False
-    return _INTERPRETED or torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def fusible(x: Tensor) -> bool:

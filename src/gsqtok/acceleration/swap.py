@@ -14,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from gsqtok.acceleration.backend import Backend, Network, hooked_everywhere
-from gsqtok.acceleration.fused import Fused, kernels_run_on
+from gsqtok.acceleration.fused import Fused
 from gsqtok.networks import Decoder, Encoder
 from gsqtok.networks.blocks import GroupNorm, NearestUpsample, ResidualBlock
 from gsqtok.networks.compact import RMSNorm
+from gsqtok.search.launches import kernels_run_on
 
 _PARTS = ["conv_in", "blocks", "norm_out", "conv_out"]
 _CPU, _FUSED = Backend(), Fused()

@@ -102,8 +102,8 @@ def _tokenizer(device: str) -> str:
     """An image through the tokenizer inside the package and back."""
     import torch
 
-    from gsqtok.acceleration.fused import kernels_run_on
     from gsqtok.data import load_image
+    from gsqtok.search.launches import kernels_run_on
     from gsqtok.tokenizer import ImageTokenizer
 
     tokenizer = ImageTokenizer.from_pretrained(device=device)

@@ -226,17 +226,31 @@ class Quantizer(nn.Module, ABC):
         """``quantize`` in float32, of latents among which some may not be finite; see ``forward``."""
         with exact_arithmetic(latent.device):
             latent = latent.float()  # before anything is asked of it: what float32 cannot hold is infinite here
+            looking = check and not self.training and not latent.is_meta and not torch.compiler.is_compiling()
+            fused = self.quantize_fused(latent)
+            if fused is not None:
+                if looking:
+                    self._require((fused.indices >= 0).all(-1))
+                return fused
             finite = latent.isfinite().all(-1, keepdim=True)
             out = self.quantize(torch.where(finite, latent, 0))
             found = finite & (out.indices >= 0).all(-1, keepdim=True)
-            looking = check and not self.training and not latent.is_meta and not torch.compiler.is_compiling()
-            if looking and not found.all():
-                bad = (~found).sum().item()
-                raise ValueError(f"{bad} of {found.numel()} latent vectors, or the codebook, hold NaN or infinity")
+            if looking:
+                self._require(found)
             out.indices = torch.where(found, out.indices, -1)
             out.quantized = torch.where(found, out.quantized, torch.nan)
             out.loss = out.loss + torch.where(found.all(), 0.0, torch.nan)
         return out
+
+    @staticmethod
+    def _require(found: Tensor) -> None:
+        if not found.all():
+            bad = (~found).sum().item()
+            raise ValueError(f"{bad} of {found.numel()} latent vectors, or the codebook, hold NaN or infinity")
+
+    def quantize_fused(self, latent: Tensor) -> QuantizerOutput | None:
+        """Do all that ``quantize_checked`` does, without looking, by few kernels; None where that is not possible."""
+        return None
 
     def decode(self, indices: Tensor, *, channel_first: bool = False) -> Tensor:
         """Values of indices: (..., tokens_per_position) integers -> (..., dim) float32.
@@ -429,7 +443,9 @@ def _linear(layer: nn.Linear, x: Tensor) -> Tensor:
 
 def exact_arithmetic(device: torch.device) -> AbstractContextManager[Any]:
     """Inside, autocast rounds nothing; the meta device knows no autocast."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+    if device.type == "meta" or not (torch.compiler.is_compiling() or torch.is_autocast_enabled(device.type)):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def straight_through(latent: Tensor, quantized: Tensor) -> Tensor:

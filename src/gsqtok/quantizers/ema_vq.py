@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gsqtok.options import Decay, Natural, Weight
 from gsqtok.quantizers.base import LATER, GroupedQuantizer, QuantizerOutput
 from gsqtok.quantizers.codebook import CodebookSize, mean_square, nearest_codewords, take_codewords
+from gsqtok.quantizers.fused import Method, fusible, look_up
 from gsqtok.quantizers.kmeans import KMeansStart, kmeans
 from gsqtok.quantizers.learnt import Gradient, through
 from gsqtok.quantizers.registry import register_quantizer
@@ -75,8 +76,8 @@ class EMAVQ(GroupedQuantizer):
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        latent = self._prepared(self.split(latent))
-        indices = nearest_codewords(latent, self.codebook, self.metric)
+        rows = self.split(latent)
+        latent, indices = self._prepared(rows), nearest_codewords(rows, self.codebook, self.metric)
         codewords = take_codewords(self.codebook, indices)
         commitment = mean_square(latent - codewords)
         return QuantizerOutput(
@@ -85,6 +86,14 @@ class EMAVQ(GroupedQuantizer):
             self.commitment_weight * commitment,
             {"commitment": commitment},
         )
+
+    def quantize_fused(self, latent: Tensor) -> QuantizerOutput | None:
+        """See ``Quantizer.quantize_fused``."""
+        if type(self) is not EMAVQ or self.gradient != "straight_through" or not fusible(latent, self.groups):
+            return None
+        method = Method(self.groups, self.metric == "cosine", 0.0, self.commitment_weight)
+        out = look_up(latent, self.codebook, method)
+        return QuantizerOutput(out.quantized, out.indices, out.loss, {"commitment": out.commitment})
 
     def _prepared(self, rows: Tensor) -> Tensor:
         return normalize(rows) if self.metric == "cosine" else rows

@@ -76,6 +76,11 @@ class FVQ(LearntCodebook):
         recovered: Tensor = self.recover(tokens)
         return self.codebook.float() + recovered.float().view_as(self.codebook)
 
+    @property
+    def unit_rows(self) -> bool | None:
+        """See ``LearntCodebook.unit_rows``."""
+        return False
+
     def plain(self) -> VQ:
         """See ``Quantizer.plain``."""
         return plain_vq(self)

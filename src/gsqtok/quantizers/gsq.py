@@ -85,7 +85,7 @@ class GSQ(LearntCodebook):
         """See ``LearntCodebook.assign``."""
         if self.norm == "l2":
             return nearest_codewords(latent, book, "cosine")  # which normalises, and in higher precision
-        return nearest_codewords(latent, self.normalized(book), "euclidean")
+        return nearest_codewords(self.normalized(latent), self.normalized(book), "euclidean")
 
     def prepared(self, latent: Tensor) -> Tensor:
         """See ``LearntCodebook.prepared``."""
@@ -95,6 +95,11 @@ class GSQ(LearntCodebook):
         """See ``LearntCodebook.codewords``."""
         codewords = super().codewords(indices, book)
         return self.normalized(codewords) if self.output == "normalized" else codewords
+
+    @property
+    def unit_rows(self) -> bool | None:
+        """See ``LearntCodebook.unit_rows``."""
+        return {"l2": True, "none": False}.get(str(self.norm)) if self.output == "raw" else None
 
     def normalized(self, x: Tensor) -> Tensor:
         """Rows (..., d), latents or codewords, after ``norm``."""

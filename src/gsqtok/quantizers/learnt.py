@@ -11,6 +11,7 @@ from torch import Tensor
 from gsqtok.options import Weight
 from gsqtok.quantizers.base import LATER, GroupedQuantizer, QuantizerOutput, straight_through
 from gsqtok.quantizers.codebook import codebook_and_commitment, nearest_codewords, orthogonality, take_codewords
+from gsqtok.quantizers.fused import Method, fusible, look_up
 from gsqtok.quantizers.kmeans import KMeansStart, kmeans
 from gsqtok.quantizers.rotation import rotation_trick
 
@@ -55,7 +56,7 @@ class LearntCodebook(GroupedQuantizer):
         return latent
 
     def assign(self, latent: Tensor, book: Tensor) -> Tensor:
-        """Index of each prepared latent (..., groups, d): int64 (..., groups)."""
+        """Index of each latent (..., groups, d), which is not prepared yet: int64 (..., groups)."""
         return nearest_codewords(latent, book, "euclidean")
 
     def codewords(self, indices: Tensor, book: Tensor) -> Tensor:
@@ -64,12 +65,30 @@ class LearntCodebook(GroupedQuantizer):
 
     def quantize(self, latent: Tensor) -> QuantizerOutput:
         """See ``Quantizer.forward``."""
-        latent, book = self.prepared(self.split(latent)), self.book()
-        indices = self.assign(latent, book)
+        rows, book = self.split(latent), self.book()
+        latent, indices = self.prepared(rows), self.assign(rows, book)
         codewords = self.codewords(indices, book)
         loss, losses = codebook_and_commitment(latent, codewords, self.commitment_weight)
         quantized = through(latent, codewords, self.gradient).flatten(-2)
         return self.with_orthogonality(QuantizerOutput(quantized, indices, loss, losses), book)
+
+    @property
+    def unit_rows(self) -> bool | None:
+        """How kernels compare: rows of length 1 by angle, or rows as they are by distance; None where they do not.
+
+        It says so of the class that defines it alone: what a subclass changes, the kernels would not know.
+        """
+        return None
+
+    def quantize_fused(self, latent: Tensor) -> QuantizerOutput | None:
+        """See ``Quantizer.quantize_fused``."""
+        unit = self.unit_rows if "unit_rows" in vars(type(self)) else None
+        if unit is None or self.gradient != "straight_through" or not fusible(latent, self.groups):
+            return None
+        book = self.book()
+        out = look_up(latent, book, Method(self.groups, unit, 1.0, self.commitment_weight))
+        losses = {"codebook": out.codebook, "commitment": out.commitment}
+        return self.with_orthogonality(QuantizerOutput(out.quantized, out.indices, out.loss, losses), book)
 
     def with_orthogonality(self, out: QuantizerOutput, book: Tensor) -> QuantizerOutput:
         """Add the loss that turns codewords away from each other, if it is weighted."""

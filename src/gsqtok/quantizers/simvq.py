@@ -48,6 +48,11 @@ class SimVQ(LearntCodebook):
         """See ``LearntCodebook.book``."""
         return self.frozen_codewords @ self.projection.weight.float().T
 
+    @property
+    def unit_rows(self) -> bool | None:
+        """See ``LearntCodebook.unit_rows``."""
+        return False
+
     def plain(self) -> VQ:
         """See ``Quantizer.plain``."""
         return plain_vq(self)

@@ -69,6 +69,11 @@ class VQ(LearntCodebook):
         """See ``LearntCodebook.codewords``."""
         return self.prepared(super().codewords(indices, book))
 
+    @property
+    def unit_rows(self) -> bool | None:
+        """See ``LearntCodebook.unit_rows``."""
+        return False if self.metric == "euclidean" else None
+
 
 def plain_vq(quantizer: LearntCodebook) -> VQ:
     """The plain vector quantizer with the codewords of a method that makes them of something else."""

@@ -66,7 +66,7 @@ def nearest(
         TypeError: a dtype that is not floating-point.
     """
     check(latents, codebook, metric, k)
-    found: Tensor = torch.ops.gsqtok.nearest(latents.detach(), codebook.detach(), metric, use_triton, k)
+    found: Tensor = torch.ops.gsqtok.nearest.default(latents.detach(), codebook.detach(), metric, use_triton, k)
     return found
 
 
@@ -76,7 +76,6 @@ torch.library.define(
 
 
 @torch.library.impl("gsqtok::nearest", "CompositeExplicitAutograd")
-@torch.no_grad()  # an exported program may have lost the detach above
 def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | None, k: int = 1) -> Tensor:
     device = latents.device
     if len(latents) == 0:
@@ -85,8 +84,7 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
         found: Tensor = torch.ops.gsqtok.nearest(latents.cpu(), codebook.cpu(), metric, use_triton, k)
         return found.to(device)
     if device.type == "cpu":
-        require_finite("latents", latents.reshape(-1, latents.shape[-1]))
-
+        require_finite("latents", latents.detach().reshape(-1, latents.shape[-1]))
     if use_triton or (use_triton is None and latents.is_cuda):
         obstacle = _obstacle_to_triton(latents, codebook, k)
         if obstacle is None:
@@ -98,8 +96,12 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
                 return triton.nearest(latents, codebook, metric)
         if use_triton:
             raise ValueError(f"use_triton=True, but {obstacle}; leave use_triton at None")
+    return _without_kernels(latents, codebook, metric, k)
 
-    valid = None
+
+@torch.no_grad()  # an exported program may have lost the detach above
+def _without_kernels(latents: Tensor, codebook: Tensor, metric: str, k: int) -> Tensor:
+    device, valid = latents.device, None
     if device.type != "cpu":
         valid = finite(latents) & finite(codebook).all(-1)
         latents, codebook = latents.nan_to_num(0, 0, 0), codebook.nan_to_num(0, 0, 0)

@@ -18,26 +18,30 @@ def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
     """
     if codebook.ndim == 2:
         return nearest(latents.unsqueeze(1), codebook.unsqueeze(0)).squeeze(1)
-    (n, groups, d), v = latents.shape, codebook.shape[1]
-    keys = codebook.new_empty((groups, v), dtype=torch.float64)
-    _keys[(-(-v // BLOCK), groups)](codebook, *codebook.stride(), keys, v, D=d, BM=BLOCK)
-    keys, order = torch.sort(keys, stable=True)
+    (n, groups, d), v, codebook = latents.shape, codebook.shape[1], codebook.detach()
     found = latents.new_empty((n, groups), dtype=torch.int64)
+    keys, order = _sorted(codebook)
     _look_up[(-(-n // BLOCK), groups)](
-        latents,
-        *latents.stride(),
-        codebook,
-        *codebook.stride(),
-        keys,
-        order,
-        found,
-        n,
-        v,
-        v.bit_length(),
-        D=d,
-        BM=BLOCK,
-    )
+        latents, *latents.stride(), codebook, *codebook.stride(), keys, order, found, n, v, v.bit_length(),
+        D=d, BM=BLOCK,
+    )  # fmt: skip
     return found
+
+
+def _sorted(codebook: Tensor) -> tuple[Tensor, Tensor]:
+    """What codewords (G, V, d) are sorted by, in order, equal ones by index, and where they were.
+
+    A sort's time goes by the bits of what is sorted: on a line those of the values, on a circle 64, which tell all
+    angles apart.
+    """
+    groups, v, d = codebook.shape
+    if d == 1:
+        keys = codebook.select(2, 0)
+    else:
+        keys = codebook.new_empty((groups, v), dtype=torch.float64)
+        _turns[(-(-v // BLOCK), groups)](codebook, *codebook.stride(), keys, v, BM=BLOCK)
+    keys, order = torch.sort(keys, stable=True)
+    return keys, order
 
 
 @triton.jit
@@ -68,14 +72,13 @@ def _turn(x, y):
 
 
 @triton.jit(do_not_specialize=["V"])
-def _keys(codebook, stride_g, stride_v, stride_d, keys, V, D: tl.constexpr, BM: tl.constexpr):
-    """What the codewords are sorted by: NaN, which sorts behind everything, for those with NaN or infinity."""
+def _turns(codebook, stride_g, stride_v, stride_d, keys, V, BM: tl.constexpr):
+    """The turn of each codeword: NaN, which sorts behind everything, for those with NaN or infinity."""
     codebook += tl.program_id(1).to(tl.int64) * stride_g
     keys += tl.program_id(1).to(tl.int64) * V
     v = tl.program_id(0) * BM + tl.arange(0, BM)
-    x, y, bad = _point(codebook, stride_v, stride_d, v, v < V, D)
-    key = x * 0.5 if D == 1 else _turn(x, y)
-    tl.store(keys + v, tl.where(bad, float("nan"), key), mask=v < V)
+    x, y, bad = _point(codebook, stride_v, stride_d, v, v < V, 2)
+    tl.store(keys + v, tl.where(bad, float("nan"), _turn(x, y)), mask=v < V)
 
 
 @triton.jit
@@ -86,7 +89,7 @@ def _first_not_below(keys, target, V, steps):
     for _ in range(steps):
         middle = (low + high) // 2
         open = low < high
-        below = open & (tl.load(keys + middle, mask=open, other=0.0) < target)
+        below = open & (tl.load(keys + middle, mask=open, other=0) < target)
         high = tl.where(below, high, middle)
         low = tl.where(below, middle + 1, low)
     return low
@@ -115,10 +118,13 @@ def _look_up(
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < N
     x, y, invalid = _point(latents, stride_n, latent_stride_d, row, inside, D)
-    last_key = tl.load(keys + (V - 1) + row * 0)
+    last_key = tl.load(keys + (V - 1) + row * 0).to(tl.float64)
     invalid |= last_key != last_key
+    if D == 1:  # infinity is at either end
+        first_key = tl.load(keys + row * 0).to(tl.float64)
+        invalid |= (last_key - last_key != 0.0) | (first_key - first_key != 0.0)
 
-    target = x * 0.5 if D == 1 else _turn(x, y)
+    target = x if D == 1 else _turn(x, y)
     after = _first_not_below(keys, target, V, steps)
     before = after - 1
     if D == 1:
@@ -126,12 +132,14 @@ def _look_up(
         after = tl.minimum(after, V - 1)
     else:
         # Zero codewords have the key infinity; the first of them, if any, is where the others end.
-        count = _first_not_below(keys, tl.full((1,), float("inf"), tl.float64), V, steps)
+        count = V
+        if tl.max(last_key, axis=0) == float("inf"):
+            count = tl.min(_first_not_below(keys, tl.full((1,), float("inf"), tl.float64), V, steps), axis=0)
         first_zero = tl.where(count < V, tl.load(order + tl.minimum(count, V - 1)), V)
         last = tl.maximum(count - 1, 0)
         before = tl.where(after == 0, last, before)
         after = tl.where(after > last, 0, after)  # the seam: behind the last comes the first
-    key_before = tl.load(keys + before)
+    key_before = tl.load(keys + before).to(tl.float64)
     repeated = (before > 0) & (tl.load(keys + tl.maximum(before - 1, 0)) == key_before)
     if tl.max(repeated.to(tl.int32), axis=0) > 0:  # first of the equals: the lowest index
         before = tl.where(repeated, _first_not_below(keys, key_before, V, steps), before)
@@ -140,7 +148,7 @@ def _look_up(
     second = tl.load(order + after)
     if D == 1:
         to_first = tl.abs(target - key_before)
-        to_second = tl.abs(target - tl.load(keys + after))
+        to_second = tl.abs(target - tl.load(keys + after).to(tl.float64))
     else:
         to_first, first_product = _arc(x, y, codebook, stride_v, stride_d, first, D)
         to_second, second_product = _arc(x, y, codebook, stride_v, stride_d, second, D)

@@ -24,10 +24,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gsqtok.search.launches import Launch, Launches
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 LARGEST_D = 128
 SLOTS = 4
+PARTS = tl.constexpr(64)
 LOWEST = tl.constexpr(-(2**31))
 INVALID = tl.constexpr(-1)
 
@@ -36,13 +39,16 @@ def obstacle(latents: Tensor, codebook: Tensor) -> str | None:
     """Why the kernels cannot search these, or None if they can."""
     if not (latents.is_cuda or INTERPRETED):
         return "the kernels need CUDA tensors"
-    if latents.is_cuda and torch.cuda.get_device_capability(latents.device) < (8, 0):
+    if latents.is_cuda and _capability(latents.device) < (8, 0):
         return "the kernels need a GPU of compute capability 8.0 or above"
     if latents.dtype not in DTYPES or codebook.dtype not in DTYPES:
         return "the kernels take float32, float16 and bfloat16"
     if latents.shape[-1] > LARGEST_D:
         return f"the kernels take d up to {LARGEST_D}"
     return None
+
+
+_capability = lru_cache(torch.cuda.get_device_capability)  # which takes the host as long as a launch
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,6 @@ class Plan:
     stages: int
 
     @classmethod
-    @lru_cache(maxsize=1024)
     def choose(cls, n: int, v: int, d: int, metric: str) -> "Plan":
         """The usual plan for n latents and v codewords of dimension d; `benchmarks/search.py --tune` times others."""
         many, few = v >= 1 << 16 and n > 4096, n <= 4096
@@ -89,48 +94,77 @@ def nearest(latents: Tensor, codebook: Tensor, metric: str, plan: Plan | None = 
     What decides is float64 throughout: its rounding alone may keep the choice from the best. Euclidean distances are
     summed term by term, as in blocks. No wait for the device.
     """
-    if codebook.ndim == 2:
-        return nearest(latents.unsqueeze(1), codebook.unsqueeze(0), metric, plan).squeeze(1)
-    (n, groups, d), v = latents.shape, codebook.shape[1]
+    launches = _launches(
+        latents.shape, codebook.shape, latents.stride(), codebook.stride(), metric, plan, latents.dtype, codebook.dtype
+    )
+    found = latents.new_empty(latents.shape[:-1], dtype=torch.int64)
+    launches(latents, codebook, found)
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _launches(
+    latents: tuple[int, ...], codebook: tuple[int, ...], strides: tuple[int, ...], codebook_strides: tuple[int, ...],
+    metric: str, plan: Plan | None, *dtypes: torch.dtype,
+) -> Launches:  # fmt: skip
+    """The kernels for tensors of these shapes, strides and dtypes."""
+    if len(codebook) == 2:
+        latents, codebook = (latents[0], 1, latents[1]), (1, *codebook)
+        strides, codebook_strides = (strides[0], 0, strides[1]), (0, *codebook_strides)
+    (n, groups, d), v = latents, codebook[1]
     euclidean = metric == "euclidean"
     plan = plan or Plan.choose(n * groups, v, d, metric)
     inner, depth, tiles, tiles_a_split, splits, columns, rows, id_bits = _sizes(plan, v, d, euclidean)
     # What the measured rounding of the high parts leaves out: the tensor cores' own rounding, that of the lengths and
     # neglected products of low parts; and what of a score the bits that a group's number takes are at most.
     slack, taken = (inner // 16 + 4) * 2.0**-20, 2.0 ** (id_bits - 22)
-
-    half = latents.new_empty((groups, tiles * plan.codewords, inner), dtype=torch.float16)
-    exact = latents.new_empty((groups, tiles * plan.codewords, depth), dtype=torch.float32)
-    inverse = latents.new_empty((groups, 0 if euclidean else tiles * plan.codewords), dtype=torch.float64)
-    error = latents.new_empty((groups, tiles), dtype=torch.float32)
-    # Euclidean scores are those of codewords shrunk to a length of at most 1. In float64, as lengths of float32 rows
-    # overflow.
-    scale = torch.linalg.vector_norm(codebook, dim=2, dtype=torch.float64).amax(1) if euclidean else error
-    margin = latents.new_empty((groups, n), dtype=torch.float32)
-    slots = latents.new_empty((groups, splits, SLOTS, n, 4), dtype=torch.int32)
-    found = latents.new_empty((n, groups), dtype=torch.int64)
-
+    padded = groups * tiles * plan.codewords
+    arrays = {
+        "half": (torch.float16, padded * inner),
+        "exact": (torch.float32, padded * depth),
+        "inverse": (torch.float64, 0 if euclidean else padded),
+        "error": (torch.float32, groups * tiles),
+        "longest": (torch.float64, groups * PARTS.value if euclidean else 0),
+        "margin": (torch.float32, groups * n),
+        "slots": (torch.int32, groups * splits * SLOTS * n * 4),
+    }
     shape = {"D": d, "DEPTH": depth, "EUCLIDEAN": euclidean, "BN": plan.codewords}
-    _prepare[(tiles, groups)](
-        codebook, *codebook.stride(), scale, half, exact, inverse, error, v,
-        **shape, DP=_power_of_two_from(depth), K=inner, TERMS=plan.terms, num_warps=8 if inner > 32 else 4,
+    longest = Launch(
+        _longest, (PARTS.value, groups), ("codebook", *codebook_strides, "longest", v),
+        {"D": d, "DP": _power_of_two_from(d), "BM": max(1, 1024 // _power_of_two_from(d))},
     )  # fmt: skip
-    _search[(-(-n // plan.rows), splits, groups)](
-        latents, *latents.stride(), scale, half, error, margin, slots, n, tiles, tiles_a_split, slack,
-        D=d, EUCLIDEAN=euclidean, BN=plan.codewords, DP=_power_of_two_from(d), K=inner, TERMS=plan.terms,
-        BM=plan.rows, ID_BITS=id_bits, num_warps=plan.warps, num_stages=plan.stages,
+    prepare = Launch(
+        _prepare, (tiles, groups), ("codebook", *codebook_strides, "longest", "half", "exact", "inverse", "error", v),
+        shape
+        | {"DP": _power_of_two_from(depth), "K": inner, "TERMS": plan.terms, "num_warps": 8 if inner > 32 else 4},
     )  # fmt: skip
-    _settle[(-(-n // rows), groups)](
-        latents, *latents.stride(), exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits, taken,
-        **shape, BM=rows, COLUMNS=columns, ID_BITS=id_bits, num_stages=1,
-        enable_fp_fusion=not euclidean,  # distances to the last bit as a CPU computes them
+    search = Launch(
+        _search, (-(-n // plan.rows), splits, groups),
+        ("latents", *strides, "longest", "half", "error", "margin", "slots", n, tiles, tiles_a_split, slack),
+        {
+            "D": d, "EUCLIDEAN": euclidean, "BN": plan.codewords, "DP": _power_of_two_from(d), "K": inner,
+            "TERMS": plan.terms, "BM": plan.rows, "ID_BITS": id_bits, "num_warps": plan.warps,
+            "num_stages": plan.stages,
+        },
     )  # fmt: skip
-    return found
+    settle = Launch(
+        _settle, (-(-n // rows), groups),
+        (
+            "latents", *strides, "exact", "inverse", "margin", "slots", "found", n, v, tiles, tiles_a_split, splits,
+            taken,
+        ),
+        shape
+        | {
+            "BM": rows, "COLUMNS": columns, "ID_BITS": id_bits, "num_stages": 1,
+            "enable_fp_fusion": not euclidean,  # distances to the last bit as a CPU computes them
+        },
+    )  # fmt: skip
+    kernels = [longest, prepare, search, settle] if euclidean else [prepare, search, settle]
+    return Launches(("latents", "codebook", "found"), arrays, kernels)
 
 
-@lru_cache(maxsize=1024)
 def _sizes(plan: Plan, v: int, d: int, euclidean: bool) -> tuple[int, ...]:
-    """What follows from a plan; kept, as computing it takes the host longer than many a search takes the device."""
+    """What follows from a plan."""
     inner = max(16, _power_of_two_from(plan.terms * d + 3 * euclidean))
     depth = d if d < 8 else -(-d // 8) * 8
     tiles = -(-v // plan.codewords)
@@ -161,14 +195,31 @@ def _rank(x):
 
 
 @triton.jit
-def _scale(largest):
-    """A power of two above the given length, at which no codeword is longer than 1."""
-    return 2.0 * _power_of_two(tl.maximum(tl.load(largest).to(tl.float64), 1e-37))
+def _scale(longest):
+    """A power of two above the longest codeword's length, at which no codeword is longer than 1."""
+    return 2.0 * _power_of_two(tl.maximum(tl.max(tl.load(longest + tl.arange(0, PARTS)), axis=0), 1e-37))
+
+
+@triton.jit(do_not_specialize=["V"])
+def _longest(
+    codebook, stride_g, stride_v, stride_d, longest, V, D: tl.constexpr, DP: tl.constexpr, BM: tl.constexpr
+):  # fmt: skip
+    """The length of the longest of every PARTS-th block of codewords, in float64, as those of float32 overflow."""
+    codebook += tl.program_id(1).to(tl.int64) * stride_g
+    dims = tl.arange(0, DP)[None, :]
+    largest = tl.zeros((BM,), tl.float64)
+    for block in range(tl.program_id(0), (V + BM - 1) // BM, PARTS):
+        v = block * BM + tl.arange(0, BM)
+        place = codebook + v.to(tl.int64)[:, None] * stride_v + dims * stride_d
+        c = tl.load(place, mask=(v < V)[:, None] & (dims < D), other=0.0).to(tl.float64)
+        c = tl.where(c - c != 0.0, 0.0, c)
+        largest = tl.maximum(largest, tl.sum(c * c, axis=1))
+    tl.store(longest + tl.program_id(1) * PARTS + tl.program_id(0), tl.sqrt(tl.max(largest, axis=0)))
 
 
 @triton.jit(do_not_specialize=["V"])
 def _prepare(
-    codebook, stride_g, stride_v, stride_d, scale_ptr, half, exact, inverse, error, V,
+    codebook, stride_g, stride_v, stride_d, longest, half, exact, inverse, error, V,
     D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr, DP: tl.constexpr,
     K: tl.constexpr, TERMS: tl.constexpr,
 ):  # fmt: skip
@@ -185,7 +236,7 @@ def _prepare(
     exact += number * tiles * (BN * DEPTH)
     error += number * tiles
     if EUCLIDEAN:
-        scale_ptr += number
+        longest += number * PARTS
     else:
         inverse += number * tiles * BN
     within = tl.arange(0, BN)
@@ -198,7 +249,7 @@ def _prepare(
     c = tl.where(invalid, 0.0, c)
     if EUCLIDEAN:
         unit = tl.full((BN,), 1.0, tl.float64)
-        factor = tl.zeros((BN,), tl.float64) + 1.0 / _scale(scale_ptr)
+        factor = tl.zeros((BN,), tl.float64) + 1.0 / _scale(longest)
         stored = c
     else:
         unit = _power_of_two(tl.max(tl.abs(c), axis=1).to(tl.float64))
@@ -321,7 +372,7 @@ def _largest(values, count):
 
 @triton.jit(do_not_specialize=["N", "tiles", "tiles_a_split"])
 def _search(
-    latents, stride_n, stride_g, stride_d, scale_ptr, half, error, margins, slots, N, tiles, tiles_a_split, slack,
+    latents, stride_n, stride_g, stride_d, longest, half, error, margins, slots, N, tiles, tiles_a_split, slack,
     D: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr, DP: tl.constexpr, K: tl.constexpr, TERMS: tl.constexpr,
     BM: tl.constexpr, ID_BITS: tl.constexpr,
 ):  # fmt: skip
@@ -338,7 +389,7 @@ def _search(
     margins += number * N
     slots += number * tl.num_programs(1) * N * 16
     if EUCLIDEAN:
-        scale_ptr += number
+        longest += number * PARTS
     row = tl.program_id(0) * BM + tl.arange(0, BM)
     inside = row < N
     source = latents + row.to(tl.int64) * stride_n
@@ -346,7 +397,7 @@ def _search(
     length, invalid = _lengths(source, stride_d, inside, D, DP)
     offset = length
     if EUCLIDEAN:
-        length, shift, offset = _euclidean(length, _scale(scale_ptr))
+        length, shift, offset = _euclidean(length, _scale(longest))
     a, miss = _latent_parts(source, stride_d, inside, length, offset, D, EUCLIDEAN, K, TERMS)
 
     margin = tl.where(invalid, float("inf"), slack + 2.002 * _largest(error, tiles))

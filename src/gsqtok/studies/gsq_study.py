@@ -60,7 +60,8 @@ class StudyGSQ(GSQ):
 
     def assign(self, latent: Tensor, book: Tensor) -> Tensor:
         """See ``GSQ.assign``."""
-        rows, codebook = latent.detach().reshape(-1, self.group_dim), self.normalized(book.detach())
+        rows = self.normalized(latent.detach()).reshape(-1, self.group_dim)
+        codebook = self.normalized(book.detach())
         if self.sample and self.training:
             indices = sample_codewords(rows, codebook, self.temperature)
         elif self.search != "exact":
