@@ -209,9 +209,32 @@ def layers(shape: list[int]) -> Iterator[Case]:
         "the operator": lambda: torch.ops.gsqtok.nearest.default(z, c, "cosine", True, 1),
         "nearest": lambda: nearest(z, c, use_triton=True),
         "nearest, another N at every call": lambda: nearest(z[next(sizes) :], c, use_triton=True),
+        **quantizer_layers(*shape),
     }.items():
         call()
         yield {"name": name} | ({} if _compiling else {"host": wall(call, 5 * RUNS)[1]})
+
+
+def quantizer_layers(n: int, v: int, d: int) -> dict[str, Callable[[], Any]]:
+    """What a quantizer's call and its gradient consist of."""
+    made = build_quantizer("gsq", dim=d, groups=1, codebook_size=v).to(DEVICE).train()
+    latent, rows = (torch.randn(n, d, device=DEVICE, requires_grad=True) for _ in range(2))
+    indices, out, one = torch.randint(v, (n,), device=DEVICE), made(latent), torch.ones((), device=DEVICE)
+    simple, gradient = (2 * latent).sum(), torch.ones(n, d, device=DEVICE)
+
+    def back(*of: Tensor) -> Callable[[], Any]:
+        return lambda: torch.autograd.grad([out.quantized, out.loss], of, [gradient, one], retain_graph=True)
+
+    return {
+        "gsq without a gradient": torch.no_grad()(lambda: made(latent)),
+        "gsq": lambda: made(latent),
+        "its gradient": back(latent, made.codebook),
+        "its gradient of latents alone": back(latent),
+        "embedding_dense_backward": lambda: torch.ops.aten.embedding_dense_backward(
+            rows.detach(), indices, v, -1, False
+        ),
+        "the gradient of (2 * z).sum()": lambda: torch.autograd.grad(simple, latent, retain_graph=True),
+    }
 
 
 def few(shape: list[int]) -> Iterator[Case]:

@@ -28,7 +28,7 @@ EDGE = tl.constexpr(1e-6)  # of boxes: more than float32 rounds
 CLOSE = tl.constexpr(1.00002)  # factor of squared distances likewise
 
 
-def nearest(latents: Tensor, codebook: Tensor, rows: int = 64, codewords: int = 128) -> Tensor:
+def nearest(latents: Tensor, codebook: Tensor, rows: int = 64, codewords: int = 128, chunk: int = 64) -> Tensor:
     """Index of the nearest codeword by angle of latents (N, d), all finite, in a codebook (V, d), d 3 or 4."""
     (n, d), v = latents.shape, len(codebook)
     z, keys_z, order_z = _along_curve(latents)
@@ -49,7 +49,7 @@ def nearest(latents: Tensor, codebook: Tensor, rows: int = 64, codewords: int = 
     _prepare[(tiles, 1)](c, 0, d, 1, error, half, exact, inverse, error, v, **(shape | parts))
     _search[(-(-n // rows), splits)](
         z, keys_z, keys_c, boxes, half, error, margin, slots, n, v, tiles, tiles_a_split, v.bit_length(),
-        (inner // 16 + 4) * 2.0**-20, **parts, BN=codewords, BM=rows, ID_BITS=id_bits, CHUNK=64,
+        (inner // 16 + 4) * 2.0**-20, **parts, BN=codewords, BM=rows, ID_BITS=id_bits, CHUNK=chunk,
     )  # fmt: skip
     _settle[(-(-n // settled), 1)](
         z, d, 0, 1, exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits, 2.0 ** (id_bits - 22),

@@ -124,6 +124,8 @@ def test_groups_with_a_codebook_each_are_searched_at_once(d, metric, monkeypatch
     found = nearest(latents, codebook, metric=metric, use_triton=True)
     assert len(launches) == 1
     assert torch.equal(found, torch.stack(alone, 1))
+    interleaved = codebook.transpose(0, 1).contiguous().transpose(0, 1)  # whose groups lie side by side in memory
+    assert torch.equal(nearest(latents, interleaved, metric=metric, use_triton=True), found)
     bad = codebook.clone()
     bad[1, 5, 0] = torch.nan
     if DEVICE == "cuda":
@@ -394,7 +396,7 @@ def test_sorting_kernels_compile(d, dtype, monkeypatch):
 
     rows = torch.zeros(600, d, dtype=dtype)
     found = launches(sorted_triton, lambda: sorted_triton.nearest(rows, rows), monkeypatch)
-    assert len(found) == d
+    assert len(found) == (1 if d == 1 else 3)
     for launch in found:
         assert compiled(*launch, 90).metadata.shared <= 99 << 10
 

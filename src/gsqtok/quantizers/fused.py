@@ -77,7 +77,7 @@ def _run(rows: Tensor, book: Tensor, method: Method, difference: Tensor | None) 
 
     groups, (v, d) = method.groups, book.shape[-2:]
     searched = rows.view(-1, groups, d) if book.ndim == 3 else rows.view(-1, d)
-    found = nearest(searched, book, metric="cosine" if method.unit else "euclidean")
+    found = nearest(searched, book, metric="cosine" if method.unit else "euclidean").contiguous()
     outputs = [torch.empty_like(rows), found.new_empty((len(rows), groups)), *(rows.new_empty(()) for _ in range(3))]
     with torch.cuda.device(rows.get_device()):
         launches = fused_triton.forward(len(rows), groups, d, v, book.ndim == 3, *method[1:], difference is not None)
@@ -136,7 +136,7 @@ def _gradients(
     if not learns:
         return grad, None
     of_rows = rows.view(-1, book[-1]), taken.view(-1)
-    return grad, torch.ops.aten.embedding_dense_backward(*of_rows, book[:-1].numel(), -1, False).view(book)
+    return grad, torch.ops.aten.embedding_dense_backward.default(*of_rows, book[:-1].numel(), -1, False).view(book)
 
 
 class _Once(torch.autograd.Function):

@@ -3,45 +3,60 @@
 What they return is defined in sorted.py; here latents with NaN or infinity get -1, and all do if the codebook has any.
 """
 
+from functools import lru_cache
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from gsqtok.search.launches import Launch, Launches
+
 BLOCK = 512
+FULL = tl.constexpr(1 << 30)  # half a circle
 
 
 def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
     """Index of the codeword of nearest value (d = 1) or angle (d = 2), int64 (N,), for (N, d) and (V, d).
 
-    For (N, G, d) and (G, V, d): (N, G), all groups at once.
+    For (N, G, d) and (G, V, d): (N, G), all groups at once. A sort's time goes by the bits of what is sorted. On a line
+    those are the values themselves; on a circle they are 32 bits of each angle, and few codewords are left to be put in
+    order by all 64.
     """
     if codebook.ndim == 2:
         return nearest(latents.unsqueeze(1), codebook.unsqueeze(0)).squeeze(1)
-    (n, groups, d), v, codebook = latents.shape, codebook.shape[1], codebook.detach()
-    found = latents.new_empty((n, groups), dtype=torch.int64)
-    keys, order = _sorted(codebook)
-    _look_up[(-(-n // BLOCK), groups)](
-        latents, *latents.stride(), codebook, *codebook.stride(), keys, order, found, n, v, v.bit_length(),
-        D=d, BM=BLOCK,
-    )  # fmt: skip
+    shapes = latents.shape, codebook.shape, latents.stride(), codebook.stride(), latents.dtype, codebook.dtype
+    before, after = _launches(*shapes)
+    found = latents.new_empty(latents.shape[:-1], dtype=torch.int64)
+    if before is None:
+        keys = codebook.select(2, 0).contiguous()  # which the result of a sort follows in memory
+    else:
+        keys = codebook.new_empty(codebook.shape[:2], dtype=torch.int32)
+        before(codebook, keys)
+    after(latents, codebook, *torch.sort(keys, stable=True), found)
     return found
 
 
-def _sorted(codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """What codewords (G, V, d) are sorted by, in order, equal ones by index, and where they were.
+@lru_cache(maxsize=256)
+def _launches(
+    latents: tuple[int, ...], codebook: tuple[int, ...], strides: tuple[int, ...], codebook_strides: tuple[int, ...],
+    *dtypes: torch.dtype,
+) -> tuple[Launches | None, Launches]:  # fmt: skip
+    """The kernels before the sort and behind it, for tensors of these shapes, strides and dtypes."""
+    (n, groups, d), v = latents, codebook[1]
+    blocks, steps = (-(-v // BLOCK), groups), v.bit_length()
+    book, given = ("codebook", *codebook_strides), ("latents", "codebook", "keys", "order", "found")
 
-    A sort's time goes by the bits of what is sorted: on a line those of the values, on a circle 64, which tell all
-    angles apart.
-    """
-    groups, v, d = codebook.shape
+    def look_up(keys: str, order: str) -> Launch:
+        arguments = ("latents", *strides, *book, keys, order, "found", n, v, steps)
+        return Launch(_look_up, (-(-n // BLOCK), groups), arguments, {"D": d, "BM": BLOCK})
+
     if d == 1:
-        keys = codebook.select(2, 0)
-    else:
-        keys = codebook.new_empty((groups, v), dtype=torch.float64)
-        _turns[(-(-v // BLOCK), groups)](codebook, *codebook.stride(), keys, v, BM=BLOCK)
-    keys, order = torch.sort(keys, stable=True)
-    return keys, order
+        return None, Launches(given, {}, [look_up("keys", "order")])
+    turns = Launch(_turns, blocks, (*book, "keys", v), {"BM": BLOCK})
+    settle = Launch(_settle, blocks, (*book, "keys", "order", "turns", "settled", v, steps), {"BM": BLOCK})
+    arrays = {"turns": (torch.float64, groups * v), "settled": (torch.int32, groups * v)}
+    return Launches(("codebook", "keys"), {}, [turns]), Launches(given, arrays, [settle, look_up("turns", "settled")])
 
 
 @triton.jit
@@ -73,12 +88,52 @@ def _turn(x, y):
 
 @triton.jit(do_not_specialize=["V"])
 def _turns(codebook, stride_g, stride_v, stride_d, keys, V, BM: tl.constexpr):
-    """The turn of each codeword: NaN, which sorts behind everything, for those with NaN or infinity."""
+    """The turn of each codeword to 32 bits; behind all others (0, 0), then those with NaN or infinity."""
     codebook += tl.program_id(1).to(tl.int64) * stride_g
     keys += tl.program_id(1).to(tl.int64) * V
     v = tl.program_id(0) * BM + tl.arange(0, BM)
     x, y, bad = _point(codebook, stride_v, stride_d, v, v < V, 2)
-    tl.store(keys + v, tl.where(bad, float("nan"), _turn(x, y)), mask=v < V)
+    turn = _turn(x, y)
+    zero = turn == float("inf")
+    key = tl.floor(tl.where(zero | bad, 0.0, turn) * (FULL // 2)).to(tl.int32)
+    tl.store(keys + v, tl.where(bad, FULL + 2, tl.where(zero, FULL + 1, key)), mask=v < V)
+
+
+@triton.jit(do_not_specialize=["V", "steps"])
+def _settle(
+    codebook, stride_g, stride_v, stride_d, keys, order, turns, settled, V, steps, BM: tl.constexpr
+):  # fmt: skip
+    """Turns in order and whose they are, from the order of their first 32 bits: of equal ones the lowest index first.
+
+    NaN stands for the turn of those with NaN or infinity.
+    """
+    number = tl.program_id(1).to(tl.int64)
+    codebook += number * stride_g
+    keys += number * V
+    order += number * V
+    v = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = v < V
+    key = tl.load(keys + v, mask=inside, other=FULL + 2)
+    index = tl.load(order + v, mask=inside, other=0)
+    x, y, bad = _point(codebook, stride_v, stride_d, index, inside, 2)
+    turn = tl.where(bad, float("nan"), _turn(x, y))
+    tied = (v > 0) & (tl.load(keys + tl.maximum(v - 1, 0), mask=inside, other=0) == key)
+    tied |= (v < V - 1) & (tl.load(keys + v + 1, mask=v < V - 1, other=0) == key)
+    tied &= inside & (key <= FULL)
+    place = v
+    if tl.max(tied.to(tl.int32), axis=0) > 0:
+        first = _first_not_below(keys, key, V, steps)
+        end = tl.where(tied, _first_not_below(keys, key + 1, V, steps), first)
+        ahead = first
+        for step in range(tl.max(end - first, axis=0)):
+            open = first + step < end
+            other = tl.load(order + first + step, mask=open, other=0)
+            x, y, _ = _point(codebook, stride_v, stride_d, other, open, 2)
+            theirs = _turn(x, y)
+            ahead += (open & ((theirs < turn) | ((theirs == turn) & (other < index)))).to(tl.int32)
+        place = tl.where(tied, ahead, v)
+    tl.store(turns + number * V + place, turn, mask=inside)
+    tl.store(settled + number * V + place, index.to(tl.int32), mask=inside)
 
 
 @triton.jit
