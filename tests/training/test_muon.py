@@ -117,3 +117,29 @@ def test_goes_on_from_its_state():
     steps(first, one, gradients[2:])
     steps(second, two, gradients[2:])
     assert all(map(torch.equal, first.parameters(), second.parameters()))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_updates_from_a_graph_equal_plain_ones():
+    """With another learning rate at each step, one update left out, another layout of gradients, and a state loaded."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)).cuda()
+    network = network.to(memory_format=torch.channels_last)
+    plain = copy.deepcopy(network)
+    pair = Muon(network, weight_decay=0.1), Muon(plain, weight_decay=0.1, record=False)
+    for step in range(8):
+        if step == 5:
+            pair[0].load_state_dict(copy.deepcopy(pair[0].state_dict()))
+        gradients = [torch.randn(p.shape, device="cuda") for p in network.parameters()]
+        for optimizer, each in zip(pair, (network, plain), strict=True):
+            for p, gradient in zip(each.parameters(), gradients, strict=True):
+                p.grad = gradient.clone().to(memory_format=torch.channels_last) if gradient.ndim == 4 else gradient
+                if step % 2 and gradient.ndim == 4:
+                    p.grad = gradient.clone()
+            optimizer.found_inf = torch.tensor(float(step == 3), device="cuda")
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3 / (1 + step)
+            optimizer.step()
+        for a, b in zip(network.parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

@@ -45,7 +45,8 @@ def _launches(
     """The kernels before the sort and behind it, for tensors of these shapes, strides and dtypes."""
     (n, groups, d), v = latents, codebook[1]
     blocks, steps = (-(-v // BLOCK), groups), v.bit_length()
-    book, given = ("codebook", *codebook_strides), ("latents", "codebook", "keys", "order", "found")
+    given = ("latents", "codebook", "keys", "order", "found")
+    book: tuple[str | int, ...] = ("codebook", *codebook_strides)
 
     def look_up(keys: str, order: str) -> Launch:
         arguments = ("latents", *strides, *book, keys, order, "found", n, v, steps)

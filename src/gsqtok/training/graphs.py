@@ -1,9 +1,9 @@
-"""Training steps from CUDA graphs: the host launches a network's forward or backward pass as one."""
+"""Training steps from CUDA graphs: the host launches a network's forward or backward pass, or an update, as one."""
 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -127,3 +127,41 @@ def only_like(
         return (replay if known else eager)(x)
 
     return forward
+
+
+class Recorded:
+    """A function of tensors on a GPU, whose kernels are launched as one from the second call on.
+
+    Args:
+        function: of two lists of float32 tensors. Besides these it reads and writes only tensors that stay where they
+            are; it returns nothing and never waits for the device.
+    """
+
+    def __init__(self, function: Callable[[Sequence[Tensor], Sequence[Tensor]], None]) -> None:
+        self.function = function
+        self.forget()
+
+    def forget(self) -> None:
+        """Record anew, since tensors have been exchanged."""
+        self._shapes: list[torch.Size] = []
+        self._inputs: list[Tensor] = []
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self, first: Sequence[Tensor], second: Sequence[Tensor]) -> None:
+        """Run it, plainly where the shapes are not those of the last call."""
+        given = [*first, *second]
+        shapes = [tensor.shape for tensor in given]
+        if shapes != self._shapes:
+            self.forget()
+            self._shapes = shapes
+            self.function(first, second)
+            return
+        if self._graph is None:
+            self._inputs, graph = [tensor.clone() for tensor in given], torch.cuda.CUDAGraph()
+            # the threads that load images go on meanwhile
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self.function(self._inputs[: len(first)], self._inputs[len(first) :])
+            self._graph = graph
+        else:
+            torch._foreach_copy_(self._inputs, given)
+        self._graph.replay()

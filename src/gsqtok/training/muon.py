@@ -2,17 +2,21 @@
 
 Jordan et al. 2024, https://kellerjordan.github.io/posts/muon/. A convolution's matrix is (out, in x height x width).
 torch.optim.Muon takes matrices only, one at a time, and other parameters not at all. Here one launch takes all tensors
-of a kind (``torch._foreach_*``, as in torch's own optimizers): else a small network would wait for the host.
+of a kind (``torch._foreach_*``, as in torch's own optimizers), and on a GPU a CUDA graph the whole update: else a small
+network would wait for the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from gsqtok.training.graphs import Recorded
 
 MATRIX_RATE = 20.0  # of learning rates: a matrix turns by this much more in a step than AdamW moves a number
 CODEBOOK_RATE = 4.0
@@ -39,6 +43,7 @@ class Muon(Optimizer):
         lr: learning rate of AdamW's part.
         betas, eps: AdamW's.
         weight_decay: decoupled, of all parameters.
+        record: on a GPU, launch updates as one from the second on.
 
     Attributes:
         found_inf: where it is set, a scalar on the parameters' device: 1 leaves the next update out, without a wait.
@@ -54,6 +59,7 @@ class Muon(Optimizer):
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
+        record: bool = True,
     ) -> None:
         matrices, codebooks, others = [], [], []
         for name, parameter in network.named_parameters():
@@ -72,22 +78,40 @@ class Muon(Optimizer):
         ]
         shared = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], shared)
+        recorded = self._recorded = Recorded(self._update)
+        self._records = record
+        self.register_load_state_dict_post_hook(lambda _: recorded.forget())
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Make an update from the gradients; ``closure`` is not for this optimizer."""
         if closure is not None:
             raise ValueError("Muon takes no closure")
-        for group in self.param_groups:
+        gradients = [p.grad for group in self.param_groups for p in group["params"] if p.grad is not None]
+        if not gradients:
+            return
+        keep = 1.0 if self.found_inf is None else 1 - self.found_inf
+        factors: list[Factor] = [keep, *(group["lr"] for group in self.param_groups)]
+        if not (self._records and gradients[0].is_cuda):
+            self._update(factors, gradients)
+        else:
+            device = gradients[0].device
+            tensors = [x if isinstance(x, Tensor) else torch.full((), x, device=device) for x in factors]
+            self._recorded(tensors, gradients)
+
+    def _update(self, factors: Sequence[Factor], gradients: Sequence[Tensor]) -> None:
+        """Update the parameters that have a gradient; ``factors``: whether at all (1 or 0), the learning rates."""
+        keep, *rates = factors
+        given = iter(gradients)
+        for group, rate in zip(self.param_groups, rates, strict=True):
             parameters = [parameter for parameter in group["params"] if parameter.grad is not None]
             if not parameters:
                 continue
-            keep = 1.0 if self.found_inf is None else 1 - self.found_inf
-            rate = group["lr"] * group["rate"] * keep
             if group["weight_decay"]:
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"] * keep)
+                torch._foreach_mul_(parameters, 1 - rate * group["weight_decay"] * keep)
             update = self._turned if group["matrices"] else self._scaled
-            _subtract(parameters, update(group, parameters, _finite_gradients(parameters), keep, rate))
+            finite = _finite([*islice(given, len(parameters))])
+            _subtract(parameters, update(group, parameters, finite, keep, rate * group["rate"] * keep))
 
     def _turned(
         self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], keep: Factor, rate: Factor
@@ -114,8 +138,10 @@ class Muon(Optimizer):
         """Adam's updates; steps are counted for the whole group."""
         first, second = group["betas"]
         means, squares = self._state(parameters, "exp_avg"), self._state(parameters, "exp_avg_sq")
-        steps = self.state[group["params"][0]].setdefault("step", torch.zeros((), device=gradients[0].device))
-        steps.add_(keep)
+        state = self.state[group["params"][0]]
+        if "step" not in state:
+            state["step"] = torch.zeros((), device=gradients[0].device)
+        steps = state["step"].add_(keep)
         _approach(means, gradients, (1 - first) * keep)
         _approach(squares, torch._foreach_mul(gradients, gradients), (1 - second) * keep)
         count = steps.clamp_min(1)  # the first update left out would divide zero by zero
@@ -134,9 +160,8 @@ class Muon(Optimizer):
         return [self.state[parameter][name] for parameter in parameters]
 
 
-def _finite_gradients(parameters: list[Tensor]) -> list[Tensor]:
+def _finite(gradients: list[Tensor]) -> list[Tensor]:
     """Gradients, contiguous, with zeros for what is not finite: it must not reach the state, not even times zero."""
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients]).nan_to_num_(0, 0, 0)
     parts = flat.split([gradient.numel() for gradient in gradients])
     return [part.view(gradient.shape) for part, gradient in zip(parts, gradients, strict=True)]

@@ -26,8 +26,10 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int) -> float:
     return config.learning_rate * (1 + math.cos(math.pi * progress)) / 2
 
 
-def build_optimizer(network: nn.Module, config: OptimizerConfig, device: torch.device) -> Optimizer:
-    """The optimiser over the parameters that are trained."""
+def build_optimizer(
+    network: nn.Module, config: OptimizerConfig, device: torch.device, record: bool = True
+) -> Optimizer:
+    """The optimiser over the parameters that are trained; ``record``: a CUDA graph may make its updates."""
     shared: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": config.betas,
@@ -36,7 +38,7 @@ def build_optimizer(network: nn.Module, config: OptimizerConfig, device: torch.d
     }
     optimizer: Optimizer
     if config.name == "muon":
-        optimizer = Muon(network, **shared)
+        optimizer = Muon(network, **shared, record=record)
     else:
         trained = [p for p in network.parameters() if p.requires_grad]
         optimizer = AdamW(trained, **shared, fused=device.type == "cuda")

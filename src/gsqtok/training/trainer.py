@@ -93,7 +93,7 @@ class Trainer(Run):
         if config.cuda_graphs and device.type == "cuda":  # after the copy, which stays eager
             self.record_graphs(tokenizer)
         self.tokenizer = tokenizer
-        optimizer = build_optimizer(tokenizer, config.optimizer, device)
+        optimizer = build_optimizer(tokenizer, config.optimizer, device, config.cuda_graphs)
         self.model, self.optimizer = self.accelerator.prepare(tokenizer, optimizer)
         self.adversary = None
         if config.adversarial.discriminator != "none":
