@@ -11,7 +11,7 @@ the device (the host may be ahead), `host` until the call returns, `wall` from a
 table   the search and the quantizers; `waits` where the host waits for the device
 sorted  the search at d = 2 and 1, and what sorting takes by dtype
 layers  the host's time for what a call consists of (of the second tree, like all below)
-few     the search on the sphere that leaves codewords out, `sphere.py`, beside the kernels
+few     the search on the sphere that leaves codewords out beside the kernels that look at all
 exact   kernels beside the search in blocks, on ties, near ties, very long and very short rows
 """
 
@@ -32,7 +32,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from sphere import nearest as nearest_on_sphere
 from torch import Tensor
 
 import gsqtok
@@ -64,8 +63,9 @@ def cases(toy: bool) -> Iterator[Case]:
     for dtype in ("float64", "float32", "int32", "bfloat16"):
         yield {"part": "sorted", "dtype": dtype, "size": large[1]}
     yield {"part": "layers", "shape": (*small, 8)}
-    for v, d in pairs((300,) if toy else (1 << 16, 1 << 18, 1 << 20, 1 << 22), (3, 4)):
-        yield {"part": "few", "shape": (40 if toy else 65_536, v, d)}
+    few_of = ((40,), (300,)) if toy else ((1 << 14, 1 << 16, 1 << 18), (1 << 16, 1 << 18, 1 << 20))
+    for n, v, d in pairs(*few_of, (3, 4)):
+        yield {"part": "few", "shape": (n, v, d)}
     for d, metric, groups in pairs((1, 2, 3, 8, 16), ("cosine", "euclidean"), (0, 3)):
         yield {
             "part": "exact",
@@ -238,10 +238,13 @@ def quantizer_layers(n: int, v: int, d: int) -> dict[str, Callable[[], Any]]:
 
 
 def few(shape: list[int]) -> Iterator[Case]:
-    yield from table(shape, "cosine")
+    from gsqtok.search import sphere_triton, triton
+
     z, c = rows_of(*shape)
-    differ = worse(z, c, nearest_on_sphere(z, c), nearest(z, c, use_triton=True), "cosine")
-    yield {"name": f"sphere {' x '.join(map(str, shape))}", "differ": differ} | timed(lambda: nearest_on_sphere(z, c))
+    best = triton.nearest(z, c, "cosine")
+    searches = {"all": lambda: triton.nearest(z, c, "cosine"), "few": lambda: sphere_triton.nearest(z, c)}
+    for name, search in searches.items():
+        yield {"name": f"{name} {' x '.join(map(str, shape))}", "differ": int((search() != best).sum())} | timed(search)
 
 
 def exact(shape: list[int], metric: str, groups: int) -> Iterator[Case]:

@@ -88,11 +88,13 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
     if use_triton or (use_triton is None and latents.is_cuda):
         obstacle = _obstacle_to_triton(latents, codebook, k)
         if obstacle is None:
-            from gsqtok.search import sorted_triton, triton
+            from gsqtok.search import sorted_triton, sphere_triton, triton
 
             with torch.cuda.device(latents.get_device()):
                 if latents.shape[-1] == 1 or (latents.shape[-1] == 2 and metric == "cosine"):
                     return sorted_triton.nearest(latents, codebook)
+                if sphere_triton.pays(latents, codebook, metric):
+                    return sphere_triton.nearest(latents, codebook)
                 return triton.nearest(latents, codebook, metric)
         if use_triton:
             raise ValueError(f"use_triton=True, but {obstacle}; leave use_triton at None")

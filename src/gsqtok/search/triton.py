@@ -150,12 +150,12 @@ def _launches(
     settle = Launch(
         _settle, (-(-n // rows), groups),
         (
-            "latents", *strides, "exact", "inverse", "margin", "slots", "found", n, v, tiles, tiles_a_split, splits,
-            taken,
+            "latents", *strides, "exact", "inverse", "margin", "slots", "found", "found", "found", n, v, tiles,
+            tiles_a_split, splits, taken,
         ),
         shape
         | {
-            "BM": rows, "COLUMNS": columns, "ID_BITS": id_bits, "num_stages": 1,
+            "BM": rows, "COLUMNS": columns, "ID_BITS": id_bits, "ORDERED": False, "num_stages": 1,
             "enable_fp_fusion": not euclidean,  # distances to the last bit as a CPU computes them
         },
     )  # fmt: skip
@@ -464,18 +464,21 @@ def _scores(
 
 
 @triton.jit
-def _better(s, index, V, active, best_score, best_index):
+def _better(s, index, order, V, active, best_score, best_index, ORDERED: tl.constexpr):
     """The best score so far and its lowest index, once a group's are seen. Rows beyond V stand for the last one."""
     top = tl.max(s, axis=1)
-    first = tl.min(tl.where(s == top[:, None], tl.minimum(index, V - 1), 0x7FFFFFFF), axis=1)
+    index = tl.minimum(index, V - 1)
+    if ORDERED:
+        index = tl.load(order + index).to(tl.int32)
+    first = tl.min(tl.where(s == top[:, None], index, 0x7FFFFFFF), axis=1)
     better = active & ((top > best_score) | ((top == best_score) & (first < best_index)))
     return tl.where(better, top, best_score), tl.where(better, first, best_index)
 
 
 @triton.jit
 def _score_all(
-    source, stride_d, active, exact, inverse, split, quarter, V, tiles, tiles_a_split, best_score, best_index,
-    D: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, EUCLIDEAN: tl.constexpr,
+    source, stride_d, active, exact, inverse, order, split, quarter, V, tiles, tiles_a_split, best_score, best_index,
+    D: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, EUCLIDEAN: tl.constexpr, ORDERED: tl.constexpr,
 ):  # fmt: skip
     """The best score so far and its index, once all groups of a split's quarter have been seen."""
     lane = tl.arange(0, GROUP)[None, :]
@@ -484,7 +487,7 @@ def _score_all(
         s = _scores(
             source, stride_d, active, lane >= 0, exact, inverse, group.to(tl.int64), lane, D, DEPTH, GROUP, EUCLIDEAN
         )
-        best_score, best_index = _better(s, group * GROUP + lane, V, active, best_score, best_index)
+        best_score, best_index = _better(s, group * GROUP + lane, order, V, active, best_score, best_index, ORDERED)
     return best_score, best_index
 
 
@@ -501,11 +504,15 @@ def _bound(best, margin, taken, EUCLIDEAN: tl.constexpr):
 
 @triton.jit(do_not_specialize=["N", "V", "tiles", "tiles_a_split", "splits"])
 def _settle(
-    latents, stride_n, stride_g, stride_d, exact, inverse, margins, slots, found, N, V, tiles, tiles_a_split, splits,
-    taken, D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr,
-    BM: tl.constexpr, COLUMNS: tl.constexpr, ID_BITS: tl.constexpr,
+    latents, stride_n, stride_g, stride_d, exact, inverse, margins, slots, latent_order, order, found,
+    N, V, tiles, tiles_a_split, splits, taken,
+    D: tl.constexpr, DEPTH: tl.constexpr, EUCLIDEAN: tl.constexpr, BN: tl.constexpr,
+    BM: tl.constexpr, COLUMNS: tl.constexpr, ID_BITS: tl.constexpr, ORDERED: tl.constexpr,
 ):  # fmt: skip
-    """The index of each latent of a block, from exact scores of the candidates in its slots or what those stand for."""
+    """The index of each latent of a block, from exact scores of the candidates in its slots or what those stand for.
+
+    If ``ORDERED``, latents and codewords have been put in another order, and the orders say which they were.
+    """
     GROUP: tl.constexpr = BN // 4
     ID: tl.constexpr = (1 << ID_BITS) - 1
     number = tl.program_id(1).to(tl.int64)
@@ -543,7 +550,7 @@ def _settle(
             source, stride_d, active, active[:, None] & (lane >= 0), exact, inverse, group.to(tl.int64), lane,
             D, DEPTH, GROUP, EUCLIDEAN,
         )  # fmt: skip
-        best_score, best_index = _better(s, group * GROUP + lane, V, active, best_score, best_index)
+        best_score, best_index = _better(s, group * GROUP + lane, order, V, active, best_score, best_index, ORDERED)
         held = tl.where(column == at[:, None], LOWEST, held)
         candidate = tl.max(held, axis=1)
         active &= candidate >= bound
@@ -555,9 +562,11 @@ def _settle(
             full = crowded & (tl.load(slots + last, mask=crowded, other=LOWEST) >= bound)
             if tl.max(full.to(tl.int32), axis=0) > 0:
                 best_score, best_index = _score_all(
-                    source, stride_d, full, exact, inverse, run // 4, run % 4, V, tiles, tiles_a_split,
-                    best_score, best_index, D, DEPTH, GROUP, EUCLIDEAN,
+                    source, stride_d, full, exact, inverse, order, run // 4, run % 4, V, tiles, tiles_a_split,
+                    best_score, best_index, D, DEPTH, GROUP, EUCLIDEAN, ORDERED,
                 )  # fmt: skip
 
+    if ORDERED:
+        row = tl.load(latent_order + row, mask=inside, other=0)
     place = found + row.to(tl.int64) * tl.num_programs(1) + number
     tl.store(place, tl.where(invalid, INVALID, best_index).to(tl.int64), mask=inside)

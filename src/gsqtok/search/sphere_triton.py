@@ -1,16 +1,19 @@
-"""A search on the sphere in 3 and 4 dimensions that leaves out codewords too far away: a trial, see `eager.py few`.
+"""The search on the sphere in 3 and 4 dimensions that leaves out codewords too far away, for large codebooks on a GPU.
 
 Codewords and latents are sorted along a curve that fills the sphere, so that a tile of codewords and a block of latents
 are each small patches of it. A block looks first at the tile where its own middle lies, which gives a distance that no
 nearest codeword exceeds, and from then on only at tiles whose box is no further from the block's box. The products, and
-what is settled exactly, are those of `gsqtok.search.triton`; equally near codewords are not put in order here.
+what is settled exactly, are those of `gsqtok.search.triton`.
 """
+
+from functools import lru_cache
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from gsqtok.search.launches import Launch, Launches
 from gsqtok.search.triton import (
     SLOTS,
     Plan,
@@ -24,45 +27,104 @@ from gsqtok.search.triton import (
 )
 
 BLOCK = 512
+ROWS, CODEWORDS = 64, 256  # of a block, of a tile
+CHUNK = 64  # boxes that are looked at together
 EDGE = tl.constexpr(1e-6)  # of boxes: more than float32 rounds
 CLOSE = tl.constexpr(1.00002)  # factor of squared distances likewise
 
 
-def nearest(latents: Tensor, codebook: Tensor, rows: int = 64, codewords: int = 128, chunk: int = 64) -> Tensor:
-    """Index of the nearest codeword by angle of latents (N, d), all finite, in a codebook (V, d), d 3 or 4."""
-    (n, d), v = latents.shape, len(codebook)
-    z, keys_z, order_z = _along_curve(latents)
-    c, keys_c, order_c = _along_curve(codebook)
-    tiles = -(-v // codewords)
+def pays(latents: Tensor, codebook: Tensor, metric: str) -> bool:
+    """Whether this is faster than a look at all codewords, as measured by `benchmarks/eager.py`."""
+    d = latents.shape[-1]
+    return (
+        metric == "cosine"
+        and d in (3, 4)
+        and codebook.ndim == 2
+        and len(latents) >= 1 << 15
+        and len(codebook) >= 1 << (16 if d == 3 else 18)
+    )
+
+
+def nearest(latents: Tensor, codebook: Tensor) -> Tensor:
+    """As `triton.nearest` by angle, for latents (N, d) and a codebook (V, d) with d 3 or 4."""
+    shapes = latents.shape, codebook.shape, latents.stride(), codebook.stride(), latents.dtype, codebook.dtype
+    before, after = _launches(*shapes)
+    cells = [rows.new_empty(len(rows), dtype=torch.int16) for rows in (latents, codebook)]
+    before(latents, codebook, *cells)
+    keys_z, order_z = torch.sort(cells[0], stable=True)
+    keys_c, order_c = torch.sort(cells[1], stable=True)
+    found = torch.empty_like(order_z)
+    after(latents, codebook, keys_z, order_z, keys_c, order_c, found)
+    return found
+
+
+@lru_cache(maxsize=256)
+def _launches(
+    latents: tuple[int, ...], codebook: tuple[int, ...], strides: tuple[int, ...], codebook_strides: tuple[int, ...],
+    *dtypes: torch.dtype,
+) -> tuple[Launches, Launches]:  # fmt: skip
+    """The kernels before the sorts and behind them, for tensors of these shapes, strides and dtypes."""
+    (n, d), v = latents, codebook[0]
+    tiles = -(-v // CODEWORDS)
     splits = max(-(-tiles // 512), min((1 << 14) // n, max(1, tiles // 64)), 1)
-    plan = Plan(rows, codewords, min(3, 16 // d), splits, 4, 2)
+    plan = Plan(ROWS, CODEWORDS, min(3, 16 // d), splits, warps=4, stages=2)
     inner, depth, tiles, tiles_a_split, splits, columns, settled, id_bits = _sizes(plan, v, d, False)
-    padded = tiles * codewords
-    half = latents.new_empty(padded * inner, dtype=torch.float16)
-    exact, inverse = latents.new_empty(padded * depth), latents.new_empty(padded, dtype=torch.float64)
-    error, margin, boxes = latents.new_empty(tiles), latents.new_empty(n), latents.new_empty(tiles * 8)
-    slots = latents.new_empty(splits * SLOTS * n * 4, dtype=torch.int32)
-    found = latents.new_empty(n, dtype=torch.int64)
-    shape = {"D": d, "DEPTH": depth, "EUCLIDEAN": False, "BN": codewords}
+    padded = tiles * CODEWORDS
+    arrays = {
+        "z": (torch.float32, n * d), "c": (torch.float32, v * d),
+        "half": (torch.float16, padded * inner), "exact": (torch.float32, padded * depth),
+        "inverse": (torch.float64, padded), "error": (torch.float32, tiles), "margin": (torch.float32, n),
+        "boxes": (torch.float32, tiles * 8), "slots": (torch.int32, splits * SLOTS * n * 4),
+    }  # fmt: skip
+    shape = {"D": d, "DEPTH": depth, "EUCLIDEAN": False, "BN": CODEWORDS}
     parts = {"D": d, "DP": 4, "K": inner, "TERMS": plan.terms}
-    _boxes[(tiles,)](c, boxes, v, D=d, BN=codewords)
-    _prepare[(tiles, 1)](c, 0, d, 1, error, half, exact, inverse, error, v, **(shape | parts))
-    _search[(-(-n // rows), splits)](
-        z, keys_z, keys_c, boxes, half, error, margin, slots, n, v, tiles, tiles_a_split, v.bit_length(),
-        (inner // 16 + 4) * 2.0**-20, **parts, BN=codewords, BM=rows, ID_BITS=id_bits, CHUNK=chunk,
-    )  # fmt: skip
-    _settle[(-(-n // settled), 1)](
-        z, d, 0, 1, exact, inverse, margin, slots, found, n, v, tiles, tiles_a_split, splits, 2.0 ** (id_bits - 22),
-        **shape, BM=settled, COLUMNS=columns, ID_BITS=id_bits, num_stages=1,
-    )  # fmt: skip
-    return torch.empty_like(found).index_put_((order_z,), order_c[found])
+
+    def blocks(rows: int) -> tuple[int, ...]:
+        return (-(-rows // BLOCK),)
+
+    before = [
+        Launch(_cells, blocks(rows), (name, *of, f"cells_{name}", rows), {"D": d, "BM": BLOCK})
+        for name, of, rows in (("latents", strides, n), ("codebook", codebook_strides, v))
+    ]
+    after = [
+        Launch(_gather, blocks(n), ("latents", *strides, "order_z", "z", n), {"D": d, "BM": BLOCK}),
+        Launch(_gather, blocks(v), ("codebook", *codebook_strides, "order_c", "c", v), {"D": d, "BM": BLOCK}),
+        Launch(_boxes, (tiles,), ("c", "boxes", v), {"D": d, "BN": CODEWORDS}),
+        Launch(
+            _prepare, (tiles, 1), ("c", 0, d, 1, "error", "half", "exact", "inverse", "error", v), shape | parts
+        ),
+        Launch(
+            _search, (-(-n // ROWS), splits),
+            (
+                "z", "keys_z", "keys_c", "boxes", "half", "error", "margin", "slots", n, v, tiles, tiles_a_split,
+                v.bit_length(), (inner // 16 + 4) * 2.0**-20,
+            ),
+            {"BN": CODEWORDS, "BM": ROWS, "ID_BITS": id_bits, "CHUNK": CHUNK, **parts},
+        ),
+        Launch(
+            _settle, (-(-n // settled), 1),
+            (
+                "z", d, 0, 1, "exact", "inverse", "margin", "slots", "order_z", "order_c", "found", n, v, tiles,
+                tiles_a_split, splits, 2.0 ** (id_bits - 22),
+            ),
+            shape | {"BM": settled, "COLUMNS": columns, "ID_BITS": id_bits, "ORDERED": True, "num_stages": 1},
+        ),
+    ]  # fmt: skip
+    given = ("latents", "codebook", "keys_z", "order_z", "keys_c", "order_c", "found")
+    return Launches(("latents", "codebook", "cells_latents", "cells_codebook"), {}, before), Launches(
+        given, arrays, after
+    )
 
 
-def _along_curve(points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    keys = points.new_empty(len(points), dtype=torch.int16)
-    _cells[(-(-len(points) // BLOCK),)](points, *points.stride(), keys, len(points), D=points.shape[1], BM=BLOCK)
-    keys, order = torch.sort(keys, stable=True)
-    return points[order], keys, order
+@triton.jit(do_not_specialize=["N"])
+def _gather(rows, stride_n, stride_d, order, gathered, N, D: tl.constexpr, BM: tl.constexpr):
+    """Rows in order, float32."""
+    place = tl.program_id(0) * BM + tl.arange(0, BM)
+    inside = place < N
+    row = tl.load(order + place, mask=inside, other=0)
+    for k in tl.static_range(D):
+        x = tl.load(rows + row * stride_n + k * stride_d, mask=inside, other=0.0)
+        tl.store(gathered + place.to(tl.int64) * D + k, x.to(tl.float32), mask=inside)
 
 
 @triton.jit(do_not_specialize=["N"])
