@@ -7,7 +7,8 @@
 The peer is what one would write: products of normalised rows and argmax, in a quantizer with both losses. Each tree has
 a process of its own; they take turns at every case. Before, more processes compile all kernels. `event` is the time on
 the device (the host may be ahead), `host` until the call returns, `wall` from an idle device to an idle device,
-`replay` the call as a CUDA graph, `differ` how many choices are not as near as can be. Parts:
+`replay` the call as a CUDA graph, `differ` how many choices are not as near as can be. What is measured of some parts
+takes their place in the file alone. Parts:
 table   the search and the quantizers; `waits` where the host waits for the device
 sorted  the search at d = 2 and 1, and what sorting takes by dtype
 layers  the host's time for what a call consists of (of the second tree, like all below)
@@ -32,6 +33,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from table import Table, add_json
 from torch import Tensor
 
 import gsqtok
@@ -42,6 +44,17 @@ from gsqtok.search.rows import check
 Case = dict[str, Any]
 PARTS = ("table", "sorted", "layers", "few", "exact")
 BOTH = ("table", "sorted")  # of both trees
+COLUMNS = {
+    "case": (f"{'case':44}", ""),
+    "event_before": ("before, ms", ".3f"),
+    "event": ("now, ms", ".3f"),
+    "replay_before": ("replay before, ms", ".3f"),
+    "replay": ("replay, ms", ".3f"),
+    "peer": ("peer, ms", ".3f"),
+    "wall": ("idle to idle, ms", ".3f"),
+    "host": ("host, us", ".0f"),
+    "differ": ("differ", ""),
+}
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 RUNS = 2 if DEVICE == "cpu" else 30
 LARGEST = 20 << 30  # bytes of the peer's products
@@ -320,7 +333,7 @@ def main() -> None:
     parser.add_argument("after", type=Path)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--toy", action="store_true", help="tiny sizes")
-    parser.add_argument("--json", type=Path, help="also write the rows, and how they were measured, to this file")
+    add_json(parser)
     parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -337,20 +350,34 @@ def main() -> None:
         print(
             *{str(job.exception()) for job in jobs if job.exception()}, f"{time.monotonic() - begin:.0f} s", flush=True
         )
-    trees, rows = {"before": Tree(args.before), "after": Tree(args.after)}, []
+    trees, table = {"before": Tree(args.before), "after": Tree(args.after)}, Table(COLUMNS)
     for number, case in enumerate(wanted):
+        answers = {}
         for name in (["before", "after"][:: (-1) ** number]) if case["part"] in BOTH else ["after"]:
-            for row in trees[name].ask(case):
-                rows.append({"part": case["part"], "tree": name} | row)
-                figures = (
-                    f"{k} {x:.4g}" if isinstance(x, float) else f"{k} {x}" for k, x in row.items() if k != "name"
-                )
-                print(f"{case['part']:6} {name:6} {row['name']:48}", *figures, flush=True)
-    print(f"{time.monotonic() - begin:.0f} s; event, wall, replay, peer in ms, host in us")
-    if args.json:
-        args.json.write_text(json.dumps({"device": card, "versions": versions, "rows": rows}, indent=1) + "\n")
+            answers[name] = trees[name].ask(case)
+        for before, after in zip(answers.get("before", answers["after"]), answers["after"], strict=True):
+            table.add({"part": case["part"]} | merged(before if "before" in answers else {}, after))
+    waiting = [row["case"] for row in table.rows if row.get("waits")]
+    print(f"{time.monotonic() - begin:.0f} s", f"the host waits in {', '.join(waiting)}" if waiting else "")
+    if args.json and args.json.exists():
+        others = json.loads(args.json.read_text()).get("rows", [])
+        table.rows = sorted(
+            [row for row in others if row["part"] not in args.parts] + table.rows,
+            key=lambda row: PARTS.index(row["part"]),
+        )
+    table.write(args.json, DEVICE)
     for tree in trees.values():
         tree.close()
+
+
+def merged(before: Case, after: Case) -> Case:
+    """One row of what both trees, or one, answered."""
+    row = {"case": after["name"]} | {key: value for key, value in after.items() if key != "name"}
+    row |= {f"{key}_before": before[key] for key in ("event", "replay", "wall", "host") if key in before}
+    for key in ("differ", "waits"):
+        if key in row or key in before:
+            row[key] = str(max((tree[key] for tree in (before, after) if key in tree), default=""))
+    return row
 
 
 if __name__ == "__main__":
