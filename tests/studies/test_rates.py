@@ -8,12 +8,42 @@ import torch
 from gsqtok.cli.demo import IMAGES
 from gsqtok.data import ImageTransform, open_source
 from gsqtok.evaluation import evaluate
+from gsqtok.evaluation.features import Features
 from gsqtok.quantizers import quantizer_options
 from gsqtok.studies import STUDIES
-from gsqtok.studies.rates import nested_metrics
+from gsqtok.studies.rates import metrics_by_groups, nested_metrics
 from gsqtok.studies.scale import SCALES
 from gsqtok.studies.table import Row, Table
 from gsqtok.tokenizer import ImageTokenizer
+
+
+class Means:
+    """A network whose features are an image's mean colours."""
+
+    dim, suffix = 3, "_means"
+
+    def __call__(self, images):
+        return Features(images.float().mean((2, 3)))
+
+    def to(self, device):
+        return self
+
+    def record(self):
+        return {"network": "means", "weights_sha256": "", "layer": ""}
+
+
+def test_all_numbers_of_groups_in_one_pass_are_as_in_an_evaluation_each(tiny_config):
+    torch.manual_seed(0)
+    options = quantizer_options("gsq", groups=3, codebook_size=16, nested="uniform")
+    tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, latent_dim=6, quantizer=options)).eval()
+    source, transform = open_source(IMAGES), ImageTransform(32)
+    found = metrics_by_groups(tokenizer, source, transform, features=Means(), batch_size=2)
+    names = ("psnr", "ssim", "bits_per_pixel", "frechet_distance_means")
+    assert set(found) == {f"{name}_groups_{k}" for name in names for k in (1, 2)}
+    for k in (1, 2):
+        result = evaluate(tokenizer, source, transform=transform, groups=k, features=Means())
+        for name in names:
+            assert found[f"{name}_groups_{k}"] == pytest.approx(result[name], rel=1e-6, abs=1e-9), name
 
 
 def test_metrics_of_fixed_groups_are_those_of_an_evaluation(tiny_config):

@@ -65,6 +65,20 @@ def test_a_measuring_network_without_weights_stops_before_the_first_training(tmp
     assert not (tmp_path / "out").exists()
 
 
+def test_images_are_decoded_once_before_the_first_run(tmp_path, monkeypatch):
+    seen, cache = [], tmp_path / "decoded"
+    monkeypatch.setattr("gsqtok.studies.run.run_all", lambda runs, *_: seen.append(list(runs)))
+    images = Images(DEMO, DEMO)
+    run_studies([two_runs()], "smoke", dataclasses.replace(images, cache=str(cache)), tmp_path / "out")
+    (index,) = cache.rglob("index.npz")
+    before = index.stat().st_mtime_ns
+    run_studies([two_runs()], "smoke", dataclasses.replace(images, cache=str(cache)), tmp_path / "again")
+    run_studies([two_runs()], "smoke", images, tmp_path / "without")
+    assert index.stat().st_mtime_ns == before
+    assert [runs[0].run.config.data.cache for runs in seen] == [str(cache), str(cache), None]
+    assert len({tuple(run.run.digest for run in runs) for runs in seen}) == 1, "a cache changes no result"
+
+
 def two_runs():
     """A study of a training and a timing."""
     whole = STUDIES["vocabulary"]

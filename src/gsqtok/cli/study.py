@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from gsqtok.cli import options
@@ -16,9 +17,10 @@ if TYPE_CHECKING:
 def study(
     names: list[str],
     *,
-    scale: Literal["smoke", "small", "medium", "paper"] = "small",
+    scale: Literal["smoke", "small", "compact", "medium", "paper"] = "small",
     data: list[str] | None = None,
     validation: str | None = None,
+    cache: str | None = None,
     output: str = "studies",
     devices: str | None = None,
     per_device: int = 1,
@@ -34,14 +36,15 @@ def study(
 
     Args:
         names: of studies, or all; ls lists them with what they cost
-        scale: smoke takes seconds on a CPU; small (64 px) minutes to an hour of one GPU; medium has the same settings
-            and compact networks at 256 px; paper is the paper's own setting
+        scale: smoke takes seconds on a CPU; small (64 px) minutes to an hour of one GPU; compact and medium have the
+            same settings and compact networks, at 64 and 256 px; paper is the paper's own setting
         data: images to train on, as gsqtok train takes them; without --validation their splits train and validation
             (smoke: the demo's images)
         validation: images to measure on
+        cache: a folder where training images are kept as they are once decoded, for all runs and later ones
         output: the folder for runs, results and pages
         devices: GPUs by number, such as 0,1, or cpu (default: all GPUs, else the CPU)
-        per_device: runs that share a device; on a GPU they take turns, so more of them are rarely done sooner
+        per_device: runs that share a device; on a GPU they take turns, and one fills the pauses of another
         steps: of each training (default: the scale's)
         prior_steps: train the yardstick prior (10M parameters, one recipe for all) for so many steps on each
             tokenizer's tokens, and say what they cost under it (default: no prior)
@@ -67,7 +70,7 @@ def study(
         raise ValueError(f"no study '{unknown[0]}'; there are {', '.join(STUDIES)}, all")
     if per_device < 1:
         raise ValueError(f"--per-device must be at least 1, got {per_device}")
-    images, where = _images(data, validation, scale), _devices(devices)
+    images, where = replace(_images(data, validation, scale), cache=cache), _devices(devices)
     check_output_folder(output)
     chosen = [STUDIES[name] for name in wanted]
     on = "the CPU" if where == [None] else f"GPU {', '.join(map(str, where))}"

@@ -20,30 +20,31 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "half full, decoder told": {"nested": "uniform", "nested_full": 0.5, "decoder_counts": True},
     "half full, separate codebooks": {"nested": "uniform", "nested_full": 0.5, "codebooks": "separate"},
 }
-GROUPS = {"smoke": 3, "small": 8, "paper": 8}
+# groups, channels of each, codewords; at the medium scale those of the recipe f8-nested
+_EIGHT = (8, 4, 256)
+SHAPES = {"smoke": (3, 4, 16), "small": _EIGHT, "compact": _EIGHT, "medium": (4, 7, 65_536), "paper": _EIGHT}
 CODECS = ("jpeg", "webp", "avif")
 
 
 def runs(scale: Scale) -> list[Run]:
     """Every schedule, a tokenizer for each number of groups alone, and the codecs at the same rates."""
     smoke = scale.name == "smoke"
-    groups, size, steps = GROUPS[scale.settings], 16 if smoke else 256, LONGER * scale.config.steps
+    shape, steps = SHAPES[scale.name], LONGER * scale.config.steps
+    groups, dim, size = shape
     schedules = {"half full": SCHEDULES["half full"]} if smoke else SCHEDULES
-    found = [
-        Run({"trained": name}, _nested(scale, groups, size, steps, options)) for name, options in schedules.items()
-    ]
+    found = [Run({"trained": name}, _nested(scale, shape, steps, options)) for name, options in schedules.items()]
     alone = [k for k in (1, 2, 4, 8) if k <= groups]
-    found += [Run({"trained": "alone", "K": k}, scale.gsq(k, 4, size, steps=steps)) for k in alone]
-    rates = [k * (4 if smoke else 8) / scale.factor(8) ** 2 for k in alone]
+    found += [Run({"trained": "alone", "K": k}, scale.gsq(k, dim, size, steps=steps)) for k in alone]
+    rates = [k * (size.bit_length() - 1) / scale.factor(8) ** 2 for k in alone]
     any_config = found[0].config
     return found + [
         Run({"codec": codec, "rate": rate}, any_config, codec=f"{codec}@{rate:g}") for codec in CODECS for rate in rates
     ]
 
 
-def _nested(scale: Scale, groups: int, size: int, steps: int, options: dict[str, Any]) -> TrainConfig:
+def _nested(scale: Scale, shape: tuple[int, int, int], steps: int, options: dict[str, Any]) -> TrainConfig:
     of_quantizer = {name: value for name, value in options.items() if name != "decoder_counts"}
-    config = scale.gsq(groups, 4, size, steps=steps, options=of_quantizer)
+    config = scale.gsq(*shape, steps=steps, options=of_quantizer)
     return replace(config, model=replace(config.model, decoder_counts=options.get("decoder_counts", False)))
 
 
@@ -86,7 +87,10 @@ STUDY = Study(
     question="What does one tokenizer for many rates lose to one for each, and what do bits by position gain?",
     source="nested dropout (arXiv 1402.0915); the paper has one rate a tokenizer",
     runs=runs,
-    metrics=("bits_per_pixel", "psnr", "ssim", *(f"psnr_groups_{k}" for k in (1, 2, 4)), "psnr_predicted_2"),
+    metrics=(
+        "bits_per_pixel", "psnr", "ssim", "frechet_distance", *(f"psnr_groups_{k}" for k in (1, 2, 4)),
+        "psnr_predicted_2",
+    ),
     plots=(
         Plot(
             "fixed", "bits_per_pixel", "psnr", ("trained",), log_x=True,

@@ -2,19 +2,72 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gsqtok.data import ImageTransform, eval_loader
-from gsqtok.evaluation.similarity import similarity
+from gsqtok.evaluation.features import FeatureNetwork
+from gsqtok.evaluation.frechet import FrechetDistance
+from gsqtok.evaluation.similarity import similarity, to_8_bits
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.tokenizer.allocation import Allocation, ErrorPredictor, allocate, measured_errors
 
 
 @torch.no_grad()
-def nested_metrics(tokenizer: ImageTokenizer, source: Any, transform: ImageTransform, images: int) -> dict[str, float]:
+def metrics_by_groups(
+    tokenizer: ImageTokenizer,
+    source: Any,
+    transform: ImageTransform,
+    *,
+    features: FeatureNetwork | None = None,
+    batch_size: int = 32,
+    workers: int = 0,
+) -> dict[str, float]:
+    """Measure all images with 1 to G - 1 groups in one pass: what ``evaluate(..., groups=k)`` says, one k at a time.
+
+    Args:
+        tokenizer: with nested groups.
+        source: what ``open_source`` returns.
+        transform: of the images, to a size of whole positions.
+        features: network of the Fréchet distance; None leaves it out.
+        batch_size: images at once.
+        workers: processes that decode images.
+
+    Returns:
+        ``psnr_groups_K``, ``ssim_groups_K`` (means over images), ``bits_per_pixel_groups_K`` and, with features,
+        ``frechet_distance_NETWORK_groups_K``.
+    """
+    quantizer, device = tokenizer.quantizer, tokenizer.device
+    fewer = range(1, quantizer.tokens_per_position)
+    network = features and features.to(device)
+    frechet = {} if network is None else {k: FrechetDistance(network.dim).to(device) for k in fewer}
+    seen: defaultdict[str, list[Tensor]] = defaultdict(list)
+    for batch in eval_loader(source, transform, batch_size=batch_size, workers=workers):
+        images = batch["image"].to(device)
+        tokens = tokenizer.encode(images)
+        real = None if network is None else network(to_8_bits(images)).pooled
+        for k in fewer:
+            restored = tokenizer.decode(tokens[..., :k])
+            of_each = similarity(restored, images)
+            for name in ("psnr", "ssim"):
+                seen[f"{name}_groups_{k}"].append(of_each[name])
+            if network is not None and real is not None:
+                frechet[k].update(real, real=True)
+                frechet[k].update(network(to_8_bits(restored)).pooled, real=False)
+    metrics = {name: torch.cat(parts).double().mean().item() for name, parts in seen.items()}
+    metrics |= {f"bits_per_pixel_groups_{k}": tokenizer.bits_per_pixel_of(k) for k in fewer}
+    if network is not None:
+        metrics |= {f"frechet_distance{network.suffix}_groups_{k}": of.compute().item() for k, of in frechet.items()}
+    return metrics
+
+
+@torch.no_grad()
+def nested_metrics(
+    tokenizer: ImageTokenizer, source: Any, transform: ImageTransform, images: int, workers: int = 0
+) -> dict[str, float]:
     """Measure PSNR (mean over images) and bits per pixel of groups that are chosen for each position.
 
     A predictor of errors is trained on half of the images; all is measured on the other half: ``psnr_chosen_K`` of
@@ -27,8 +80,9 @@ def nested_metrics(tokenizer: ImageTokenizer, source: Any, transform: ImageTrans
         source: what ``open_source`` returns.
         transform: of the images, to a size of whole positions.
         images: at most so many, the first ones.
+        workers: processes that decode images.
     """
-    seen = _gather(tokenizer, source, transform, images)
+    seen = _gather(tokenizer, source, transform, images, workers)
     pixels, latents, errors = (torch.cat(parts) for parts in zip(*seen, strict=True))
     half = len(pixels) // 2
     if half == 0:
@@ -51,11 +105,11 @@ def nested_metrics(tokenizer: ImageTokenizer, source: Any, transform: ImageTrans
 
 
 def _gather(
-    tokenizer: ImageTokenizer, source: Any, transform: ImageTransform, images: int
+    tokenizer: ImageTokenizer, source: Any, transform: ImageTransform, images: int, workers: int
 ) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Images on the CPU, latents and errors, batch by batch."""
     seen: list[tuple[Tensor, Tensor, Tensor]] = []
-    for batch in eval_loader(source, transform, batch_size=50):
+    for batch in eval_loader(source, transform, batch_size=50, workers=workers):
         pixels = batch["image"][: images - sum(len(part[0]) for part in seen)].to(tokenizer.device)
         if not len(pixels):
             break

@@ -14,6 +14,7 @@ from gsqtok.studies.runner import LOG, Outcome, PlacedRun, run_all
 from gsqtok.studies.scale import SCALES, Scale
 from gsqtok.studies.study import Run, Study
 from gsqtok.studies.table import Row, Table
+from gsqtok.training.config import DataConfig
 from gsqtok.training.run_folder import as_plain
 
 RESULTS = "results.json"
@@ -22,12 +23,13 @@ Progress = Callable[[str, "Outcome | None", str, int], Any]
 
 @dataclass(frozen=True)
 class Images:
-    """Where the images of all runs come from; see ``DataConfig``."""
+    """Where the images of all runs come from, and where they are kept decoded; see ``DataConfig``."""
 
     train: str | list[str]
     validation: str | list[str]
     train_split: str | None = None
     validation_split: str | None = None
+    cache: str | None = None
 
 
 def run_studies(
@@ -52,7 +54,7 @@ def run_studies(
 
     Args:
         studies: which.
-        scale: "smoke", "small", "medium" or "paper".
+        scale: "smoke", "small", "compact", "medium" or "paper".
         images: of all runs.
         output: a folder; used again, what is there is taken up.
         devices: GPUs by number, None for the CPU.
@@ -84,8 +86,9 @@ def run_studies(
     if not wanted:
         raise ValueError(f"no run has {', '.join(f'{k}={v}' for k, of in (only or {}).items() for v in sorted(of))}")
     left = [run for digest, run in placed.items() if digest in wanted and digest not in outcomes]
-    if any(run.run.batch is None for run in left):
+    if trained := [run.run.config.data for run in left if run.run.batch is None]:
         _check_networks(held)
+        _decode_once(trained[0])
 
     def report(run: PlacedRun, outcome: Outcome | None, problem: str) -> None:
         digest = run.run.digest
@@ -156,6 +159,15 @@ def _check_networks(scale: Scale) -> None:
         build_features(scale.features)
     for name in scale.perceptual:
         ImageDistance(name, download=True)
+
+
+def _decode_once(data: DataConfig) -> None:
+    """Fill the cache of decoded images, if there is to be one: processes that begin together would each do so."""
+    from gsqtok.data.workers import processors
+    from gsqtok.training.images import decoded_images, training_images
+
+    if data.cache is not None:
+        decoded_images(data, training_images(data)[0], processors())
 
 
 def held_at(scale: Scale, steps: int | None) -> Scale:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,11 +28,14 @@ from gsqtok.studies.study import Run
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from gsqtok.evaluation.features import FeatureNetwork
+    from gsqtok.evaluation.perceptual import ImageDistance
     from gsqtok.tokenizer import ImageTokenizer
     from gsqtok.training.config import TrainConfig
 
 OUTCOME = "outcome.json"
 LOG = "log.txt"
+_BY_GROUPS = ("psnr", "ssim", "bits_per_pixel")
 
 
 @dataclass(frozen=True)
@@ -260,7 +264,7 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
 
     from gsqtok.data import ImageTransform, open_source
     from gsqtok.evaluation import evaluate
-    from gsqtok.studies.rates import nested_metrics
+    from gsqtok.studies.rates import metrics_by_groups, nested_metrics
     from gsqtok.studies.spherical_error import spherical_error
     from gsqtok.tokenizer import ImageTokenizer
     from gsqtok.training.images import fixed_images
@@ -270,28 +274,45 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
     batch_size = min(100, max(1, 2**21 // data.size**2))
     validation, transform = open_source(data.validation, split=data.validation_split), ImageTransform(data.size)
     _show(tokenizer, fixed_images(data, validation), run.folder / "images.png")
+    features = _features(run.scale.features)
     result = evaluate(
         tokenizer,
         validation,
         name=run.name,
         transform=transform,
-        features=run.scale.features,
-        perceptual=run.scale.perceptual,
+        features=features,
+        perceptual=[_distance(name) for name in run.scale.perceptual],
         source=str(data.validation),
         split=data.validation_split,
         batch_size=batch_size,
         workers=data.workers,
     )
     result.save(run.folder / "evaluation.json")
-    metrics = dict(result) | {"spherical_error": spherical_error(tokenizer, validation, transform, images=1000)}
+    error = spherical_error(tokenizer, validation, transform, images=1000, workers=data.workers)
+    metrics = dict(result) | {"spherical_error": error}
     if tokenizer.quantizer.nested is not None:
-        for k in range(1, getattr(tokenizer.quantizer, "groups", 1) + 1):
-            at = evaluate(
-                tokenizer, validation, transform=transform, groups=k, batch_size=batch_size, workers=data.workers
-            )
-            metrics |= {f"{name}_groups_{k}": at[name] for name in ("psnr", "ssim", "bits_per_pixel")}
-        metrics |= nested_metrics(tokenizer, validation, transform, images=500)
+        loading = {"batch_size": batch_size, "workers": data.workers}
+        metrics |= metrics_by_groups(tokenizer, validation, transform, features=features, **loading)
+        of_all = [name for name in result if name in _BY_GROUPS or name.startswith("frechet_distance")]
+        metrics |= {f"{name}_groups_{tokenizer.quantizer.tokens_per_position}": result[name] for name in of_all}
+        metrics |= nested_metrics(tokenizer, validation, transform, images=500, workers=data.workers)
     return _finite(metrics), result.environment
+
+
+@cache
+def _features(name: str | None) -> FeatureNetwork | None:
+    """The network of the Fréchet distance, loaded once for all runs of a process."""
+    from gsqtok.evaluation.features import build_features
+
+    return None if name is None else build_features(name)
+
+
+@cache
+def _distance(name: str) -> ImageDistance:
+    """Likewise a network of a perceptual distance."""
+    from gsqtok.evaluation.perceptual import ImageDistance
+
+    return ImageDistance(name, download=True)
 
 
 def _of_codec(run: PlacedRun, codec: str) -> Outcome:
@@ -306,8 +327,8 @@ def _of_codec(run: PlacedRun, codec: str) -> Outcome:
         transform=ImageTransform(data.size),
         source=str(data.validation),
         split=data.validation_split,
-        features=run.scale.features,
-        perceptual=run.scale.perceptual,
+        features=_features(run.scale.features),
+        perceptual=[_distance(name) for name in run.scale.perceptual],
         workers=data.workers,
     )
     return Outcome("done", _finite(result.metrics), result.environment)

@@ -56,7 +56,8 @@ class Run:
 
 def _material(config: TrainConfig) -> dict[str, Any]:
     plain = {name: value for name, value in as_plain(config).items() if name not in _IMMATERIAL}
-    plain["data"].pop("workers")
+    for name in ("workers", "cache"):
+        plain["data"].pop(name)
     return plain
 
 
