@@ -35,6 +35,7 @@ PAPER: dict[tuple[int, int, int], dict[int, tuple[float, ...]]] = {
 _COLUMNS = ("paper_rfid", "paper_lpips", "paper_psnr", "paper_ssim", "paper_usage", "paper_perplexity")
 AGAINST = ((8, 4), (16, 8))  # f, G of the rows that are trained with a discriminator, too
 CODECS = ("webp", "avif")
+LOWEST_RATE = 0.12  # bits/px, below which a codec's smallest file of 256 px is larger than the target
 _PLAIN = (("discriminator", "none"),)
 NEAR_LOSSLESS = (8, 16)
 
@@ -57,15 +58,14 @@ def runs(scale: Scale) -> list[Run]:
                     varied | {"discriminator": adversarial.discriminator}, replace(config, adversarial=adversarial)
                 )
                 against.append(replace(run, published=published))
-            if f < 32:  # below 0.07 bits/px a codec's file is little more than its header
-                rates.append(g * (size.bit_length() - 1) / scale.factor(f) ** 2)
+            rates.append(g * (size.bit_length() - 1) / scale.factor(f) ** 2)
     any_config = found[0].config
     return [
         *found,
         *against,
         *(
             Run({"codec": codec, "rate": rate}, any_config, codec=f"{codec}@{rate:g}")
-            for rate in dict.fromkeys(round(rate, 4) for rate in sorted(rates))
+            for rate in dict.fromkeys(round(rate, 4) for rate in sorted(rates) if rate > LOWEST_RATE)
             for codec in CODECS
         ),
     ]
