@@ -144,7 +144,9 @@ def test_a_dead_worker_and_a_missing_source_stop_nothing(tmp_path):
 @pytest.mark.usefixtures("_forked")
 def test_a_signal_saves_what_trains_and_the_page_says_what_is_done(tmp_path):
     first = Run({"run": "long"}, dataclasses.replace(SCALES["smoke"].gsq(1, 4, 16), steps=10**6))
-    study = dataclasses.replace(STUDIES["vocabulary"], runs=lambda scale: [first, STUDIES["vocabulary"].runs(scale)[-1]])
+    study = dataclasses.replace(
+        STUDIES["vocabulary"], runs=lambda scale: [first, STUDIES["vocabulary"].runs(scale)[-1]]
+    )
     stopped = threading.Event()
 
     def stop():
@@ -157,7 +159,7 @@ def test_a_signal_saves_what_trains_and_the_page_says_what_is_done(tmp_path):
     told, watcher = [], threading.Thread(target=stop)
     watcher.start()
     try:
-        with pytest.raises(InterruptedRunError, match="stopped by SIGINT.*goes on"):
+        with pytest.raises(InterruptedRunError, match=r"stopped by SIGINT.*goes on"):
             run_studies([study], "smoke", Images(DEMO, DEMO), tmp_path, progress=lambda *what: told.append(what))
     finally:
         stopped.set()

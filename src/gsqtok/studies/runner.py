@@ -130,7 +130,9 @@ def run_all(
             if part and interruption.name is None:
                 _spread(part, where, report, enough, interruption)
     if interruption.name is not None:
-        raise InterruptedRunError(f"stopped by {interruption.name}; what was trained is saved: the same command goes on")
+        raise InterruptedRunError(
+            f"stopped by {interruption.name}; what was trained is saved: the same command goes on"
+        )
 
 
 def _spread(
@@ -313,7 +315,11 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
         workers=data.workers,
     )
     result.save(run.folder / "evaluation.json")
-    metrics = dict(result) | {"spherical_error": spherical_error(tokenizer, validation, transform, images=1000)}
+    error = spherical_error(tokenizer, validation, transform, images=1000, workers=data.workers)
+    metrics = dict(result) | {"spherical_error": error}
+    if result.codebook is not None:
+        tokens, size = result.codebook["positions"] * result.codebook["groups"], result.codebook["codebook_size"]
+        metrics["usage_if_even"] = -math.expm1(tokens * math.log1p(-1 / size)) if size > 1 else 1.0
     if tokenizer.quantizer.nested is not None:
         for k in range(1, getattr(tokenizer.quantizer, "groups", 1) + 1):
             at = evaluate(

@@ -112,7 +112,7 @@ _MEDIUM = TrainConfig(
         encoder_middle_blocks=0,
         decoder_middle_blocks=0,
     ),
-    data=DataConfig(size=256, workers=8),
+    data=DataConfig(size=256, workers=14),
     optimizer=OptimizerConfig(
         name="muon", learning_rate=1e-3, eps=1e-9, weight_decay=0.0, clip=100.0, warmup_steps=50, schedule="linear"
     ),

@@ -17,7 +17,12 @@ from gsqtok.tokenizer import ImageTokenizer
 
 @torch.no_grad()
 def spherical_error(
-    tokenizer: ImageTokenizer, source: Any, transform: ImageTransform, images: int, codebook: Tensor | None = None
+    tokenizer: ImageTokenizer,
+    source: Any,
+    transform: ImageTransform,
+    images: int,
+    codebook: Tensor | None = None,
+    workers: int = 0,
 ) -> float | None:
     """Average |z - c|^2 between the directions of the groups' latents and of their nearest codewords.
 
@@ -29,6 +34,7 @@ def spherical_error(
         transform: of the images.
         images: about so many, the first ones.
         codebook: (V, d), measure this one instead of the trained one.
+        workers: processes that decode images.
 
     Returns:
         The error; None for a quantizer that does not work on the sphere.
@@ -38,7 +44,7 @@ def spherical_error(
         return None
     directions = F.normalize((quantizer.codebook if codebook is None else codebook).to(tokenizer.device), dim=-1)
     errors: list[Tensor] = []
-    for batch in eval_loader(source, transform, batch_size=100):
+    for batch in eval_loader(source, transform, batch_size=100, workers=workers):
         latent = tokenizer.encoder(batch["image"].to(tokenizer.device)).movedim(1, -1)
         latent = F.normalize(latent.unflatten(-1, (-1, directions.shape[-1])), dim=-1)
         chosen = take_codewords(directions, nearest_codewords(latent, directions, "cosine"))
