@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from results import noise, spreads, table
+from results import noise, spreads, table, trained_results
 
 from gsqtok.io import write_bytes
 from gsqtok.studies import STUDIES
@@ -180,7 +180,8 @@ PARTS: dict[str, tuple[Claim, ...]] = {
         Claim("Unsuitable adversarial losses end in NaN", command="gsqtok study discriminator --scale paper --data IMAGENET"),
         Claim(
             "The StyleGAN discriminator ends in NaN",
-            remark="The paper's is the official code's, which no study has run. StyleGAN2's own, the next line, is another network.",
+            (Evidence("discriminator-small", "the official code's StyleGAN"),),
+            "The paper's is the official code's. StyleGAN2's own, the next line, is another network. At 128 px, with all that the official code does otherwise: [its recipe beside ours](paper.md#the-official-recipe-beside-ours-measured).",
         ),
         Claim(
             "StyleGAN2's own discriminator ends in NaN (ours)",
@@ -261,11 +262,8 @@ PARTS: dict[str, tuple[Claim, ...]] = {
 @cache
 def results(study: str) -> tuple[Table, list[Finding]] | None:
     """A study's published results and what they say; None where it has not been run."""
-    file = DOCS / "studies" / study / "results.json"
-    if not file.exists():
-        return None
-    found = Table.load(file)
-    return found, STUDIES[found.study].findings(found)
+    found = trained_results(study)
+    return None if found is None else (found, STUDIES[found.study].findings(found))
 
 
 def findings(evidence: Evidence) -> list[Finding]:

@@ -16,6 +16,7 @@ from typing import Any
 
 from gsqtok.io import write_bytes
 from gsqtok.studies import STUDIES
+from gsqtok.studies.discriminator import OFFICIAL_STYLEGAN
 from gsqtok.studies.page import results_table
 from gsqtok.studies.study import exceeds
 from gsqtok.studies.table import Table
@@ -412,12 +413,16 @@ def discriminator() -> str:
     betas = ("0.5, 0.9", "0.9, 0.99")
 
     def cell(**at: Any) -> str:
+        if not said.table.value(distance, **at):
+            return ", ".join(row.state for row in said.table.rows_of(**at))
         return f"{said.mean(distance, **at):.0f} / {said.psnr(**at)} / {said.mean('ssim', **at):.3f}"
 
     rows = [["none", "", cell(discriminator="none")]]
     kinds = [(kind, pair) for kind in ("patch", "stylegan", "projected") for pair in ("NH", "HH")]
+    tried = {row.varied["losses"] for row in said.table.rows_of(discriminator=OFFICIAL_STYLEGAN) if row.metrics}
     rows += [
-        [f"{kind}, {pair}", *(cell(discriminator=kind, losses=pair, betas=b) for b in betas)] for kind, pair in kinds
+        [f"{kind}, {pair}", *(cell(discriminator=kind, losses=pair, betas=b) for b in betas)]
+        for kind, pair in [*kinds, *((OFFICIAL_STYLEGAN, pair) for pair in sorted(tried, reverse=True))]
     ]
     said.needs("supported", "PatchGAN is better at betas (0.9, 0.99) than at (0.5, 0.9), in PSNR")
     closer = "a {} discriminator brings reconstructions closer in features"
@@ -441,6 +446,8 @@ def discriminator() -> str:
     none = said.mean(distance, discriminator="none")
     bought = "; ".join(f"`{kind}` {none - fd[kind]:.0f} points for {lost[kind]:.1f} dB" for kind in fd)
     steps = said.table.setting["first_run"]["steps"]
+    (nan,) = (f for f in STUDIES["discriminator"].findings(said.table) if "official code's" in f.claim)
+    official = "" if nan.verdict == "not tested" else f"With that one (`{OFFICIAL_STYLEGAN}`) {nan.because}."
     return f"""### discriminator: which one, which losses, which betas
 [All runs](studies/discriminator-small/README.md), **{steps:,} steps** (a discriminator works from step 300 on), D = 16, 4 x 4, V = 4,096, 0.75 bits/px, one
 seed. N is the non-saturating, H the hinge loss; generator's first. FD (EfficientNet-Lite 1) / PSNR, dB / SSIM:
@@ -452,17 +459,24 @@ seed. N is the non-saturating, H the hinge loss; generator's first. FD (Efficien
   {noise(distance, True):.0%} between seeds.
 - **StyleGAN2's own discriminator gave no NaN**: none of its four runs had a step that was not finite. That says nothing of the paper's,
   which is another one: the official code blurs and averages, adds its skips unscaled, and has neither equalised learning
-  rates nor minibatch deviation. Theirs was seen at 128 px and batches of 256 after 1,000 steps; ours are {steps - 300} steps of it at
+  rates nor minibatch deviation. {official}
+  Theirs was seen at 128 px and batches of 256 after 1,000 steps; ours are {steps - 300} steps of it at
   64 px and batches of 128, with guards and losses in float32.
 - The measuring network is a sister of the one that `projected` and the perceptual term look through, which favours them."""
 
 
-def by_itself(folder: str) -> str:
-    """A study as its page has it: the table of results, and each finding; nothing where it has not been run."""
+def trained_results(folder: str) -> Table | None:
+    """A study's published results; None where no training or timing of it is done (codecs do not need one)."""
     file = DOCS / "studies" / folder / "results.json"
-    if not file.exists():
+    found = Table.load(file) if file.exists() else None
+    return found if found and any(row.metrics and "codec" not in row.varied for row in found.rows) else None
+
+
+def by_itself(folder: str) -> str:
+    """A study as its page has it: the table of results, and each finding; nothing where no training of it is done."""
+    found = trained_results(folder)
+    if found is None:
         return ""
-    found = Table.load(file)
     study, held = STUDIES[found.study], found.setting["first_run"]
     said = "\n".join(f"- **{f.verdict}**: {f.claim}. {f.because}" for f in study.findings(found))
     return f"""### {study.name}: {study.question}

@@ -42,6 +42,20 @@ def test_the_largest_file_within_the_target(name):
 
 
 @pytest.mark.parametrize("name", CODECS)
+def test_fewer_files_than_by_halving_find_the_best(name, monkeypatch):
+    original, tried = image(), []
+    sizes = {q: len(Codec(name, 1).encode(original, q)) for q in range(Codec.LOWEST[name], 101)}
+    encode = Codec.encode
+    monkeypatch.setattr(Codec, "encode", lambda self, image, q: tried.append(q) or encode(self, image, q))
+    targets = (0.3, 0.6, 1.0, 1.7, 3.0, 5.0)
+    for target in targets:
+        limit = target * 96 * 88 / 8
+        highest = max((q for q, size in sizes.items() if size <= limit), default=Codec.LOWEST[name])
+        assert len(Codec(name, target).fit(original)) == sizes[highest]
+    assert len(tried) < 7 * len(targets)  # halving 100 qualities takes seven, and the lowest
+
+
+@pytest.mark.parametrize("name", CODECS)
 def test_more_bits_never_look_worse(name):
     original = image("astronaut", 128)
     files = [Codec(name, bits).fit(original) for bits in (0.75, 1, 2, 4)]

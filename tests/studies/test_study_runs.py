@@ -4,6 +4,8 @@ import dataclasses
 import multiprocessing
 import os
 import shutil
+import signal
+import threading
 from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
@@ -24,6 +26,7 @@ from gsqtok.studies.scale import SCALES
 from gsqtok.studies.spherical_error import spherical_error
 from gsqtok.studies.study import Run, Study
 from gsqtok.studies.table import Table
+from gsqtok.training.interruption import InterruptedRunError
 
 DEMO = str(Path(gsqtok.__file__).parent / "demo_images" / "*.png")
 
@@ -151,6 +154,37 @@ def test_a_dead_worker_and_a_missing_source_stop_nothing(tmp_path):
     assert Outcome.of(tmp_path / "lost") is None  # so that the next start tries again
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("_forked")
+def test_a_signal_saves_what_trains_and_the_page_says_what_is_done(tmp_path):
+    first = Run({"run": "long"}, dataclasses.replace(SCALES["smoke"].gsq(1, 4, 16), steps=10**6))
+    study = dataclasses.replace(
+        STUDIES["vocabulary"], runs=lambda scale: [first, STUDIES["vocabulary"].runs(scale)[-1]]
+    )
+    stopped = threading.Event()
+
+    def stop():
+        while not stopped.wait(0.05):
+            if any("step 3/" in log.read_text() for log in tmp_path.glob("runs/*/log.txt")):
+                for _ in range(2):  # timeout(1) sends it to the process, then to its group
+                    os.kill(os.getpid(), signal.SIGINT)
+                return
+
+    told, watcher = [], threading.Thread(target=stop)
+    watcher.start()
+    try:
+        with pytest.raises(InterruptedRunError, match=r"stopped by SIGINT.*goes on"):
+            run_studies([study], "smoke", Images(DEMO, DEMO), tmp_path, progress=lambda *what: told.append(what))
+    finally:
+        stopped.set()
+        watcher.join()
+    assert told == []  # nothing failed
+    assert list(tmp_path.glob("runs/*/training/checkpoints/step-*/sha256.json"))
+    table = Table.load(tmp_path / "vocabulary-smoke" / "results.json")
+    assert [row.state for row in table.rows] == ["not run", "not run"]
+    assert (tmp_path / "vocabulary-smoke" / "README.md").exists()
+
+
 def placed(name, batch=None):
     return PlacedRun(name, Run({}, SCALES["smoke"].config, batch), Path(name), SCALES["smoke"])
 
@@ -160,7 +194,7 @@ def test_codecs_are_measured_beside_the_gpus(monkeypatch):
     monkeypatch.setattr(runner, "_pool", lambda device, slots: Pool(device))
     monkeypatch.setattr(runner, "processors", lambda: 2)
 
-    def wait(busy, return_when):
+    def wait(busy, timeout, return_when):
         future = next(f for pool in Pool.made for _, f in pool.pending if f in busy)
         future.set_result("done")
         return SimpleNamespace(done={future})
@@ -200,7 +234,7 @@ def test_each_slot_has_a_run_as_long_as_there_are_any(monkeypatch):
     monkeypatch.setattr(runner, "_pool", lambda device, slots: Pool(device))
     told, ends = [], iter([(1, "b"), (0, "a"), (1, "c"), (0, OSError("full\ndisk"))])
 
-    def wait(busy, return_when):
+    def wait(busy, timeout, return_when):
         assert len(busy) == min(2, 4 - len(told))
         slot, result = next(ends)
         _, future = Pool.made[slot].pending[-1]

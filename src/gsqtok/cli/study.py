@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def study(
     names: list[str],
     *,
-    scale: Literal["smoke", "small", "compact", "medium", "paper"] = "small",
+    scale: Literal["smoke", "small", "compact", "compact-256", "medium", "paper"] = "small",
     data: list[str] | None = None,
     validation: str | None = None,
     cache: str | None = None,
@@ -36,8 +36,9 @@ def study(
 
     Args:
         names: of studies, or all; ls lists them with what they cost
-        scale: smoke takes seconds on a CPU; small (64 px) minutes to an hour of one GPU; compact and medium have the
-            same settings and compact networks, at 64 and 256 px; paper is the paper's own setting
+        scale: smoke takes seconds on a CPU; small (64 px) minutes to an hour of one GPU; compact and compact-256 have
+            the same settings and networks as of the recipe f8-small, at 64 and 256 px; medium has larger ones at 256
+            px; paper is the paper's own setting
         data: images to train on, as gsqtok train takes them; without --validation their splits train and validation
             (smoke: the demo's images)
         validation: images to measure on

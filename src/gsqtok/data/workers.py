@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from typing import Any
 
 # What asks a process to stop: Ctrl-C, a scheduler, Slurm's --signal. Windows has no SIGUSR1.
 STOP_SIGNALS = tuple(name for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
@@ -59,10 +60,6 @@ def end_with_parent(number: int = 0) -> None:
     for name in set(STOP_SIGNALS) - {"SIGTERM"}:
         signal.signal(getattr(signal, name), signal.SIG_IGN)
 
-    def watch() -> None:
-        parent.join()
-        os._exit(1)
-
     def obey() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != pid:
             pass
@@ -71,5 +68,17 @@ def end_with_parent(number: int = 0) -> None:
     told = hasattr(signal, "sigwaitinfo")  # not on macOS, where a worker ends with anybody's SIGTERM
     if hasattr(signal, "pthread_sigmask"):  # before there are threads, which inherit it
         signal.pthread_sigmask(signal.SIG_BLOCK if told else signal.SIG_UNBLOCK, {signal.SIGTERM})
-    for target in (watch, obey) if told else (watch,):
-        threading.Thread(target=target, daemon=True).start()
+    if told:
+        threading.Thread(target=obey, daemon=True).start()
+    watch_parent()
+
+
+def watch_parent() -> None:
+    """Let this process end at once when the one that started it has gone, even if that was killed."""
+
+    def watch(parent: Any) -> None:
+        parent.join()
+        os._exit(1)
+
+    if (parent := multiprocessing.parent_process()) is not None:
+        threading.Thread(target=watch, args=(parent,), daemon=True).start()

@@ -13,6 +13,7 @@ makes its files the same everywhere. No metadata is stored.
 from __future__ import annotations
 
 import io
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -27,6 +28,9 @@ from gsqtok.evaluation.result import Result
 if TYPE_CHECKING:
     from gsqtok.evaluation.run import Reconstruction
 
+_FIRST = 60  # the quality that is tried first
+_DOUBLES = 20  # steps of quality that double a file, about
+_INTERPOLATED = 6  # tries, before the range is halved
 PREFIX = "codec:"
 """What a codec's name begins with where a tokenizer's would stand: ``codec:webp@0.5``."""
 
@@ -99,24 +103,25 @@ class Codec:
         return file.getvalue()
 
     def fit(self, image: Image.Image) -> bytes:
-        """The file of highest quality that keeps to the target, found by bisection over the qualities.
+        """The file of highest quality that keeps to the target; at the lowest quality where none does.
 
         Sizes rise with quality but for a few steps where they fall by some bytes, so a step or two of quality may be
-        missed there; the target is kept in any case.
+        missed there; the target is kept in any case. The logarithm of the size is interpolated between the qualities
+        that were tried, which takes four to six files where halving the range takes eight.
         """
         limit = self.target * image.width * image.height / 8
-        low, high = self.LOWEST[self.name], 100
-        best = self.encode(image, low)
-        if len(best) > limit:
-            return best
-        while low < high:
-            middle = (low + high + 1) // 2
-            file = self.encode(image, middle)
+        low, high = self.LOWEST[self.name] - 1, 101  # the highest that fits and the lowest that does not, so far
+        below = above = math.nan  # of their files, the logarithm of size / limit
+        best, tries = None, 0
+        while high - low > 1:
+            quality = low + (high - low) / 2 if tries > _INTERPOLATED else _guess(low, high, below, above)
+            quality = min(max(int(quality), low + 1), high - 1)
+            file, tries = self.encode(image, quality), tries + 1
             if len(file) <= limit:
-                low, best = middle, file
+                low, below, best = quality, math.log2(len(file) / limit), file
             else:
-                high = middle - 1
-        return best
+                high, above = quality, math.log2(len(file) / limit)
+        return best or self.encode(image, self.LOWEST[self.name])
 
     def __call__(self, images: Tensor) -> Reconstruction:
         """Through the codec and back: (B, 3, H, W) in [-1, 1], with the bits of each file."""
@@ -126,6 +131,17 @@ class Codec:
         restored = [np.asarray(Image.open(io.BytesIO(file)).convert("RGB")) for file in files]
         bits = torch.tensor([8 * len(file) for file in files])
         return Reconstruction(to_tensor(np.stack(restored)).to(images.device), bits=bits)
+
+
+def _guess(low: int, high: int, below: float, above: float) -> float:
+    """The quality where the logarithm of size / limit is 0, from what is known of it at ``low`` and ``high``."""
+    if math.isnan(below) and math.isnan(above):
+        return _FIRST
+    if math.isnan(above):
+        return low - below * _DOUBLES
+    if math.isnan(below):
+        return high - above * _DOUBLES
+    return low + (high - low) * below / (below - above)
 
 
 def evaluate_codec(codec: Codec, dataset: Any, **options: Any) -> Result:

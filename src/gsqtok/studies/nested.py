@@ -20,16 +20,16 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "half full, decoder told": {"nested": "uniform", "nested_full": 0.5, "decoder_counts": True},
     "half full, separate codebooks": {"nested": "uniform", "nested_full": 0.5, "codebooks": "separate"},
 }
-# groups, channels of each, codewords; at the medium scale those of the recipe f8-nested
-_EIGHT = (8, 4, 256)
-SHAPES = {"smoke": (3, 4, 16), "small": _EIGHT, "compact": _EIGHT, "medium": (4, 7, 65_536), "paper": _EIGHT}
+# groups, channels of each, codewords
+EIGHT, OF_RECIPE = (8, 4, 256), (4, 7, 65_536)  # the latter of f8-nested
+SHAPES = {"smoke": (3, 4, 16), "compact-256": OF_RECIPE, "medium": OF_RECIPE}
 CODECS = ("jpeg", "webp", "avif")
 
 
 def runs(scale: Scale) -> list[Run]:
     """Every schedule, a tokenizer for each number of groups alone, and the codecs at the same rates."""
     smoke = scale.name == "smoke"
-    shape, steps = SHAPES[scale.name], LONGER * scale.config.steps
+    shape, steps = SHAPES.get(scale.name, EIGHT), LONGER * scale.config.steps
     groups, dim, size = shape
     schedules = {"half full": SCHEDULES["half full"]} if smoke else SCHEDULES
     found = [Run({"trained": name}, _nested(scale, shape, steps, options)) for name, options in schedules.items()]

@@ -54,7 +54,7 @@ def run_studies(
 
     Args:
         studies: which.
-        scale: "smoke", "small", "compact", "medium" or "paper".
+        scale: "smoke", "small", "compact", "compact-256", "medium" or "paper".
         images: of all runs.
         output: a folder; used again, what is there is taken up.
         devices: GPUs by number, None for the CPU.

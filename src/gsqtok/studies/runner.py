@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import shutil
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,12 +19,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsqtok.data.workers import end_with_parent, processors
+from gsqtok.data.workers import STOP_SIGNALS, processors, watch_parent
 from gsqtok.io import atomic_write, read_json
 from gsqtok.studies.afterwards import decoder_training
 from gsqtok.studies.cost import TokenCost, prior_config
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import Run
+from gsqtok.training.interruption import InterruptedRunError, Interruption
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 OUTCOME = "outcome.json"
 LOG = "log.txt"
 _BY_GROUPS = ("psnr", "ssim", "bits_per_pixel")
+_SECONDS_BETWEEN_LOOKS = 0.5  # at whether a signal asked to stop
 
 
 @dataclass(frozen=True)
@@ -113,6 +116,9 @@ def run_all(
         per_device: runs that share a device; a small model alone does not fill a GPU.
         report: called with each run's outcome, or with None and why it failed.
         enough: asked before each run whether no more should begin.
+
+    Raises:
+        InterruptedRunError: a signal asked to stop (SIGTERM, SIGUSR1, Ctrl-C); trainings under way have saved.
     """
     runs = list(runs)
     slots = [d for _ in range(per_device) for d in devices]
@@ -123,20 +129,32 @@ def run_all(
         codecs = sum(r.run.codec is not None for r in runs)
         processes = [None] * min(codecs, max(1, processors() // 2))
     timed = [r for r in runs if r.run.batch is not None]
-    for part, where in ((alone, slots + processes), (later, slots), (timed, devices[:1])):
-        if part:
-            _spread(part, where, report, enough)
+    with Interruption() as interruption:
+        for part, where in ((alone, slots + processes), (later, slots), (timed, devices[:1])):
+            if part and interruption.name is None:
+                _spread(part, where, report, enough, interruption)
+    if interruption.name is not None:
+        raise InterruptedRunError(
+            f"stopped by {interruption.name}; what was trained is saved: the same command goes on"
+        )
 
 
-def _spread(runs: Sequence[PlacedRun], slots: Sequence[int | None], report: Report, enough: Callable[[], bool]) -> None:
+def _spread(
+    runs: Sequence[PlacedRun],
+    slots: Sequence[int | None],
+    report: Report,
+    enough: Callable[[], bool],
+    interruption: Interruption,
+) -> None:
     """A pool of one process for each slot: a run that takes its process down takes no other with it."""
     waiting, free = list(runs), deque(range(len(slots)))
     cpus_for_all = all(device is None for device in slots)  # beside GPUs they measure codecs only
     pools: dict[int, ProcessPoolExecutor] = {}
     busy: dict[Future[Outcome], tuple[int, PlacedRun]] = {}
+    told = False
     try:
         while waiting or busy:
-            if enough():
+            if interruption.name or enough():
                 waiting.clear()
             for slot in list(free):
                 suited = (r for r in waiting if cpus_for_all or (r.run.codec is not None) == (slots[slot] is None))
@@ -147,7 +165,7 @@ def _spread(runs: Sequence[PlacedRun], slots: Sequence[int | None], report: Repo
                 if slot not in pools:
                     pools[slot] = _pool(slots[slot], len(slots))
                 busy[pools[slot].submit(_execute_with_log, run)] = slot, run
-            for future in wait(busy, return_when=FIRST_COMPLETED).done:
+            for future in wait(busy, timeout=_SECONDS_BETWEEN_LOOKS, return_when=FIRST_COMPLETED).done:
                 slot, run = busy.pop(future)
                 free.append(slot)
                 outcome, problem = None, ""
@@ -158,14 +176,23 @@ def _spread(runs: Sequence[PlacedRun], slots: Sequence[int | None], report: Repo
                     pools.pop(slot).shutdown()
                 except Exception as error:  # whatever a run may raise, the next one may do better
                     problem = " ".join(f"{type(error).__name__}: {error}".split())
-                report(run, outcome, problem)
+                if outcome is not None or not told:  # what was told to stop has not failed
+                    report(run, outcome, problem)
+            if interruption.name and not told:
+                told = True
+                _tell_to_stop()
     except BaseException:
-        for process in multiprocessing.active_children():  # they would first finish their runs
-            process.terminate()
+        _tell_to_stop()  # a second signal, seconds later; they would first finish their runs
         raise
     finally:
         for pool in pools.values():
             pool.shutdown()
+
+
+def _tell_to_stop() -> None:
+    """Ask the processes to stop: one that trains saves first, any other ends at once."""
+    for process in multiprocessing.active_children():
+        process.terminate()
 
 
 def _pool(device: int | None, slots: int) -> ProcessPoolExecutor:
@@ -175,7 +202,10 @@ def _pool(device: int | None, slots: int) -> ProcessPoolExecutor:
 
 
 def _start(device: int | None, threads: int | None) -> None:
-    """Prepare a process: its GPU (None: the CPU), its threads, and that it ends when its parent is killed."""
+    """Prepare a process: its GPU (None: the CPU), its threads, and that it ends when its parent says so or is killed.
+
+    Signals reach every process of a terminal or a job: here they wait for the parent's own, which is SIGTERM.
+    """
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")  # the machine's owner may let us see only some
     os.environ["CUDA_VISIBLE_DEVICES"] = (
         "" if device is None else visible.split(",")[device] if visible else str(device)
@@ -184,7 +214,9 @@ def _start(device: int | None, threads: int | None) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     # a spawned process would spawn its own, too: four that load images take a GPU's machine 16 s, forked ones none
     multiprocessing.set_start_method(None, force=True)
-    end_with_parent()
+    for name in set(STOP_SIGNALS) - {"SIGTERM"}:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    watch_parent()
 
 
 def _execute_with_log(run: PlacedRun) -> Outcome:
@@ -290,6 +322,9 @@ def _measured(run: PlacedRun, folder: Path) -> tuple[dict[str, float], dict[str,
     result.save(run.folder / "evaluation.json")
     error = spherical_error(tokenizer, validation, transform, images=1000, workers=data.workers)
     metrics = dict(result) | {"spherical_error": error}
+    if result.codebook is not None:
+        tokens, size = result.codebook["positions"] * result.codebook["groups"], result.codebook["codebook_size"]
+        metrics["usage_if_even"] = -math.expm1(tokens * math.log1p(-1 / size)) if size > 1 else 1.0
     if tokenizer.quantizer.nested is not None:
         loading = {"batch_size": batch_size, "workers": data.workers}
         metrics |= metrics_by_groups(tokenizer, validation, transform, features=features, **loading)

@@ -15,7 +15,7 @@ class Scale:
     """What all runs of a study hold.
 
     Attributes:
-        name: smoke, small, compact, medium or paper.
+        name: smoke, small, compact, compact-256, medium or paper.
         summary: in a line.
         config: the training of a run; each study changes what it varies.
         ablations: the same for the studies that the paper makes at 128 px (codebook, discriminator).
@@ -36,8 +36,8 @@ class Scale:
 
     @property
     def settings(self) -> str:
-        """The scale whose settings (V, G, ...) the studies take: compact and medium have those of small."""
-        return "small" if self.name in ("compact", "medium") else self.name
+        """The scale whose settings (V, G, ...) the studies take: smoke and paper have their own."""
+        return self.name if self.name in ("smoke", "paper") else "small"
 
     def gsq(self, groups: int, group_dim: int, codebook_size: int, **changes: Any) -> TrainConfig:
         """The run with this GSQ quantizer; see ``train``. ``options`` are further ones of the quantizer."""
@@ -103,7 +103,7 @@ _SMALL = TrainConfig(
     trackers=(),
 )
 _LITE1 = "timm:tf_efficientnet_lite1"
-_MEDIUM = TrainConfig(  # about the networks, and the loss, of the recipe f8-small
+_MEDIUM = TrainConfig(
     model=TokenizerConfig(
         network="compact",
         channels=32,
@@ -112,12 +112,15 @@ _MEDIUM = TrainConfig(  # about the networks, and the loss, of the recipe f8-sma
         encoder_middle_blocks=0,
         decoder_middle_blocks=0,
     ),
-    data=DataConfig(size=256, workers=8),
+    data=DataConfig(size=256, workers=14),
     optimizer=OptimizerConfig(
         name="muon", learning_rate=1e-3, eps=1e-9, weight_decay=0.0, clip=100.0, warmup_steps=50, schedule="linear"
     ),
-    # beside the log, whose gradient is l2's divided by its value, other terms need larger weights than beside l2
-    loss=LossConfig(reconstruction="log", perceptual_weight=0.0, quantizer_weight=16.0),
+    # beside the log, whose gradient is l2's divided by its value, other terms need larger weights than beside l2; the
+    # perceptual term's gradient at the reconstruction is as long as the log's at 22 dB, a sixth of it at 32 dB
+    loss=LossConfig(
+        reconstruction="log", perceptual="timm:tf_efficientnet_lite0", perceptual_weight=0.1, quantizer_weight=16.0
+    ),
     steps=5000,
     batch_size=32,
     ema_decay=0.99,
@@ -126,7 +129,9 @@ _MEDIUM = TrainConfig(  # about the networks, and the loss, of the recipe f8-sma
     keep_checkpoints=1,
     trackers=(),
 )
-_COMPACT = replace(_MEDIUM, data=DataConfig(size=64, workers=3), steps=1000, batch_size=128)
+# about the networks, and the loss, of the recipe f8-small
+_COMPACT_256 = replace(_MEDIUM, loss=replace(_MEDIUM.loss, perceptual_weight=0.0))
+_COMPACT = replace(_COMPACT_256, data=DataConfig(size=64, workers=3), steps=1000, batch_size=128)
 _COMPACT_MULTIPLIERS = {8: (2, 3, 6), 16: (2, 3, 6, 8), 32: (2, 3, 6, 6, 8), 64: (2, 3, 6, 6, 6, 8)}
 _LITE0_ADVERSARIAL = AdversarialConfig(
     discriminator="projected",
@@ -180,13 +185,22 @@ SCALES = {
         multipliers=_COMPACT_MULTIPLIERS,
         features=_LITE1,
     ),
+    "compact-256": Scale(
+        name="compact-256",
+        summary="256 px, the networks and the loss of compact",
+        config=_COMPACT_256,
+        ablations=_COMPACT_256,
+        adversarial=replace(_LITE0_ADVERSARIAL, weight=0.1, start_step=2500),
+        multipliers=_COMPACT_MULTIPLIERS,
+        features=_LITE1,
+    ),
     "medium": Scale(
         name="medium",
-        summary="256 px, compact networks of 4 to 12M parameters, no discriminator unless named",
+        summary="256 px, compact networks of 15 to 20M parameters, no discriminator unless named",
         config=_MEDIUM,
         ablations=_MEDIUM,
         adversarial=replace(_LITE0_ADVERSARIAL, weight=0.1, start_step=2500),
-        multipliers=_COMPACT_MULTIPLIERS,
+        multipliers={8: (3, 6, 12), 16: (3, 6, 8, 10), 32: (3, 6, 6, 8, 8), 64: (3, 6, 6, 6, 8, 8)},
         features=_LITE1,
         perceptual=(_LITE1,),
     ),

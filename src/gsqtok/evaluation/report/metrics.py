@@ -41,6 +41,7 @@ METRICS = {
     "t_ned": Metric("T-NED", ".2%", 1),
     "f_sim": Metric("F-Sim", ".3f", 1),
     "usage": Metric("usage", ".1%"),
+    "usage_if_even": Metric("usage if even", ".1%"),
     "perplexity": Metric("perplexity", ",.1f"),
     "parameters": Metric("parameters", ",.0f"),
     "images_per_second": Metric("images/s", ".3g"),
