@@ -126,7 +126,7 @@ _MEDIUM = TrainConfig(  # about the networks, and the loss, of the recipe f8-sma
     keep_checkpoints=1,
     trackers=(),
 )
-_COMPACT = replace(_MEDIUM, data=DataConfig(size=64, workers=3), steps=1000, batch_size=128)
+_COMPACT = replace(_MEDIUM, data=DataConfig(size=64, workers=3), steps=1000, batch_size=128, save_every=5000)
 _COMPACT_MULTIPLIERS = {8: (2, 3, 6), 16: (2, 3, 6, 8), 32: (2, 3, 6, 6, 8), 64: (2, 3, 6, 6, 6, 8)}
 _LITE0_ADVERSARIAL = AdversarialConfig(
     discriminator="projected",
