@@ -72,7 +72,7 @@ class MapModel:
 
 
 def map_bits(counts: Tensor, groups: int) -> float:
-    """Code length of a map of group counts (h, w), each from 1 to ``groups``, in bits; of (B, h, w), of all together."""
+    """Code length of a map of group counts (h, w), each from 1 to ``groups``, in bits; of several (B, h, w), of all."""
     numbers = counts.reshape(-1, *counts.shape[-2:]).cpu().numpy().astype(np.int64)
     maps, model, total = np.arange(len(numbers)), MapModel(groups, len(numbers)), 0.0
     for row, column in np.ndindex(*numbers.shape[1:]):
