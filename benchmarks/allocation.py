@@ -53,7 +53,7 @@ def with_counts(tokenizer: ImageTokenizer, batches: Sequence[Tensor], counts: Se
         images = images.to(tokenizer.device)
         seen.append(similarity(tokenizer.decode(tokenizer.encode(images, groups=kept)), images))
         varied = int(kept.min()) < int(kept.max())  # a map of one number says nothing
-        bits += each * int(kept.sum()) + (sum(map_bits(own, groups) for own in kept) if varied else 0.0)
+        bits += each * int(kept.sum()) + (map_bits(kept, groups) if varied else 0.0)
     return bits, seen
 
 

@@ -237,7 +237,7 @@ def main() -> None:
                 else:
                     row |= {f"{whose}{key}": value for key, value in result.items()}
             table.add(row)
-    table.write(arguments.json, arguments.device, positions=arguments.positions)
+            table.write(arguments.json, arguments.device, positions=arguments.positions)
 
 
 if __name__ == "__main__":

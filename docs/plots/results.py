@@ -465,6 +465,13 @@ seed. N is the non-saturating, H the hinge loss; generator's first. FD (Efficien
 - The measuring network is a sister of the one that `projected` and the perceptual term look through, which favours them."""
 
 
+LATER = {
+    "The paper's table of groups at 256 px": "scaling-medium",
+    "One tokenizer for many rates at 256 px": "nested-compact-256",
+    "GSQ and its rivals at length": "headtohead-compact",
+}
+
+
 def trained_results(folder: str) -> Table | None:
     """A study's published results; None where no training or timing of it is done (codecs do not need one)."""
     file = DOCS / "studies" / folder / "results.json"
@@ -478,7 +485,8 @@ def by_itself(folder: str) -> str:
     if found is None:
         return ""
     study, held = STUDIES[found.study], found.setting["first_run"]
-    said = "\n".join(f"- **{f.verdict}**: {f.claim}. {f.because}" for f in study.findings(found))
+    told = [f for f in study.findings(found) if f.verdict != "not tested"]
+    said = "\n".join(f"- **{f.verdict}**: {f.claim}. {f.because}" for f in told)
     return f"""### {study.name}: {study.question}
 [All runs](studies/{folder}/README.md), {held["steps"]:,} steps of {held["batch_size"]} images of {held["data"]["size"]} px, {found.environment["device"]}, {found.environment["date"][:10]}:
 
@@ -492,8 +500,9 @@ def section() -> str:
         precision, groups, codebook, methods, latency, vocabulary, factor, isolate, limits, discriminator
     ]  # fmt: skip
     texts = [introduction(), *(part() for part in parts), by_itself("start-small"), by_itself("stability-small")]
-    if scaling := by_itself("scaling-medium"):
-        texts += ["## The paper's table of groups at 256 px", scaling]
+    for title, folder in LATER.items():
+        if text := by_itself(folder):
+            texts += [f"## {title}", text]
     return "\n\n".join(["## Studies at the small scale", *filter(None, texts)]) + "\n\n"
 
 

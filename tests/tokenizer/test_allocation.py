@@ -55,6 +55,8 @@ def test_images_beside_each_other_are_chosen_as_alone():
     errors = torch.stack([errors_of((6, 5), seed=seed) for seed in range(3)])
     together = choose_groups(errors, BITS, 0.02)
     assert len({tuple(found.counts.flatten().tolist()) for found in together}) == 3
+    counts = [found.counts for found in together]
+    assert map_bits(torch.stack(counts), 4) == pytest.approx(sum(map_bits(own, 4) for own in counts))
     for own, found in zip(errors, together, strict=True):
         (alone,) = choose_groups(own[None], BITS, 0.02)
         assert torch.equal(alone.counts, found.counts)

@@ -65,7 +65,7 @@ def points_of(plot: Plot, table: Table) -> pd.DataFrame:
     statistics = table.statistics()
     for place, setting in enumerate(table.settings()):
         numbers = statistics.loc[place]
-        if not dict(plot.only).items() <= setting.items():
+        if any(setting.get(column, value) != value for column, value in plot.only):
             continue
         names = [_label(column, setting[column]) for column in plot.lines if setting.get(column, "") != ""]
         # where images were measured, but no codebook, its bits and codewords mean nothing

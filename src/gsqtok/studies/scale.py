@@ -7,7 +7,7 @@ from typing import Any
 
 from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer.config import TokenizerConfig
-from gsqtok.training.config import AdversarialConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig
+from gsqtok.training.config import AdversarialConfig, CropConfig, DataConfig, LossConfig, OptimizerConfig, TrainConfig
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ _MEDIUM = TrainConfig(
         encoder_middle_blocks=0,
         decoder_middle_blocks=0,
     ),
-    data=DataConfig(size=256, workers=14),
+    data=DataConfig(size=256, crops=(CropConfig(256, 1.0, (1.0,)),), workers=4),  # crops alone: no core resizes
     optimizer=OptimizerConfig(
         name="muon", learning_rate=1e-3, eps=1e-9, weight_decay=0.0, clip=100.0, warmup_steps=50, schedule="linear"
     ),
@@ -131,7 +131,7 @@ _MEDIUM = TrainConfig(
 )
 # about the networks, and the loss, of the recipe f8-small
 _COMPACT_256 = replace(_MEDIUM, loss=replace(_MEDIUM.loss, perceptual_weight=0.0))
-_COMPACT = replace(_COMPACT_256, data=DataConfig(size=64, workers=3), steps=1000, batch_size=128)
+_COMPACT = replace(_COMPACT_256, data=DataConfig(size=64, workers=3), steps=1000, batch_size=128, save_every=5000)
 _COMPACT_MULTIPLIERS = {8: (2, 3, 6), 16: (2, 3, 6, 8), 32: (2, 3, 6, 6, 8), 64: (2, 3, 6, 6, 6, 8)}
 _LITE0_ADVERSARIAL = AdversarialConfig(
     discriminator="projected",

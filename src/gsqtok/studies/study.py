@@ -88,7 +88,7 @@ class Plot:
         panels: a column whose values make panels.
         log_x: logarithmic.
         log_y: logarithmic.
-        only: columns and the values that a run must have to be shown.
+        only: columns and the values that a run must have to be shown, where it has the column.
         series: of one run several points: a label for their line, and the endings of the metrics' names that make them.
     """
 

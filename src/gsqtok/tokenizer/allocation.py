@@ -72,11 +72,12 @@ class MapModel:
 
 
 def map_bits(counts: Tensor, groups: int) -> float:
-    """Code length of a map of group counts (h, w), each from 1 to ``groups``, in bits."""
-    numbers, model, total = counts.cpu().numpy().astype(np.int64)[None], MapModel(groups), 0.0
+    """Code length of a map of group counts (h, w), each from 1 to ``groups``, in bits; of several (B, h, w), of all."""
+    numbers = counts.reshape(-1, *counts.shape[-2:]).cpu().numpy().astype(np.int64)
+    maps, model, total = np.arange(len(numbers)), MapModel(groups, len(numbers)), 0.0
     for row, column in np.ndindex(*numbers.shape[1:]):
         context = model.context(numbers, row, column)
-        total += float(model.bits(context)[0, numbers[0, row, column] - 1])
+        total += float(model.bits(context)[maps, numbers[:, row, column] - 1].sum())
         model.update(context, numbers[:, row, column])
     return total
 
