@@ -76,9 +76,9 @@ def measure(args: argparse.Namespace, stage: str) -> dict[str, float | str]:
     with tempfile.TemporaryDirectory() as folder:
         config = configured(args, stage, folder + "/run")
 
-        def objective(wanted):
+        def objective(wanted, components):
             backbone = random_backbone(wanted.backbone, embedding=True) if stage == "projected" else None
-            return DiscriminatorObjective(wanted, backbone)
+            return DiscriminatorObjective(wanted, backbone, components)
 
         with mock.patch.object(adversarial_side, "DiscriminatorObjective", objective):
             trainer = Trainer(config)

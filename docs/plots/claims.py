@@ -164,6 +164,10 @@ PARTS: dict[str, tuple[Claim, ...]] = {
             "A non-saturating generator loss beside a hinge discriminator is better than hinge for both",
             (Evidence("discriminator-small", "a non-saturating generator loss"),),
         ),
+        Claim(
+            "The official code's GAN recipe is better than ours, in features (ours)",
+            (Evidence("official-small", "'ours' .* than 'official'", contrary=True),),
+        ),
         Claim("Adaptive weight, gradient penalty and LeCAM do not help", command="gsqtok train gan-f8-128 --data.train IMAGENET --adversarial.adaptive_weight true"),
         Claim("Larger batches with higher learning rates are better", command="gsqtok train gan-f8-128 --data.train IMAGENET --batch_size 512 --optimizer.learning_rate 2e-4"),
     ),
@@ -180,8 +184,11 @@ PARTS: dict[str, tuple[Claim, ...]] = {
         Claim("Unsuitable adversarial losses end in NaN", command="gsqtok study discriminator --scale paper --data IMAGENET"),
         Claim(
             "The StyleGAN discriminator ends in NaN",
-            (Evidence("discriminator-small", "the official code's StyleGAN"),),
-            "The paper's is the official code's. StyleGAN2's own, the next line, is another network. At 128 px, with all that the official code does otherwise: [its recipe beside ours](paper.md#the-official-recipe-beside-ours-measured).",
+            (
+                Evidence("discriminator-small", "the official code's StyleGAN"),
+                Evidence("official-small", "'official-stylegan' training breaks"),
+            ),
+            "The paper's is the official code's. StyleGAN2's own, the next line, is another network. At 128 px, with all that the official code does otherwise: [its recipe beside ours](paper.md#where-this-differs-from-the-official-code-and-why).",
         ),
         Claim(
             "StyleGAN2's own discriminator ends in NaN (ours)",

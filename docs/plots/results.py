@@ -1,4 +1,4 @@
-"""Write what docs/results.md says of the studies: python docs/plots/results.py
+"""Write what docs/results.md and docs/paper.md say of the studies: python docs/plots/results.py
 
 Every number there comes from the results.json of a study. A sentence that says which way they point names the study's
 own verdict first (`Said.needs`): when the results change their verdict, this script stops until the sentence is
@@ -529,12 +529,20 @@ def wrapped(text: str) -> str:
     return "\n\n".join(blocks)
 
 
-def filled(page: str) -> str:
+def official() -> str:
+    """The official recipe beside ours; nothing where it has not been run."""
+    return by_itself("official-small") and f"{by_itself('official-small')}\n\n"
+
+
+PAGES = {DOCS / "results.md": section, DOCS / "paper.md": official}
+
+
+def filled(page: Path) -> str:
     """The page with what is said of the studies."""
-    before, rest = page.split(BEGIN)
-    return f"{before}{BEGIN}{wrapped(section())}{END}{rest.split(END)[1]}"
+    before, rest = page.read_text("utf-8").split(BEGIN)
+    return f"{before}{BEGIN}{wrapped(PAGES[page]())}{END}{rest.split(END)[1]}"
 
 
 if __name__ == "__main__":
-    page = DOCS / "results.md"
-    write_bytes(page, filled(page.read_text("utf-8")).encode())
+    for page in PAGES:
+        write_bytes(page, filled(page).encode())

@@ -154,6 +154,23 @@ def test_a_dead_worker_and_a_missing_source_stop_nothing(tmp_path):
     assert Outcome.of(tmp_path / "lost") is None  # so that the next start tries again
 
 
+def test_results_of_other_steps_are_kept_aside(tmp_path, monkeypatch, caplog):
+    """They may have come without their runs, from another machine."""
+    monkeypatch.setattr("gsqtok.studies.run.run_all", lambda *_: None)
+    file = tmp_path / "vocabulary-smoke" / "results.json"
+    (table,) = run_studies([two_runs()], "smoke", Images(DEMO, DEMO), tmp_path)
+    done = [dataclasses.replace(row, metrics={"psnr": 20.0}, state="done") for row in table.rows]
+    dataclasses.replace(table, rows=done, environment={"device": "CPU", "date": "2026-11-29"}).save(file)
+    (again,) = run_studies([two_runs()], "smoke", Images(DEMO, DEMO), tmp_path)
+    assert [row.state for row in again.rows] == ["done", "done"]
+    assert not list(file.parent.glob("results-*"))
+    (other,) = run_studies([two_runs()], "smoke", Images(DEMO, DEMO), tmp_path, steps=7)
+    assert [row.state for row in other.rows] == ["not run", "not run"]
+    (kept,) = file.parent.glob("results-*.json")
+    assert Table.load(kept).rows == done
+    assert "2 of 2 results are of other steps" in caplog.text
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("_forked")
 def test_a_signal_saves_what_trains_and_the_page_says_what_is_done(tmp_path):

@@ -58,8 +58,7 @@ def runs(scale: Scale) -> list[Run]:
 
 def findings(table: Table) -> list[Finding]:
     """Distance in features against no discriminator; how many runs diverged or skipped steps."""
-    names = {name for row in table.rows for name in row.metrics}
-    distance = next((n for n in ("rfid", *sorted(names)) if n in names and n.startswith(("rfid", "frechet"))), "psnr")
+    distance = distance_of(table)
     without = table.value(distance, discriminator="none")
     found = []
     for kind in (*OWN, OFFICIAL_STYLEGAN):
@@ -83,16 +82,23 @@ def findings(table: Table) -> list[Finding]:
     claim = "a non-saturating generator loss is better than hinge beside a hinge discriminator, in features"
     found.append(Finding(claim, all_of(pairs), f"Fréchet distances: {'; '.join(told)}"))
     found += [
-        _breaks(table, "stylegan", "with StyleGAN2's own discriminator training breaks (NaN)"),
-        _breaks(table, OFFICIAL_STYLEGAN, "with the official code's StyleGAN discriminator training breaks (NaN)"),
+        breaks(table, f"with {name} discriminator training breaks (NaN)", discriminator=kind)
+        for kind, name in {"stylegan": "StyleGAN2's own", OFFICIAL_STYLEGAN: "the official code's StyleGAN"}.items()
     ]
     wide, paper = (table.value("psnr", discriminator="patch", losses="NH", betas=b) for b in ("0.5, 0.9", "0.9, 0.99"))
     claim = "PatchGAN is better at betas (0.9, 0.99) than at (0.5, 0.9), in PSNR"
     return [*found, Finding(claim, exceeds(paper, wide, BEYOND_SEEDS["psnr"]), f"{paper} against {wide} dB")]
 
 
-def _breaks(table: Table, kind: str, claim: str) -> Finding:
-    tried = [row for row in table.rows_of(discriminator=kind) if row.state in ("done", "diverged")]
+def distance_of(table: Table) -> str:
+    """The name of the Fréchet distance that was measured, rFID before others; "psnr" where none was."""
+    names = {name for row in table.rows for name in row.metrics}
+    return next((n for n in ("rfid", *sorted(names)) if n in names and n.startswith(("rfid", "frechet"))), "psnr")
+
+
+def breaks(table: Table, claim: str, **varied: Any) -> Finding:
+    """Say whether runs diverged or skipped steps."""
+    tried = [row for row in table.rows_of(**varied) if row.state in ("done", "diverged")]
     broken = [row for row in tried if row.state == "diverged" or row.metrics.get("skipped_steps", 0) > 0]
     verdict: Verdict = "not tested" if not tried else "supported" if broken else "not supported"
     return Finding(claim, verdict, f"{len(broken)} of {len(tried)} runs had steps that were not finite")

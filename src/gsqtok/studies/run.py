@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +20,7 @@ from gsqtok.training.config import DataConfig
 from gsqtok.training.run_folder import as_plain
 
 RESULTS = "results.json"
+log = logging.getLogger("gsqtok.studies")
 Progress = Callable[[str, "Outcome | None", str, int], Any]
 
 
@@ -78,7 +81,10 @@ def run_studies(
         raise ValueError(f"prior_steps must be at least 1, got {prior_steps}")
     plans = [(study, [_with(run, images) for run in study.runs(held)]) for study in studies]
     placed = _place(plans, output / "runs", held, prior_steps)
-    recorded = _recorded(output / f"{study.name}-{scale}" / RESULTS for study, _ in plans)
+    files = [file for study, _ in plans if (file := output / f"{study.name}-{scale}" / RESULTS).exists()]
+    for file in files:
+        _keep_others(file, placed)
+    recorded = _recorded(files)
     outcomes = {digest: outcome for digest, outcome in recorded.items() if _is_whole(outcome, placed.get(digest))}
     outcomes |= {digest: outcome for digest, run in placed.items() if (outcome := run.outcome()) is not None}
     failures: dict[str, str] = {}
@@ -120,13 +126,25 @@ def _has(run: Run, only: Mapping[str, set[str]]) -> bool:
 
 def _recorded(files: Iterable[Path]) -> dict[str, Outcome]:
     """The outcomes, by digest, that earlier results hold."""
-    tables = [Table.load(file) for file in files if file.exists()]
+    tables = [Table.load(file) for file in files]
     return {
         row.digest: Outcome(row.state, row.metrics, table.environment, row.message)
         for table in tables
         for row in table.rows
         if row.state in ("done", "diverged")
     }
+
+
+def _keep_others(file: Path, placed: Mapping[str, PlacedRun]) -> None:
+    """Copy results of which some are of no run here (other steps, images or options), before they are written over."""
+    done = [row.digest for row in Table.load(file).rows if row.metrics]
+    if others := [digest for digest in done if digest not in placed]:
+        copy = file.with_name(f"results-{others[0] or 'before'}.json")
+        shutil.copyfile(file, copy)
+        log.warning(
+            "%s: %d of %d results are of other steps, images or options than these; all are kept in %s",
+            file, len(others), len(done), copy.name,
+        )  # fmt: skip
 
 
 def _is_whole(recorded: Outcome, run: PlacedRun | None) -> bool:
