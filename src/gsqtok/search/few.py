@@ -67,14 +67,14 @@ class Few:
         (groups, _, n), v = z.shape, self.codewords.shape[2]
         scores = scores[: groups * n * v].view(groups, n, v)
         torch.bmm(torch.from_numpy(z).transpose(1, 2), self.codewords, out=scores)
-        rows = scores.numpy().reshape(groups * n, v)
+        rows = scores.numpy()
         flat = rows.reshape(-1)
-        found = rows.argmax(axis=1)
-        best = found + np.arange(0, len(flat), v)
+        starts = np.arange(0, len(flat), v).reshape(groups, n)
+        found = rows.argmax(axis=2)
+        best = found + starts
         largest = flat[best]
         flat[best] = -np.inf
-        second = scores.amax(dim=2).numpy()
-        found, largest = found.reshape(groups, n), largest.reshape(groups, n)
+        second = flat[rows.argmax(axis=2) + starts]
         if self.errors.ndim == 3:  # of each one's tile: codewords may be of any length
             tile = self.groups[0].codewords.shape[1]
             own = np.take_along_axis(self.errors, found[:, :, None] // tile, axis=1)
@@ -87,7 +87,7 @@ class Few:
             flat[best] = np.inf
             for group, codebook in enumerate(codebooks):
                 (chosen,) = (second[group] >= threshold[group]).nonzero()
-                near = scores.numpy()[group, chosen] >= threshold[group, chosen, None]
+                near = rows[group, chosen] >= threshold[group, chosen, None]
                 settled = self._settled(latents[chosen, group], codebook, near, self.groups[group].space)
                 indices[group, torch.from_numpy(chosen)] = settled
         return indices
