@@ -30,6 +30,7 @@ graph, without the time of launching.
 
 import argparse
 import math
+import random
 import statistics
 import sys
 import time
@@ -194,12 +195,17 @@ def contenders(latents: Tensor, codebook: Tensor, wanted: list[str]) -> dict[str
 
 
 def times(calls: dict[str, Callable[[], Tensor]], device: str, budget: float) -> dict[str, list[float]]:
-    """Milliseconds of repeated calls, the contenders taking turns so that all see the same machine."""
+    """Milliseconds of repeated calls, the contenders taking turns so that all see the same machine.
+
+    In another order each time, since threads of one library are slow to wake after those of another.
+    """
     measured: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()  # compiles, allocates
+    order, shuffle = list(calls.items()), random.Random(0).shuffle
     for round_ in range(100):
-        for name, call in calls.items():
+        shuffle(order)
+        for name, call in order:
             if round_ < 3 or min(measured[name]) * round_ < budget * 1e3:
                 measured[name].append(one_time(call, device))
     return measured
