@@ -77,8 +77,8 @@ def cell(row: dict[str, Any], key: str, columns: dict[str, Any]) -> str:
 def provenance(device: str | torch.device) -> dict[str, Any]:
     """With what something is measured: device, versions, date, command, commit, and the load of the machine."""
     found = environment(torch.device(device))
-    threads = os.environ.get("OMP_NUM_THREADS")
-    words = [*([f"OMP_NUM_THREADS={threads}"] if threads else []), "python", _script(), *_arguments()]
+    settings = [f"{name}={os.environ[name]}" for name in ("OMP_NUM_THREADS", "OMP_WAIT_POLICY") if name in os.environ]
+    words = [*settings, "python", _script(), *_arguments()]
     found["command"] = shlex.join(words)
     found["commit"] = _git("rev-parse", "--short=10", "HEAD") + ("+" if _git("status", "--porcelain", "-uno") else "")
     found["load"] = round(os.getloadavg()[0], 1)

@@ -45,19 +45,35 @@ def test_groups_are_searched_as_one_by_one(d, metric, dtype):
 def test_only_the_uncertain_are_compared_with_all(monkeypatch):
     g = torch.Generator().manual_seed(0)
     latents, codebook = torch.randn(1000, 4, generator=g), torch.randn(256, 4, generator=g)
-    settled, plain = [], few._settled
-    monkeypatch.setattr(few, "_settled", lambda rows, *others: settled.append(len(rows)) or plain(rows, *others))
+    settled, plain = [], few.Few._settled
+
+    def watched(self, latents, codebook, near, space):
+        settled.append(near.sum())
+        return plain(self, latents, codebook, near, space)
+
+    monkeypatch.setattr(few.Few, "_settled", watched)
     for metric in ("cosine", "euclidean"):
         search(latents, codebook, metric)
-        assert sum(settled) <= 2
+        assert sum(settled) <= 4
     settled.clear()
     twice = codebook.repeat(2, 1)  # a tie for every latent
     found = search(latents, twice, "cosine")
-    assert settled == [1000]
+    assert 2000 <= sum(settled) <= 2004
     assert torch.equal(found, search(latents, codebook, "cosine"))
+    monkeypatch.setattr(few, "DISTANCES", 100)  # left to the search in blocks
+    assert torch.equal(search(latents, twice, "cosine"), found)
 
 
-def test_nearest_takes_it_for_few_scores(monkeypatch):
+def test_blocks_of_latents_and_the_last_smaller_one(monkeypatch):
+    monkeypatch.setattr(few, "SCORES", 1 << 12)
+    g = torch.Generator().manual_seed(2)
+    latents, codebook = torch.randn(101, 2, 4, generator=g), torch.randn(2, 50, 4, generator=g)
+    for metric in ("cosine", "euclidean"):
+        truth = [chunked.nearest(latents[:, i].contiguous(), Codebook(codebook[i]), metric) for i in range(2)]
+        assert torch.equal(search(latents, codebook, metric), torch.stack(truth, dim=1))
+
+
+def test_nearest_takes_it_for_few_codewords(monkeypatch):
     taken, plain = [], few.nearest
     monkeypatch.setattr(few, "nearest", lambda rows, *others: taken.append(tuple(rows.shape)) or plain(rows, *others))
     nearest(torch.randn(100, 5), torch.randn(50, 5))
@@ -67,5 +83,5 @@ def test_nearest_takes_it_for_few_scores(monkeypatch):
     nearest(torch.randn(100, 2), torch.randn(50, 2))  # by angle
     nearest(torch.randn(100, 3, 1), torch.randn(3, 50, 1))  # by value
     nearest(torch.randn(100, 5), torch.randn(50, 5), k=2)
-    nearest(torch.randn(1100, 16), torch.randn(500, 16))
+    nearest(torch.randn(4, 16), torch.randn(few.CODEWORDS + 1, 16))
     assert len(taken) == 3

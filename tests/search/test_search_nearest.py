@@ -318,7 +318,7 @@ def test_k_nearest_keeps_the_promises_of_one(metric, d, v):
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
 def test_float32_doubts_are_resolved_in_float64(kind, metric, monkeypatch):
     """Both precisions of the product, and which latents need distances: those with ties, not with close codewords."""
-    latents, codebook = make(kind, 100, 2000, 8, seed=9)
+    latents, codebook = make(kind, 100, 2100, 8, seed=9)
     doubtful = []
     settle = chunked._settle
 

@@ -61,7 +61,7 @@ def test_uniform_latents_are_found_by_the_tree_and_far_ones_left_to_blocks(d, le
     centre_and_outside = torch.cat([torch.zeros(3, d), 10 * latents[:5]])
     tree.nearest(centre_and_outside, Codebook(codebook), "euclidean")
     assert left_to_blocks == [8]
-    found = tree.nearest(10 * latents, Codebook(codebook), "euclidean")  # given up after a part of them
+    found = tree.nearest(10 * latents, Codebook(codebook), "euclidean")
     assert left_to_blocks == [8, 2000]
     assert torch.equal(found, chunked.nearest(10 * latents, Codebook(codebook), "euclidean"))
 

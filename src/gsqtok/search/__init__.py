@@ -1,8 +1,8 @@
 """The nearest codeword, exactly, for any codebook size: the only place where distances to codewords are computed.
 
 Nothing here ever holds the N x V matrix of distances. One function, [nearest][gsqtok.search.nearest], picks the search:
-sorting at d <= 2, a fused Triton kernel on CUDA; elsewhere one product where there are few scores, SciPy's tree in few
-dimensions, and blocks that fit the cache.
+sorting at d <= 2, a fused Triton kernel on CUDA; elsewhere all scores where there are few codewords, in few dimensions
+a grid over the sphere if the codebook stays, or else SciPy's tree, and blocks that fit the cache.
 """
 
 from contextlib import nullcontext
@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gsqtok.search import chunked, few, sorted, tree
+from gsqtok.search import chunked, few, grid, sorted, tree
 from gsqtok.search.codebook import Codebook, kept
 from gsqtok.search.rows import check, finite, normalize, require_finite
 
@@ -84,7 +84,8 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
         found: Tensor = torch.ops.gsqtok.nearest(latents.cpu(), codebook.cpu(), metric, use_triton, k)
         return found.to(device)
     if device.type == "cpu":
-        require_finite("latents", latents.detach().reshape(-1, latents.shape[-1]))
+        latents, codebook = latents.detach(), codebook.detach()  # an exported program may have lost those above
+        require_finite("latents", latents)
     if use_triton or (use_triton is None and latents.is_cuda):
         obstacle = _obstacle_to_triton(latents, codebook, k)
         if obstacle is None:
@@ -101,7 +102,6 @@ def _nearest(latents: Tensor, codebook: Tensor, metric: str, use_triton: bool | 
     return _without_kernels(latents, codebook, metric, k)
 
 
-@torch.no_grad()  # an exported program may have lost the detach above
 def _without_kernels(latents: Tensor, codebook: Tensor, metric: str, k: int) -> Tensor:
     device, valid = latents.device, None
     if device.type != "cpu":
@@ -120,7 +120,7 @@ def _without_kernels(latents: Tensor, codebook: Tensor, metric: str, k: int) -> 
 def _search(latents: Tensor, codebook: Codebook, metric: str, k: int) -> Tensor:
     d, on_cpu = latents.shape[-1], latents.device.type == "cpu"
     is_sorted = k == 1 and (d == 1 or (d == 2 and metric == "cosine"))
-    at_once = on_cpu and k == 1 and not is_sorted and few.pays(latents, codebook)
+    at_once = on_cpu and k == 1 and not is_sorted and few.pays(codebook)
     if codebook.rows.ndim == 3:
         if at_once:
             return few.nearest(latents, codebook, metric)
@@ -129,6 +129,11 @@ def _search(latents: Tensor, codebook: Codebook, metric: str, k: int) -> Tensor:
     if is_sorted:
         return sorted.nearest_on_line(latents, codebook) if d == 1 else sorted.nearest_on_circle(latents, codebook)
     metric = metric if d > 1 else "euclidean"
+    codebook.searched += len(latents)
+    if on_cpu and k == 1 and metric == "cosine" and grid.pays(codebook):
+        of_sphere = codebook.prepared(grid.Grid.of)
+        if of_sphere is not None:
+            return of_sphere.nearest(latents)
     if on_cpu and tree.pays(latents, codebook):
         return tree.nearest(latents, codebook, metric, k)
     return few.nearest(latents, codebook, metric) if at_once else chunked.nearest(latents, codebook, metric, k)

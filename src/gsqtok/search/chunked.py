@@ -23,7 +23,7 @@ from gsqtok.search.codebook import Codebook
 from gsqtok.search.space import Space
 
 CODEWORDS = 2048  # codewords a block
-SCORES = 1 << 18  # that a CPU's thread computes before their maxima are taken: 1 MiB, which stays in L2 cache
+SCORES = 1 << 19  # that a CPU's thread computes before their maxima are taken: 2 MiB, which stay in its cache
 CONVERTED = 1 << 13  # codewords converted at once
 FEW = 8  # at most one tile in so many is compared by distances after a product in float32
 EPS = torch.finfo(torch.float64).eps
@@ -56,18 +56,18 @@ def _at_once(rows: Tensor) -> int:
 def _search(points: Points, codebook: Codebook, latents: Tensor, k: int) -> Tensor:
     z, slack = points.latents(latents)
     maxima, tiles = _maxima(points, z), points.codewords.shape[0]
-    lower = torch.addmm(maxima[:tiles], points.errors, z[-points.errors.shape[1] :], alpha=-2)
+    lower = torch.addmm(maxima, points.errors, z[-points.errors.shape[1] :], alpha=-2)
     threshold = lower.amax(dim=0) if k == 1 else lower.topk(min(k, tiles), dim=0).values[-1]
     threshold = threshold - slack if k <= tiles else torch.full_like(threshold, -torch.inf)
     near = maxima >= threshold
     if k > 1:
-        return _settle(points, codebook, latents, z, threshold, near[:tiles], k)
+        return _settle(points, codebook, latents, z, threshold, near, k)
 
-    found = points.places[:, : near.shape[0]] @ near.to(points.places.dtype)
-    if near.shape[0] == tiles:
-        first = (found[2].long() // points.codewords.shape[1]).clamp_max(tiles - 1)
-        scores = torch.bmm(points.codewords.index_select(0, first), z.T.contiguous().unsqueeze(2))
-        found += points.places[:, tiles:] @ (threshold <= scores.squeeze(2).T).to(found.dtype)
+    found = points.places[:, :tiles] @ near.to(points.places.dtype)
+    # Where in its tile: computed again for the one tile, which takes less than a second look at all scores.
+    first = (found[2].long() // points.codewords.shape[1]).clamp_max(tiles - 1)
+    scores = torch.bmm(points.codewords.index_select(0, first), z.T.contiguous().unsqueeze(2))
+    found += points.places[:, tiles:] @ (threshold <= scores.squeeze(2).T).to(found.dtype)
     several = found[:2].amax(dim=0) > 1
     indices = found[2].long()
     if several.any():
@@ -76,27 +76,15 @@ def _search(points: Points, codebook: Codebook, latents: Tensor, k: int) -> Tens
             zero = z[-1, rows] == 0
             indices[rows[zero]] = 0
             rows = rows[~zero]
-        near = near[:tiles, rows]
-        indices[rows] = _settle(points, codebook, latents[rows], z[:, rows], threshold[rows], near, 1)
+        indices[rows] = _settle(points, codebook, latents[rows], z[:, rows], threshold[rows], near[:, rows], 1)
     return indices
 
 
 def _maxima(points: Points, z: Tensor) -> Tensor:
-    """The largest product of each latent with a tile's codewords; below, with the codewords at one place of all tiles.
-
-    The latter says where in its tile a codeword is. With more than one block of codewords that is computed again for
-    the one tile, which takes less than a second look at all scores, and it is left out here.
-
-    Args:
-        points: the prepared codebook.
-        z: the latents, (c, n).
-
-    Returns:
-        (tiles + tile, n), or (tiles, n).
-    """
+    """The largest product of each latent (c, n) with a tile's codewords: (tiles, n)."""
     (tiles, tile, _), n = points.codewords.shape, z.shape[1]
     blocks = torch.split(points.codewords.flatten(0, 1), CODEWORDS)
-    maxima = z.new_empty(tiles if len(blocks) > 1 else tiles + tile, n)
+    maxima = z.new_empty(tiles, n)
     # A batch of small products: each thread has some of its own, whose scores stay in its cache.
     latents = 4096 if z.is_cuda else 128
     at_once = (
@@ -107,15 +95,13 @@ def _maxima(points: Points, z: Tensor) -> Tensor:
     pieces = [(row, min(row + at_once, edge), latents) for row in range(0, edge, at_once)]
     for start, stop, latents in [*pieces, (edge, n, n - edge)] if edge < n else pieces:
         columns = z[:, start:stop].view(z.shape[0], -1, latents).transpose(0, 1)
-        target = maxima[:, start:stop].view(maxima.shape[0], -1, latents).transpose(0, 1)
+        target = maxima[:, start:stop].view(tiles, -1, latents).transpose(0, 1)
         for number, block in enumerate(blocks):
             # Codewords down, latents across: the maximum over a tile is then one of whole vectors, not within them.
             product = scores[: block.shape[0] * (stop - start)].view(-1, block.shape[0], latents)
             torch.bmm(block.expand(product.shape[0], -1, -1), columns, out=product)
             product, first = product.view(product.shape[0], -1, tile, latents), number * CODEWORDS // tile
             torch.amax(product, dim=2, out=target[:, first : first + product.shape[1]])
-        if len(blocks) == 1:
-            torch.amax(product, dim=1, out=target[:, tiles:])
     return maxima
 
 

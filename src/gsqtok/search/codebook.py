@@ -22,11 +22,13 @@ class Codebook:
     Attributes:
         rows: the codewords. They must not change.
         known: whether an earlier search had the same codewords.
+        searched: how many latents have been searched in it.
     """
 
     def __init__(self, rows: Tensor):
         self.rows = rows
         self.known = False
+        self.searched = 0
         self._prepared: dict[tuple[Any, ...], Any] = {}
 
     def of_groups(self) -> list[Codebook]:
@@ -66,7 +68,7 @@ def kept(rows: Tensor) -> Codebook:
             codebook.known = True
             _keep(codebook)
             return codebook
-    require_finite("codebook", rows.reshape(-1, rows.shape[-1]))
+    require_finite("codebook", rows)
     codebook = Codebook(rows.clone(memory_format=torch.contiguous_format))
     _keep(codebook)
     return codebook

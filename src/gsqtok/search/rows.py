@@ -67,16 +67,21 @@ def finite(rows: Tensor) -> Tensor:
 
 
 def require_finite(name: str, rows: Tensor) -> None:
-    """Raise ValueError, naming how many rows (N, d) hold NaN or infinity and the first of them, if any does."""
-    if len(rows) == 0 or all(math.isfinite(bound) for bound in torch.aminmax(rows)):  # NaN is passed on
+    """Raise ValueError, naming how many rows (..., d) hold NaN or infinity and the first of them, if any does."""
+    if math.isfinite(rows.sum().item()):  # NaN and infinity are passed on
         return
-    bad = (~finite(rows)).nonzero().flatten()
+    bad = (~finite(rows.reshape(-1, rows.shape[-1]))).nonzero().flatten()
+    if len(bad) == 0:  # the sum has overflowed
+        return
     raise ValueError(
-        f"{name}: {len(bad)} of {len(rows)} rows hold NaN or infinity, the first is row {bad[0].item()}; "
+        f"{name}: {len(bad)} of {rows.shape[:-1].numel()} rows hold NaN or infinity, the first is row {bad[0].item()}; "
         "they have no nearest codeword"
     )
 
 
 def unit(rows: Tensor) -> Tensor:
     """Rows (N, d) scaled to length 1, float64; a zero row stays zero."""
-    return normalize(rows.detach().double())
+    wide = rows.detach().double()
+    scaled = wide / wide.abs().amax(dim=-1, keepdim=True).clamp_min(TINY)
+    length: Tensor = torch.linalg.vector_norm(scaled, dim=-1, keepdim=True)
+    return scaled / length.clamp_min(TINY)

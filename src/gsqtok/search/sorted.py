@@ -15,11 +15,10 @@ from gsqtok.search.rows import TINY
 
 def nearest_on_line(latents: Tensor, codebook: Codebook) -> Tensor:
     """Index of the codeword of nearest value, int64 (N,), for finite latents (N, 1) and codebook (V, 1)."""
-    z, (values, order) = _halves(latents), codebook.prepared(_by_value)
+    z, (values, lowest) = _halves(latents), codebook.prepared(_by_value)
     after = torch.searchsorted(values, z)  # the first codeword >= z
-    before = torch.searchsorted(values, values[(after - 1).clamp_min(0)])  # first of the equals: the lowest index
-    after = after.clamp_max(len(values) - 1)
-    return _nearer((z - values[before]).abs(), (z - values[after]).abs(), order[before], order[after])
+    before, after = (after - 1).clamp_min(0), after.clamp_max(len(values) - 1)
+    return _nearer((z - values[before]).abs(), (z - values[after]).abs(), lowest[before], lowest[after])
 
 
 def _halves(rows: Tensor) -> Tensor:
@@ -28,9 +27,9 @@ def _halves(rows: Tensor) -> Tensor:
 
 
 def _by_value(codebook: Tensor) -> tuple[Tensor, Tensor]:
-    """Half of each value of (V, 1) in order, and where they were."""
+    """Half of each value of (V, 1) in order, and the lowest index of a codeword of that value."""
     values, order = torch.sort(_halves(codebook), stable=True)
-    return values, order
+    return values, order[torch.searchsorted(values, values)]
 
 
 def nearest_on_circle(latents: Tensor, codebook: Codebook) -> Tensor:
@@ -38,32 +37,28 @@ def nearest_on_circle(latents: Tensor, codebook: Codebook) -> Tensor:
 
     A zero row has similarity 0 to everything, as at a right angle.
     """
-    z, (c, turns, order) = _scaled(latents), codebook.prepared(_by_angle)
-    count = torch.searchsorted(turns, torch.full_like(turns[:1], math.inf))
-    last = (count - 1).clamp_min(0)
-
+    z, (c, turns, lowest, last, first_zero) = _scaled(latents), codebook.prepared(_by_angle)
     after = torch.searchsorted(turns, _turn(z[:, 0], z[:, 1]))  # the first codeword that is not before z
-    before = torch.where(after == 0, last, after - 1)
-    before = torch.searchsorted(turns, turns[before])  # first of the equals: the lowest index
-    after = torch.where(after > last, 0, after)  # the seam: behind the last comes the first
-    before, after = order[before], order[after]
+    before = lowest[torch.where(after == 0, last, after - 1)]
+    after = lowest[torch.where(after > last, 0, after)]  # the seam: behind the last comes the first
     found = _nearer(_arc(z, c[before]), _arc(z, c[after]), before, after)
-
-    first_zero = torch.where(count < len(c), order[count.clamp_max(len(c) - 1)], len(c))
-    similarity = (z * c[found]).sum(dim=1)
+    similarity = _product(z, c[found])
     found = torch.where((similarity < 0) & (first_zero < len(c)), first_zero, found)
     found = torch.where(similarity == 0, torch.minimum(found, first_zero), found)
     return found.masked_fill(~z.any(dim=1), 0)
 
 
-def _by_angle(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The codewords (V, 2) scaled; their turns in order, and where those were.
+def _by_angle(codebook: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The codewords (V, 2) scaled; their turns in order, and the lowest index of a codeword with that turn.
 
-    A zero codeword has no angle: infinity puts it behind all others, out of the range that is searched.
+    A zero codeword has no angle: infinity puts it behind all others, out of the range that is searched. Hence also the
+    place of the last that is not zero, and the first index of a zero one, V if there is none.
     """
     c = _scaled(codebook)
     turns, order = torch.sort(_turn(c[:, 0], c[:, 1]).nan_to_num(nan=math.inf), stable=True)
-    return c, turns, order
+    count = torch.searchsorted(turns, torch.full_like(turns[:1], math.inf))
+    first_zero = torch.where(count < len(c), order[count.clamp_max(len(c) - 1)], len(c))
+    return c, turns, order[torch.searchsorted(turns, turns)], (count - 1).clamp_min(0), first_zero
 
 
 def _nearer(to_first: Tensor, to_second: Tensor, first: Tensor, second: Tensor) -> Tensor:
@@ -91,4 +86,8 @@ def _turn(x: Tensor, y: Tensor) -> Tensor:
 def _arc(a: Tensor, b: Tensor) -> Tensor:
     """A number in [0, 2] that grows with the angle between rows of a and rows of b; NaN if one is zero."""
     cross = (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]).abs()
-    return _turn((a * b).sum(dim=1), cross)
+    return _turn(_product(a, b), cross)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    return a[:, 0] * b[:, 0] + a[:, 1] * b[:, 1]

@@ -27,21 +27,20 @@ SAMPLE = 1024  # codewords whose spacing is measured
 SPACED = 0.99  # of which no more than this share are closer to another than the spacing
 INSIDE = 8  # how many times as much volume is searched as lies within the spacing around a codeword
 LATENTS = 1 << 16  # latents at once
-TRIED = 16  # one latent in so many is searched first; unless the tree finds half of them, it is of no use
+LEAF = 32  # codewords; twice SciPy's usual number, as more of them are looked at for two neighbours
+ORDERED = 8  # channels by which latents are ordered
 TOLERANCE = 1e-12  # relative; far above the rounding of a distance in float64
 
 
 def pays(latents: Tensor, codebook: Codebook) -> bool:
     """Whether the tree is faster than blocks, as measured with uniform and Gaussian rows."""
     v, d = codebook.rows.shape
-    return d <= LARGEST_D and v >= 1 << max(d + 7, 2 * d) and (codebook.known or len(latents) >= PAYS)
+    return d <= LARGEST_D and v >= 1 << max(d + 6, 2 * d) and (codebook.known or len(latents) >= PAYS)
 
 
 def nearest(latents: Tensor, codebook: Codebook, metric: str, k: int = 1) -> Tensor:
     """As `chunked.nearest`."""
     tree = codebook.prepared(Tree.of, metric)
-    if len(latents) >= PAYS and tree.search(latents[::TRIED], k)[1].float().mean() < 0.5:
-        return chunked.nearest(latents, codebook, metric, k)
     found, proven = zip(*(tree.search(block, k) for block in torch.split(latents, LATENTS)), strict=True)
     indices, rest = torch.cat(found), (~torch.cat(proven)).nonzero().flatten()
     if len(rest) > 0:
@@ -66,9 +65,9 @@ class Tree:
 
         space = Space.of(codebook, metric)
         points = space.points(codebook).numpy()
-        order = cKDTree(points, balanced_tree=False).indices
+        order = cKDTree(points, LEAF, balanced_tree=False).indices
         points = points[order]
-        tree = cKDTree(points, balanced_tree=False)
+        tree = cKDTree(points, LEAF, balanced_tree=False)
         sample = points[:: max(1, len(points) // SAMPLE)]
         quartiles = np.quantile(sample, (0.25, 0.5, 0.75), axis=0)
         # A codeword of zeros is no point on the sphere. Then nothing is found, and all is searched in blocks.
@@ -80,12 +79,11 @@ class Tree:
     def search(self, latents: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Indices, (N,) or if k > 1 (N, k), and for which latents they are certain."""
         z = self.space.points(latents).numpy()
-        # Neighbours one after the other visit the same leaves.
-        order = self._places(z).argsort()
+        order = self._order(z)
         # One more than is wanted. All distances of the others are at least the last, so where no two are too close to
         # tell apart, neither the tree's rounding nor its order matters.
         distances, index = self.tree.query(
-            z[order], k=k + 1, distance_upper_bound=self.radius, workers=torch.get_num_threads()
+            z.take(order, axis=0), k=k + 1, distance_upper_bound=self.radius, workers=torch.get_num_threads()
         )
         apart = distances[:, 1:] > distances[:, :-1] * (1 + TOLERANCE)
         certain = apart.all(axis=1) & (distances[:, k - 1] < self.radius * (1 - TOLERANCE))
@@ -95,9 +93,10 @@ class Tree:
         indices = torch.from_numpy(found)
         return (indices[:, 0] if k == 1 else indices), torch.from_numpy(proven)
 
-    def _places(self, z: np.ndarray) -> np.ndarray:
-        """A number (N,) that is near for near points: first the halves, then the quarters in which they lie."""
-        quarter = (z[:, None] > self.quartiles).sum(axis=1)
-        bits = 1 << np.arange(z.shape[1])
-        places: np.ndarray = (quarter >> 1) @ bits << z.shape[1] | (quarter & 1) @ bits
-        return places
+    def _order(self, z: np.ndarray) -> np.ndarray:
+        """An order (N,) in which near points follow each other and visit the same leaves: by halves, then quarters."""
+        z, (lower, middle, upper) = z[:, :ORDERED], self.quartiles[:, :ORDERED]
+        half = z > middle
+        bits = np.concatenate([(z > lower) ^ half ^ (z > upper), half], axis=1)
+        places = (bits @ np.exp2(np.arange(bits.shape[1], dtype=np.float32))).astype(np.uint16)
+        return places.argsort(kind="stable")  # of 16 bits that is a radix sort
