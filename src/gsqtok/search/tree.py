@@ -28,6 +28,7 @@ SPACED = 0.99  # of which no more than this share are closer to another than the
 INSIDE = 8  # how many times as much volume is searched as lies within the spacing around a codeword
 LATENTS = 1 << 16  # latents at once
 LEAF = 32  # codewords; twice SciPy's usual number, as more of them are looked at for two neighbours
+A_THREAD = 1 << 10  # latents for which it is worth to start one
 ORDERED = 8  # channels by which latents are ordered
 TOLERANCE = 1e-12  # relative; far above the rounding of a distance in float64
 
@@ -82,8 +83,9 @@ class Tree:
         order = self._order(z)
         # One more than is wanted. All distances of the others are at least the last, so where no two are too close to
         # tell apart, neither the tree's rounding nor its order matters.
+        threads = max(1, min(torch.get_num_threads(), len(z) // A_THREAD))
         distances, index = self.tree.query(
-            z.take(order, axis=0), k=k + 1, distance_upper_bound=self.radius, workers=torch.get_num_threads()
+            z.take(order, axis=0), k=k + 1, distance_upper_bound=self.radius, workers=threads
         )
         apart = distances[:, 1:] > distances[:, :-1] * (1 + TOLERANCE)
         certain = apart.all(axis=1) & (distances[:, k - 1] < self.radius * (1 - TOLERANCE))
