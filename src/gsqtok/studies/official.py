@@ -20,8 +20,8 @@ ARMS = ("none", "ours", "official", "official-stylegan")
 def runs(scale: Scale) -> list[Run]:
     """Each recipe from three seeds at 128 px: f8, one group of 8,192 codewords, 0.2 bits/px, as in the GAN stage."""
     base = scale.gsq(1, *((2, 16) if scale.name == "smoke" else (8, 8192)), ablation=True)
-    if scale.name in ("small", "medium"):
-        base = replace(base, data=replace(base.data, size=128, workers=14), batch_size=32)
+    if scale.name not in ("smoke", "paper"):
+        base = replace(base, data=replace(base.data, size=128, crops=(), workers=14), batch_size=32)
     found = []
     for seed in seeds(scale):
         for arm in ARMS:
