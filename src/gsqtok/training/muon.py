@@ -21,6 +21,7 @@ from gsqtok.training.graphs import Recorded
 MATRIX_RATE = 20.0  # of learning rates: a matrix turns by this much more in a step than AdamW moves a number
 CODEBOOK_RATE = 4.0
 MOMENTUM = 0.95
+RECORDED = 1 << 26
 _BY_ADAM = (
     "encoder.conv_in.weight",
     "encoder.conv_out.weight",
@@ -43,7 +44,8 @@ class Muon(Optimizer):
         lr: learning rate of AdamW's part.
         betas, eps: AdamW's.
         weight_decay: decoupled, of all parameters.
-        record: on a GPU, launch updates as one from the second on.
+        record: on a GPU, launch updates as one from the second on; not with more than ``RECORDED`` numbers, where the host
+            is no limit and the graph's memory, some five times theirs, would be.
 
     Attributes:
         found_inf: where it is set, a scalar on the parameters' device: 1 leaves the next update out, without a wait.
@@ -79,7 +81,7 @@ class Muon(Optimizer):
         shared = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], shared)
         recorded = self._recorded = Recorded(self._update)
-        self._records = record
+        self._records = record and sum(p.numel() for p in matrices + codebooks + others) <= RECORDED
         self.register_load_state_dict_post_hook(lambda _: recorded.forget())
 
     @torch.no_grad()
