@@ -21,7 +21,7 @@ from gsqtok.training.graphs import Recorded
 MATRIX_RATE = 20.0  # of learning rates: a matrix turns by this much more in a step than AdamW moves a number
 CODEBOOK_RATE = 4.0
 MOMENTUM = 0.95
-RECORDED = 1 << 26
+RECORDED = 1 << 26  # with more parameters the host is no limit, but a graph keeps some five times their memory
 _BY_ADAM = (
     "encoder.conv_in.weight",
     "encoder.conv_out.weight",
@@ -44,8 +44,7 @@ class Muon(Optimizer):
         lr: learning rate of AdamW's part.
         betas, eps: AdamW's.
         weight_decay: decoupled, of all parameters.
-        record: on a GPU, launch updates as one from the second on; not with more than ``RECORDED`` numbers, where the host
-            is no limit and the graph's memory, some five times theirs, would be.
+        record: on a GPU, launch updates as one from the second on, if there are not more parameters than ``RECORDED``.
 
     Attributes:
         found_inf: where it is set, a scalar on the parameters' device: 1 leaves the next update out, without a wait.
