@@ -33,6 +33,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from graphs import captured
 from table import Table, add_json
 from torch import Tensor
 
@@ -116,18 +117,6 @@ def event(call: Callable[[], Any], runs: int = RUNS) -> float:
         end.synchronize()
         times.append(start.elapsed_time(end))
     return statistics.median(times)
-
-
-def captured(call: Callable[[], Any]) -> Callable[[], None]:
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        call()
-    return graph.replay
 
 
 def timed(call: Callable[[], Any], peer: Callable[[], Any] | None = None) -> Case:

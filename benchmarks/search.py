@@ -40,6 +40,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from graphs import captured
 from table import Table, add_json
 from torch import Tensor
 
@@ -236,23 +237,6 @@ def flush_cache() -> None:
 
 
 _flush: Tensor | None = None
-
-
-def captured(call: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The call as the replay of a CUDA graph."""
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        call()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = call()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return result
-
-    return replay
 
 
 def extra_memory(call: Callable[[], Tensor], device: str) -> float:

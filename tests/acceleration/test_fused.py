@@ -2,13 +2,11 @@
 since the interpreter has to be chosen before Triton is imported."""
 
 import copy
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from interpreter import DEVICE, INTERPRETED, check_in_interpreter, runs_interpreter, runs_kernels
 from torch.nn import functional as F
 
 from gsqtok.acceleration import accelerate, fused
@@ -16,9 +14,6 @@ from gsqtok.acceleration.backend import Norm
 
 pytest.importorskip("triton")
 FUSED = fused.Fused()
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="kernels need a GPU or the interpreter")
 
 
 @pytest.fixture(autouse=True)
@@ -26,14 +21,11 @@ def _seed():
     torch.manual_seed(0)
 
 
-@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
+@runs_interpreter
 def test_kernels_in_the_interpreter(pytestconfig):
     marked = pytestconfig.getoption("markexpr")  # slow ones where they are run here
     files = [Path(__file__).with_name(f"test_{name}.py") for name in ("fused", "backend", "rms_norm")]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marked, *map(str, files)]
-    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout
+    check_in_interpreter(*files, marked=marked)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="asks what happens without the interpreter")

@@ -1,18 +1,14 @@
 """The fused norm: on the GPU where there is one, elsewhere in Triton's interpreter, by `test_fused.py`."""
 
-import os
-
 import pytest
 import torch
+from interpreter import DEVICE, INTERPRETED, runs_kernels
 
 from gsqtok.acceleration import accelerate
 from gsqtok.networks import CompactDecoder, CompactEncoder
 from gsqtok.networks.compact import RMSNorm
 
 pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="kernels need a GPU or the interpreter")
 
 
 @pytest.mark.skipif(INTERPRETED, reason="the interpreter compiles nothing")

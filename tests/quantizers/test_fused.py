@@ -1,21 +1,15 @@
 """The fused kernels beside what PyTorch computes: on the GPU where there is one, elsewhere in Triton's interpreter, in
 a process apart since the interpreter has to be chosen before Triton is imported."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from interpreter import DEVICE, INTERPRETED, check_in_interpreter, runs_interpreter, runs_kernels
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
 from gsqtok.quantizers import GSQ, build_quantizer, fused
 
 triton = pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="kernels need a GPU or the interpreter")
 METHODS = [
     ("gsq", {"dim": 8}),
     ("gsq", {"dim": 9, "groups": 3, "orthogonal_weight": 0.1}),
@@ -28,12 +22,9 @@ METHODS = [
 ]
 
 
-@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
+@runs_interpreter
 def test_kernels_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", __file__]
-    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout
+    check_in_interpreter(__file__)
 
 
 def step(quantizer, latent, weigh):

@@ -1,28 +1,19 @@
 """The search on the sphere that leaves codewords out, against the kernels that look at all of them."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
+from interpreter import DEVICE, INTERPRETED, check_in_interpreter, runs_interpreter, runs_kernels
 from search_truth import rows_of_kind
 
 from gsqtok.search import nearest
 
 triton = pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="kernels need a GPU or the interpreter")
 N, V = (90, 600) if DEVICE == "cpu" else (20_000, 70_000)
 
 
-@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
+@runs_interpreter
 def test_kernels_in_the_interpreter():
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", __file__]
-    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout
+    check_in_interpreter(__file__)
 
 
 def both(latents, codebook):

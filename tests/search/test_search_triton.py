@@ -2,8 +2,6 @@
 since the interpreter has to be chosen before Triton is imported."""
 
 import functools
-import os
-import subprocess
 import sys
 
 import pytest
@@ -11,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from interpreter import DEVICE, INTERPRETED, check_in_interpreter, runs_interpreter, runs_kernels
 from search_truth import SCALES, mixed_scales, nearest_by_distance
 
 from gsqtok.search import chunked, nearest, reference
@@ -18,21 +17,15 @@ from gsqtok.search import sorted as sorted_search
 from gsqtok.search.codebook import Codebook
 
 triton = pytest.importorskip("triton")
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-DEVICE = "cuda" if torch.cuda.is_available() and not INTERPRETED else "cpu"
-runs_kernels = pytest.mark.skipif(DEVICE == "cpu" and not INTERPRETED, reason="kernels need a GPU or the interpreter")
 GAP = 1e-13  # how far below the best the chosen codeword's similarity may be
 SLOW = pytest.mark.slow
 KINDS = ["uniform", "clustered", "duplicated", "close", "bisector", "behind"]
 
 
-@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="the kernels run in this process")
+@runs_interpreter
 def test_kernels_in_the_interpreter(pytestconfig):
     marked = pytestconfig.getoption("markexpr")  # slow ones where they are run here
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", marked, __file__]
-    run = subprocess.run(command, env=os.environ | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-4000:]
-    assert " passed" in run.stdout
+    check_in_interpreter(__file__, marked=marked)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="asks what happens without the interpreter")

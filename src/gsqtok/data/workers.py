@@ -57,8 +57,7 @@ def end_with_parent(number: int = 0) -> None:
     if (parent := multiprocessing.parent_process()) is None:
         return
     pid = parent.pid
-    for name in set(STOP_SIGNALS) - {"SIGTERM"}:
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    ignore_all_but_sigterm()
 
     def obey() -> None:
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != pid:
@@ -71,6 +70,12 @@ def end_with_parent(number: int = 0) -> None:
     if told:
         threading.Thread(target=obey, daemon=True).start()
     watch_parent()
+
+
+def ignore_all_but_sigterm() -> None:
+    """Leave the signals that reach every process of a run to the parent, which says what to do by SIGTERM."""
+    for name in set(STOP_SIGNALS) - {"SIGTERM"}:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
 
 
 def watch_parent() -> None:

@@ -18,12 +18,15 @@ from gsqtok.search.triton import (
     SLOTS,
     Plan,
     _group_maxima,
+    _keep,
     _largest,
     _latent_parts,
     _lengths,
     _prepare,
     _settle,
     _sizes,
+    _slack,
+    _store_slots,
 )
 
 BLOCK = 512
@@ -65,6 +68,7 @@ def _launches(
     splits = max(-(-tiles // 512), min((1 << 14) // n, max(1, tiles // 64)), 1)
     plan = Plan(ROWS, CODEWORDS, min(3, 16 // d), splits, warps=4, stages=2)
     inner, depth, tiles, tiles_a_split, splits, columns, settled, id_bits = _sizes(plan, v, d, False)
+    slack, taken = _slack(inner, id_bits)
     padded = tiles * CODEWORDS
     arrays = {
         "z": (torch.float32, n * d), "c": (torch.float32, v * d),
@@ -93,7 +97,7 @@ def _launches(
             _search, (-(-n // ROWS), splits),
             (
                 "z", "keys_z", "keys_c", "boxes", "half", "error", "margin", "slots", n, v, tiles, tiles_a_split,
-                v.bit_length(), (inner // 16 + 4) * 2.0**-20,
+                v.bit_length(), slack,
             ),
             {"BN": CODEWORDS, "BM": ROWS, "ID_BITS": id_bits, "CHUNK": CHUNK, **parts},
         ),
@@ -101,7 +105,7 @@ def _launches(
             _settle, (-(-n // settled), 1),
             (
                 "z", d, 0, 1, "exact", "inverse", "margin", "slots", "order_z", "order_c", "found", n, v, tiles,
-                tiles_a_split, splits, 2.0 ** (id_bits - 22),
+                tiles_a_split, splits, taken,
             ),
             shape | {"BM": settled, "COLUMNS": columns, "ID_BITS": id_bits, "ORDERED": True, "num_stages": 1},
         ),
@@ -249,18 +253,11 @@ def _search(
             while tile < last_tile:
                 best = _tile(a, half, tile, shift, BM, BN, K)
                 packed = ((best.to(tl.int32, bitcast=True) ^ 0x7FFFFFFF) & ~ID) | (tile - first_tile)
-                fourth = tl.maximum(fourth, tl.minimum(third, packed))
-                third = tl.maximum(third, tl.minimum(second, packed))
-                second = tl.maximum(second, tl.minimum(first, packed))
-                first = tl.maximum(first, packed)
+                first, second, third, fourth = _keep(first, second, third, fourth, packed)
                 top = tl.maximum(top, tl.max(best, axis=1))
                 bound = tl.minimum(bound, tl.max(tl.where(open, -2.0 * top, -1.0), axis=0) * CLOSE)
                 wanted &= (number > tile) & (apart <= bound)
                 tile = tl.min(tl.where(wanted, number, 0x7FFFFFFF), axis=0)
 
     place = slots + (split * 4 * N.to(tl.int64) + row.to(tl.int64)[:, None]) * 4 + tl.arange(0, 4)[None, :]
-    step = N.to(tl.int64) * 4
-    tl.store(place, first, mask=inside[:, None])
-    tl.store(place + step, second, mask=inside[:, None])
-    tl.store(place + 2 * step, third, mask=inside[:, None])
-    tl.store(place + 3 * step, fourth, mask=inside[:, None])
+    _store_slots(place, N, inside, first, second, third, fourth)

@@ -115,9 +115,7 @@ def _launches(
     euclidean = metric == "euclidean"
     plan = plan or Plan.choose(n * groups, v, d, metric)
     inner, depth, tiles, tiles_a_split, splits, columns, rows, id_bits = _sizes(plan, v, d, euclidean)
-    # What the measured rounding of the high parts leaves out: the tensor cores' own rounding, that of the lengths and
-    # neglected products of low parts; and what of a score the bits that a group's number takes are at most.
-    slack, taken = (inner // 16 + 4) * 2.0**-20, 2.0 ** (id_bits - 22)
+    slack, taken = _slack(inner, id_bits)
     padded = groups * tiles * plan.codewords
     arrays = {
         "half": (torch.float16, padded * inner),
@@ -173,6 +171,14 @@ def _sizes(plan: Plan, v: int, d: int, euclidean: bool) -> tuple[int, ...]:
     columns = _power_of_two_from(splits) * SLOTS * 4
     rows = max(4, min(32 if depth < 16 else 16, 2048 // columns))  # more would take registers from other blocks
     return inner, depth, tiles, tiles_a_split, splits, columns, rows, (tiles_a_split - 1).bit_length()
+
+
+def _slack(inner: int, id_bits: int) -> tuple[float, float]:
+    """What the measured rounding of the high parts leaves out, and the share of a score that a group's number takes.
+
+    The first: the tensor cores' own rounding, that of the lengths, and neglected products of low parts.
+    """
+    return (inner // 16 + 4) * 2.0**-20, 2.0 ** (id_bits - 22)
 
 
 def _power_of_two_from(n: int) -> int:
@@ -370,6 +376,25 @@ def _largest(values, count):
     return tl.max(largest, axis=0)
 
 
+@triton.jit
+def _keep(first, second, third, fourth, packed):
+    """The largest four of each row and quarter, once another is seen."""
+    fourth = tl.maximum(fourth, tl.minimum(third, packed))
+    third = tl.maximum(third, tl.minimum(second, packed))
+    second = tl.maximum(second, tl.minimum(first, packed))
+    return tl.maximum(first, packed), second, third, fourth
+
+
+@triton.jit
+def _store_slots(place, N, inside, first, second, third, fourth):
+    """Write a split's slots, from where the first of them goes."""
+    step = N.to(tl.int64) * 4
+    tl.store(place, first, mask=inside[:, None])
+    tl.store(place + step, second, mask=inside[:, None])
+    tl.store(place + 2 * step, third, mask=inside[:, None])
+    tl.store(place + 3 * step, fourth, mask=inside[:, None])
+
+
 @triton.jit(do_not_specialize=["N", "tiles", "tiles_a_split"])
 def _search(
     latents, stride_n, stride_g, stride_d, longest, half, error, margins, slots, N, tiles, tiles_a_split, slack,
@@ -425,17 +450,10 @@ def _search(
             # The rank of a number that is negative.
             best = (largest_of_group - shift[:, None]).to(tl.int32, bitcast=True) ^ 0x7FFFFFFF
         packed = (best & ~ID) | (tile - first_tile)
-        fourth = tl.maximum(fourth, tl.minimum(third, packed))
-        third = tl.maximum(third, tl.minimum(second, packed))
-        second = tl.maximum(second, tl.minimum(first, packed))
-        first = tl.maximum(first, packed)
+        first, second, third, fourth = _keep(first, second, third, fourth, packed)
 
     place = slots + (tl.program_id(1) * 4 * N.to(tl.int64) + row)[:, None] * 4 + tl.arange(0, 4)[None, :]
-    step = N.to(tl.int64) * 4
-    tl.store(place, first, mask=inside[:, None])
-    tl.store(place + step, second, mask=inside[:, None])
-    tl.store(place + 2 * step, third, mask=inside[:, None])
-    tl.store(place + 3 * step, fourth, mask=inside[:, None])
+    _store_slots(place, N, inside, first, second, third, fourth)
 
 
 @triton.jit
@@ -488,6 +506,25 @@ def _score_all(
             source, stride_d, active, lane >= 0, exact, inverse, group.to(tl.int64), lane, D, DEPTH, GROUP, EUCLIDEAN
         )
         best_score, best_index = _better(s, group * GROUP + lane, order, V, active, best_score, best_index, ORDERED)
+    return best_score, best_index
+
+
+@triton.jit
+def _score_crowded(
+    source, stride_d, row, crowded, bound, exact, inverse, slots, order, N, V, tiles, tiles_a_split, splits,
+    best_score, best_index,
+    D: tl.constexpr, DEPTH: tl.constexpr, GROUP: tl.constexpr, EUCLIDEAN: tl.constexpr, ORDERED: tl.constexpr,
+):  # fmt: skip
+    """The best score so far and its index; all that slots stand for is seen where even the last is in the margin."""
+    if tl.max(crowded.to(tl.int32), axis=0) > 0:
+        for run in range(splits * 4):
+            last = (run // 4 * 4 + 3) * N.to(tl.int64) * 4 + row.to(tl.int64) * 4 + run % 4
+            full = crowded & (tl.load(slots + last, mask=crowded, other=LOWEST) >= bound)
+            if tl.max(full.to(tl.int32), axis=0) > 0:
+                best_score, best_index = _score_all(
+                    source, stride_d, full, exact, inverse, order, run // 4, run % 4, V, tiles, tiles_a_split,
+                    best_score, best_index, D, DEPTH, GROUP, EUCLIDEAN, ORDERED,
+                )  # fmt: skip
     return best_score, best_index
 
 
@@ -555,16 +592,10 @@ def _settle(
         candidate = tl.max(held, axis=1)
         active &= candidate >= bound
 
-    # Where even the last slot is within the margin, others may be.
-    if tl.max(crowded.to(tl.int32), axis=0) > 0:
-        for run in range(splits * 4):
-            last = (run // 4 * 4 + 3) * N.to(tl.int64) * 4 + row.to(tl.int64) * 4 + run % 4
-            full = crowded & (tl.load(slots + last, mask=crowded, other=LOWEST) >= bound)
-            if tl.max(full.to(tl.int32), axis=0) > 0:
-                best_score, best_index = _score_all(
-                    source, stride_d, full, exact, inverse, order, run // 4, run % 4, V, tiles, tiles_a_split,
-                    best_score, best_index, D, DEPTH, GROUP, EUCLIDEAN, ORDERED,
-                )  # fmt: skip
+    best_score, best_index = _score_crowded(
+        source, stride_d, row, crowded, bound, exact, inverse, slots, order, N, V, tiles, tiles_a_split, splits,
+        best_score, best_index, D, DEPTH, GROUP, EUCLIDEAN, ORDERED,
+    )  # fmt: skip
 
     if ORDERED:
         row = tl.load(latent_order + row, mask=inside, other=0)

@@ -82,9 +82,10 @@ def run_studies(
     plans = [(study, [_with(run, images) for run in study.runs(held)]) for study in studies]
     placed = _place(plans, output / "runs", held, prior_steps)
     files = [file for study, _ in plans if (file := output / f"{study.name}-{scale}" / RESULTS).exists()]
-    for file in files:
-        _keep_others(file, placed)
-    recorded = _recorded(files)
+    earlier = {file: Table.load(file) for file in files}
+    for file, found in earlier.items():
+        _keep_others(file, found, placed)
+    recorded = _recorded(earlier.values())
     outcomes = {digest: outcome for digest, outcome in recorded.items() if _is_whole(outcome, placed.get(digest))}
     outcomes |= {digest: outcome for digest, run in placed.items() if (outcome := run.outcome()) is not None}
     failures: dict[str, str] = {}
@@ -124,9 +125,8 @@ def _has(run: Run, only: Mapping[str, set[str]]) -> bool:
     return all(str(run.varied.get(column)) in values for column, values in only.items())
 
 
-def _recorded(files: Iterable[Path]) -> dict[str, Outcome]:
+def _recorded(tables: Iterable[Table]) -> dict[str, Outcome]:
     """The outcomes, by digest, that earlier results hold."""
-    tables = [Table.load(file) for file in files]
     return {
         row.digest: Outcome(row.state, row.metrics, table.environment, row.message)
         for table in tables
@@ -135,9 +135,9 @@ def _recorded(files: Iterable[Path]) -> dict[str, Outcome]:
     }
 
 
-def _keep_others(file: Path, placed: Mapping[str, PlacedRun]) -> None:
+def _keep_others(file: Path, table: Table, placed: Mapping[str, PlacedRun]) -> None:
     """Copy results of which some are of no run here (other steps, images or options), before they are written over."""
-    done = [row.digest for row in Table.load(file).rows if row.metrics]
+    done = [row.digest for row in table.rows if row.metrics]
     if others := [digest for digest in done if digest not in placed]:
         copy = file.with_name(f"results-{others[0] or 'before'}.json")
         shutil.copyfile(file, copy)

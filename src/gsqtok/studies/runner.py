@@ -8,7 +8,6 @@ import math
 import multiprocessing
 import os
 import shutil
-import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gsqtok.data.workers import STOP_SIGNALS, processors, watch_parent
+from gsqtok.data.workers import ignore_all_but_sigterm, processors, watch_parent
 from gsqtok.io import atomic_write, read_json
 from gsqtok.studies.afterwards import decoder_training
 from gsqtok.studies.cost import TokenCost, prior_config
@@ -214,8 +213,7 @@ def _start(device: int | None, threads: int | None) -> None:
         os.environ["OMP_NUM_THREADS"] = str(threads)
     # a spawned process would spawn its own, too: four that load images take a GPU's machine 16 s, forked ones none
     multiprocessing.set_start_method(None, force=True)
-    for name in set(STOP_SIGNALS) - {"SIGTERM"}:
-        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    ignore_all_but_sigterm()
     watch_parent()
 
 

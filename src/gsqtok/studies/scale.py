@@ -141,6 +141,7 @@ _LITE0_ADVERSARIAL = AdversarialConfig(
     augment=("color", "translation", "cutout"),
     optimizer=OptimizerConfig(learning_rate=2e-4),
 )
+_LITE0_ADVERSARIAL_256 = replace(_LITE0_ADVERSARIAL, weight=0.1, start_step=2500)
 _PAPER_OPTIMIZER = OptimizerConfig(learning_rate=2e-4)
 _PAPER_ADVERSARIAL = AdversarialConfig(
     discriminator="projected", augment=("color", "translation", "cutout"), optimizer=_PAPER_OPTIMIZER
@@ -190,7 +191,7 @@ SCALES = {
         summary="256 px, the networks and the loss of compact",
         config=_COMPACT_256,
         ablations=_COMPACT_256,
-        adversarial=replace(_LITE0_ADVERSARIAL, weight=0.1, start_step=2500),
+        adversarial=_LITE0_ADVERSARIAL_256,
         multipliers=_COMPACT_MULTIPLIERS,
         features=_LITE1,
     ),
@@ -199,7 +200,7 @@ SCALES = {
         summary="256 px, compact networks of 15 to 20M parameters, no discriminator unless named",
         config=_MEDIUM,
         ablations=_MEDIUM,
-        adversarial=replace(_LITE0_ADVERSARIAL, weight=0.1, start_step=2500),
+        adversarial=_LITE0_ADVERSARIAL_256,
         multipliers={8: (3, 6, 12), 16: (3, 6, 8, 10), 32: (3, 6, 6, 8, 8), 64: (3, 6, 6, 6, 8, 8)},
         features=_LITE1,
         perceptual=(_LITE1,),
