@@ -370,9 +370,9 @@ def test_scaling():
         f, g, size = varied["f"], varied["G"], varied["V"]
         fewer = f == 8 and g == 4  # groups in the wrong order
         far = {"frechet_distance_net": 30.0 if varied["discriminator"] == "projected" and f == 8 else 50.0}
-        usage = {"usage": 0.4 if (f, g) == (16, 8) else 0.5 if f == 32 else 1.0}
-        if f == 32:  # so few tokens that even ones would leave codewords out
-            usage["usage_if_even"] = 0.6 if g == 8 else 0.98
+        usage = {"usage": 0.4 if (f, g) == (16, 8) else 0.5 if f == 32 and g > 2 else 1.0, "usage_if_even": 1.0}
+        if (f, g) == (32, 8):  # so few tokens that even ones would leave codewords out
+            usage["usage_if_even"] = 0.6
         bits = {"bits_per_pixel": g * (size.bit_length() - 1) / f**2}
         return far | usage | bits | {"psnr": 35.0 if f == 8 and g == 16 else 24 + g - 4 * fewer - 10 * (f == 32)}
 
@@ -380,12 +380,13 @@ def test_scaling():
     said_of = verdicts(table)
     assert said_of["PSNR at f8 orders the numbers of groups as in the paper"] == "not supported"
     assert said_of["PSNR at f32 orders the numbers of groups as in the paper"] == "supported"
-    # the paper has 16 groups 0.08 dB below 8 at f16
-    assert said_of["PSNR at f16 orders the numbers of groups as in the paper"] == "not supported"
-    assert said_of["usage falls at f16, G = 8, V = 262,144, as in the paper"] == "supported"
-    assert said_of["usage falls at f16, G = 4, V = 262,144, as in the paper"] == "undecided"
-    assert said_of["usage falls at f32, G = 8, V = 262,144, as in the paper"] == "undecided"
-    assert said_of["usage falls at f32, G = 16, V = 262,144, as in the paper"] == "supported"
+    # the paper has 16 groups 0.08 dB below 8 at f16, which is no order
+    assert said_of["PSNR at f16 orders the numbers of groups as in the paper"] == "supported"
+    assert said_of["usage falls at f16, G = 8, as in the paper"] == "supported"
+    assert said_of["usage falls at f16, G = 4, as in the paper"] == "not supported"
+    assert said_of["usage falls at f32, G = 8, as in the paper"] == "undecided"  # 0.83 of an even use, theirs 0.59
+    assert said_of["usage falls at f32, G = 16, as in the paper"] == "supported"
+    assert verdicts(scaling_table(lambda v: {}))["usage falls at f32, G = 16, as in the paper"] == "not tested"
     assert said_of["near lossless: 34.61 dB at f8, D = 64, G = 16"] == "supported"
     assert said_of["a discriminator brings f8, G = 4 closer in features"] == "supported"
     assert said_of["a discriminator brings f16, G = 8 closer in features"] == "undecided"

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import Finding, Plot, Run, Study, Verdict
+from gsqtok.studies.study import Finding, Plot, Run, Study, all_of, exceeds
 from gsqtok.studies.table import Table
 from gsqtok.training.config import TrainConfig
 
@@ -19,11 +19,15 @@ SCHEDULES: dict[str, dict[str, Any]] = {
     "half full, half mixed": {"nested": "uniform", "nested_full": 0.5, "nested_mixed": 0.5},
     "half full, decoder told": {"nested": "uniform", "nested_full": 0.5, "decoder_counts": True},
     "half full, separate codebooks": {"nested": "uniform", "nested_full": 0.5, "codebooks": "separate"},
-}
+    "half mixed, told, separate": {
+        "nested": "uniform", "nested_full": 0.5, "nested_mixed": 0.5, "decoder_counts": True, "codebooks": "separate"
+    },
+}  # fmt: skip
 # groups, channels of each, codewords
 EIGHT, OF_RECIPE = (8, 4, 256), (4, 7, 65_536)  # the latter of f8-nested
 SHAPES = {"smoke": (3, 4, 16), "compact-256": OF_RECIPE, "medium": OF_RECIPE}
 CODECS = ("jpeg", "webp", "avif")
+LOSS, GAIN = 0.15, 0.1  # dB
 
 
 def runs(scale: Scale) -> list[Run]:
@@ -54,28 +58,38 @@ def findings(table: Table) -> list[Finding]:
     for name in table.values("trained"):
         if name == "alone":
             continue
-        lost = {}
+        lost: dict[int, float] = {}
+        paid: dict[int, float] = {}
         for k in table.values("K"):
             nested = table.value(f"psnr_groups_{k}", trained=name)
             alone = table.value("psnr", trained="alone", K=k)
             if nested and alone:
                 lost[k] = alone.mean - nested.mean
-        because = ", ".join(f"{loss:.2f} dB at {k}" for k, loss in lost.items())
-        verdict: Verdict = "not tested"
-        if lost:
-            verdict = "supported" if max(lost.values()) <= 0.15 else "not supported"
-        found.append(Finding(f"{name}: no rate loses more than 0.15 dB to a tokenizer of its own", verdict, because))
-        gained = {}
+        gains, gained = [], {}
         for k in range(2, 8):
             fixed, chosen = (table.value(f"psnr_{kind}_{k}", trained=name) for kind in ("fixed", "predicted"))
             if fixed and chosen:
+                gains.append(exceeds(chosen, fixed, GAIN))
                 gained[k] = chosen.mean - fixed.mean
-        because = ", ".join(f"{gain:+.2f} dB at the bits of {k}" for k, gain in gained.items())
-        verdict = "not tested"
-        if gained:
-            verdict = "supported" if min(gained.values()) > 0 else "not supported"
-        found.append(Finding(f"{name}: groups by position, chosen from the latent, beat fixed ones", verdict, because))
+                paid |= {k: lost[k] - gained[k]} if k in lost else {}
+        found += [
+            _no_rate_loses(f"{name}: no rate loses more than {LOSS} dB to a tokenizer of its own", lost),
+            Finding(
+                f"{name}: groups by position, chosen from the latent, beat fixed ones by {GAIN} dB or more",
+                all_of(gains),
+                ", ".join(f"{gain:+.2f} dB at the bits of {k}" for k, gain in gained.items()),
+            ),
+            _no_rate_loses(f"{name}: with groups by position it loses no more either, at equal mean bits", paid),
+        ]
     return found
+
+
+def _no_rate_loses(claim: str, lost: dict[int, float]) -> Finding:
+    """Losses in dB by number of groups."""
+    if not lost:
+        return Finding(claim, "not tested")
+    because = ", ".join(f"{loss:.2f} dB at {k}" for k, loss in lost.items())
+    return Finding(claim, "supported" if max(lost.values()) <= LOSS else "not supported", because)
 
 
 def _endings(kind: str) -> tuple[str, ...]:
@@ -94,7 +108,8 @@ STUDY = Study(
             series=(("", ("", *_endings("groups"))),),
         ),
         Plot(
-            "allocation", "bits_per_pixel", "psnr", ("trained", "codec"), log_x=True, only=(("trained", "half full"),),
+            "allocation", "bits_per_pixel", "psnr", ("trained", "codec"), log_x=True,
+            only=(("trained", "half full, half mixed"),),
             series=(
                 ("", ("",)), ("fixed groups", _endings("fixed")), ("by position", _endings("chosen")),
                 ("by position, predicted", _endings("predicted")),
@@ -104,5 +119,5 @@ STUDY = Study(
     findings=findings,
     limitations="One seed a schedule. At 64 px a position's share of the map is large; images of 256 px have more flat "
     "parts. Rates by position are measured on half of at most 500 validation images, beside fixed groups on the same; "
-    "codecs on all.",
+    "codecs and tokenizers of one rate on all. A mean rate by position moves bits between images, too.",
 )  # fmt: skip
