@@ -169,6 +169,8 @@ PARTS: dict[str, tuple[Claim, ...]] = {
             (Evidence("official-small", "'ours' .* than 'official'", contrary=True),),
         ),
         Claim("Adaptive weight, gradient penalty and LeCAM do not help", command="gsqtok train gan-f8-128 --data.train IMAGENET --adversarial.adaptive_weight true"),
+        Claim("Warm-up and decay of the learning rate do not help", command="gsqtok train vae-f8-128 --data.train IMAGENET --optimizer.schedule cosine --optimizer.warmup_steps 5000"),
+        Claim("Attention in the middle of the networks helps beside the projected discriminator", command="gsqtok train gan-f8-128 --data.train IMAGENET --model.middle_attention true"),
         Claim("Larger batches with higher learning rates are better", command="gsqtok train gan-f8-128 --data.train IMAGENET --batch_size 512 --optimizer.learning_rate 2e-4"),
     ),
     "Failure signs": (
@@ -198,7 +200,7 @@ PARTS: dict[str, tuple[Claim, ...]] = {
     ),
     "Trade-offs of the design": (
         Claim("G against d: at the same bits fewer, larger groups are no worse", (Evidence("groups-small", "the most groups .* bits$", contrary=True),)),
-        Claim("One codebook for all groups is as good as one for each", remark="`headtohead` has both (`gsq shared`, `gsq separate`).", command=f"gsqtok study headtohead {DATA}"),
+        Claim("One codebook for all groups is as good as one for each", (Evidence("headtohead-compact", "one codebook for all groups"),)),
         Claim(
             "l2 costs computation beside plain VQ (more than half as much again)",
             (Evidence("latency-small", "l2 normalisation costs little", contrary=True),),
@@ -233,8 +235,8 @@ PARTS: dict[str, tuple[Claim, ...]] = {
         Claim("3. GSQ against RVQ at equal bits: GSQ is better", (Evidence("methods-small", "better images than rvq"),)),
         Claim(
             "3. GSQ against all others at equal bits: GSQ is the best",
-            (Evidence("methods-small", "GSQ gives the best images"),),
-            "At length, at f8 and f16 and four rates `headtohead` asks again.",
+            (Evidence("methods-small", "GSQ gives the best images"), Evidence("headtohead-compact", "a form of GSQ gives the best images")),
+            "`headtohead` asks again at length, at f8 and f16 and four rates.",
         ),
         Claim(
             "At 256 px tokens keep more of an image than WebP and AVIF at equal bits (ours)",

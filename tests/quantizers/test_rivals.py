@@ -1,5 +1,7 @@
 """Methods of other papers, against their authors' packages, vector-quantize-pytorch or the formula written out."""
 
+import itertools
+
 import pytest
 import torch
 from diveq import DIVEQ
@@ -119,6 +121,16 @@ def test_ibq_names_its_memory():
     n = 2**15
     assert quantizer._chunk(n) * n * 4 <= 64 * 2**20
     assert quantizer.working_memory(n) < 4 * n * 2**18 / 100  # of the N x V matrix
+
+
+def test_ibq_takes_no_more_than_it_names():
+    quantizer, latents = build_quantizer("ibq", dim=8, codebook_size=2**13, chunk_mib=4), 2**12
+    x = torch.randn(latents, 8, requires_grad=True)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiled:
+        soft_codewords(x, quantizer.codebook, quantizer._chunk(latents)).sum().backward()
+    events = [event for event in profiled.profiler.kineto_results.events() if event.name() == "[memory]"]
+    taken = list(itertools.accumulate(event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())))
+    assert 8 * 2**20 < max(taken) <= quantizer.working_memory(latents)
 
 
 def test_fvq_is_saved_as_a_plain_codebook():

@@ -14,7 +14,7 @@ from gsqtok.generation.train import train as train_prior
 from gsqtok.studies import STUDIES, afterwards, runner
 from gsqtok.studies.afterwards import decoder_training, quantized
 from gsqtok.studies.cost import prior_config
-from gsqtok.studies.headtohead import AFTERWARDS, CONTINUOUS, LONGER_DECODER
+from gsqtok.studies.headtohead import AFTERWARDS, CONTINUOUS, LONGER_DECODER, OURS
 from gsqtok.studies.run import Images, run_studies
 from gsqtok.studies.runner import PlacedRun, execute
 from gsqtok.studies.scale import SCALES
@@ -167,11 +167,19 @@ def test_verdicts():
     assert best.verdict == "supported"
     assert "gsq separate 22.90" in best.because
     assert "no quantization 24" in best.because
+    assert found["a form of GSQ gives the best images at f8, 1.0 bits/px"].verdict == "supported"  # one seed, 0.5 dB
+    of_codebooks = found["one codebook for all groups gives images as good as one for each at f8, 0.28 bits/px"]
+    assert (of_codebooks.verdict, of_codebooks.because) == ("not supported", "PSNR, dB: 22.40 and 22.90")
     cheapest = found["a form of GSQ has the cheapest tokens under the prior at f8, 0.28 bits/px"]
     assert cheapest.verdict == "not supported"
     assert cheapest.because.startswith("bits/px, prior: fsq 0.400")
     claim = "latents learnt without a quantizer, and quantized afterwards, give better images at f16, 0.56 bits/px"
     assert found[claim].verdict == "not supported"
     assert f"{AFTERWARDS} 20.00" in found[claim].because
+    close = {row.varied["method"]: 22.6 if row.varied["method"] in OURS else 22.4 for row in rows}
+    closer = [dataclasses.replace(row, metrics={"psnr": close[row.varied["method"]]}) for row in rows]
+    found = {f.claim: f.verdict for f in STUDY.findings(Table("headtohead", "small", closer))}
+    assert found["a form of GSQ gives the best images at f8, 0.28 bits/px"] == "supported"  # by three seeds
+    assert found["a form of GSQ gives the best images at f8, 1.0 bits/px"] == "undecided"  # by one
     rows = [dataclasses.replace(row, metrics={}, state="not run") for row in rows]
     assert {f.verdict for f in STUDY.findings(Table("headtohead", "small", rows))} == {"not tested"}

@@ -114,7 +114,7 @@ class _SoftCodewords(torch.autograd.Function):
         for block in codebook.split(chunk):
             logits = latents @ block.T
             now = torch.maximum(largest, logits.amax(1, keepdim=True))
-            probabilities, before = (logits - now).exp(), (largest - now).exp()
+            probabilities, before = logits.sub_(now).exp_(), (largest - now).exp()
             total = total * before + probabilities.sum(1, keepdim=True)
             weighted = weighted * before + probabilities @ block
             largest = now
@@ -129,9 +129,10 @@ class _SoftCodewords(torch.autograd.Function):
         (gradient,) = gradients
         along_mean = (gradient * mean).sum(1, keepdim=True)
         of_latents, of_codebook = torch.zeros_like(latents), []
+        # in place, so that with what is left of the block before there are three chunks at most
         for block in codebook.split(ctx.chunk):
-            probabilities = (latents @ block.T - log_total).exp()
-            of_logits = probabilities * (gradient @ block.T - along_mean)
+            probabilities = (latents @ block.T).sub_(log_total).exp_()
+            of_logits = (gradient @ block.T).sub_(along_mean).mul_(probabilities)
             of_latents = of_latents + of_logits @ block
             of_codebook.append(of_logits.T @ latents)
         return of_latents, torch.cat(of_codebook), None
