@@ -89,6 +89,16 @@ def test_memory_of_the_weights_is_exact(tiny):
     assert _state_bytes(tokenizer, average=True) == parameters * 4 * 2 + trained * 4 * 3 + 2 * buffers
 
 
+def test_the_memory_of_ibq_is_named(tiny):
+    config = tiny()
+    model = dataclasses.replace(config.model, quantizer={"name": "ibq", "groups": 2, "codebook_size": 2**18})
+    tokenizer = ImageTokenizer(model)
+    latents = 2 * config.batch_size * (config.data.size // tokenizer.factor) ** 2
+    named = f"{tokenizer.quantizer.working_memory(latents) / 2**30:.2f} GiB for ibq's softmax"
+    assert named in validate(dataclasses.replace(config, model=model)).facts["GPU memory"]
+    assert "softmax" not in validate(config).facts["GPU memory"]
+
+
 @pytest.mark.parametrize("discriminator", ["none", "patch"])
 def test_activations_counted_without_arithmetic_are_those_of_a_real_step(tiny, discriminator):
     config = tiny()

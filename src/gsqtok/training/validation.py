@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gsqtok.losses import PerceptualDistance
 from gsqtok.networks.backbone import random_backbone, random_trunk
+from gsqtok.quantizers.ibq import IBQ
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import DiscriminatorObjective
 from gsqtok.training.config import TrainConfig
@@ -172,15 +173,25 @@ def _add_memory(
     constant += max(0, 2 * counted[0] - counted[1])
     per_rank = config.batch_size // config.gradient_accumulation
     counts = [ranks for ranks in (1, 4, 8) if per_rank % ranks == 0]
-    totals = {n: of_tokenizer + constant + per_rank // n * a_image for n in counts}
+    softmax = {n: _softmax_bytes(config, tokenizer, per_rank // n) for n in counts}
+    totals = {n: of_tokenizer + constant + per_rank // n * a_image + softmax[n] for n in counts}
+    of_softmax = f", with {max(softmax.values()) / GIB:.2f} GiB for ibq's softmax" if any(softmax.values()) else ""
     report.facts["GPU memory"] = (
         f"{(of_tokenizer + constant) / GIB:.2f} GiB (weights, gradients, AdamW, EMA, frozen networks) + "
         f"{a_image / GIB:.3f} GiB an image; "
         + ", ".join(
             f"{total / GIB:.1f} GiB on " + (f"each of {n} GPUs" if n > 1 else "one GPU") for n, total in totals.items()
         )
-        + "; estimated from what autograd keeps, without the layers' scratch memory"
+        + f"{of_softmax}; estimated from what autograd keeps, without the layers' scratch memory"
     )
+
+
+def _softmax_bytes(config: TrainConfig, tokenizer: ImageTokenizer, images: int) -> int:
+    """What IBQ's softmax over the codebook takes besides, for so many images."""
+    if not isinstance(quantizer := tokenizer.quantizer, IBQ):
+        return 0
+    positions = images * (config.data.size // (tokenizer.factor or config.data.size)) ** 2
+    return quantizer.working_memory(positions * quantizer.groups)
 
 
 def _state_bytes(network: nn.Module, average: bool) -> int:
