@@ -119,7 +119,7 @@ PARTS: dict[str, tuple[Claim, ...]] = {
             "The table of groups at 256 px: quality is ordered as in the paper",
             (Evidence("scaling-medium", "orders the numbers of groups"),),
         ),
-        Claim("Near lossless at D = 64, G = 16 (34.6 dB at 3.25 bits/px)", (Evidence("scaling-medium", "near lossless"),)),
+        Claim("Near lossless at D = 64, G = 16 (34.6 dB at 3.25 bits/px)", (Evidence("scaling-medium", "near lossless"),), "On 1,000 other photographs; in the same units and bits."),
         Claim(
             "As the quantizer nears lossless, so do the images (within 0.3 dB of no quantization)",
             (Evidence("limits-small", "as the quantizer nears"),),
@@ -142,7 +142,8 @@ PARTS: dict[str, tuple[Claim, ...]] = {
             "It is a property of a search in bf16: with the exact search usage does not fall.",
         ),
         Claim(
-            "Usage falls at f16 and f32 with d <= 4, at 256 px and with the exact search", (Evidence("scaling-medium", "usage falls at"),)
+            "Usage falls at f16 and f32 with d <= 4, at 256 px and with the exact search", (Evidence("scaling-medium", "usage falls at"),),
+            "Beside the row of the fewest groups, and as a share of what as many tokens drawn evenly would use.",
         ),
         Claim("The exact search gives better images than one in bf16 (ours)", (Evidence("precision-small", "the exact search gives"),)),
     ),
@@ -204,7 +205,6 @@ PARTS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "l2 costs computation beside plain VQ (more than half as much again)",
             (Evidence("latency-small", "l2 normalisation costs little", contrary=True),),
-            "One timing of ten was disturbed ([results](results.md#latency-what-the-norm-costs)), and decides the larger V.",
         ),
     ),
     "First experiments": (
@@ -233,6 +233,12 @@ PARTS: dict[str, tuple[Claim, ...]] = {
         ),
         Claim("3. GSQ against FSQ at equal bits: GSQ is better", (Evidence("methods-small", "better images than fsq"),)),
         Claim("3. GSQ against RVQ at equal bits: GSQ is better", (Evidence("methods-small", "better images than rvq"),)),
+        Claim("3. GSQ against LFQ at equal bits: GSQ is better", (Evidence("methods-small", "better images than lfq"),)),
+        Claim(
+            "3. GSQ's quantizer is as fast in training as RVQ's, FSQ's and LFQ's",
+            (Evidence("methods-small", "a training step"),),
+            "Small networks, eager; [quantizers by themselves](performance.md) compares more of them on one card.",
+        ),
         Claim(
             "3. GSQ against all others at equal bits: GSQ is the best",
             (Evidence("methods-small", "GSQ gives the best images"), Evidence("headtohead-compact", "a form of GSQ gives the best images")),
@@ -252,7 +258,6 @@ PARTS: dict[str, tuple[Claim, ...]] = {
         Claim(
             "GSQ's lookup costs little beside plain VQ's, over batch sizes",
             (Evidence("latency-small", "l2 normalisation costs little"),),
-            "One timing of ten was disturbed, and decides the larger V.",
         ),
         Claim(
             "Start and decomposition apart: each alone helps over plain VQ",
@@ -261,9 +266,16 @@ PARTS: dict[str, tuple[Claim, ...]] = {
         ),
     ),
     "Limitations that the paper names": (
-        Claim("Little is known beyond f32", remark="`factor` has f64 at 64 px, above."),
+        Claim(
+            "Beyond f32: f64 costs quality beside f32 at equal bits",
+            (Evidence("factor-small", "f64 costs quality"),),
+            "At 64 px an f64 grid is one position.",
+        ),
         Claim("Images larger than 256 px", remark="No study has any.", command="gsqtok train scale-f32-256 --data.train IMAGENET --data.size 512"),
-        Claim("Very large codebooks", remark="`vocabulary` and `stability`, above."),
+        Claim(
+            "Very large codebooks give better images than small ones",
+            (Evidence("vocabulary-small", "the largest codebook"), Evidence("stability-small", "images are better")),
+        ),
     ),
 }  # fmt: skip
 

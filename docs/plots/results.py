@@ -40,8 +40,8 @@ ORDER = (
 class Said:
     """The results of a study, as text."""
 
-    def __init__(self, name: str) -> None:
-        self.table = Table.load(DOCS / "studies" / f"{name}-small" / "results.json")
+    def __init__(self, name: str, scale: str = "small") -> None:
+        self.table = Table.load(DOCS / "studies" / f"{name}-{scale}" / "results.json")
         self.verdicts = {finding.claim: finding.verdict for finding in STUDIES[name].findings(self.table)}
 
     def needs(self, verdict: str, *claims: str) -> None:
@@ -456,13 +456,6 @@ seed. N is the non-saturating, H the hinge loss; generator's first. FD (Efficien
 - The measuring network is a sister of the one that `projected` and the perceptual term look through, which favours them."""
 
 
-LATER = {
-    "The paper's table of groups at 256 px": "scaling-medium",
-    "One tokenizer for many rates at 256 px": "nested-compact-256",
-    "GSQ and its rivals at length": "headtohead-compact",
-}
-
-
 def trained_results(folder: str) -> Table | None:
     """A study's published results; None where no training or timing of it is done (codecs do not need one)."""
     file = DOCS / "studies" / folder / "results.json"
@@ -477,7 +470,7 @@ def by_itself(folder: str) -> str:
         return ""
     study, held = STUDIES[found.study], found.setting["first_run"]
     told = [f for f in study.findings(found) if f.verdict != "not tested"]
-    said = "\n".join(f"- **{f.verdict}**: {f.claim}. {f.because}" for f in told)
+    said = table(["claim", "verdict", "results"], [[f.claim, f.verdict, f.because] for f in told])
     return f"""### {study.name}: {study.question}
 [All runs](studies/{folder}/README.md), {held["steps"]:,} steps of {held["batch_size"]} images of {held["data"]["size"]} px, {found.environment["device"]}, {found.environment["date"][:10]}:
 
@@ -487,13 +480,13 @@ def by_itself(folder: str) -> str:
 
 
 def section() -> str:
+    from results_256 import nested, scaling  # they are written with what is above
+
     parts: list[Callable[[], str]] = [
         precision, groups, codebook, methods, latency, vocabulary, factor, isolate, limits, discriminator
     ]  # fmt: skip
     texts = [introduction(), *(part() for part in parts), by_itself("start-small"), by_itself("stability-small")]
-    for title, folder in LATER.items():
-        if text := by_itself(folder):
-            texts += [f"## {title}", text]
+    texts += ["## Studies at 256 px", scaling(), nested(), by_itself("headtohead-compact")]
     return "\n\n".join(["## Studies at the small scale", *filter(None, texts)]) + "\n\n"
 
 

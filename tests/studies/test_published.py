@@ -102,4 +102,4 @@ def test_a_study_that_was_run_later_has_its_section(scripts, monkeypatch, tmp_pa
     table.save(tmp_path / "studies/isolate-small/results.json")
     text = results.by_itself("isolate-small")
     assert "| uniform | none | 1 | 65,536 | 0.250 | 17.26 |" in text
-    assert "- **supported**: start and norm together help" in text
+    assert "no norm, one group | supported | 17.26 to 18.81 dB" in text

@@ -244,10 +244,19 @@ def test_precision():
 )
 def test_methods(psnr, spread, verdict):
     def metrics(varied):
-        return {"psnr": (psnr if varied["method"] == "gsq" else 20.0) + spread * varied.get("seed", 0)}
+        ours = varied["method"] == "gsq"
+        time = {"quantizer_step_ms": 2.0 if ours and varied["bits"] != 64 else 1.9}
+        return time | {"psnr": (psnr if ours else 20.0) + spread * varied.get("seed", 0)}
 
     said_of = verdicts(table_of("methods", metrics=metrics))
+    step = "a training step of GSQ's quantizer takes no longer than those of rvq, fsq, lfq at"
+    assert {bits: said_of[f"{step} {bits} bits"] for bits in (18, 64)} == {18: "supported", 64: "supported"}
+    slow = verdicts(
+        table_of("methods", metrics=lambda v: {"psnr": 20.0, "quantizer_step_ms": 1 + (v["method"] == "gsq")})
+    )
+    assert slow[f"{step} 18 bits"] == "not supported"
     for bits in (18, 36, 64):
+        assert said_of[f"GSQ gives better images than lfq at {bits} bits a position"] == verdict
         assert said_of[f"GSQ gives the best images at {bits} bits a position"] == verdict
         assert said_of[f"GSQ gives better images than fsq at {bits} bits a position"] == verdict
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds, seeds
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds, judge, seeds
 from gsqtok.studies.table import Table, known, ranking
 
 _ONE_CODEBOOK = ("gsq", "vq", "ema_vq", "random_sphere")
 _RESIDUAL = ("rvq", "rsq")
 _BINARY = ("lfq", "bsq")
+RIVALS = ("rvq", "fsq", "lfq")  # those that the paper's open question names
+SAME_TIME = 1.1  # times another's, up to which a step takes no longer
 
 # bits a position -> method -> options of build_quantizer
 SETTINGS: dict[int, dict[str, dict[str, Any]]] = {
@@ -76,14 +78,26 @@ def findings(table: Table) -> list[Finding]:
         if "gsq" not in psnr or len(psnr) < 2:
             found.append(Finding(claim, "not tested"))
             continue
-        for method in ("vq", "fsq", "rvq"):
+        for method in ("vq", *RIVALS):
             other = psnr.get(method)
             verdict = exceeds(psnr["gsq"], other, 0.1) if other else "not tested"
             because = f"PSNR, dB: gsq {psnr['gsq']}, {method} {other}"
             found.append(Finding(f"GSQ gives better images than {method} at {bits} bits a position", verdict, because))
         best_other = max((value for method, value in psnr.items() if method != "gsq"), key=lambda value: value.mean)
         found.append(Finding(claim, exceeds(psnr["gsq"], best_other, 0.1), f"PSNR, dB: {ranking('psnr', psnr)}"))
+        found.append(_speed(table, bits))
     return found
+
+
+def _speed(table: Table, bits: int) -> Finding:
+    """A training step of the quantizers alone."""
+    claim = f"a training step of GSQ's quantizer takes no longer than those of {', '.join(RIVALS)} at {bits} bits"
+    times = known((m, table.value("quantizer_step_ms", bits=bits, method=m)) for m in ("gsq", *RIVALS))
+    if len(times) <= len(RIVALS):
+        return Finding(claim, "not tested")
+    no_longer = all(times["gsq"].mean <= SAME_TIME * times[method].mean for method in RIVALS)
+    told = ", ".join(f"{method} {value.mean:.2f}" for method, value in times.items())
+    return Finding(claim, judge(no_longer, *times.values()), f"ms: {told}")
 
 
 STUDY = Study(
