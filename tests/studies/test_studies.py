@@ -364,6 +364,21 @@ def test_stability():
         assert said_of[f"images are better at V = {size:,} than at V = 8,192"] == "not supported"
 
 
+def test_what_helps_a_training():
+    gains = {"none": 0.0, "AdamW at 0.0003": -3.0, "larger decoder": 0.4}
+    runs = STUDIES["recipe"].runs(SCALES["compact-256"])
+    rows = [Row(run.varied, {"psnr": 30 + gains.get(run.varied["change"], 0.02) + 0.03 * run.varied["seed"]}, "done")
+            for run in runs]  # fmt: skip
+    said_of = verdicts(Table("recipe", "compact-256", rows))
+    assert said_of["larger decoder: better images"] == "supported"
+    assert said_of["AdamW at 0.0003: better images"] == "not supported"
+    assert said_of["no warm-up: better images"] == "undecided"
+    for run in runs:  # what a change does not say stays as it is: bits and steps
+        with torch.device("meta"):
+            assert run.config.model.build().quantizer.bits == 64
+        assert run.config.steps == SCALES["compact-256"].config.steps
+
+
 def scaling_table(metrics):
     rows = [
         Row(run.varied, METRICS | run.published | metrics(run.varied), "done")

@@ -3,7 +3,7 @@
 from importlib import import_module
 
 _PAPER = ("codebook", "groups", "factor", "vocabulary", "precision", "methods", "isolate", "latency", "discriminator")
-_NAMES = (*_PAPER, "official", "start", "scaling", "stability", "limits", "nested", "headtohead")
+_NAMES = (*_PAPER, "official", "start", "scaling", "stability", "limits", "nested", "headtohead", "recipe")
 STUDIES = {name: import_module(f"gsqtok.studies.{name}").STUDY for name in _NAMES}
 """Every study by name."""
 
