@@ -60,3 +60,19 @@ def test_they_are_drawn_and_on_the_page(runs, tmp_path):
     assert "![examples]" in write_page(study, table, folder).read_text()  # what was drawn while the runs were there
     (folder / "examples.jpg").unlink()
     assert "examples" not in write_page(study, Table("methods", "small", []), folder).read_text()
+
+
+@pytest.mark.parametrize(("loss", "scale"), [(0.2, "log"), (-3.5, "linear")])
+def test_a_loss_below_zero_is_drawn(runs, loss, scale):
+    """The loss `log` is a logarithm: on a logarithmic axis its curve would be invisible."""
+    pytest.importorskip("matplotlib")
+    for run in runs.iterdir():
+        lines = [{"step": step, "loss/reconstruction": loss * step} for step in (1, 2, 3)]
+        (run / "training").mkdir(exist_ok=True)
+        (run / "training" / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    with style():
+        figure = draw_examples(Table("methods", "small", [row("a", 20.0, 0.5)]), runs)
+    (axis,) = (axis for axis in figure.axes if "reconstruction loss" in axis.get_title())
+    assert axis.get_yscale() == scale
+    low, high = axis.get_ylim()
+    assert all(low <= y <= high for y in axis.get_lines()[0].get_ydata())

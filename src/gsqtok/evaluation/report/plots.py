@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -127,9 +129,14 @@ def powers_of_two(axis: Axes, values: Sequence[float]) -> None:
 
 
 def logarithmic_y(axis: Axes) -> None:
-    """Make the y axis logarithmic with a few plain numbers on it, however short it is."""
+    """Make the y axis logarithmic with a few plain numbers on it, however short it is; not where a value is below 0.
+
+    A loss may be a logarithm itself.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+    if any((np.asarray(drawn.get_ydata(), float) < 0).any() for drawn in axis.get_lines()):
+        return
     axis.set_yscale("log")
     low, high = axis.get_ylim()
     decades = LogLocator(10, (1, 2, 5) if high < 100 * low else (1,))
