@@ -8,6 +8,8 @@ any other page          the tables between `<!-- quality: ... -->` and `<!-- end
                         (`quality.py`), between `<!-- table -->` and `<!-- end of table -->` from docs/published.json
                         (`published.py`), between `<!-- heads -->` and `<!-- end of heads -->` from docs/heads.json
                         (docs/plots/generation.sh)
+model cards             the metadata in front and the parts between `<!-- card: ... -->` and `<!-- end of card -->`,
+                        from docs/quality.json, and from config.json and training.json beside the card
 
 A file of docs/performance is a section: `title` and `level` of its heading, and `text`, a list of paragraphs and of
 tables in which cells are text. One that a benchmark wrote (`--json`) has `columns`, `rows` and `measured`, which says
@@ -25,6 +27,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import cards
 
 ROOT = Path(__file__).parents[1]
 SECTIONS = ROOT / "docs" / "performance"
@@ -109,9 +113,13 @@ MODELS = {  # in the order of the tables
 CODECS = {"jpeg": "JPEG", "webp": "WebP", "avif": "AVIF"}
 
 
+def measured() -> cards.Record:
+    return json.loads((ROOT / "docs/quality.json").read_text())
+
+
 def quality(data: str, distances: str, rate: float) -> str:
     """Tokenizers and codecs at about one rate: metrics on ``data``, Fréchet distances on ``distances``."""
-    record = json.loads((ROOT / "docs/quality.json").read_text())
+    record = measured()
     titles = MODELS | {f"codec:{codec}@{rate}": title for codec, title in CODECS.items()}
     rows = []
     for name, title in titles.items():
@@ -176,6 +184,23 @@ def filled(text: str) -> str:
     return re.sub(HEADS_TABLE, lambda m: m[1] + heads() + m[2], text, flags=re.DOTALL)
 
 
+METADATA = r"\A---\n(.*?\n)?---\n"
+CARD_PART = r"(<!-- card: (\w+) -->\n).*?(\n<!-- end of card -->)"
+
+
+def card(place: str, text: str) -> str:
+    """A model card with its metadata and parts made anew."""
+    folder, names, record = ROOT / place, cards.CARDS[place], measured()
+    parts = {
+        "facts": lambda: cards.facts(folder, names, record, table),
+        "metrics": lambda: cards.metrics(names, record, quality),
+        "training": lambda: cards.training(folder, table),
+    }
+    front = f"---\n{cards.metadata(place, record)}---\n"
+    text = re.sub(METADATA, lambda _: front, text, flags=re.DOTALL)
+    return re.sub(CARD_PART, lambda m: m[1] + parts[m[2]]() + m[3], text, flags=re.DOTALL)
+
+
 def pages() -> Iterator[tuple[Path, str]]:
     """Every page that is made or filled, with its text."""
     yield SECTIONS.with_suffix(".md"), performance()
@@ -183,6 +208,9 @@ def pages() -> Iterator[tuple[Path, str]]:
         text = path.read_text()
         if path != SECTIONS.with_suffix(".md") and any(f"<!-- {mark}" in text for mark in MARKS):
             yield path, filled(text)
+    for place in cards.CARDS:
+        if (path := ROOT / place / "README.md").exists():  # a source distribution has no weights but the package's
+            yield path, card(place, path.read_text())
 
 
 def main() -> None:

@@ -2,7 +2,8 @@
 
     python benchmarks/quality.py measure embedded pretrained/f8 codec:webp@1.0 --data coco-256 --json docs/quality.json
     python benchmarks/quality.py images src/gsqtok/demo_images caltech101 -o docs/images/tokenizers.jpg
-    python benchmarks/quality.py images src/gsqtok/demo_images --images 3 -o docs/images/reconstructions.jpg
+    python benchmarks/quality.py images src/gsqtok/demo_images --images 3 --models pretrained/f8 codec:webp@1.0 \
+      -o pretrained/f8/samples.jpg
 
 Each model is measured on the central squares of 256 pixels of a data set: PSNR, SSIM, MS-SSIM, bits per pixel, ST-LPIPS
 (Ghildyal and Liu 2022; a shift-tolerant LPIPS, not LPIPS), and Fréchet distances in the features of two networks: the
@@ -24,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import timm
 import torch
-from pages import MODELS
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -42,6 +43,7 @@ from gsqtok.evaluation.usage import usage_of
 from gsqtok.io import write_bytes
 
 LITE, MOBILE, ST_LPIPS = "frechet_efficientnet_lite1", "frechet_mobilenetv2", "st_lpips"
+SHOWN = ["embedded", "pretrained/f8", "pretrained/f16", "pretrained/f16?decoder=sharp", "codec:webp@0.25"]
 KEPT = ("bits_per_pixel", "psnr", "ssim", "ms_ssim", "usage", "entropy_bits")  # of the package's own metrics
 
 
@@ -117,18 +119,21 @@ def measured(name: str, data: str, size: int, both: Both, device: torch.device, 
     return {"images": result.data["images"], "model": about, "metrics": line}
 
 
-def side_by_side(sources: list[str], count: int, output: Path, size: int = 256) -> None:
-    """Rows: the first images of the sources. Columns: original, each tokenizer, WebP at 0.25 bits/px."""
+def side_by_side(sources: list[str], models: list[str], count: int, output: Path, size: int = 256) -> None:
+    """Rows: the first images of the sources. Columns: the originals, and what each model makes of them."""
     loaders = (eval_loader(open_source(x), ImageTransform(size, crop="center"), batch_size=1) for x in sources)
     images = torch.cat([batch["image"] for batch in itertools.islice(itertools.chain(*loaders), count)])
     columns = {"original": images}
-    for name in MODELS:
-        path = None if name == "embedded" else f"pretrained/{name}"
-        tokenizer = gsqtok.ImageTokenizer.from_pretrained(path)
-        titles = {"embedded": "in the package", "f16?decoder=sharp": "f16, sharp"}
-        rate = tokenizer.bits_per_pixel
-        columns[f"{titles.get(name, name)}: {rate:g} bit{'s' * (rate != 1)}/px"] = tokenizer(images).reconstruction
-    columns["WebP: 0.25 bits/px"] = Codec("webp", 0.25)(images).images
+    for model in models:
+        if model.startswith("codec:"):
+            codec = Codec.parse(model)
+            title, rate, column = pages.CODECS[codec.name], codec.target, codec(images).images
+        else:
+            tokenizer = gsqtok.ImageTokenizer.from_pretrained(None if model == "embedded" else model)
+            name = model.removeprefix("pretrained/")
+            title = {"embedded": "in the package", "f16?decoder=sharp": "f16, sharp"}.get(name, name)
+            rate, column = tokenizer.bits_per_pixel, tokenizer(images).reconstruction
+        columns[f"{title}: {rate:g} bit{'s' * (rate != 1)}/px"] = column
     strip, font = 30, ImageFont.load_default(20)
     sheet = Image.new("RGB", (size * len(columns), strip + size * len(images)), "white")
     draw = ImageDraw.Draw(sheet)
@@ -153,12 +158,13 @@ def main() -> None:
     verb.add_argument("--json", type=Path, required=True, help="the file that is written, or extended")
     verb = verbs.add_parser("images")
     verb.add_argument("sources", nargs="+")
+    verb.add_argument("--models", nargs="+", default=SHOWN, help="as for measure")
     verb.add_argument("--images", type=int, default=6, help="how many")
     verb.add_argument("-o", "--output", type=Path, required=True)
     args = parser.parse_args()
     if args.verb == "images":
         with torch.no_grad():
-            side_by_side(args.sources, args.images, args.output)
+            side_by_side(args.sources, args.models, args.images, args.output)
         return
     device = torch.device(args.device)
     for data, called in zip(args.data, args.names or args.data, strict=True):

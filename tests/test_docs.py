@@ -188,7 +188,7 @@ def test_the_readme_of_the_package_has_no_relative_links():
     assert not re.search(relative, outside(readme, ""))
     absolute = outside(readme, "https://example.org/gsqtok")
     assert not re.search(relative, absolute)
-    assert "![Three images" in absolute
+    assert "![Six images" in absolute
     assert "https://example.org/gsqtok/blob/main/docs/training.md" in absolute
 
 

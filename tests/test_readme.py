@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 README = Path(__file__).parent.parent / "README.md"
 TEXT = README.read_text()
@@ -24,8 +25,13 @@ def test_its_links_lead_somewhere(link):
     assert (README.parent / link).exists()
 
 
-def test_an_image_comes_first():
-    assert TEXT.index("![") < TEXT.index("gsqtok turns")
+def test_six_images_by_every_tokenizer_come_first():
+    start = TEXT[: TEXT.index("gsqtok turns")]
+    (shown,) = re.findall(r"!\[Six images.*\]\((.*)\)", start)
+    width, height = Image.open(README.parent / shown).size
+    columns = len(("original", "embedded", "f8", "f16", "f16 sharp", "WebP"))
+    assert (width, height // 256) == (256 * columns, 6)  # and a strip of titles
+    assert "CC BY 4.0" in start
 
 
 def test_its_tables_are_those_of_the_record():

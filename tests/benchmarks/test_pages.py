@@ -2,10 +2,13 @@
 
 import ast
 import json
+import re
 from pathlib import Path
 
+import cards
 import pages
 import pytest
+from huggingface_hub import ModelCard
 from table import Table
 
 ROOT = Path(__file__).parents[2]
@@ -17,6 +20,38 @@ def test_every_page_is_what_the_script_makes():
     assert {path.name for path in made} >= {"performance.md", "published.md", "README.md"}
     stale = [path.name for path, text in made.items() if path.read_text() != text]
     assert not stale, f"run python benchmarks/pages.py: {stale}"
+
+
+@pytest.mark.parametrize("place", cards.CARDS)
+def test_every_tokenizer_to_load_has_a_card(place):
+    path = ROOT / place / "README.md"
+    if not path.exists():
+        pytest.skip("a source distribution has the package's weights alone")
+    card = ModelCard.load(path)
+    models = {model["name"].removeprefix("pretrained/"): model for model in card.data.to_dict()["model-index"]}
+    measured = pages.measured()
+    names = set(cards.CARDS[place])
+    if len(names) == 1:  # huggingface_hub reads the results of many as those of the last
+        assert models.keys() == names
+    values = {(r.dataset_type, r.metric_type, r.metric_value) for r in card.data.eval_results}
+    for name in names:
+        for data in cards.DATA:
+            found = measured[f"{data}/{name}"]["metrics"]
+            assert (data, "psnr", round(found["psnr"], 4)) in values
+            assert f" {found['frechet_mobilenetv2']:.1f} |" in card.text
+    assert "images per second" not in card.text
+    for picture in re.findall(r"!\[.*\]\((.*)\)", card.text):
+        assert (path.parent / picture).stat().st_size < 300_000
+
+
+def test_a_card_follows_the_record(monkeypatch):
+    record = pages.measured()
+    record["coco-256/embedded"]["metrics"]["psnr"] = 12.34
+    monkeypatch.setattr(pages, "measured", lambda: record)
+    place = "src/gsqtok/embedded"
+    card = pages.card(place, (ROOT / place / "README.md").read_text())
+    assert "value: 12.34\n" in card
+    assert "| 1.00 | 12.34 |" in card
 
 
 def test_a_figure_that_changes_changes_the_page(tmp_path):

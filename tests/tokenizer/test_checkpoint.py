@@ -144,8 +144,15 @@ def test_short_names_are_found_in_a_checkout_and_on_the_hub(tiny_tokenizer, tmp_
     monkeypatch.setattr(checkpoint, "CHECKOUT", tmp_path)
     loaded = ImageTokenizer.from_pretrained("pretrained/small")
     assert loaded.fingerprint() == tiny_tokenizer.fingerprint()
-    with pytest.raises(FileNotFoundError, match="gsqtok/other"):
-        ImageTokenizer.from_pretrained("pretrained/other", local_files_only=True)
+
+
+@pytest.mark.parametrize("name", ["pretrained/f8", "pretrained/f16", "pretrained/f16?decoder=sharp"])
+def test_a_short_name_outside_a_checkout_says_where_the_weights_lie(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "CHECKOUT", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    folder = name.partition("?")[0]
+    with pytest.raises(FileNotFoundError, match=f"no folder 'gsqtok/.*folder pretrained/ of a clone.*CLONE/{folder}$"):
+        ImageTokenizer.from_pretrained(name, local_files_only=True)
 
 
 @pytest.mark.parametrize("name", ["pretrained/f8", "pretrained/f16", "pretrained/f16?decoder=sharp"])
@@ -153,6 +160,11 @@ def test_the_weights_of_this_repository(name):
     if not (checkpoint.CHECKOUT / name.partition("?")[0]).is_dir():
         pytest.skip("a package without its repository does not have them")
     tokenizer = ImageTokenizer.from_pretrained(name)
+    record = json.loads((checkpoint.CHECKOUT / "docs" / "quality.json").read_text())
+    measured = {
+        line["model"]["fingerprint"] for key, line in record.items() if key.endswith(name.replace("pretrained", ""))
+    }
+    assert measured == {tokenizer.fingerprint()}
     ramp = torch.linspace(-1, 1, 64).expand(1, 3, 64, 64)
     restored = tokenizer(ramp).reconstruction
     assert (restored - ramp).square().mean() < ramp.var() / 10  # it was trained: a smooth ramp comes back

@@ -530,7 +530,7 @@ def test_the_embedded_tokenizer():
 
 
 def test_the_embedded_weights_are_small():
-    assert (module.EMBEDDED / "model.safetensors").stat().st_size <= 12_000_000
+    assert sum(file.stat().st_size for file in module.EMBEDDED.iterdir()) <= 12_000_000  # with card and curve
 
 
 # Fast inference

@@ -353,7 +353,7 @@ def _located(name: str, hub: dict[str, Any], decoder: str | None = None) -> Path
     if name.startswith(PRETRAINED) and not path.exists():
         path = CHECKOUT / name
         if not path.exists():
-            name = f"{OWNER}/{name.removeprefix(PRETRAINED)}"
+            return _own_from_hub(name, hub, decoder)
     if path.exists():
         is_run = not (path / CONFIG_FILE).exists() and (path / RUN_TOKENIZER).is_dir()
         return path / RUN_TOKENIZER if is_run else path
@@ -369,6 +369,17 @@ def _located(name: str, hub: dict[str, Any], decoder: str | None = None) -> Path
         return download(name, wanted, **hub)
     owner, repository, file = name.split("/", 2)
     return download(f"{owner}/{repository}", [(file,)], **hub) / file
+
+
+def _own_from_hub(name: str, hub: dict[str, Any], decoder: str | None) -> Path:
+    """One of this project's larger tokenizers where there is no checkout."""
+    try:
+        return _located(f"{OWNER}/{name.removeprefix(PRETRAINED)}", hub, decoder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}. The package holds the default tokenizer alone: '{name}' lies in the folder {PRETRAINED} of a "
+            f"clone of the repository, so name it by its path there, such as CLONE/{name}"
+        ) from error
 
 
 def _is_own(path: Path) -> bool:
