@@ -1,6 +1,7 @@
-"""Draw docs/images/report.jpg: the page of `gsqtok compare -o`, as a browser shows it.
+"""Draw a page of `gsqtok compare -o` or `gsqtok leaderboard` as a browser shows it; needs playwright and Chromium.
 
-python docs/plots/report.py REPORT.html     # needs playwright and Chromium
+python docs/plots/report.py REPORT.html docs/images/report.jpg
+python docs/plots/report.py leaderboard/leaderboard.html docs/images/leaderboard.png
 """
 
 from __future__ import annotations
@@ -13,10 +14,8 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-IMAGE = Path(__file__).parents[1] / "images" / "report.jpg"
 
-
-def main(page: str) -> None:
+def main(page: str, image: str) -> None:
     """Photograph a report, from top to bottom, as it opens."""
     with sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
@@ -25,8 +24,8 @@ def main(page: str) -> None:
         tab.wait_for_function("[...document.images].every(image => image.complete)")
         shot = Image.open(io.BytesIO(tab.screenshot(full_page=True))).convert("RGB")
         browser.close()
-    shot.save(IMAGE, quality=88, subsampling="4:4:4", optimize=True)
+    shot.save(image, quality=88, subsampling="4:4:4", optimize=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    main(*sys.argv[1:])
