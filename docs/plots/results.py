@@ -486,7 +486,13 @@ def section() -> str:
         precision, groups, codebook, methods, latency, vocabulary, factor, isolate, limits, discriminator
     ]  # fmt: skip
     texts = [introduction(), *(part() for part in parts), by_itself("start-small"), by_itself("stability-small")]
-    texts += ["## Studies at 256 px", scaling(), nested(), by_itself("recipe-compact-256"), by_itself("headtohead-compact")]
+    texts += [
+        "## Studies at 256 px",
+        scaling(),
+        nested(),
+        by_itself("recipe-compact-256"),
+        by_itself("headtohead-compact"),
+    ]
     return "\n\n".join(["## Studies at the small scale", *filter(None, texts)]) + "\n\n"
 
 
