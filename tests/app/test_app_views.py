@@ -25,7 +25,7 @@ from gsqtok.app.views import (
     shrunk,
     swapped,
 )
-from gsqtok.data import to_pil
+from gsqtok.data import to_pil, to_tensor
 from gsqtok.evaluation.report.images import token_colours
 from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import ImageTokenizer
@@ -198,10 +198,13 @@ def test_look_takes_any_image_that_decode_image_gives(tiny_tokenizer):
 
 def test_progressive_decoding(tiny_config, tiny_tokenizer):
     original = image(34, 29)
-    assert progressive(tiny_tokenizer, encoded(tiny_tokenizer, original), original.size) == []
+    assert progressive(tiny_tokenizer, encoded(tiny_tokenizer, original), to_tensor(original)) == []
     options = quantizer_options("gsq", groups=4, codebook_size=64, nested="uniform")
     tokenizer = ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options)).eval()
     tokens = encoded(tokenizer, original)
-    found = progressive(tokenizer, tokens, original.size)
-    assert [text for _, text in found] == ["first 1 of 4 groups", "first 2 of 4 groups"]
-    assert found[1][0] == decoded(tokenizer, tokens[..., :2], original.size)
+    found = progressive(tokenizer, tokens, to_tensor(original))
+    for k, (shown, text) in zip((1, 2), found, strict=True):
+        assert shown == decoded(tokenizer, tokens[..., :k], original.size)
+        error = np.square(np.asarray(shown, np.float64) - np.asarray(original, np.float64)).mean()
+        bits = 9 * 8 * k * 6 / (34 * 29)  # positions of 4 x 4 pixels, the last ones padded
+        assert text == f"first {k} of 4 groups: {bits:.3f} bits/px, {10 * np.log10(255**2 / error):.2f} dB"

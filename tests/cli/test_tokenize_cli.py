@@ -5,6 +5,7 @@ import errno
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gsqtok.cli import main
@@ -12,7 +13,8 @@ from gsqtok.cli.tokenize import _summary
 from gsqtok.evaluation import Result
 from gsqtok.quantizers import quantizer_options
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.tokens import manifest
+from gsqtok.tokenizer.allocation import map_bits
+from gsqtok.tokens import TokenDataset, manifest
 from gsqtok.tokens.run import RunResult
 
 
@@ -138,4 +140,46 @@ def test_nested_groups(tiny_config, images, tmp_path, capsys):
         assert main([verb, plain, images, *where, "--groups", "1"]) == 1
         assert "was not trained with nested groups" in capsys.readouterr().err
         assert main([verb, nested, images, *where, "--groups", "3"]) == 1
-        assert "groups must be from 1 to 2, got 3" in capsys.readouterr().err
+        said = capsys.readouterr().err
+        assert "groups must be from 1 to 2, got 3" in said
+        assert "left out" not in said, "refused before anything else"
+        assert not where or not (tmp_path / f"{verb}.npz" / "plan.json").exists()
+
+
+def test_groups_by_position_are_measured(tiny_config, images, tmp_path, capsys):
+    """As gsqtok tokenize chooses them: learnt again, and from its file."""
+    torch.manual_seed(0)
+    model, plain, out = str(tmp_path / "nested"), str(tmp_path / "plain"), tmp_path / "tokens"
+    options = quantizer_options("gsq", groups=4, codebook_size=64, nested="uniform")
+    ImageTokenizer(dataclasses.replace(tiny_config, quantizer=options)).save_pretrained(model)
+    ImageTokenizer(tiny_config).save_pretrained(plain)
+    assert (
+        main(["tokenize", model, images, "-o", str(out), "--size", "8", "--workers", "0", "--mean-groups", "2.5"]) == 0
+    )
+    measured = ["evaluate", model, images, "--size", "8", "--crop", "center", "--features", "none", "--perceptual"]
+    found = []
+    for way in (["--mean-groups", "2.5"], ["--allocation", str(out / "allocation.safetensors")]):
+        capsys.readouterr()
+        assert main([*measured, *way, "-o", str(tmp_path / "result.json")]) == 0
+        assert "bits of 2.5 groups a position on average" in capsys.readouterr().out
+        found.append(Result.load(tmp_path / "result.json"))
+    assert dict(found[0].per_image) == dict(found[1].per_image)
+    assert found[0].model["mean_groups"] == found[1].model["mean_groups"] == 2.5
+    tokens = TokenDataset(out)
+    kept = sum(int((row["tokens"] >= 0).sum()) for row in tokens)
+    maps = sum(map_bits((row["tokens"] >= 0).sum(-1), 4) for row in tokens)
+    assert found[0]["bits_per_pixel"] == pytest.approx((6 * kept + maps) / (64 * len(tokens)))
+    for refused, why in (
+        ([plain, images, "--mean-groups", "1.5"], "bits by position need nested groups"),
+        ([model, images, "--mean-groups", "0"], "mean_groups must be above 1 and at most 4, got 0"),
+        ([model, images, "--mean-groups", "2", "--groups", "2"], "--groups and --mean-groups say in different ways"),
+        ([model, images, "--mean-groups", "2", "--files", "adaptive"], "leave --mean-groups out"),
+        ([model, images, "--mean-groups", "2", "--pfid", "0.5@5"], "leave --mean-groups out"),
+        (["codec:webp@1.0", images, "--allocation", "file"], "--allocation is a tokenizer's"),
+        ([model, images, "--mean-groups", "2", "--protocol", "tokbench"], "leave --mean-groups out"),
+    ):
+        capsys.readouterr()
+        assert main(["evaluate", *refused]) == 1
+        said = " ".join(capsys.readouterr().err.split())
+        assert why in said
+        assert "left out:" not in said

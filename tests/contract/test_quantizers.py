@@ -514,6 +514,9 @@ def test_the_first_groups_decode_alone(case):
     for k in (0, -1, groups + 1):
         with pytest.raises(ValueError, match=f"groups must be from 1 to {groups}, got {k}"):
             quantizer.tokens_of(k)
+    for k in (2.0, True, "1"):
+        with pytest.raises(TypeError, match=f"groups must be a whole number from 1 to {groups}, got {k!r}"):
+            quantizer.tokens_of(k)
     hole = out.indices[0, 0, 0].clone()
     hole[1] = -1
     with pytest.raises(ValueError, match="all behind it must be -1"):
@@ -542,6 +545,21 @@ def test_training_draws_the_groups_of_each_example(case):
     expected = (1 - full) * weights / weights.sum()
     expected[-1] += full
     assert (shares - expected).abs().max() < 0.04  # 5 standard deviations
+
+
+@each_case
+def test_options_of_nested_groups_that_would_change_nothing(case):
+    if "nested" not in case.build().config:  # methods of one value, and residual ones, have other options
+        return
+    plain = {name: value for name, value in case.options.items() if not name.startswith(("nested", "filler"))}
+    as_saved = {"nested": None, "nested_full": 0.0, "nested_mixed": 0.0, "filler": "learned"}
+    assert build_quantizer(case.name, **plain, **as_saved).nested is None
+    for name, value in {"nested_full": 0.5, "nested_mixed": 0.5, "filler": "zeros"}.items():
+        with pytest.raises(ValueError, match=f"{name} is for nested groups.* give nested: uniform"):
+            build_quantizer(case.name, **plain, **{name: value})
+    if case.build().groups == 1:
+        with pytest.raises(ValueError, match="nested: geometric leaves out some of several groups, got groups = 1"):
+            build_quantizer(case.name, **plain, nested="geometric")
 
 
 @each_case

@@ -22,6 +22,7 @@ from gsqtok.evaluation.protocol import AdmTransform
 from gsqtok.evaluation.run import _Seen, _together
 from gsqtok.evaluation.similarity import similarity, to_8_bits
 from gsqtok.tokenizer import ImageTokenizer, TokenizerConfig
+from gsqtok.tokenizer.allocation import GroupAllocator, map_bits
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def by_hand(tokenizer, images):
 
 def check(result, expected):
     """``expected`` is what `by_hand` gives; convolutions of another batch size round elsewhere."""
-    of_codebook = ("dead_codes", "positions", "usage_per_group", "perplexity_per_group")
+    of_codebook = ("dead_codes", "positions", "tokens", "usage_per_group", "perplexity_per_group")
     for name, value in expected.items():
         where = result.codebook if name in of_codebook else result.data if name == "images" else result
         assert where[name] == pytest.approx(value, rel=1e-3), name
@@ -264,6 +265,54 @@ def test_bad_input(tokenizer, photos, mean_colours, tmp_path):
         evaluate(tokenizer, source, features=mean_colours, reference="a.npz", save_reference="b.npz")
     with pytest.raises(FileNotFoundError):
         evaluate(tokenizer, str(tmp_path / "absent"))
+
+
+@pytest.fixture(scope="module")
+def nested():
+    torch.manual_seed(0)
+    config = {"channels": 32, "multipliers": (1, 1), "encoder_blocks": 0, "decoder_blocks": 1, "latent_dim": 8}
+    quantizer = {"name": "gsq", "groups": 4, "codebook_size": 16, "nested": "uniform"}
+    return ImageTokenizer(TokenizerConfig(**config, quantizer=quantizer)).eval()
+
+
+def test_groups_by_position(nested, photos):
+    """Against each photo by itself: the images of the kept groups, their bits and the map's."""
+    learnt_from = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    allocator = GroupAllocator.fitted(nested, [learnt_from], 2.5)
+    result = evaluate(nested, photos, groups=allocator, batch_size=2)
+    assert (result.model["groups"], result.model["mean_groups"]) == (None, 2.5)
+    assert result.model["bits_per_pixel"] == 2.5 * 4 / 4
+    usage, pixels, spent, maps = CodebookUsage(16, 4), 0, 0.0, 0.0
+    for number, key in enumerate(result.per_image["key"]):
+        image = to_tensor(Image.open(photos / key))[None]
+        counts = allocator(nested.latent(image))
+        tokens = nested.encode(image, groups=counts)
+        usage.update(tokens)
+        one = similarity(nested.decode(tokens, size=tuple(image.shape[2:])), image)
+        assert result.per_image["psnr"][number] == pytest.approx(one["psnr"].item(), abs=1e-6)
+        of_map, own = map_bits(counts, 4), image[0, 0].numel()
+        bits = 4 * counts.sum().item() + of_map
+        assert result.per_image["bits_per_pixel"][number] == pytest.approx(bits / own)
+        pixels, spent, maps = pixels + own, spent + bits, maps + of_map
+    assert result["bits_per_pixel"] == pytest.approx(spent / pixels)
+    found = usage.compute()
+    assert found["positions"] < found["tokens"] == result.codebook["tokens"] < 4 * found["positions"]
+    assert result["perplexity"] == found["perplexity"]
+    entropy = (found["entropy_bits"] * found["tokens"] + maps) / pixels
+    assert result["bits_per_pixel_entropy"] == pytest.approx(entropy)
+    assert evaluate(nested, photos).model["mean_groups"] is None
+
+
+def test_groups_by_position_are_refused(nested, tokenizer, photos):
+    allocator = GroupAllocator.fitted(nested, [torch.rand(2, 3, 16, 16) * 2 - 1], 2.5)
+    with pytest.raises(ValueError, match="bits by position need nested groups"):
+        evaluate(tokenizer, photos, groups=allocator)
+    with pytest.raises(ValueError, match="pfid perturbs all groups"):
+        evaluate(nested, photos, groups=allocator, pfid="0.5@5", features="inception")
+    with pytest.raises(ValueError, match="counted for all groups"):
+        evaluate(nested, photos, groups=2, bits=lambda tokens, size: torch.zeros(len(tokens)))
+    with pytest.raises(TypeError, match=r"whole number from 1 to 4, got 2\.5"):
+        evaluate(nested, photos, groups=2.5)
 
 
 # Two processes

@@ -73,6 +73,7 @@ def test_written_and_read_again(result, tmp_path):
         (lambda r: r["per_image"]["psnr"].pop(), "lists of one length"),
         (lambda r: r["per_image"].pop("key"), "'per_image' lacks 'key'"),
         (lambda r: r["codebook"].pop("groups"), "'codebook' lacks 'groups'"),
+        (lambda r: r["codebook"].update(tokens="many"), "'codebook' 'tokens' is not a count but 'many'"),
         (lambda r: r["images"][0].update(rank="nicest"), "one of best, median, worst but 'nicest'"),
         (lambda r: r.update(more=1), "unknown part 'more'"),
     ],

@@ -87,6 +87,18 @@ def test_usage_batches_shapes_and_integer_types_add_up(dtype):
     assert metric.compute() == expected
 
 
+def test_groups_that_are_left_out_do_not_count():
+    metric = CodebookUsage(8, 3)
+    metric.update(torch.tensor([[0, 1, 1], [5, -1, -1], [1, 0, -1], [-1, -1, -1]]))
+    found = metric.compute()
+    assert (found["positions"], found["tokens"]) == (3, 6)  # the last is of a latent that is not finite
+    assert metric.counts.tolist() == [[1, 1, 0, 0, 0, 1, 0, 0], [1, 1] + 6 * [0], [0, 1] + 6 * [0]]
+    assert found["usage"] == 3 / 8
+    assert found["entropy_bits"] == pytest.approx(
+        -(1 / 3 * math.log2(1 / 3) + 1 / 2 * math.log2(1 / 2) - math.log2(6) / 6)
+    )
+
+
 def test_usage_of_a_large_codebook():
     size, groups = 1 << 20, 4
     metric = CodebookUsage(size, groups)

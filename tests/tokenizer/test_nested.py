@@ -59,6 +59,14 @@ def test_groups_that_there_are_not(nested, groups):
         nested.encode(IMAGES, groups=groups)
 
 
+@pytest.mark.parametrize("groups", [2.5, [1, 2], True])
+def test_groups_that_are_no_number(nested, groups):
+    with pytest.raises(
+        TypeError, match=r"whole number from 1 to 4, got .*; or \(B, h, w\) such numbers, or a function"
+    ):
+        nested.encode(IMAGES, groups=groups)
+
+
 def test_groups_that_are_not_nested(tiny_tokenizer):
     with pytest.raises(ValueError, match="groups must be 2, got 1: the tokenizer was not trained with nested groups"):
         tiny_tokenizer.encode(IMAGES, groups=1)

@@ -182,7 +182,7 @@ class Actions:
             (to_pil(seen.jpeg), "JPEG"),
             (views.error_map(original, reconstruction), "tokens: error x 4"),
             (views.error_map(original, seen.jpeg), "JPEG: error x 4"),
-            *views.progressive(tokenizer, seen.ours.tokens, opened.image.size),
+            *views.progressive(tokenizer, seen.ours.tokens, original),
         ]
         height, width = seen.ours.tokens.shape[:2]
         window = views.closer(views.shape_of(seen.ours.tokens), height // 2, width // 2)

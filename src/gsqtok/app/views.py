@@ -100,11 +100,23 @@ def decoded(
     )
 
 
-def progressive(tokenizer: ImageTokenizer, tokens: Tensor, size: tuple[int, int]) -> list[tuple[Image.Image, str]]:
-    """What the first 1, 2, 4, ... of nested groups (h, w, G) decode to, and how to call it; nothing where none are."""
+def progressive(tokenizer: ImageTokenizer, tokens: Tensor, original: Tensor) -> list[tuple[Image.Image, str]]:
+    """What the first 1, 2, 4, ... of nested groups (h, w, G) decode to, and what to write below; nothing without them.
+
+    Args:
+        tokenizer: that made them.
+        tokens: (h, w, G).
+        original: (3, H, W) in [-1, 1], what the images are compared with.
+    """
+    height, width = original.shape[1:]
     groups = tokens.shape[2] if tokenizer.quantizer.nested is not None else 1
-    kept = [2**power for power in range((groups - 1).bit_length())]
-    return [(decoded(tokenizer, tokens[..., :k], size), f"first {k} of {groups} groups") for k in kept]
+    found = []
+    for k in (2**power for power in range((groups - 1).bit_length())):
+        image = decoded(tokenizer, tokens[..., :k], (width, height))
+        bits = tokens[..., 0].numel() * tokenizer.quantizer.bits_of(k) / (height * width)
+        psnr = similarity(to_tensor(image)[None], original[None])["psnr"].item()
+        found.append((image, f"first {k} of {groups} groups: {bits:.3f} bits/px, {psnr:.2f} dB"))
+    return found
 
 
 def metrics(seen: Look, label: str) -> list[list[str]]:

@@ -41,6 +41,7 @@ def encode(
     check_output_file(output, suffix=".npz", source=source)
     images = open_source(source, split=split)
     tokenizer = load_model(model, device, allow_code=allow_code)
+    bits_per_pixel = tokenizer.bits_per_pixel_of(groups)  # first: refuses groups that there are not
     loader = eval_loader(images, make_transform(size, crop), batch_size=batch_size, workers=workers)
     positions = 0
     with TokenArchiveWriter(output, tokenizer) as archive, progress("encoding") as bar:
@@ -55,7 +56,7 @@ def encode(
             raise ValueError(f"none of the images in {source} can be read: {loader.skipped.summary()}")
     console.print(
         f"{len(archive.sizes)} images, {positions:,} positions of {tokenizer.quantizer.bits_of(groups):g} bits "
-        f"({tokenizer.bits_per_pixel_of(groups):.3g} bits/px) -> {output}"
+        f"({bits_per_pixel:.3g} bits/px) -> {output}"
     )
     if loader.skipped.reasons:
         console.print(loader.skipped.summary())

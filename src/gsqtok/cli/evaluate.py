@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from gsqtok.cli import options
 from gsqtok.cli.options import (
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from gsqtok.evaluation import FeatureNetwork, ImageDistance, Reconstruction, Result
     from gsqtok.evaluation.run import Bits
     from gsqtok.tokenizer import ImageTokenizer
+    from gsqtok.tokenizer.allocation import GroupAllocator
 
 
 def evaluate(
@@ -51,6 +52,8 @@ def evaluate(
     output: str | None = None,
     images_as: str | None = None,
     groups: int | None = None,
+    mean_groups: float | None = None,
+    allocation: str | None = None,
     batch_size: int = 8,
     workers: int = 0,
     tile: int | None = None,
@@ -84,6 +87,9 @@ def evaluate(
         streaming: read a data set of the hub over the network instead of downloading it
         output: write the result to this JSON file, with images beside it
         groups: of a tokenizer with nested groups, how many of each position to keep
+        mean_groups: likewise, but each position keeps what its image needs there, at the bits of so many groups on
+            average, the map's included; learnt from 256 of the images, as gsqtok tokenize and compress do
+        allocation: likewise, learnt before: allocation.safetensors of a token data set
         images_as: with -o, show the images that this result shows (default: the best, median and worst)
         precision: of the tokenizer; the metrics keep theirs
         files: bits_per_pixel is that of files as gsqtok compress writes them, one for each image, with these
@@ -94,6 +100,7 @@ def evaluate(
           gsqtok evaluate images/
           gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm -o results.json
           gsqtok evaluate runs/mine images/ --features timm:tf_efficientnet_lite0
+          gsqtok evaluate runs/nested images/ --mean-groups 2.5
           gsqtok evaluate codec:webp@1.0 images/ -o webp.json
           torchrun --nproc-per-node 8 -m gsqtok evaluate runs/mine imagenet/ --split validation --protocol adm
     """
@@ -104,13 +111,14 @@ def evaluate(
     if protocol == "tokbench":
         asked: dict[str, Any] = {"neighbours": neighbours, "reference": reference, "save_reference": save_reference}
         asked |= {"split": split, "features": features, "weights": weights, "perceptual": perceptual, "pfid": pfid}
-        asked |= {"files": files, "prior": prior}
+        asked |= {"files": files, "prior": prior, "mean_groups": mean_groups, "allocation": allocation}
         _refuse_with_tokbench(asked | {"streaming": streaming, "images_as": images_as, "groups": groups})
         return _tokbench(model, source, size or 256, precision, tile, device, allow_code, output)
     with _processes(device) as (rank, world_size, device):
         images = open_source(source, split=split, streaming=streaming)
         counting = _file_bits(files, prior)
-        run, reconstruct, _, where = _subject(model, precision, tile, groups, pfid, device, allow_code, counting)
+        kept = _Kept(groups, mean_groups, allocation, images, size)
+        run, reconstruct, _, where = _subject(model, precision, tile, kept, pfid, device, allow_code, counting)
         networks = {"features": _features(features, weights), "perceptual": _perceptual(perceptual)}
         with _measuring(images, rank, world_size) as on_progress:
             result = run(
@@ -184,7 +192,7 @@ def _subject(
     model: str | None,
     precision: str,
     tile: int | None,
-    groups: int | None,
+    kept: _Kept | None,
     pfid: str | None,
     device: str | None,
     allow_code: bool,
@@ -196,27 +204,66 @@ def _subject(
     from gsqtok.evaluation import Codec, evaluate, evaluate_codec
     from gsqtok.evaluation.run import describe, reconstructor
 
+    asked = kept.asked if kept else ""
     if model is not None and model.startswith("codec:"):
         if precision != "float32":
             raise ValueError("--precision is a tokenizer's; a codec has none")
         if tile:
             raise ValueError("--tile is a tokenizer's; a codec takes whole images")
-        if groups is not None:
-            raise ValueError("--groups is a tokenizer's; a codec is named with its rate: codec:webp@1.0")
+        if asked:
+            raise ValueError(f"{asked} is a tokenizer's; a codec is named with its rate: codec:webp@1.0")
         if counting:
             raise ValueError("--files and --prior are for tokens; a codec writes files of its own")
         if pfid:
             raise ValueError("--pfid perturbs tokens; a codec has none")
         codec, where = Codec.parse(model), resolve_device(device)
         return partial(evaluate_codec, codec, device=where), codec, lambda: codec.model, where
+    if asked and (counting or pfid):
+        raise ValueError(f"--files, --prior and --pfid take all groups of a position; leave {asked} out")
     tokenizer = load_model(model, device, allow_code=allow_code)
     dtype = None if precision == "float32" else getattr(torch, precision)
-    if counting and groups is not None:
-        raise ValueError("--files and --prior count whole positions; leave --groups out")
+    groups = kept.of(tokenizer) if kept else None
     name, bits = model or "embedded", counting(tokenizer) if counting else None
     run = partial(evaluate, tokenizer, name=name, groups=groups, precision=dtype, tile=tile, pfid=pfid, bits=bits)
     record = partial(describe, tokenizer, name, dtype, tile, groups)
     return run, reconstructor(tokenizer.eval(), dtype, tile, groups), record, tokenizer.device
+
+
+class _Kept(NamedTuple):
+    """What is asked for of nested groups, and the images from which --mean-groups learns."""
+
+    groups: int | None
+    mean_groups: float | None
+    allocation: str | None
+    images: ImageSource
+    size: int | None
+
+    @property
+    def asked(self) -> str:
+        """The option that was given; none where all groups are kept.
+
+        Raises:
+            ValueError: several were.
+        """
+        options = {"groups": self.groups, "mean-groups": self.mean_groups, "allocation": self.allocation}
+        given = [f"--{name}" for name, value in options.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} say in different ways what is kept: give one of them")
+        return given[0] if given else ""
+
+    def of(self, tokenizer: ImageTokenizer) -> int | GroupAllocator | None:
+        """As `evaluate` takes it; all processes learn from the first."""
+        from gsqtok.distributed import on_first
+        from gsqtok.evaluation.run import check_groups
+        from gsqtok.tokenizer.allocation import GroupAllocator
+        from gsqtok.tokens.allocation import learn_allocation
+
+        check_groups(tokenizer, self.groups)
+        if self.allocation is not None:
+            return GroupAllocator.load(self.allocation, tokenizer)
+        if (mean := self.mean_groups) is None:
+            return self.groups
+        return on_first(None, lambda _: learn_allocation(tokenizer, self.images, mean, self.size).cpu())
 
 
 def _file_bits(
@@ -346,6 +393,8 @@ def _circumstances(result: Result) -> Table:
     table = Table("measured", "")
     identity = f"{model['fingerprint'][:12]}, {model['precision']}" if model["fingerprint"] else model["version"]
     kept = f", {model['groups']} groups of a position" if model.get("groups") else ""
+    if mean := model.get("mean_groups"):
+        kept = f", bits of {mean:g} groups a position on average"
     tiles = f", in tiles of {model['tile']}" if model.get("tile") else ""
     table.add_row("model", f"{model['name']} ({identity}{kept}{tiles})")
     if not model["fingerprint"]:

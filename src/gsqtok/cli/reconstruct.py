@@ -47,6 +47,7 @@ def reconstruct(
     check_output_folder(output, source=source)
     images = open_source(source, split=split)
     tokenizer = load_model(model, device, allow_code=allow_code)
+    bits_per_pixel = tokenizer.bits_per_pixel_of(groups)  # first: refuses groups that there are not
     paths = image_paths(output, images.all_keys())
     loader = eval_loader(images, make_transform(size, crop), batch_size=batch_size, workers=workers)
     results = []
@@ -57,7 +58,7 @@ def reconstruct(
             results.append((result.name, tuple(result.original.shape[1:]), result.psnr, result.ssim))
     if not results:
         raise ValueError(f"none of the images in {source} can be read: {loader.skipped.summary()}")
-    console.print(metrics_table(results, tokenizer.bits_per_pixel_of(groups)))
+    console.print(metrics_table(results, bits_per_pixel))
     console.print(f"{len(results)} images -> {output}")
     if loader.skipped.reasons:
         console.print(loader.skipped.summary())

@@ -162,6 +162,8 @@ class Result(Mapping):
             if part != "codebook" or parts.get(part) is not None:
                 _check(parts, part, "an object")
                 _check_fields(part, parts[part])
+        if "tokens" in (parts.get("codebook") or {}):  # where groups were left out, older results did not say
+            _check(parts["codebook"], "tokens", "a count", "'codebook' ")
         for part in ("metrics", "per_image", "environment"):
             _check(parts, part, "an object")
         for name in parts["metrics"]:

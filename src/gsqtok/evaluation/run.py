@@ -30,8 +30,10 @@ from gsqtok.evaluation.similarity import PEAK, PSNR_CAP, similarity, to_8_bits
 from gsqtok.evaluation.usage import CodebookUsage, usage_of
 from gsqtok.evaluation.vtbench import as_measured, vtbench_ssim
 from gsqtok.tokenizer import ImageTokenizer
+from gsqtok.tokenizer.allocation import GroupAllocator, check_mean_groups, kept_bits
 
 Bits = Callable[[Tensor, tuple[int, int]], Tensor]  # tokens (B, h, w, G), (height, width) -> (B,)
+Groups = int | GroupAllocator | None  # kept of each position: so many, as many as it gives, or all
 
 
 @dataclass
@@ -56,7 +58,7 @@ def evaluate(
     dataset: Any,
     *,
     name: str = "",
-    groups: int | None = None,
+    groups: Groups = None,
     precision: torch.dtype | None = None,
     tile: int | None = None,
     bits: Bits | None = None,
@@ -69,7 +71,8 @@ def evaluate(
         tokenizer: measured where its weights are, in evaluation mode.
         dataset: what ``gsqtok.data.open_source`` takes or returns.
         name: what to call the model on record.
-        groups: keep only so many groups of each position, which must be nested; goes on record.
+        groups: keep only so many groups of each position, which must be nested, or as many as an allocator gives it
+            (``GroupAllocator.fitted`` or ``load``); goes on record.
         precision: run the tokenizer under autocast of this type; the metrics are float32 or float64 all the same.
         tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; goes on record.
         bits: what the tokens of each image cost, such as ``gsqtok.generation.compress.Compressor.bits``; None: tokens
@@ -82,15 +85,15 @@ def evaluate(
     Returns:
         A `Result`; as a mapping it is its metrics: psnr (dB, mean over images), psnr_pooled, ssim, ms_ssim, mse,
         usage, perplexity, entropy_bits (left out for a codebook beyond ``MAX_COUNTED``), bits_per_pixel (of the tokens
-        that were made, padding to whole positions included), bits_per_pixel_entropy (if every index cost the entropy
-        instead), images_per_second, encode_images_per_second and decode_images_per_second (of the tokenizer, without
-        reading files), and those of ``features`` and ``perceptual``.
+        that were made, padding to whole positions included, and with an allocator of the map of each image),
+        bits_per_pixel_entropy (if every index cost the entropy instead; the map as it is), images_per_second,
+        encode_images_per_second and decode_images_per_second (of the tokenizer, without reading files), and those of
+        ``features`` and ``perceptual``.
 
     Raises:
-        ValueError: no image could be read, on any process; and what `measure` raises.
+        ValueError: no image could be read, on any process; groups that there are not; and what `measure` raises.
     """
-    if pfid is not None and groups is not None:
-        raise ValueError("pfid perturbs all groups: leave groups out")
+    check_groups(tokenizer, groups, pfid=pfid is not None, counting=bits is not None)
     if isinstance(pfid, str):
         pfid = Perturbation.parse(pfid)
     training = tokenizer.training
@@ -100,7 +103,7 @@ def evaluate(
             reconstructor(tokenizer, precision, tile, groups, bits),
             dataset,
             model=describe(tokenizer, name, precision, tile, groups),
-            codebook=usage_of(tokenizer.quantizer, groups),
+            codebook=usage_of(tokenizer.quantizer, _fixed(groups)),
             device=tokenizer.device,
             perturbed=None if pfid is None else Perturbed(tokenizer, pfid, precision=precision, tile=tile),
             **options,
@@ -109,24 +112,59 @@ def evaluate(
         tokenizer.train(training)
 
 
+def check_groups(tokenizer: ImageTokenizer, groups: Groups, *, pfid: bool = False, counting: bool = False) -> None:
+    """Refuse groups that a tokenizer does not have, or beside what takes all of them.
+
+    Args:
+        tokenizer: to be measured.
+        groups: as `evaluate` takes them.
+        pfid: whether tokens are perturbed.
+        counting: whether the bits of tokens are counted by something else.
+
+    Raises:
+        ValueError: see above.
+        TypeError: no whole number, nor an allocator.
+    """
+    if groups is None:
+        return
+    if isinstance(groups, GroupAllocator):
+        check_mean_groups(tokenizer, groups.facts["mean_groups"])
+    else:
+        tokenizer.quantizer.tokens_of(groups)
+    if pfid:
+        raise ValueError("pfid perturbs all groups: leave groups out")
+    if counting:
+        raise ValueError("bits of files are counted for all groups of a position: leave groups out")
+
+
+def _fixed(groups: Groups) -> int | None:
+    return None if isinstance(groups, GroupAllocator) else groups
+
+
+def _mean(groups: Groups) -> float | None:
+    return groups.facts["mean_groups"] if isinstance(groups, GroupAllocator) else None
+
+
 def describe(
     tokenizer: ImageTokenizer,
     name: str,
     precision: torch.dtype | None = None,
     tile: int | None = None,
-    groups: int | None = None,
+    groups: Groups = None,
 ) -> dict[str, Any]:
     """What goes on record about a tokenizer: the part ``model`` of a `Result`."""
-    quantizer = tokenizer.quantizer
+    quantizer, mean_groups = tokenizer.quantizer, _mean(groups)
+    times, kept = (1.0, _fixed(groups)) if mean_groups is None else (mean_groups, 1)
     weights = str(next(tokenizer.parameters()).dtype).removeprefix("torch.")
     return {
         "name": name,
         "fingerprint": tokenizer.fingerprint(),
         "quantizer": quantizer.name,
         "factor": tokenizer.factor,
-        "groups": groups,
-        "bits_per_position": quantizer.bits_of(groups),
-        "bits_per_pixel": tokenizer.bits_per_pixel_of(groups),
+        "groups": _fixed(groups),
+        "mean_groups": mean_groups,  # a budget, and so are the bits: the metrics have what was spent
+        "bits_per_position": times * quantizer.bits_of(kept),
+        "bits_per_pixel": times * tokenizer.bits_per_pixel_of(kept),
         "precision": weights if precision is None else f"{weights}, {str(precision).removeprefix('torch.')} autocast",
         "tile": tile,
         "parameters": sum(p.numel() for p in tokenizer.parameters()),
@@ -137,7 +175,7 @@ def reconstructor(
     tokenizer: ImageTokenizer,
     precision: torch.dtype | None = None,
     tile: int | None = None,
-    groups: int | None = None,
+    groups: Groups = None,
     bits: Bits | None = None,
 ) -> Callable[[Tensor], Reconstruction]:
     """A tokenizer as `measure` takes it, under autocast of ``precision`` if one is given.
@@ -158,8 +196,10 @@ def reconstructor(
             middle = now(device)
             reconstruction = tokenizer.decode(tokens, size=size, tile=tile).to(images.device)
             seconds = {"encode": middle - start, "decode": now(device) - middle}
-        if bits is None:
-            fixed = tokenizer.quantizer.bits_of(groups) * tokens[0, ..., 0].numel()
+        if isinstance(groups, GroupAllocator):
+            cost = kept_bits(tokenizer.quantizer, tokens)
+        elif bits is None:
+            fixed = tokenizer.quantizer.bits_of(_fixed(groups)) * tokens[0, ..., 0].numel()
             cost = torch.full((len(images),), fixed, dtype=torch.float64)
         else:
             cost = bits(tokens, size)
@@ -273,7 +313,10 @@ def _codebook(codebook: CodebookUsage, metrics: dict[str, float], pixels: int) -
     """How the codebook was used; ``metrics`` gets its part of it. Every process must call it."""
     counts: dict[str, Any] = codebook.compute()
     metrics |= {name: counts.pop(name) for name in ("usage", "perplexity", "entropy_bits")}
-    metrics["bits_per_pixel_entropy"] = metrics["entropy_bits"] * counts["positions"] * codebook.groups / pixels
+    by_token = counts["tokens"] / pixels
+    metrics["bits_per_pixel_entropy"] = metrics["entropy_bits"] * by_token
+    if counts["tokens"] < counts["positions"] * codebook.groups:  # a map says which: what is not of tokens is its cost
+        metrics["bits_per_pixel_entropy"] += metrics["bits_per_pixel"] - math.log2(codebook.codebook_size) * by_token
     counts |= {"counts_sorted": codebook.ranked_counts(), "codebook_size": codebook.codebook_size}
     return counts | {"groups": codebook.groups}
 

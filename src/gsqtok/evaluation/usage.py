@@ -35,6 +35,7 @@ class CodebookUsage(nn.Module):
     - ``entropy_bits``: entropy of the codewords' frequencies, in [0, log2(codebook_size)];
     - ``perplexity``: 2 ** entropy_bits, in [1, codebook_size];
     - ``positions``: positions seen;
+    - ``tokens``: indices seen, G for each position but for groups that are left out;
 
     and by group the lists ``usage_per_group`` and ``perplexity_per_group``. Usage can be no more than positions x
     groups / codebook_size, and an entropy counted from few positions is too low: compare at equal ``positions``.
@@ -57,8 +58,8 @@ class CodebookUsage(nn.Module):
         self.register_buffer("positions", torch.zeros((), dtype=torch.int64))
 
     def update(self, indices: Tensor) -> None:
-        """Add integer indices (..., G), each in [0, codebook_size). Positions with an index of -1, which a quantizer
-        gives to a latent that is not finite, do not count.
+        """Add integer indices (..., G), each in [0, codebook_size). An index of -1, for a group that is left out, does
+        not count, nor does a position of them alone, which a quantizer gives to a latent that is not finite.
 
         Raises:
             TypeError: indices that are not integers.
@@ -76,12 +77,11 @@ class CodebookUsage(nn.Module):
             low, high = (int(bound) for bound in indices.aminmax())
             if low < -1 or high >= self.codebook_size:
                 raise ValueError(f"indices must lie in [0, {self.codebook_size}), got {low} to {high}")
-        found = (indices >= 0).all(1)
+        found = indices >= 0
         # scatter_add rather than bincount: integers add up the same in any order, and nothing of the codebook's size
         # is allocated for each batch
-        ones = found.to(self.counts.dtype).expand(self.groups, len(indices))
-        self.counts.scatter_add_(1, indices.clamp_min(0).T, ones)
-        self.positions += found.sum()
+        self.counts.scatter_add_(1, indices.clamp_min(0).T, found.T.to(self.counts.dtype))
+        self.positions += found.any(1).sum()
 
     def ranked_counts(self, points: int = 1024) -> list[int]:
         """Counts of the codewords over all groups and processes, the largest first, at evenly spaced ranks.
@@ -125,6 +125,7 @@ class CodebookUsage(nn.Module):
             "entropy_bits": entropy_bits,
             "perplexity": 2**entropy_bits,
             "positions": positions,
+            "tokens": int(pooled.sum()),
             "usage_per_group": usage,
             "perplexity_per_group": perplexity,
         }

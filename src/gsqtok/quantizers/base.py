@@ -19,6 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
@@ -153,10 +154,13 @@ class Quantizer(nn.Module, ABC):
 
         Raises:
             ValueError: no such number of groups, or fewer than all of a quantizer whose groups are not nested.
+            TypeError: no whole number.
         """
         if groups is None:
             return self.tokens_per_position
         of_all = getattr(self, "groups", 1)
+        if not isinstance(groups, Integral) or isinstance(groups, bool):
+            raise TypeError(f"groups must be a whole number from 1 to {of_all}, got {groups!r}")
         if not 1 <= groups <= of_all:
             raise ValueError(f"groups must be from 1 to {of_all}, got {groups}")
         if groups < of_all and self.nested is None:
@@ -373,6 +377,10 @@ class GroupedQuantizer(Quantizer):
         nested_mixed: share of the examples in which each position draws for itself, as where bits go where they are
             needed (`gsqtok.tokenizer.allocation`).
         filler: what takes the place of a dropped group: ``"learned"``, a vector of each group, or ``"zeros"``.
+
+    Raises:
+        ValueError: ``dim`` is no multiple of ``groups``; one group that is nested; or one of the three options of
+            nested groups without ``nested``, where it would change nothing.
     """
 
     groups: Count = 1
@@ -391,8 +399,23 @@ class GroupedQuantizer(Quantizer):
         if self.group_dim < self.least_group_dim:
             raise ValueError(f"{self.name} needs groups of at least {self.least_group_dim} channels, {given}")
         self.tokens_per_position = self.groups
+        self._check_nesting()
         if self.nested is not None and self.filler == "learned":
             self.fillers = nn.Parameter(torch.zeros(self.inner_dim))
+
+    def _check_nesting(self) -> None:
+        """Refuse options of nested groups where they change nothing."""
+        if self.nested is not None and self.groups == 1:
+            raise ValueError(
+                f"nested: {self.nested} leaves out some of several groups, got groups = 1: give more, or leave it out"
+            )
+        for option in dataclasses.fields(self):
+            own = option.name in ("nested_full", "nested_mixed", "filler")
+            if self.nested is None and own and getattr(self, option.name) != option.default:
+                raise ValueError(
+                    f"{option.name} is for nested groups, got {getattr(self, option.name)!r} without them: give "
+                    f"nested: uniform (or geometric), or leave {option.name} out"
+                )
 
     @property
     def group_dim(self) -> int:

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from gsqtok.io import atomic_write, one_line
+from gsqtok.quantizers import Quantizer
 from gsqtok.tokenizer.model import ImageTokenizer
 
 BISECTIONS = 24
@@ -73,13 +74,33 @@ class MapModel:
 
 def map_bits(counts: Tensor, groups: int) -> float:
     """Code length of a map of group counts (h, w), each from 1 to ``groups``, in bits; of several (B, h, w), of all."""
-    numbers = counts.reshape(-1, *counts.shape[-2:]).cpu().numpy().astype(np.int64)
-    maps, model, total = np.arange(len(numbers)), MapModel(groups, len(numbers)), 0.0
+    return bits_of_maps(counts.reshape(-1, *counts.shape[-2:]), groups).sum().item()
+
+
+def bits_of_maps(counts: Tensor, groups: int) -> Tensor:
+    """Likewise of each map (B, h, w) by itself: (B,) float64, on the CPU."""
+    numbers = counts.cpu().numpy().astype(np.int64)
+    maps, model, total = np.arange(len(numbers)), MapModel(groups, len(numbers)), np.zeros(len(numbers))
     for row, column in np.ndindex(*numbers.shape[1:]):
         context = model.context(numbers, row, column)
-        total += float(model.bits(context)[maps, numbers[:, row, column] - 1].sum())
+        total += model.bits(context)[maps, numbers[:, row, column] - 1]
         model.update(context, numbers[:, row, column])
-    return total
+    return torch.from_numpy(total)
+
+
+def kept_bits(quantizer: Quantizer, tokens: Tensor) -> Tensor:
+    """Bits of tokens (B, h, w, G) of which -1 are left out, with the map of which are: (B,) float64 on the CPU."""
+    counts = (tokens >= 0).sum(-1)
+    return quantizer.bits_of(1) * counts.sum((1, 2)).cpu().double() + bits_of_maps(counts, tokens.shape[-1])
+
+
+def check_mean_groups(tokenizer: ImageTokenizer, mean_groups: float) -> None:
+    """Raise ValueError where a tokenizer's positions cannot keep so many groups on average."""
+    groups = tokenizer.quantizer.tokens_per_position
+    if tokenizer.quantizer.nested is None:
+        raise ValueError("bits by position need nested groups: train with quantizer nested: uniform")
+    if not 1 < mean_groups <= groups:
+        raise ValueError(f"mean_groups must be above 1 and at most {groups}, got {mean_groups:g}")
 
 
 class Allocation(NamedTuple):
@@ -282,12 +303,9 @@ class GroupAllocator(nn.Module):
         Raises:
             ValueError: groups that are not nested, no image, or a budget that is too small or larger than all groups.
         """
+        check_mean_groups(tokenizer, mean_groups)
         quantizer = tokenizer.quantizer
-        if quantizer.nested is None:
-            raise ValueError("bits by position need nested groups: train with quantizer nested: uniform")
         groups, bits = quantizer.tokens_per_position, quantizer.bits_of(1)
-        if not 1 < mean_groups <= groups:
-            raise ValueError(f"mean_groups must be above 1 and at most {groups}, got {mean_groups:g}")
         if not images:
             raise ValueError("there are no images to learn from which positions need more groups")
         device = tokenizer.device

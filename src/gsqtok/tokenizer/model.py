@@ -253,7 +253,7 @@ class ImageTokenizer(Pretrained):
         Raises:
             ValueError: wrong rank or channels, an empty image, values outside [-1, 1] or not finite; an odd tile;
                 fewer groups than 1 or more than G, or not G where they are not nested.
-            TypeError: not floating point.
+            TypeError: not floating point, or ``groups`` of another kind.
         """
         _check_images(images, check)
         grid = self.grid(images.shape[2], images.shape[3])
@@ -293,7 +293,12 @@ class ImageTokenizer(Pretrained):
     def _tokens_kept(self, groups: int | Tensor | None, shape: tuple[int, ...]) -> int:
         """How many tokens of a position are handed over; refuses groups that there are not."""
         if not isinstance(groups, Tensor):
-            return self.quantizer.tokens_of(groups)
+            try:
+                return self.quantizer.tokens_of(groups)
+            except TypeError as error:
+                raise TypeError(
+                    f"{error}; or (B, h, w) such numbers, or a function of the latents that gives them"
+                ) from None
         if groups.shape != shape or groups.is_floating_point() or groups.dtype == torch.bool:
             raise ValueError(f"groups must be integers of shape {shape}, got {groups.dtype} {tuple(groups.shape)}")
         if groups.numel():

@@ -11,7 +11,7 @@ import torch
 from gsqtok.data import ImageSource, ImageTransform, to_float
 from gsqtok.data.decode import BrokenImageError, decode_row
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.tokenizer.allocation import GroupAllocator
+from gsqtok.tokenizer.allocation import GroupAllocator, check_mean_groups
 
 FILE = "allocation.safetensors"  # in a token data set
 IMAGES = 256  # that are looked at
@@ -32,6 +32,7 @@ def learn_allocation(
     Raises:
         ValueError: see ``GroupAllocator.fitted``.
     """
+    check_mean_groups(tokenizer, mean_groups)  # before an image is read
     factor = tokenizer.factor or 1
     transform = ImageTransform(max(factor, (size or 256) // factor * factor))
     images = [to_float(torch.from_numpy(transform.pixels(image).copy())) for image in _spread(source)]

@@ -22,7 +22,7 @@ from gsqtok.data.workers import processors, start_server
 from gsqtok.distributed import alone
 from gsqtok.io import sha256_of, write_bytes
 from gsqtok.tokenizer import ImageTokenizer
-from gsqtok.tokenizer.allocation import GroupAllocator
+from gsqtok.tokenizer.allocation import GroupAllocator, check_mean_groups
 from gsqtok.tokens import engines, manifest
 from gsqtok.tokens.allocation import FILE as ALLOCATION
 from gsqtok.tokens.allocation import learn_allocation
@@ -144,6 +144,7 @@ def tokenize(
         OSError: the source or the output is out of reach, or the disk is full.
     """
     check_outside(source, output)
+    _check_kept(tokenizer, options)
     if options.engine == "local":
         start_server(options.workers)
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -178,6 +179,15 @@ def tokenize(
         metrics["waiting"] = round(waiting.seconds / max(metrics["seconds"], 1e-3), 4)
         whole = _finished(folder, plan, header | {"model": model, "source": str(source)})
     return RunResult(metrics, whole, workers)
+
+
+def _check_kept(tokenizer: ImageTokenizer, options: RunOptions) -> None:
+    """Refuse, before anything is written, groups that the tokenizer does not have."""
+    tokenizer.quantizer.tokens_of(options.groups)
+    if options.mean_groups is not None:
+        check_mean_groups(tokenizer, options.mean_groups)
+    if options.allocation is not None:
+        GroupAllocator.load(options.allocation, tokenizer)
 
 
 def _finished(folder: Path, plan: Plan, header: dict[str, Any]) -> dict[str, Any] | None:
@@ -257,7 +267,6 @@ def _settings(tokenizer: ImageTokenizer, images: ImageSource, options: RunOption
         **options.crops.settings(),
     }
     if options.groups is not None:
-        tokenizer.quantizer.tokens_of(options.groups)
         settings["groups"] = options.groups
     if options.mean_groups is not None:
         settings["mean groups"] = options.mean_groups
@@ -269,7 +278,6 @@ def _settings(tokenizer: ImageTokenizer, images: ImageSource, options: RunOption
 def _write_allocation(folder: Path, tokenizer: ImageTokenizer, images: ImageSource, options: RunOptions) -> None:
     """Write how groups are chosen: learnt here, or as in the file that is named."""
     if options.allocation is not None:
-        GroupAllocator.load(options.allocation, tokenizer)  # refuses what is none
         write_bytes(folder / ALLOCATION, Path(options.allocation).read_bytes())
     else:
         assert options.mean_groups is not None

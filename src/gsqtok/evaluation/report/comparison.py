@@ -152,7 +152,7 @@ def codebook_usage(comparison: Comparison) -> Figure | None:
     for number, (label, book) in enumerate(books):
         counts, size = np.asarray(book["counts_sorted"], dtype=float), book["codebook_size"]
         ranks = 1 + np.linspace(0, size - 1, len(counts)).round()
-        share = 100 * counts / max(1, book["positions"] * book["groups"])
+        share = 100 * counts / max(1, book.get("tokens", book["positions"] * book["groups"]))
         used = share > 0
         colour = COLOURS[number % len(COLOURS)]
         axis.plot(ranks[used], share[used], color=colour, linewidth=1.8, label=label)
