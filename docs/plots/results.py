@@ -97,7 +97,11 @@ def introduction() -> str:
     found = spreads("psnr", False)
     rest = "; ".join(
         f"{title} {noise(metric, True):.0%}"
-        for title, metric in (("usage", "usage"), ("Fréchet distances", "frechet_distance_tf_efficientnet_lite1"))
+        for title, metric in (
+            ("usage", "usage"),
+            ("Fréchet distances", "frechet_distance_tf_efficientnet_lite1"),
+            ("entropies", "bits_per_pixel_entropy"),
+        )
     )
     devices = sorted({device for where in dates for device in where["device"].split(" and ")})
     return f"""`gsqtok study` ([how](studies.md)): Tiny ImageNet at 64 px, a model of about 4M parameters, {usual} steps of 128 images

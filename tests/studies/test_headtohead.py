@@ -176,6 +176,12 @@ def test_verdicts():
     claim = "latents learnt without a quantizer, and quantized afterwards, give better images at f16, 0.56 bits/px"
     assert found[claim].verdict == "not supported"
     assert f"{AFTERWARDS} 20.00" in found[claim].because
+    gap = found["from some rate on, quantizing loses nothing to no quantization at f8"]
+    assert gap.verdict == "not supported"
+    assert gap.because == (
+        "no quantization is ahead of the best by +1.10 dB at 0.14 (gsq separate), +1.10 dB at 0.28 (gsq separate), "
+        "+1.10 dB at 0.56 (gsq separate), +1.10 dB at 1.0 (gsq separate): at none of these within what seeds do"
+    )
     close = {row.varied["method"]: 22.6 if row.varied["method"] in OURS else 22.4 for row in rows}
     closer = [dataclasses.replace(row, metrics={"psnr": close[row.varied["method"]]}) for row in rows]
     found = {f.claim: f.verdict for f in STUDY.findings(Table("headtohead", "small", closer))}
@@ -183,3 +189,46 @@ def test_verdicts():
     assert found["a form of GSQ gives the best images at f8, 1.0 bits/px"] == "undecided"  # by one
     rows = [dataclasses.replace(row, metrics={}, state="not run") for row in rows]
     assert {f.verdict for f in STUDY.findings(Table("headtohead", "small", rows))} == {"not tested"}
+
+
+def table_of(metrics):
+    """Every run of the small scale, with metrics of what varies in it."""
+    runs = STUDY.runs(SCALES["small"])
+    return Table("headtohead", "small", [Row(run.varied, metrics(run.varied), "done") for run in runs])
+
+
+@pytest.mark.parametrize(
+    ("gaps", "verdict", "where"),
+    [
+        ((1.0, 0.5, 0.05, 0.2), "undecided", "within what seeds do from 0.56 bits/px on"),  # the last has one seed
+        ((1.0, 0.5, 0.05, -0.4), "supported", "within what seeds do from 0.56 bits/px on"),
+        ((0.2, 0.2, 0.2, 0.2), "undecided", "within what seeds do from 1.0 bits/px on"),  # three seeds see 0.2 dB
+        ((0.0, 0.0, 0.0, 0.4), "not supported", "at none of these within what seeds do"),
+    ],
+)
+def test_from_which_rate_on_nothing_is_lost(gaps, verdict, where):
+    ahead = dict(zip((0.14, 0.28, 0.56, 1.0), gaps, strict=True))
+    continuous = {CONTINUOUS: 24.0}
+    table = table_of(lambda v: {"psnr": continuous.get(v["method"], 24.0 - ahead[v["rate"]]) + 0.01 * v["seed"]})
+    found = {f.claim: f for f in STUDY.findings(table)}
+    for factor in (8, 16):
+        finding = found[f"from some rate on, quantizing loses nothing to no quantization at f{factor}"]
+        assert (finding.verdict, finding.because.rpartition(": ")[2]) == (verdict, where)
+
+
+@pytest.mark.parametrize(("less", "by_seed"), [(0.04, ("undecided", "supported")), (0.06, ("supported", "supported"))])
+def test_costs_differ_by_more_than_seeds_do(less, by_seed):
+    """A twentieth between single seeds, and by the square root of three less between means of three."""
+    cost = {True: 0.5 * (1 - less), False: 0.5}
+    table = table_of(lambda v: {"bits_per_pixel_prior": cost[v["method"] in OURS]})
+    found = {f.claim: f.verdict for f in STUDY.findings(table)}
+    claim = "a form of GSQ has the cheapest tokens under the prior at f16, {} bits/px"
+    assert (found[claim.format(1.0)], found[claim.format(0.28)]) == by_seed
+
+
+def test_one_group_is_never_left_out():
+    methods = [run for run in STUDY.runs(SCALES["small"]) if (run.varied["f"], run.varied["rate"]) == (8, 0.14)]
+    assert "gsq nested" not in [run.varied["method"] for run in methods]
+    for run in methods:
+        with torch.device("meta"):
+            assert run.config.model.build().quantizer.nested is None

@@ -6,8 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import Finding, Plot, Run, Study, all_of, exceeds
-from gsqtok.studies.table import Table
+from gsqtok.studies.study import BEYOND_SEEDS, Finding, Plot, Run, Study, Verdict, all_of, exceeds
+from gsqtok.studies.table import Table, Value
 from gsqtok.training.config import TrainConfig
 
 LONGER = 4  # times the scale's steps: a nested tokenizer learns all rates in the same time
@@ -31,15 +31,15 @@ LOSS, GAIN = 0.15, 0.1  # dB
 
 
 def runs(scale: Scale) -> list[Run]:
-    """Every schedule, a tokenizer for each number of groups alone, and the codecs at the same rates."""
+    """Every schedule, a tokenizer for each number of groups alone (of eight: 1, 2, 4, 8), and codecs at such rates."""
     smoke = scale.name == "smoke"
     shape, steps = SHAPES.get(scale.name, EIGHT), LONGER * scale.config.steps
     groups, dim, size = shape
     schedules = {"half full": SCHEDULES["half full"]} if smoke else SCHEDULES
     found = [Run({"trained": name}, _nested(scale, shape, steps, options)) for name, options in schedules.items()]
-    alone = [k for k in (1, 2, 4, 8) if k <= groups]
+    alone = list(range(1, groups + 1)) if groups <= 4 else [1, 2, 4, 8]
     found += [Run({"trained": "alone", "K": k}, scale.gsq(k, dim, size, steps=steps)) for k in alone]
-    rates = [k * (size.bit_length() - 1) / scale.factor(8) ** 2 for k in alone]
+    rates = [k * (size.bit_length() - 1) / scale.factor(8) ** 2 for k in (1, 2, 4, 8) if k <= groups]
     any_config = found[0].config
     return found + [
         Run({"codec": codec, "rate": rate}, any_config, codec=f"{codec}@{rate:g}") for codec in CODECS for rate in rates
@@ -58,20 +58,22 @@ def findings(table: Table) -> list[Finding]:
     for name in table.values("trained"):
         if name == "alone":
             continue
-        lost: dict[int, float] = {}
-        paid: dict[int, float] = {}
+        lost: dict[int, tuple[Value, Value]] = {}
+        paid: dict[int, tuple[Value, Value]] = {}
         for k in table.values("K"):
             nested = table.value(f"psnr_groups_{k}", trained=name)
             alone = table.value("psnr", trained="alone", K=k)
             if nested and alone:
-                lost[k] = alone.mean - nested.mean
+                lost[k] = alone, nested
         gains, gained = [], {}
         for k in range(2, 8):
             fixed, chosen = (table.value(f"psnr_{kind}_{k}", trained=name) for kind in ("fixed", "predicted"))
             if fixed and chosen:
                 gains.append(exceeds(chosen, fixed, GAIN))
                 gained[k] = chosen.mean - fixed.mean
-                paid |= {k: lost[k] - gained[k]} if k in lost else {}
+                if k in lost:
+                    alone, nested = lost[k]
+                    paid[k] = alone, nested._replace(mean=nested.mean + gained[k])
         found += [
             _no_rate_loses(f"{name}: no rate loses more than {LOSS} dB to a tokenizer of its own", lost),
             Finding(
@@ -84,12 +86,16 @@ def findings(table: Table) -> list[Finding]:
     return found
 
 
-def _no_rate_loses(claim: str, lost: dict[int, float]) -> Finding:
-    """Losses in dB by number of groups."""
-    if not lost:
-        return Finding(claim, "not tested")
-    because = ", ".join(f"{loss:.2f} dB at {k}" for k, loss in lost.items())
-    return Finding(claim, "supported" if max(lost.values()) <= LOSS else "not supported", because)
+def _no_rate_loses(claim: str, lost: dict[int, tuple[Value, Value]]) -> Finding:
+    """By number of groups, PSNR of the tokenizer of that rate alone and of the nested one."""
+    because = ", ".join(f"{alone.mean - nested.mean:.2f} dB at {k}" for k, (alone, nested) in lost.items())
+    return Finding(claim, all_of([_holds(*pair) for pair in lost.values()]), because)
+
+
+def _holds(alone: Value, nested: Value) -> Verdict:
+    """Whether no more than ``LOSS`` is lost: decided where the loss differs from that by more than seeds do."""
+    least = BEYOND_SEEDS["psnr"] if min(alone.seeds, nested.seeds) == 1 else 0.0
+    return exceeds(nested, alone._replace(mean=alone.mean - LOSS), least)
 
 
 def _endings(kind: str) -> tuple[str, ...]:
@@ -101,7 +107,10 @@ STUDY = Study(
     question="What does one tokenizer for many rates lose to one for each, and what do bits by position gain?",
     source="nested dropout (arXiv 1402.0915); the paper has one rate a tokenizer",
     runs=runs,
-    metrics=("bits_per_pixel", "psnr", "ssim", *(f"psnr_groups_{k}" for k in (1, 2, 4)), "psnr_predicted_2"),
+    metrics=(
+        "bits_per_pixel", "psnr", "ssim", *(f"psnr_groups_{k}" for k in (1, 2, 3, 4)),
+        *(f"psnr_predicted_{k}" for k in (2, 3)),
+    ),
     plots=(
         Plot(
             "fixed", "bits_per_pixel", "psnr", ("trained", "codec"), log_x=True,
@@ -117,7 +126,8 @@ STUDY = Study(
         ),
     ),
     findings=findings,
-    limitations="One seed a schedule. At 64 px a position's share of the map is large; images of 256 px have more flat "
-    "parts. Rates by position are measured on half of at most 500 validation images, beside fixed groups on the same; "
-    "codecs and tokenizers of one rate on all. A mean rate by position moves bits between images, too.",
+    limitations="One seed a schedule: a loss within 0.3 dB of 0.15 dB, what seeds do, decides nothing. At 64 px a "
+    "position's share of the map is large; images of 256 px have more flat parts. Rates by position are measured on half "
+    "of at most 500 validation images, beside fixed groups on the same; codecs and tokenizers of one rate on all. A mean "
+    "rate by position moves bits between images, too.",
 )  # fmt: skip
