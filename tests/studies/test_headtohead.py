@@ -218,7 +218,7 @@ def test_from_which_rate_on_nothing_is_lost(gaps, verdict, where):
 
 @pytest.mark.parametrize(("less", "by_seed"), [(0.04, ("undecided", "supported")), (0.06, ("supported", "supported"))])
 def test_costs_differ_by_more_than_seeds_do(less, by_seed):
-    """A twentieth between single seeds, and by the square root of three less between means of three."""
+    """By 4.5 % between single seeds, and by the square root of three less between means of three."""
     cost = {True: 0.5 * (1 - less), False: 0.5}
     table = table_of(lambda v: {"bits_per_pixel_prior": cost[v["method"] in OURS]})
     found = {f.claim: f.verdict for f in STUDY.findings(table)}

@@ -38,6 +38,7 @@ def test_what_one_seed_may_do_is_what_three_seeds_did(scripts):
         "psnr": results.noise("psnr", False),
         "usage": results.noise("usage", True),
         "frechet_distance": results.noise("frechet_distance_tf_efficientnet_lite1", True),
+        "bits_per_pixel_entropy": results.noise("bits_per_pixel_entropy", True),
     }
     assert measured.keys() == study.BEYOND_SEEDS.keys()
     for metric, least in study.BEYOND_SEEDS.items():

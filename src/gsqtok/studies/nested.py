@@ -127,7 +127,7 @@ STUDY = Study(
     ),
     findings=findings,
     limitations="One seed a schedule: a loss within 0.3 dB of 0.15 dB, what seeds do, decides nothing. At 64 px a "
-    "position's share of the map is large; images of 256 px have more flat parts. Rates by position are measured on half "
-    "of at most 500 validation images, beside fixed groups on the same; codecs and tokenizers of one rate on all. A mean "
-    "rate by position moves bits between images, too.",
+    "position's share of the map is large; images of 256 px have more flat parts. Rates by position are measured on "
+    "half of at most 500 validation images, beside fixed groups on the same; codecs and tokenizers of one rate on all. "
+    "A mean rate by position moves bits between images, too.",
 )  # fmt: skip
