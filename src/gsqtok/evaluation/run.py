@@ -127,14 +127,14 @@ def check_groups(tokenizer: ImageTokenizer, groups: Groups, *, pfid: bool = Fals
     """
     if groups is None:
         return
-    if isinstance(groups, GroupAllocator):
-        check_mean_groups(tokenizer, groups.facts["mean_groups"])
-    else:
-        tokenizer.quantizer.tokens_of(groups)
     if pfid:
         raise ValueError("pfid perturbs all groups: leave groups out")
     if counting:
         raise ValueError("bits of files are counted for all groups of a position: leave groups out")
+    if isinstance(groups, GroupAllocator):
+        check_mean_groups(tokenizer, groups.facts["mean_groups"])
+    else:
+        tokenizer.quantizer.tokens_of(groups)
 
 
 def _fixed(groups: Groups) -> int | None:
