@@ -33,10 +33,9 @@ def settings(bits: int) -> dict[str, tuple[int, dict[str, Any]]]:
     groups, each = SPLIT[bits]
     book = {"groups": groups, "codebook_size": 2**each}
     channels = groups * D
-    dropped = {"nested": "uniform"} if groups > 1 else {}  # one group is never left out
+    dropped = {"nested": "uniform"} if groups > 1 else {}
     found: dict[str, tuple[int, dict[str, Any]]] = {
         "gsq shared": (channels, {"name": "gsq", **book}),
-        "gsq separate": (channels, {"name": "gsq", **book, "codebooks": "separate"}),
         # UniTok (arXiv 2502.20321, section 3.2): a codebook for each chunk of the latent, both sides normalised
         "unitok": (channels, {"name": "gsq", **book, "codebooks": "separate", "output": "normalized"}),
         # MGVQ (arXiv 2507.07997): a Euclidean codebook for each group, and groups left out at random in training
@@ -49,7 +48,8 @@ def settings(bits: int) -> dict[str, tuple[int, dict[str, Any]]]:
         "ema_vq": (channels, {"name": "ema_vq", **book}),
         "random_sphere": (channels, {"name": "random_sphere", **book}),
     }
-    if dropped:
+    if groups > 1:  # one group has one codebook, and is never left out
+        found["gsq separate"] = (channels, {"name": "gsq", **book, "codebooks": "separate"})
         found["gsq nested"] = (channels, {"name": "gsq", **book, **dropped, "nested_full": 0.5})
     lattices = max(1, round(bits / 17.585))
     if abs(17.585 * lattices - bits) < 0.1 * bits:
