@@ -13,7 +13,11 @@ from gsqtok.studies.table import Table
 from gsqtok.training.config import CropConfig, LossConfig, TrainConfig
 
 SHAPE = (4, 8, 65_536)  # groups, channels of each, codewords: 64 bits a position
-SAME_BITS = {"8 groups of 256": (8, 4, 256), "16 groups of 16": (16, 2, 16)}
+SAME_BITS = {
+    "8 groups of 256": (8, 4, 256),
+    "16 groups of 16": (16, 2, 16),
+    **{f"{4 * d} channels": (4, d, 65_536) for d in (4, 6, 12)},
+}
 NONE = "none"
 # of the quantizer's losses beside others than log: as large beside them as in the recipe, at 29 dB
 QUANTIZER_WEIGHTS: dict[Literal["l2", "l1"], float] = {"l2": 0.08, "l1": 0.4}
@@ -42,6 +46,8 @@ def _of_training(base: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
         yield schedule, replace(base, optimizer=replace(base.optimizer, schedule=schedule))
     for decay in (0.9, 0.999):
         yield f"average with decay {decay:g}", replace(base, ema_decay=decay)
+    for weight in (0.1 * base.loss.quantizer_weight, 10 * base.loss.quantizer_weight):
+        yield f"quantizer's weight {weight:g}", replace(base, loss=replace(base.loss, quantizer_weight=weight))
     for error, weight in QUANTIZER_WEIGHTS.items():
         loss = LossConfig(reconstruction=error, perceptual_weight=0.0, quantizer_weight=weight)
         yield error, replace(base, loss=loss)
