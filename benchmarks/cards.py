@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from gsqtok.tokenizer import TokenizerConfig
+from gsqtok.tokenizer import ImageTokenizer, model_card
 
 DATA = {  # as a card tells of them; in which order
     "imagenet-sample-256": "validation images of a sample of ImageNet",
@@ -47,29 +47,14 @@ def metadata(place: str, record: Record) -> str:
 
 
 def facts(folder: Path, names: tuple[str, ...], record: Record, table: Table) -> str:
-    """What the tokenizer is."""
-    config = TokenizerConfig.from_dict(json.loads((folder / "config.json").read_text()))
-    models = [record[f"{next(iter(DATA))}/{name}"] for name in names]
-    rate = models[0]["metrics"]["bits_per_pixel"]
-    quantizer = config.to_dict()["quantizer"]
-    groups, codewords = quantizer["groups"], quantizer["codebook_size"]
-    bits = groups * (codewords.bit_length() - 1)
-    options = ", ".join(f"{key} = {value}" for key, value in quantizer.items() if key != "name")
+    """What the tokenizer is, as every card has it; its files, and the fingerprint with each further decoder."""
+    rows = model_card.facts(ImageTokenizer.from_pretrained(folder))
+    first = rows.pop("fingerprint")
     files = sorted(folder.glob("*.safetensors"), reverse=True)
-    rows = {
-        "down-sampling factor": f"{round((bits / rate) ** 0.5)}",
-        "tokens per position": f"{groups}, each one of {codewords:,}",
-        "bits per pixel": f"{rate:g} ({bits} bits per position)",
-        "latent channels": f"{config.latent_dim}",
-        "quantizer": f"`{quantizer['name']}` ({options})",
-        "networks": config.summary(),
-        "parameters": f"{models[0]['model']['parameters'] / 1e6:.2f} M",
-        "files, float16": ", ".join(f"`{file.name}` {file.stat().st_size / 1e6:.1f} MB" for file in files),
-    }
-    prints = [f"`{model['model']['fingerprint']}`" for model in models]
-    rows |= {"fingerprint": prints[0]} | {
-        f"fingerprint, `{x[4:]}`": y for x, y in zip(names[1:], prints[1:], strict=True)
-    }
+    rows["files, float16"] = ", ".join(f"`{file.name}` {file.stat().st_size / 1e6:.1f} MB" for file in files)
+    rows["fingerprint"] = first
+    for name in names[1:]:
+        rows[f"fingerprint, `{name[4:]}`"] = f"`{record[f'{next(iter(DATA))}/{name}']['model']['fingerprint']}`"
     return table(["<", "<"], [[key, value] for key, value in rows.items()])
 
 

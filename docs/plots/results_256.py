@@ -29,12 +29,13 @@ def scaling() -> str:
     for row in said.table.rows:
         if row.varied.get("discriminator") == "none" and row.metrics:
             rows.append(_scaling_row(said, row.varied, row.metrics))
-    codecs = list(dict.fromkeys(row.varied["codec"] for row in said.table.rows if "codec" in row.varied))
     head = ["f, G x d, V", "bits/px", "PSNR, dB (paper)", "SSIM (paper)", "FD", "usage / even use (usage, paper)"]
-    head += ["perplexity (paper)", *(f"{codec}, dB at bits/px" for codec in codecs)]
+    head += ["perplexity (paper)", *(f"{codec}, dB at bits/px" for codec in said.table.values("codec"))]
     near = said.mean("psnr", f=8, G=16, discriminator="none")
-    said.needs("supported", "near lossless: 34.61 dB at f8, D = 64, G = 16")
-    said.needs("supported", "PSNR at f8 orders the numbers of groups as in the paper")
+    said.needs(
+        "supported", "near lossless: 34.61 dB at f8, D = 64, G = 16",
+        "PSNR at f8 orders the numbers of groups as in the paper",
+    )  # fmt: skip
     said.needs(
         "not supported", *(f"PSNR at f{f} orders the numbers of groups as in the paper" for f in (16, 32)),
         "usage falls at f16, G = 16, as in the paper", "usage falls at f32, G = 16, as in the paper",
@@ -81,7 +82,7 @@ def _scaling_row(said: Said, varied: dict[str, Any], metrics: dict[str, float]) 
         f"{metrics['usage'] / metrics['usage_if_even']:.2f} ({of('paper_usage')})",
         f"{metrics['perplexity']:,.0f} ({metrics['paper_perplexity']:,.0f})",
     ]
-    for codec in dict.fromkeys(row.varied["codec"] for row in said.table.rows if "codec" in row.varied):
+    for codec in said.table.values("codec"):
         rate = round(metrics["bits_per_pixel"], 4)
         psnr, bits = (said.table.value(name, codec=codec, rate=rate) for name in ("psnr", "bits_per_pixel"))
         cells.append(f"{psnr.mean:.2f} at {bits.mean:.3f}" if psnr else "")
@@ -101,7 +102,7 @@ def nested() -> str:
             ]
             rows.append([name, *fixed, *gains])
     rows.append(["a tokenizer for each", *(said.psnr(trained="alone", K=k) for k in counts), "", ""])
-    for codec in dict.fromkeys(row.varied["codec"] for row in said.table.rows if "codec" in row.varied):
+    for codec in said.table.values("codec"):
         cells = [said.psnr(codec=codec, rate=rate) for rate in (0.25, 0.5, 0.75, 1.0)]
         rows += [[codec, *cells, "", ""]] if any(cells) else []
     head = ["trained with", *(f"{rate:g} bits/px" for rate in (0.25, 0.5, 0.75, 1.0))]

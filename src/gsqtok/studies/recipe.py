@@ -10,7 +10,8 @@ from typing import Literal
 from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import QUALITY, Finding, Run, Study, exceeds, seeds
 from gsqtok.studies.table import Table
-from gsqtok.training.config import CropConfig, LossConfig, TrainConfig
+from gsqtok.training import recipes
+from gsqtok.training.config import CropConfig, TrainConfig
 
 SHAPE = (4, 8, 65_536)  # groups, channels of each, codewords: 64 bits a position
 SAME_BITS = {
@@ -49,8 +50,7 @@ def _of_training(base: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     for weight in (0.1 * base.loss.quantizer_weight, 10 * base.loss.quantizer_weight):
         yield f"quantizer's weight {weight:g}", replace(base, loss=replace(base.loss, quantizer_weight=weight))
     for error, weight in QUANTIZER_WEIGHTS.items():
-        loss = LossConfig(reconstruction=error, perceptual_weight=0.0, quantizer_weight=weight)
-        yield error, replace(base, loss=loss)
+        yield error, replace(base, loss=replace(base.loss, reconstruction=error, quantizer_weight=weight))
     loss = replace(base.loss, perceptual="timm:tf_efficientnet_lite0", perceptual_weight=0.1)
     yield "features of EfficientNet-Lite 0", replace(base, loss=loss)
 
@@ -73,7 +73,10 @@ def _of_networks(base: TrainConfig) -> Iterator[tuple[str, TrainConfig]]:
     both = replace(paper, adaptive_norm=True, depth_to_space=True)
     yield "the paper's, adaptive norm and depth-to-space", replace(base, model=both)
     if base.data.size == 256:
-        crops = (CropConfig(64, 0.07, (1, 1.5, 2, 4)), CropConfig(128, 0.45, (1, 1.5, 2)), CropConfig(256, 0.48))
+        crops = tuple(
+            CropConfig(**crop | {"scales": tuple(crop.get("scales", [1]))})
+            for crop in recipes.load("f8")["data"]["crops"]
+        )
         yield "crops of 64, 128 and 256 px", replace(base, data=replace(base.data, crops=crops))
 
 

@@ -112,16 +112,12 @@ def findings(table: Table) -> list[Finding]:
 def _usage(table: Table, f: int) -> list[Finding]:
     """Whether usage falls with more groups where the paper's does: beside the row of the fewest groups."""
     first, *more = sorted(table.values("G", f=f, discriminator="none"))
-    found = []
+    few, found = _share(table, f, first), []
     for g in more:
         theirs = table.value("paper_usage", f=f, G=g, discriminator="none")
         if not theirs.mean < 0.9:
             continue
-        ours, few, claim = (
-            _share(table, f, g),
-            _share(table, f, first),
-            f"usage falls at f{f}, G = {g}, as in the paper",
-        )
+        ours, claim = _share(table, f, g), f"usage falls at f{f}, G = {g}, as in the paper"
         if math.isnan(ours / few):
             found.append(Finding(claim, "not tested"))
             continue

@@ -106,13 +106,14 @@ def model_card(
     return "\n\n".join(sections) + "\n"
 
 
-def _what_it_is(tokenizer: ImageTokenizer, name: str, with_image: bool) -> str:
+def facts(tokenizer: ImageTokenizer) -> dict[str, str]:
+    """What a tokenizer is, line by line, as a card's table has it; the fingerprint comes last."""
     quantizer = tokenizer.quantizer
     parameters = sum(p.numel() for p in tokenizer.parameters()) / 1e6
     config = tokenizer.config.to_dict().get("quantizer")
     described = config if isinstance(config, dict) else quantizer.config
     options = ", ".join(f"{k} = {v}" for k, v in described.items() if k not in ("name", "dim"))
-    rows = {
+    return {
         "down-sampling factor": f"{tokenizer.factor}",
         "tokens per position": f"{quantizer.tokens_per_position}, each one of {quantizer.codebook_size:,}",
         "bits per pixel": f"{tokenizer.bits_per_pixel:.4g} ({quantizer.bits:g} bits per position)",
@@ -122,7 +123,10 @@ def _what_it_is(tokenizer: ImageTokenizer, name: str, with_image: bool) -> str:
         "parameters": f"{parameters:.2f} M",
         "fingerprint": f"`{tokenizer.fingerprint()}`",
     }
-    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+
+
+def _what_it_is(tokenizer: ImageTokenizer, name: str, with_image: bool) -> str:
+    table = "\n".join(f"| {key} | {value} |" for key, value in facts(tokenizer).items())
     rule = f', size={tokenizer.size}, crop="center"' if tokenizer.size else ""
     shown = f"![Images above their reconstructions]({IMAGE_FILE})\n\n" if with_image else ""
     return f"""# {name.rpartition("/")[2]}
@@ -138,7 +142,7 @@ import gsqtok
 
 tokenizer = gsqtok.ImageTokenizer.from_pretrained("{name}")
 images = gsqtok.load_image("image.jpg"{rule})  # (B, 3, H, W) in [-1, 1]
-tokens = tokenizer.encode(images)  # (B, h, w, {quantizer.tokens_per_position}) int64
+tokens = tokenizer.encode(images)  # (B, h, w, {tokenizer.quantizer.tokens_per_position}) int64
 restored = tokenizer.decode(tokens)
 ```
 
