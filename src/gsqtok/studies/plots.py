@@ -74,7 +74,8 @@ def points_of(plot: Plot, table: Table) -> pd.DataFrame:
         for label, ending in ((label, ending) for label, endings in plot.series for ending in endings):
             if pd.isna(numbers.get((plot.y + ending, "mean"))):
                 continue
-            x = None if without_tokens else setting.get(plot.x, numbers.get((plot.x + ending, "mean")))
+            measured = None if without_tokens else numbers.get((plot.x + ending, "mean"))
+            x = setting.get(plot.x, measured)
             if x == "" or (plot.log_x and isinstance(x, str)):
                 x = None
             found.append(

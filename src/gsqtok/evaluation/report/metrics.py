@@ -20,6 +20,7 @@ METRICS = {
     "bits_per_pixel": Metric("bits/px", ".3f"),
     "bits_per_pixel_entropy": Metric("bits/px, entropy", ".3f"),
     "bits_per_pixel_prior": Metric("bits/px, prior", ".3f"),
+    "rate": Metric("bits/px, about", ".2f"),
     "psnr": Metric("PSNR, dB", ".2f", 1),
     "ssim": Metric("SSIM", ".3f", 1),
     "ms_ssim": Metric("MS-SSIM", ".3f", 1),
