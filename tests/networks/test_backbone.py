@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import gsqtok.networks.backbone
-from gsqtok.networks.backbone import Backbone, load_backbone, random_backbone, random_trunk
+from gsqtok.networks.backbone import Backbone, load_backbone, load_trunk, random_backbone, random_trunk
 
 LITE = "tf_efficientnet_lite0"
 DINO = "vit_small_patch14_reg4_dinov2"
@@ -296,3 +296,11 @@ def test_a_trunk_hands_out_torchvisions_activations(name, taps):
         torch.testing.assert_close(ours, trunk.network[:tap]((images / 2 + 0.5 - mean) / std), rtol=1e-4, atol=1e-4)
     assert not trunk.state_dict()
     assert not list(trunk.parameters())
+
+
+def test_a_trunks_file_may_hold_float16(tmp_path):
+    trunk = random_trunk("alexnet")
+    torch.save({f"features.{k}": v.half() for k, v in trunk.network.state_dict().items()}, tmp_path / "half.pth")
+    loaded, images = load_trunk("alexnet", tmp_path / "half.pth"), torch.rand(1, 3, 64, 64)
+    for ours, theirs in zip(loaded(images), trunk(images), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0.02, atol=0.02)

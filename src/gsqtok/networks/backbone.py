@@ -281,7 +281,7 @@ def load_trunk(name: str, weights: str | Path | None = None, *, download: bool =
     except RuntimeError as error:
         problem = " ".join(str(error).split())[:300]
         raise ValueError(f"{file} does not hold the weights of torchvision's {name!r}: {problem}") from error
-    return Trunk(name, network, sha256_of(file))
+    return Trunk(name, network.float(), sha256_of(file))
 
 
 def random_trunk(name: str) -> Trunk:
