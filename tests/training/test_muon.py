@@ -119,9 +119,22 @@ def test_goes_on_from_its_state():
     assert all(map(torch.equal, first.parameters(), second.parameters()))
 
 
+def test_a_state_read_on_the_cpu_goes_where_the_parameters_are():
+    """Checkpoints are read there; PyTorch moves all of a state but the count of steps."""
+    network = Two()
+    one = Muon(network)
+    for parameter in network.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    one.step()
+    elsewhere = Muon(copy.deepcopy(network).to("meta"))
+    elsewhere.load_state_dict(one.state_dict())
+    found = {name: value.device.type for values in elsewhere.state.values() for name, value in values.items()}
+    assert found == dict.fromkeys(("momentum", "exp_avg", "exp_avg_sq", "step"), "meta")
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_updates_from_a_graph_equal_plain_ones():
+def test_updates_from_a_graph_equal_plain_ones(tmp_path):
     """With another learning rate at each step, one update left out, another layout of gradients, and a state loaded."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 8, 3)).cuda()
@@ -130,7 +143,8 @@ def test_updates_from_a_graph_equal_plain_ones():
     pair = Muon(network, weight_decay=0.1), Muon(plain, weight_decay=0.1, record=False)
     for step in range(8):
         if step == 5:
-            pair[0].load_state_dict(copy.deepcopy(pair[0].state_dict()))
+            torch.save(pair[0].state_dict(), tmp_path / "state.pt")  # a checkpoint is read to the CPU
+            pair[0].load_state_dict(torch.load(tmp_path / "state.pt", map_location="cpu", weights_only=True))
         gradients = [torch.randn(p.shape, device="cuda") for p in network.parameters()]
         for optimizer, each in zip(pair, (network, plain), strict=True):
             for p, gradient in zip(each.parameters(), gradients, strict=True):

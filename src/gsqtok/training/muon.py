@@ -79,9 +79,16 @@ class Muon(Optimizer):
         ]
         shared = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__([group for group in groups if group["params"]], shared)
-        recorded = self._recorded = Recorded(self._update)
+        self._recorded = Recorded(self._update)
         self._records = record and sum(p.numel() for p in matrices + codebooks + others) <= RECORDED
-        self.register_load_state_dict_post_hook(lambda _: recorded.forget())
+        self.register_load_state_dict_post_hook(Muon._taken_up)
+
+    def _taken_up(self) -> None:
+        """Forget the graph, which has other state, and move the count of steps, which PyTorch leaves where it was."""
+        self._recorded.forget()
+        for parameter, state in self.state.items():
+            if "step" in state:
+                state["step"] = state["step"].to(parameter.device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
