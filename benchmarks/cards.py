@@ -16,6 +16,7 @@ DATA = {  # as a card tells of them; in which order
     "imagenet-sample-256": "validation images of a sample of ImageNet",
     "coco-256": "everyday photographs like COCO's",
     "bsds500-256": "images of BSDS500",
+    "tiny-imagenet-64": "validation images of Tiny ImageNet",
 }
 CARDS = {  # where they are: the tokenizers that they show, as docs/quality.json names them
     "src/gsqtok/embedded": ("embedded",),

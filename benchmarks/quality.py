@@ -19,6 +19,7 @@ import argparse
 import importlib.util
 import itertools
 import json
+import math
 import re
 from datetime import date
 from pathlib import Path
@@ -113,7 +114,8 @@ def measured(name: str, data: str, size: int, both: Both, device: torch.device, 
     result = measure(
         reconstruct, data, model=model, codebook=codebook, transform=transform, device=device, batch_size=batch_size
     )
-    line = {k: result.metrics[k] for k in KEPT if k in result.metrics} | both.compute()
+    kept = {k: result.metrics[k] for k in KEPT if math.isfinite(result.metrics.get(k, math.nan))}  # 64 px: no MS-SSIM
+    line = kept | both.compute()
     keep = {"fingerprint", "parameters", "version"}
     about = {k: v for k, v in model.items() if k in keep and v is not None}
     return {"images": result.data["images"], "model": about, "metrics": line}
@@ -134,10 +136,11 @@ def side_by_side(sources: list[str], models: list[str], count: int, output: Path
             title = {"embedded": "in the package", "f16?decoder=sharp": "f16, sharp"}.get(name, name)
             rate, column = tokenizer.bits_per_pixel, tokenizer(images).reconstruction
         columns[f"{title}: {rate:g} bit{'s' * (rate != 1)}/px"] = column
-    strip, font = 30, ImageFont.load_default(20)
+    strip = 30
     sheet = Image.new("RGB", (size * len(columns), strip + size * len(images)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, (title, column) in enumerate(columns.items()):
+        font = next(f for f in map(ImageFont.load_default, range(20, 0, -1)) if f.getlength(title) < size)
         draw.text((size * i + size // 2, strip // 2), title, "black", font, anchor="mm")
         for row, image in enumerate(column):
             sheet.paste(to_pil(image), (size * i, strip + size * row))

@@ -81,7 +81,7 @@ class Muon(Optimizer):
         super().__init__([group for group in groups if group["params"]], shared)
         self._recorded = Recorded(self._update)
         self._records = record and sum(p.numel() for p in matrices + codebooks + others) <= RECORDED
-        self.register_load_state_dict_post_hook(Muon._taken_up)
+        self.register_load_state_dict_post_hook(lambda _: self._taken_up())
 
     def _taken_up(self) -> None:
         """Forget the graph, which has other state, and move the count of steps, which PyTorch leaves where it was."""
