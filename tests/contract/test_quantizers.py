@@ -61,8 +61,6 @@ CASES = [
     Case("gsq", {"dim": 3, "groups": 3, "codebook_size": 32}, bits=15),
     Case("gsq", {"dim": 4, "groups": 2, "codebook_size": 50, "norm": "none"}, bits=2 * math.log2(50)),
     Case("gsq", {"dim": 6, "groups": 2, "codebook_size": 32, "norm": "l1", "output": "normalized"}, bits=10),
-    Case("gsq_study", {"dim": 6, "codebook_size": 32, "entropy_weight": 0.1, "coding_rate_weight": 0.1}, bits=5),
-    Case("gsq_study", {"dim": 6, "groups": 2, "codebook_size": 32, "sample": True}, bits=10, random=True),
     # of two codewords that are alike in bfloat16, rounding decides
     Case("gsq_study", {"dim": 6, "groups": 2, "codebook_size": 32, "search": "bf16"}, bits=10, projects=False),
     Case("vq", {"dim": 6, "groups": 2, "codebook_size": 32}, bits=10),
