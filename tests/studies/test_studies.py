@@ -16,7 +16,7 @@ from gsqtok.studies import STUDIES, plots
 from gsqtok.studies.page import page_of, results_table, said
 from gsqtok.studies.run import of_all
 from gsqtok.studies.scale import SCALES
-from gsqtok.studies.study import Plot, all_of, exceeds, falls
+from gsqtok.studies.study import Plot, all_of, better, exceeds, falls
 from gsqtok.studies.table import Row, Table, Value
 from gsqtok.tokenizer import ImageTokenizer
 from gsqtok.training.adversarial import DiscriminatorObjective
@@ -318,6 +318,12 @@ def test_exceeds():
     assert exceeds(Value(20.05, 0.05, 3), Value(20, 0.05, 3), 0.3) == "not supported"
     assert exceeds(Value(20.05, 0.05, 3), Value(20), 0.3) == "undecided"
     assert exceeds(Value(20.25, 0.05, 3), Value(20, 0.05, 3), 0.3) == "undecided"
+
+
+def test_better():
+    assert better(Value(20.2, 0.05, 3), Value(20, 0.05, 3)) == "supported"
+    assert better(Value(20.2, 0.05, 3), Value(20)) == "undecided"  # what one seed may do
+    assert better(Value(20.4, 0.05, 3), Value(20)) == "supported"
 
 
 def test_beyond_what_a_seed_does():

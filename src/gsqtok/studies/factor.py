@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, all_of, exceeds
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, all_of, better
 from gsqtok.studies.table import Table, known
 
 D = 4  # channels of a group
@@ -37,19 +37,19 @@ def findings(table: Table) -> list[Finding]:
             found.append(Finding(claim, "not tested"))
             continue
         told = ", ".join(f"D = {D * g}: {value.mean:.2f}" for g, value in psnr.items())
-        verdict = exceeds(psnr[max(psnr)], psnr[min(psnr)], BEYOND_SEEDS["psnr"])
+        verdict = better(psnr[max(psnr)], psnr[min(psnr)])
         found.append(Finding(claim, verdict, f"PSNR, dB: {told}"))
     for f, doubled in pairwise(sorted(table.values("f"))):
         lost, mended, costs, gains = [], [], [], []
         for g in table.values("G", f=f):
             fine, equal = (table.value("psnr", f=at, G=groups) for at, groups in ((f, g), (doubled, 4 * g)))
             if fine and equal:
-                lost.append(exceeds(fine, equal, BEYOND_SEEDS["psnr"]))
+                lost.append(better(fine, equal))
                 bits = table.value("bits_per_pixel", f=f, G=g).mean
                 costs.append(f"{bits:.3g} bits/px: {fine.mean:.2f} to {equal.mean:.2f} dB")
             same = table.value("psnr", f=doubled, G=g)
             if fine and equal and same:
-                mended.append(exceeds(equal, same, BEYOND_SEEDS["psnr"]))
+                mended.append(better(equal, same))
                 share = (equal.mean - same.mean) / (fine.mean - same.mean)
                 gains.append(
                     f"G = {g} has {fine.mean:.2f} dB at f{f} and {same.mean:.2f} at f{doubled}, where G = {4 * g} has "

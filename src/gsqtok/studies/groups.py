@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, better
 from gsqtok.studies.table import Table, known
 
 D = {"smoke": 4, "small": 16, "paper": 16}
@@ -46,13 +46,13 @@ def findings(table: Table) -> list[Finding]:
                 found.append(Finding(claim, "not tested"))
                 continue
             best = max(psnr, key=lambda g: psnr[g].mean)
-            verdict = exceeds(psnr[max(psnr)], psnr[min(psnr)], BEYOND_SEEDS["psnr"])
+            verdict = better(psnr[max(psnr)], psnr[min(psnr)])
             curve = ", ".join(f"G = {g}: {value.mean:.2f}" for g, value in psnr.items())
             found.append(Finding(claim, verdict, f"PSNR, dB: {curve}; the best is G = {best}"))
     one = known((f, table.value("psnr", held="V", f=f, G=1)) for f in table.values("f", held="V"))
     if len(one) > 1:
         because = "; ".join(f"f{f}: {value.mean:.2f} dB" for f, value in one.items())
-        verdict = exceeds(one[min(one)], one[max(one)], BEYOND_SEEDS["psnr"])
+        verdict = better(one[min(one)], one[max(one)])
         found.append(Finding("at G = 1 quality stalls as f grows", verdict, because))
     return found
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gsqtok.evaluation.report.metrics import metric_of, text_of
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds, opposite
+from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, better, exceeds, opposite
 from gsqtok.studies.table import Table, Value, known, ranking
 from gsqtok.training.config import TrainConfig
 
@@ -129,14 +129,9 @@ def _best_of_us(claim: str, metric: str, values: dict[str, Value], gap: str) -> 
         return Finding(claim, "not tested")
     of_bits = metric == COST
     best, rival = (sorted(part, key=lambda value: value.mean, reverse=not of_bits)[0] for part in (ours, others))
-    verdict = exceeds(rival, best, _least_cost(best, rival)) if of_bits else exceeds(best, rival, _least(best, rival))
+    verdict = exceeds(rival, best, _least_cost(best, rival)) if of_bits else better(best, rival)
     said = ranking(metric, values, fewest=of_bits)
     return Finding(claim, verdict, f"{metric_of(metric).title}: {said}{gap}")
-
-
-def _least(*values: Value) -> float:
-    """The smallest gap in dB that counts: where there is one seed, what a seed does."""
-    return 0.1 if all(value.seeds > 1 for value in values) else BEYOND_SEEDS["psnr"]
 
 
 def _least_cost(best: Value, rival: Value) -> float:
@@ -159,7 +154,7 @@ def _of_the_rest(factor: int, table: Table) -> Finding:
         if rivals and CONTINUOUS in psnr:
             name, best = max(rivals.items(), key=lambda item: item[1].mean)
             gaps.append(f"{psnr[CONTINUOUS].mean - best.mean:+.2f} dB at {rate} ({name})")
-            verdicts[rate] = exceeds(psnr[CONTINUOUS], best, _least(psnr[CONTINUOUS], best))
+            verdicts[rate] = better(psnr[CONTINUOUS], best)
     if not verdicts:
         return Finding(claim, "not tested")
     hidden = list(takewhile(lambda rate: verdicts[rate] != "supported", reversed(verdicts)))
@@ -175,7 +170,7 @@ def _of_the_codebooks(where: str, psnr: dict[str, Value]) -> Finding:
     if not shared or not separate:
         return Finding(claim, "not tested")
     because = " and ".join(text_of("psnr", value.mean, value.spread) for value in (shared, separate))
-    return Finding(claim, opposite(exceeds(separate, shared, _least(shared, separate))), f"PSNR, dB: {because}")
+    return Finding(claim, opposite(better(separate, shared)), f"PSNR, dB: {because}")
 
 
 def _of_the_gradient(where: str, psnr: dict[str, Value]) -> Finding:
@@ -185,7 +180,7 @@ def _of_the_gradient(where: str, psnr: dict[str, Value]) -> Finding:
     if not all(method in psnr for method in wanted):
         return Finding(claim, "not tested")
     because = ", ".join(f"{method} {text_of('psnr', psnr[method].mean, psnr[method].spread)}" for method in wanted)
-    return Finding(claim, exceeds(psnr[AFTERWARDS], psnr[LONGER_DECODER], 0.1), f"PSNR, dB: {because}")
+    return Finding(claim, better(psnr[AFTERWARDS], psnr[LONGER_DECODER]), f"PSNR, dB: {because}")
 
 
 STUDY = Study(

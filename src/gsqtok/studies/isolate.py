@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, better
 from gsqtok.studies.table import Table
 
 D = {"smoke": 8, "small": 16, "paper": 16}
@@ -46,7 +46,7 @@ def findings(table: Table) -> list[Finding]:
         found.append(
             Finding(
                 f"{claim} over a uniform start, no norm, one group",
-                exceeds(after, before, BEYOND_SEEDS["psnr"]),
+                better(after, before),
                 because,
             )
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, exceeds, judge, seeds
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, better, judge, seeds
 from gsqtok.studies.table import Table, known, ranking
 
 _ONE_CODEBOOK = ("gsq", "vq", "ema_vq", "random_sphere")
@@ -80,11 +80,11 @@ def findings(table: Table) -> list[Finding]:
             continue
         for method in ("vq", *RIVALS):
             other = psnr.get(method)
-            verdict = exceeds(psnr["gsq"], other, 0.1) if other else "not tested"
+            verdict = better(psnr["gsq"], other) if other else "not tested"
             because = f"PSNR, dB: gsq {psnr['gsq']}, {method} {other}"
             found.append(Finding(f"GSQ gives better images than {method} at {bits} bits a position", verdict, because))
         best_other = max((value for method, value in psnr.items() if method != "gsq"), key=lambda value: value.mean)
-        found.append(Finding(claim, exceeds(psnr["gsq"], best_other, 0.1), f"PSNR, dB: {ranking('psnr', psnr)}"))
+        found.append(Finding(claim, better(psnr["gsq"], best_other), f"PSNR, dB: {ranking('psnr', psnr)}"))
         found.append(_speed(table, bits))
     return found
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import BEYOND_SEEDS, Finding, Plot, Run, Study, Verdict, all_of, exceeds
+from gsqtok.studies.study import Finding, Plot, Run, Study, Verdict, all_of, better, exceeds
 from gsqtok.studies.table import Table, Value
 from gsqtok.training.config import TrainConfig
 
@@ -94,8 +94,7 @@ def _no_rate_loses(claim: str, lost: dict[int, tuple[Value, Value]]) -> Finding:
 
 def _holds(alone: Value, nested: Value) -> Verdict:
     """Whether no more than ``LOSS`` is lost: decided where the loss differs from that by more than seeds do."""
-    least = BEYOND_SEEDS["psnr"] if min(alone.seeds, nested.seeds) == 1 else 0.0
-    return exceeds(nested, alone._replace(mean=alone.mean - LOSS), least)
+    return better(nested, alone._replace(mean=alone.mean - LOSS))
 
 
 def _endings(kind: str) -> tuple[str, ...]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from gsqtok.studies.discriminator import breaks, distance_of
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import BEYOND_SEEDS, QUALITY, Finding, Plot, Run, Study, exceeds, falls, seeds
+from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, better, breaks, distance_of, falls, seeds
 from gsqtok.studies.table import Table
 from gsqtok.training.config import AdversarialConfig, Component
 
@@ -45,9 +44,11 @@ def findings(table: Table) -> list[Finding]:
         found.append(Finding(claim, falls("frechet_distance", a, b), f"Fréchet distance {a} against {b}"))
     ours, official = (table.value("psnr", recipe=recipe) for recipe in ("ours", "official"))
     claim = "our recipe gives better images than the official one, in PSNR"
-    found.append(Finding(claim, exceeds(ours, official, BEYOND_SEEDS["psnr"]), f"{ours} against {official} dB"))
+    found.append(Finding(claim, better(ours, official), f"{ours} against {official} dB"))
     for arm in ARMS[1:]:
-        found.append(breaks(table, f"with the recipe '{arm}' training breaks (NaN)", recipe=arm))
+        verdict, some = breaks(table, recipe=arm)
+        claim = f"with the recipe '{arm}' training breaks (NaN)"
+        found.append(Finding(claim, verdict, f"{some} had steps that were not finite"))
     return found
 
 

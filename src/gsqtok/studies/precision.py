@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gsqtok.studies import gsq_study  # noqa: F401, which registers the quantizer
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, exceeds, seeds
+from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, better, exceeds, seeds
 from gsqtok.studies.table import Table
 
 SEARCHES = ("bf16", "float32", "exact")
@@ -45,7 +45,7 @@ def findings(table: Table) -> list[Finding]:
             found.append(Finding(f"rounding to bf16 makes the usage fall {where}", verdict, because))
             psnr, low_psnr = (table.value("psnr", d=d, V=size, search=search) for search in ("exact", "bf16"))
             claim = f"the exact search gives better images than bf16 {where}"
-            found.append(Finding(claim, exceeds(psnr, low_psnr, 0.05), f"{low_psnr} against {psnr} dB"))
+            found.append(Finding(claim, better(psnr, low_psnr), f"{low_psnr} against {psnr} dB"))
     return found
 
 

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Literal
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import QUALITY, Finding, Run, Study, exceeds, seeds
+from gsqtok.studies.study import LEAST, QUALITY, Finding, Run, Study, exceeds, seeds
 from gsqtok.studies.table import Table
 from gsqtok.training import recipes
 from gsqtok.training.config import CropConfig, TrainConfig
@@ -88,7 +88,7 @@ def findings(table: Table) -> list[Finding]:
         if change != NONE:
             value = table.value("psnr", change=change)
             because = f"{value.mean - base.mean:+.2f} dB beside {base}" if value else ""
-            verdict = exceeds(value, base, 0.1)
+            verdict = exceeds(value, base, LEAST)
             found.append(Finding(f"{change}: better images", verdict, because))
     return found
 

@@ -17,7 +17,8 @@ from gsqtok.studies.study import (
     Study,
     Verdict,
     all_of,
-    exceeds,
+    better,
+    distance_of,
     falls,
 )
 from gsqtok.studies.table import Table, Value, known
@@ -98,7 +99,7 @@ def findings(table: Table) -> list[Finding]:
             (theirs_a, theirs_b) = (table.value("paper_psnr", **plain, G=g).mean for g in (a, b))
             if abs(theirs_b - theirs_a) >= BEYOND_SEEDS["psnr"]:  # at f16 theirs are .08 dB apart at G = 8 and 16
                 low, high = (a, b) if theirs_a < theirs_b else (b, a)
-                steps.append(exceeds(psnr[high], psnr[low], BEYOND_SEEDS["psnr"]))
+                steps.append(better(psnr[high], psnr[low]))
         told = "; ".join(
             f"G = {g}: {value.mean:.2f} dB ({table.value('paper_psnr', **plain, G=g).mean:.2f} in the paper)"
             for g, value in psnr.items()
@@ -150,17 +151,14 @@ def _near_lossless(table: Table) -> Finding:
 
 
 def _against(table: Table) -> list[Finding]:
-    names = sorted({n for row in table.rows for n in row.metrics if n.startswith(("rfid", "frechet_distance"))})
+    distance = distance_of(table)
     kind = next((kind for kind in table.values("discriminator") if kind != "none"), "")
     found = []
     for f, g in AGAINST:
         claim = f"a discriminator brings f{f}, G = {g} closer in features"
-        if not names:
-            found.append(Finding(claim, "not tested"))
-            continue
-        near, far = (table.value(names[-1], f=f, G=g, discriminator=name) for name in (kind, "none"))
+        near, far = (table.value(distance, f=f, G=g, discriminator=name) for name in (kind, "none"))
         psnr, plain = (table.value("psnr", f=f, G=g, discriminator=name) for name in (kind, "none"))
-        told = f"{names[-1].replace('_', ' ')} {near} with, {far} without; PSNR {psnr} and {plain} dB"
+        told = f"{distance.replace('_', ' ')} {near} with, {far} without; PSNR {psnr} and {plain} dB"
         found.append(Finding(claim, falls("frechet_distance", near, far), told))
     return found
 
@@ -177,7 +175,7 @@ def _codecs(table: Table) -> list[Finding]:
             if psnr is None or bits is None or not near:
                 continue
             theirs = min(near, key=lambda x: abs(x.metrics["bits_per_pixel"] - bits)).metrics
-            above.append(exceeds(Value(psnr), Value(theirs["psnr"]), BEYOND_SEEDS["psnr"]))
+            above.append(better(Value(psnr), Value(theirs["psnr"])))
             at = f"f{row.varied['f']}, G = {row.varied['G']}"
             told.append(
                 f"{at}: {psnr:.2f} dB at {bits:.3f}, {theirs['psnr']:.2f} at {theirs['bits_per_pixel']:.3f} bits/px"

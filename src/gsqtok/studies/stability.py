@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, Verdict, exceeds, judge, opposite, seeds
+from gsqtok.studies.study import (
+    CODEBOOK,
+    QUALITY,
+    Finding,
+    Plot,
+    Run,
+    Study,
+    better,
+    breaks,
+    exceeds,
+    judge,
+    opposite,
+    seeds,
+)
 from gsqtok.studies.table import Table, Value, known
 
 D = 8
@@ -27,12 +40,9 @@ def findings(table: Table) -> list[Finding]:
     smallest, *larger = sorted(table.values("V"))
     for size in larger:
         where = f"at V = {size:,}"
-        tried = [row for row in table.rows_of(V=size) if row.state in ("done", "diverged")]
-        skipped = [row.metrics.get("skipped_steps", 0.0) for row in tried]
-        broken = sum(row.state == "diverged" or count > 0 for row, count in zip(tried, skipped, strict=True))
-        verdict: Verdict = "not tested" if not tried else "not supported" if broken else "supported"
-        because = f"{broken} of {len(tried)} runs had a step that was not finite"
-        found.append(Finding(f"no step has to be skipped {where}", verdict, because))
+        verdict, some = breaks(table, V=size)
+        because = f"{some} had a step that was not finite"
+        found.append(Finding(f"no step has to be skipped {where}", opposite(verdict), because))
         peaks, base = (table.value("gradient_peak", V=v) for v in (size, smallest))
         because = f"the largest gradient is {peaks} times the median; {base} times at V = {smallest:,}"
         claim = f"gradients are no more uneven {where} than at V = {smallest:,} (by a half)"
@@ -40,7 +50,7 @@ def findings(table: Table) -> list[Finding]:
         found.append(_held(table, size))
         psnr, base = (table.value("psnr", V=v) for v in (size, smallest))
         claim = f"images are better {where} than at V = {smallest:,}"
-        found.append(Finding(claim, exceeds(psnr, base, 0.1), f"{psnr} against {base} dB"))
+        found.append(Finding(claim, better(psnr, base), f"{psnr} against {base} dB"))
     return found
 
 

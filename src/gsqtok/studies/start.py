@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gsqtok.evaluation.report.metrics import metric_of
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, falls, seeds
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, distance_of, falls, seeds
 from gsqtok.studies.table import Table
 
 D = {"smoke": 4, "small": 16, "paper": 16}
@@ -29,7 +29,6 @@ def runs(scale: Scale) -> list[Run]:
 
 def findings(table: Table) -> list[Finding]:
     """Usage, PSNR and Fréchet distance of a uniform start beside a spherical one."""
-    distances = {name for row in table.rows for name in row.metrics if name.startswith(("rfid", "frechet_distance"))}
     found = []
     for f in table.values("f"):
         for g in table.values("G", f=f):
@@ -44,10 +43,7 @@ def findings(table: Table) -> list[Finding]:
                     )
                 )
             claim = f"with a uniform start the Fréchet distance rises at f{f}, G = {g}"
-            if not distances:
-                found.append(Finding(claim, "not tested"))
-                continue
-            near, far = (table.value(min(distances), f=f, G=g, init=init) for init in ("sphere", "uniform"))
+            near, far = (table.value(distance_of(table), f=f, G=g, init=init) for init in ("sphere", "uniform"))
             verdict = falls("frechet_distance", near, far)
             found.append(Finding(claim, verdict, f"{far} with a uniform, {near} with a spherical start"))
     return found

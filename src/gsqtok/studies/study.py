@@ -136,6 +136,7 @@ CODEBOOK = ("usage", "perplexity", "bits_per_pixel_entropy", "bits_per_pixel_pri
 # the settings of precision and methods at the small scale that have three seeds (docs/plots/results.py computes it).
 # In dB; the others as a share of the metric.
 BEYOND_SEEDS = {"psnr": 0.3, "usage": 0.25, "frechet_distance": 0.15, "bits_per_pixel_entropy": 0.045}
+LEAST = 0.1  # dB: a smaller gap in PSNR does not count, however many seeds tell it from none
 
 
 def seeds(scale: Scale, count: int = 3) -> range:
@@ -167,10 +168,29 @@ def exceeds(a: Value, b: Value, least: float) -> Verdict:
     return "not supported" if len(spreads) == 2 and gap + noise < least else "undecided"
 
 
+def better(a: Value, b: Value) -> Verdict:
+    """Give the verdict on "``a`` dB beat ``b``", by ``LEAST`` if each has several seeds, else by what one does."""
+    return exceeds(a, b, LEAST if min(a.seeds, b.seeds) > 1 else BEYOND_SEEDS["psnr"])
+
+
 def falls(metric: str, low: Value, high: Value) -> Verdict:
     """Give the verdict on "``low`` is below ``high`` by more than one seed does" for a metric of ``BEYOND_SEEDS``."""
     least = BEYOND_SEEDS[metric]
     return exceeds(high, low, least if metric == "psnr" else least * abs(high.mean))
+
+
+def breaks(table: Table, **varied: Any) -> tuple[Verdict, str]:
+    """Give the verdict on "such runs diverge or skip steps", and how many do: ``1 of 3 runs``."""
+    tried = [row for row in table.rows_of(**varied) if row.state in ("done", "diverged")]
+    broken = sum(row.state == "diverged" or row.metrics.get("skipped_steps", 0) > 0 for row in tried)
+    verdict: Verdict = "not tested" if not tried else "supported" if broken else "not supported"
+    return verdict, f"{broken} of {len(tried)} runs"
+
+
+def distance_of(table: Table) -> str:
+    """Return the name of the Fréchet distance that was measured, rFID before others; where none was, any name."""
+    names = {name for row in table.rows for name in row.metrics if name.startswith(("rfid", "frechet_distance"))}
+    return "rfid" if "rfid" in names else min(names, default="frechet_distance")
 
 
 def opposite(verdict: Verdict) -> Verdict:

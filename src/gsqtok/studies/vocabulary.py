@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import BEYOND_SEEDS, CODEBOOK, QUALITY, Finding, Plot, Run, Study, all_of, exceeds, falls
+from gsqtok.studies.study import CODEBOOK, QUALITY, Finding, Plot, Run, Study, all_of, better, falls
 from gsqtok.studies.table import Table, known
 
 DIMS = {"smoke": (4,), "small": (4, 8, 16), "paper": (4, 8, 16)}
@@ -34,7 +34,7 @@ def findings(table: Table) -> list[Finding]:
         if len(psnr) < 2:
             found.append(Finding(claim, "not tested"))
             continue
-        verdict = exceeds(psnr[max(psnr)], psnr[min(psnr)], BEYOND_SEEDS["psnr"])
+        verdict = better(psnr[max(psnr)], psnr[min(psnr)])
         because = "; ".join(
             f"V = {v:,}: {value.mean:.2f} dB, perplexity {table.value('perplexity', **setting, V=v).mean:,.0f}"
             for v, value in psnr.items()
