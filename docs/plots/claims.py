@@ -9,16 +9,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
-from results import noise, spreads, table, trained_results
+from said import DOCS, FRECHET, length, noise, origin, spreads, table, trained_results
 
 from gsqtok.io import write_bytes
 from gsqtok.studies import STUDIES
 from gsqtok.studies.study import Finding, Verdict, opposite
 from gsqtok.studies.table import Table
 
-DOCS = Path(__file__).parents[1]
 NOT_TESTED = "not tested at this scale"
 DATA = "--data DATA --validation DATA"
 
@@ -329,14 +327,12 @@ def block(claim: Claim) -> str:
             lines.append(f"Not run yet: `gsqtok study {name} --scale {scale} {DATA}`.")
             continue
         rows = [(f.claim, f.verdict, "" if f.verdict == "not tested" else f.because) for f in findings(evidence)]
-        held, where = known[0].setting["first_run"], known[0].environment
         lines.append(
             table(["finding", "verdict", "results"], [[cell.replace("|", "\\|") for cell in row] for row in rows])
         )
         lines.append(
-            f"[{name}](studies/{evidence.study}/README.md), {seeds(evidence.study)}, {held['steps']:,} steps of "
-            f"{held['batch_size']} images of {held['data']['size']} px, {where.get('device', '')}, "
-            f"{where.get('date', '')[:10]}: `{known[0].setting['command']}`"
+            f"[{name}](studies/{evidence.study}/README.md), {seeds(evidence.study)}, {length(known[0])}, "
+            f"{origin(known[0])}: `{known[0].setting['command']}`"
         )
     if claim.remark:
         lines.append(claim.remark)
@@ -362,7 +358,7 @@ Of {len(claims)} claims, {", ".join(f"{count} are {said}" for said, count in cou
 
 - **supported**: every finding says so. **not supported**: a finding refutes it and none supports it.
 - **undecided**: findings contradict each other, or a gap is no larger than seeds make. Over the {settings} settings of `precision` and `methods`
-  with three seeds, two runs that differ in their seed alone are up to {noise("psnr", False):.2f} dB, {noise("usage", True):.0%} of the usage and {noise("frechet_distance_tf_efficientnet_lite1", True):.0%} of the Fréchet distance apart
+  with three seeds, two runs that differ in their seed alone are up to {noise("psnr", False):.2f} dB, {noise("usage", True):.0%} of the usage and {noise(FRECHET, True):.0%} of the Fréchet distance apart
   (twice the standard deviation of a difference). One seed decides nothing below 0.3 dB, 25% and 15%.
 - **{NOT_TESTED}**: no study has run it, or its runs are missing.
 

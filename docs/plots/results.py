@@ -8,20 +8,22 @@ rewritten.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from results_256 import nested, scaling
+from said import DOCS, FRECHET, Said, length, noise, origin, spreads, table, trained_results
+
 from gsqtok.io import write_bytes
 from gsqtok.studies import STUDIES
 from gsqtok.studies.discriminator import OFFICIAL_STYLEGAN
 from gsqtok.studies.page import results_table
-from gsqtok.studies.study import exceeds
+from gsqtok.studies.study import better
 from gsqtok.studies.table import Table
 
-DOCS = Path(__file__).parents[1]
 BEGIN, END = "<!-- studies: written by docs/plots/results.py -->\n", "<!-- end of studies -->\n"
 ORDER = (
     "precision",
@@ -37,59 +39,6 @@ ORDER = (
 )
 
 
-class Said:
-    """The results of a study, as text."""
-
-    def __init__(self, name: str, scale: str = "small") -> None:
-        self.table = Table.load(DOCS / "studies" / f"{name}-{scale}" / "results.json")
-        self.verdicts = {finding.claim: finding.verdict for finding in STUDIES[name].findings(self.table)}
-
-    def needs(self, verdict: str, *claims: str) -> None:
-        """Stop unless the study's verdict on these claims is this one."""
-        for claim in claims:
-            if self.verdicts[claim] != verdict:
-                raise SystemExit(
-                    f"{self.table.study}: '{claim}' is {self.verdicts[claim]}, the text says {verdict}: rewrite it"
-                )
-
-    def psnr(self, **where: Any) -> str:
-        return self.number("psnr", ".2f", **where)
-
-    def number(self, metric: str, form: str, **where: Any) -> str:
-        """A mean over the seeds, with their standard deviation where there are several."""
-        value = self.table.value(metric, **where)
-        if not value:
-            return ""
-        return format(value.mean, form) + (f" ± {value.spread:{form}}" if value.seeds > 1 else "")
-
-    def mean(self, metric: str, **where: Any) -> float:
-        return self.table.value(metric, **where).mean
-
-
-def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    lines = [list(head), *(list(row) for row in rows)]
-    lines.insert(1, ["---"] * len(lines[0]))
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def spreads(metric: str, relative: bool) -> list[float]:
-    """Standard deviations over three seeds, of every setting of precision and methods that has them."""
-    found = []
-    for name in ("precision", "methods"):
-        results = Said(name).table
-        for setting in results.settings():
-            value = results.value(metric, **setting)
-            if value.seeds > 1:
-                found.append(value.spread / (value.mean if relative else 1.0))
-    return found
-
-
-def noise(metric: str, relative: bool) -> float:
-    """Twice the standard deviation of a difference of two runs that differ in their seed alone."""
-    found = spreads(metric, relative)
-    return 2 * sqrt(2) * sqrt(sum(x * x for x in found) / len(found))
-
-
 def introduction() -> str:
     dates = [Table.load(DOCS / f"studies/{name}-small/results.json").environment for name in ORDER]
     steps = {name: Said(name).table.setting["first_run"]["steps"] for name in ORDER}
@@ -99,7 +48,7 @@ def introduction() -> str:
         f"{title} {noise(metric, True):.0%}"
         for title, metric in (
             ("usage", "usage"),
-            ("Fréchet distances", "frechet_distance_tf_efficientnet_lite1"),
+            ("Fréchet distances", FRECHET),
             ("entropies", "bits_per_pixel_entropy"),
         )
     )
@@ -244,7 +193,7 @@ def methods() -> str:
     for bits in (18, 36, 64):
         first_four = [said.table.value("psnr", run="trained", bits=bits, method=name) for name in names[:4]]
         best, worst = (choose(first_four, key=lambda value: value.mean) for choose in (max, min))
-        if exceeds(best, worst, 0.1) == "supported":
+        if better(best, worst) == "supported":
             raise SystemExit(f"methods: at {bits} bits the first four are apart: rewrite the text")
     collapsed = [said.mean("perplexity", bits=bits, method="vq") for bits in (18, 36, 64)]
     behind = [
@@ -404,13 +353,12 @@ smaller. Beyond about 1 bit/px what limits these networks, so early, is not the 
 
 def discriminator() -> str:
     said = Said("discriminator")
-    distance = "frechet_distance_tf_efficientnet_lite1"
     betas = ("0.5, 0.9", "0.9, 0.99")
 
     def cell(**at: Any) -> str:
-        if not said.table.value(distance, **at):
+        if not said.table.value(FRECHET, **at):
             return ", ".join(row.state for row in said.table.rows_of(**at))
-        return f"{said.mean(distance, **at):.0f} / {said.psnr(**at)} / {said.mean('ssim', **at):.3f}"
+        return f"{said.mean(FRECHET, **at):.0f} / {said.psnr(**at)} / {said.mean('ssim', **at):.3f}"
 
     rows = [["none", "", cell(discriminator="none")]]
     kinds = [(kind, pair) for kind in ("patch", "stylegan", "projected") for pair in ("NH", "HH")]
@@ -430,7 +378,7 @@ def discriminator() -> str:
         for kind, pair in kinds
     ]
     fd = {
-        kind: said.mean(distance, discriminator=kind, losses="NH", betas=betas[1])
+        kind: said.mean(FRECHET, discriminator=kind, losses="NH", betas=betas[1])
         for kind in ("patch", "stylegan", "projected")
     }
     lost = {
@@ -438,7 +386,7 @@ def discriminator() -> str:
         - said.mean("psnr", discriminator=kind, losses="NH", betas=betas[1])
         for kind in fd
     }
-    none = said.mean(distance, discriminator="none")
+    none = said.mean(FRECHET, discriminator="none")
     bought = "; ".join(f"`{kind}` {none - fd[kind]:.0f} points for {lost[kind]:.1f} dB" for kind in fd)
     steps = said.table.setting["first_run"]["steps"]
     (nan,) = (f for f in STUDIES["discriminator"].findings(said.table) if "official code's" in f.claim)
@@ -451,7 +399,7 @@ seed. N is the non-saturating, H the hinge loss; generator's first. FD (Efficien
 
 - **Betas (0.9, 0.99) are better in PSNR, as the paper says**, by {min(better):.1f} to {max(better):.1f} dB in all six pairs.
 - What FD costs with NH and those betas: {bought}. One seed decides it for `stylegan` only: FD moves by
-  {noise(distance, True):.0%} between seeds.
+  {noise(FRECHET, True):.0%} between seeds.
 - **StyleGAN2's own discriminator gave no NaN**: none of its four runs had a step that was not finite. That says nothing of the paper's,
   which is another one: the official code blurs and averages, adds its skips unscaled, and has neither equalised learning
   rates nor minibatch deviation. {official}
@@ -460,23 +408,16 @@ seed. N is the non-saturating, H the hinge loss; generator's first. FD (Efficien
 - The measuring network is a sister of the one that `projected` and the perceptual term look through, which favours them."""
 
 
-def trained_results(folder: str) -> Table | None:
-    """A study's published results; None where no training or timing of it is done (codecs do not need one)."""
-    file = DOCS / "studies" / folder / "results.json"
-    found = Table.load(file) if file.exists() else None
-    return found if found and any(row.metrics and "codec" not in row.varied for row in found.rows) else None
-
-
 def by_itself(folder: str) -> str:
     """A study as its page has it: the table of results, and each finding; nothing where no training of it is done."""
     found = trained_results(folder)
     if found is None:
         return ""
-    study, held = STUDIES[found.study], found.setting["first_run"]
+    study = STUDIES[found.study]
     told = [f for f in study.findings(found) if f.verdict != "not tested"]
     said = table(["claim", "verdict", "results"], [[f.claim, f.verdict, f.because] for f in told])
     return f"""### {study.name}: {study.question}
-[All runs](studies/{folder}/README.md), {held["steps"]:,} steps of {held["batch_size"]} images of {held["data"]["size"]} px, {found.environment["device"]}, {found.environment["date"][:10]}:
+[All runs](studies/{folder}/README.md), {length(found)}, {origin(found)}:
 
 {results_table(study, found)}
 
@@ -484,8 +425,6 @@ def by_itself(folder: str) -> str:
 
 
 def section() -> str:
-    from results_256 import nested, scaling  # they are written with what is above
-
     parts: list[Callable[[], str]] = [
         precision, groups, codebook, methods, latency, vocabulary, factor, isolate, limits, discriminator
     ]  # fmt: skip

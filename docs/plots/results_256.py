@@ -4,21 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
-from results import Said, table
+from said import FRECHET, Said, length, origin, table
 
 from gsqtok.evaluation.report.metrics import text_of
 
-FRECHET = "frechet_distance_tf_efficientnet_lite1"
 MIXED = "half full, half mixed"
 
 
 def setting(said: Said, folder: str) -> str:
     """Where the runs are, and what all of them held."""
-    held, where = said.table.setting["first_run"], said.table.environment
     return (
-        f"[All runs](studies/{folder}/README.md), {held['steps']:,} steps of {held['batch_size']} images of "
-        f"{held['data']['size']} px, one seed, {where['device']}, {where['date'][:10]}; measured on 1,000 photographs "
-        f"of COCO. `{said.table.setting['command']}`"
+        f"[All runs](studies/{folder}/README.md), {length(said.table)}, one seed, {origin(said.table)}; measured on 1,000 "
+        f"photographs of COCO. `{said.table.setting['command']}`"
     )
 
 

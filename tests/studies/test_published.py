@@ -48,7 +48,7 @@ def test_what_one_seed_may_do_is_what_three_seeds_did(scripts):
 def test_noise_of_two_runs(scripts, monkeypatch):
     """Twice the standard deviation of a difference of two draws with variance 1 is 2 sqrt(2)."""
     results, _ = scripts
-    monkeypatch.setattr(results, "spreads", lambda metric, relative: [0.5, math.sqrt(2 - 0.25)])
+    monkeypatch.setattr("said.spreads", lambda metric, relative: [0.5, math.sqrt(2 - 0.25)])
     assert results.noise("psnr", False) == pytest.approx(2 * math.sqrt(2))
 
 
@@ -97,7 +97,7 @@ def test_text_stops_where_its_verdict_has_changed(scripts):
 
 def test_a_study_that_was_run_later_has_its_section(scripts, monkeypatch, tmp_path):
     results, _ = scripts
-    monkeypatch.setattr(results, "DOCS", tmp_path)
+    monkeypatch.setattr("said.DOCS", tmp_path)
     assert results.by_itself("start-small") == ""
     table = Table.load(ROOT / "docs/studies/isolate-small/results.json")
     table.save(tmp_path / "studies/isolate-small/results.json")
