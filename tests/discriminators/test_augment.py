@@ -1,7 +1,5 @@
 """DiffAugment: every policy's range, statistics, identity, gradients and draws."""
 
-import math
-
 import pytest
 import torch
 from torch.nn import functional as F
@@ -31,7 +29,7 @@ def test_nothing_chosen_is_the_identity():
 
 
 def test_unknown_policies_are_refused():
-    with pytest.raises(ValueError, match="'flip'; known: color, translation, cutout, resize"):
+    with pytest.raises(ValueError, match="'flip'; known: color, translation, cutout"):
         DiffAugment(["color", "flip"])
     assert DiffAugment("color").policies == ("color",)  # not its letters
 
@@ -184,62 +182,6 @@ def test_cutout_statistics():
     middle, corner = (out[:, 0, i, i] == 0 for i in (8, 0))
     assert abs(middle.double().mean() - (8 / 17) ** 2) < 0.02
     assert abs(corner.double().mean() - (5 / 17) ** 2) < 0.02
-
-
-# resize
-
-
-def test_resize_by_one_is_the_identity(monkeypatch):
-    constant_draws(monkeypatch, uniform=0.5)
-    images = torch.rand(2, 3, 16, 11, dtype=torch.float64)
-    torch.testing.assert_close(DiffAugment("resize")(images), images)
-
-
-@pytest.mark.parametrize("size", [16, 24])
-def test_enlarging_equals_torchs_interpolation(monkeypatch, size):
-    """A zoom of 4/3 keeps the middle three quarters: torch's bilinear enlargement, cropped."""
-    constant_draws(monkeypatch, uniform=1.0)
-    images = torch.rand(2, 3, size, size, dtype=torch.float64)
-    whole = F.interpolate(images, scale_factor=4 / 3, mode="bilinear", align_corners=False, recompute_scale_factor=True)
-    large = whole.shape[2]
-    exact = F.interpolate(images, (size * 4 // 3,) * 2, mode="bilinear") if size % 3 == 0 else None
-    out = DiffAugment("resize")(images)
-    if exact is not None:
-        margin = (large - size) // 2
-        assert (large - size) % 2 == 0
-        torch.testing.assert_close(out, exact[:, :, margin:-margin, margin:-margin])
-    grid = F.affine_grid(torch.eye(2, 3, dtype=torch.float64)[None] * 3 / 4, (1, 3, size, size), align_corners=False)
-    sampled = F.grid_sample(images, grid.expand(2, -1, -1, -1), align_corners=False)
-    torch.testing.assert_close(out, sampled)
-
-
-def test_shrinking_equals_torchs_antialiased_interpolation(monkeypatch):
-    constant_draws(monkeypatch, uniform=0.0)
-    images = torch.rand(2, 3, 32, 64, dtype=torch.float64)
-    small = F.interpolate(images, (24, 48), mode="bilinear", align_corners=False, antialias=True)
-    out = DiffAugment("resize")(images)
-    inner = (slice(None), slice(None), slice(6, -6), slice(10, -10))  # torch weighs the border its own way
-    torch.testing.assert_close(out[inner], small[:, :, 2:-2, 2:-2], rtol=1e-6, atol=1e-6)
-    assert not out[:, :, :3].any()
-    assert not out[:, :, :, :7].any()
-
-
-def test_shrinking_fades_to_zero_at_the_border(monkeypatch):
-    constant_draws(monkeypatch, uniform=0.0)
-    out = DiffAugment("resize")(torch.ones(1, 3, 32, 32))
-    torch.testing.assert_close(out[:, :, 5:-5, 5:-5], torch.ones(1, 3, 22, 22))
-    assert out.max() <= 1 + 1e-6
-    assert out.min() == 0
-
-
-def test_resize_statistics():
-    images = torch.ones(4_000, 3, 48, 48)
-    visible = DiffAugment("resize")(images)[:, 0].mean((1, 2)).sqrt()  # side of what is seen, below a zoom of 1
-    shrunk = visible[visible < 0.99]
-    assert abs((visible < 0.999).double().mean() - 0.5) < 0.05
-    assert abs(shrunk.min() - 3 / 4) < 0.02
-    expected = (1 - 3 / 4) / math.log(4 / 3)  # mean of a log-uniform number between 3/4 and 1
-    assert abs(shrunk.mean() - expected) < 0.01
 
 
 @pytest.mark.parametrize("policy", POLICIES)

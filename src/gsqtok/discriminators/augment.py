@@ -17,7 +17,6 @@ from gsqtok.distributed import rank_and_size
 _SHIFT = 1 / 8  # translation, at most, as a part of a side
 _CUT = 1 / 2  # side of the square that is cut out, as a part of the image's
 _OFFICIAL_CUT = 1 / 5
-_ZOOM = 4 / 3  # resize, at most, either way
 
 
 class DiffAugment(nn.Module):
@@ -27,8 +26,6 @@ class DiffAugment(nn.Module):
       contrast (distance from the image's mean times 0.5 to 1.5).
     - ``"translation"``: a shift by whole pixels, up to an eighth of each side; zeros move in.
     - ``"cutout"``: zeros in a rectangle of half of each side, centred anywhere in the image.
-    - ``"resize"``: zoomed about the centre by a factor between 3/4 and 4/3, log-uniform, the same on both sides, with
-      antialiased linear interpolation; the size of the image stays, zeros move in. (Not in the paper.)
 
     Zero is mid-grey. Values may leave [-1, 1]. Every change is affine in the image and can be differentiated any
     number of times; it is done in the image's own precision. The draws come from the global generator of the
@@ -46,7 +43,7 @@ class DiffAugment(nn.Module):
         ValueError: an unknown policy (the message lists the known ones).
     """
 
-    POLICIES = ("color", "translation", "cutout", "resize")
+    POLICIES = ("color", "translation", "cutout")
 
     def __init__(self, policies: Sequence[str] = (), official: bool = False) -> None:
         super().__init__()
@@ -131,24 +128,4 @@ def _cut_along(dim: int, images: Tensor, part: float) -> Tensor:
     return ((position >= start) & (position < start + side)).view(shape)
 
 
-def _resize(images: Tensor) -> Tensor:
-    zoom = _ZOOM ** (2 * _uniform(images).view(-1, 1, 1) - 1)
-    rows, columns = (_resampling(size, zoom) for size in images.shape[2:])
-    return torch.einsum("bip,bcpq,bjq->bcij", rows, images, columns)
-
-
-def _resampling(size: int, zoom: Tensor) -> Tensor:
-    """Linear interpolation as matrices (B, size, size), from the input's positions to those of the zoomed output.
-
-    An image that shrinks is averaged under a triangle as wide as an output pixel, so that it does not alias.
-    """
-    position = torch.arange(size, device=zoom.device, dtype=zoom.dtype) - (size - 1) / 2
-    source = position[:, None] / zoom  # where an output pixel's centre lies in the input
-    weights = (1 - (source - position).abs() * zoom.clamp(max=1)).clamp(min=0)
-    total = weights.sum(2, keepdim=True)
-    # beyond the border nothing is renormalised: the zeros that move in there count as pixels
-    inside = (source.abs() <= (size - 1) / 2).to(zoom.dtype)
-    return weights / torch.where(inside > 0, total, zoom.clamp(max=1).reciprocal())
-
-
-_CHANGES = {"color": _color, "translation": _translation, "resize": _resize}
+_CHANGES = {"color": _color, "translation": _translation}
