@@ -177,7 +177,7 @@ def pipeline(args: argparse.Namespace) -> None:
     tokenizer = ImageTokenizer.from_pretrained(args.model).to(device)
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         pack(jpegs(args.source), Path(name), args.images)
-        encode = Encode(tokenizer, side=args.size, precision=args.precision, compile=args.compile)
+        encode = Encode(tokenizer, side=args.size, precision=args.precision)
         seconds = 1.0 if device == "cpu" else 5.0
         bare = encode.images_per_second(encode.batch_size, seconds)
         options = RunOptions(
@@ -235,7 +235,6 @@ def main() -> None:
     p.add_argument("--images", type=int, default=100_000)
     p.add_argument("--workers", type=int)
     p.add_argument("--precision", default="float32")
-    p.add_argument("--compile", action="store_true")
     p.add_argument("--fast-resize", action="store_true")
     add_json(p)
     args = p.parse_args()

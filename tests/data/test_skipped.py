@@ -6,16 +6,14 @@ from gsqtok.data import SkipLog
 def test_each_key_is_counted_and_named_once(caplog):
     log = SkipLog()
     with caplog.at_level(logging.INFO, "gsqtok.data"):
-        log.log_summary()
+        assert log.summary() == "every image could be read"
         log.add([("a.jpg", "truncated"), ("b.jpg", "zero bytes")])
         log.add([("a.jpg", "truncated")])
-        log.log_summary()
     assert [(record.levelname, record.message) for record in caplog.records] == [
-        ("INFO", "every image could be read"),
         ("WARNING", "skipped image a.jpg: truncated"),
         ("WARNING", "skipped image b.jpg: zero bytes"),
-        ("WARNING", "2 images could not be read and were skipped: a.jpg (truncated), b.jpg (zero bytes)"),
     ]
+    assert log.summary() == "2 images could not be read and were skipped: a.jpg (truncated), b.jpg (zero bytes)"
     assert len(log) == 2
     assert log.reasons == {"a.jpg": "truncated", "b.jpg": "zero bytes"}
 

@@ -297,9 +297,7 @@ def test_tiles_give_the_tokens_of_the_whole(mixed, tmp_path, run):
         run(mixed, tmp_path / "tiles", crops=crops)
 
 
-@pytest.mark.parametrize(
-    ("options", "message"), [({"tile": 7}, "even"), ({"tile": 0}, "even"), ({"tile": 8, "compile": True}, "compile")]
-)
+@pytest.mark.parametrize(("options", "message"), [({"tile": 7}, "even"), ({"tile": 0}, "even")])
 def test_tiles_that_cannot_be(mixed, tmp_path, run, options, message):
     with pytest.raises(ValueError, match=message):
         run(mixed, tmp_path / "out", **options)

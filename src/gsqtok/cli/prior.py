@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,9 +11,7 @@ from gsqtok.cli.options import check_output_file, console, messages, print_rows,
 
 if TYPE_CHECKING:
     import gsqtok.generation.config
-    from gsqtok.evaluation import FeatureNetwork
     from gsqtok.generation.prior import Prior
-    from gsqtok.generation.sampling import SamplingOptions
     from gsqtok.tokens import TokenDataset
 
 
@@ -85,7 +84,8 @@ def evaluate(
           gsqtok prior evaluate runs/prior tokens-val/ -o prior.json
           gsqtok prior evaluate runs/prior tokens-val/ --samples 5000 --features timm:tf_efficientnet_lite0
     """
-    from gsqtok.generation.evaluate import predictability
+    from gsqtok.evaluation import build_features
+    from gsqtok.generation.evaluate import frechet_distance, predictability, sampled_images
     from gsqtok.generation.sampling import SamplingOptions
     from gsqtok.io import atomic_write, json_values
     from gsqtok.tokens import TokenDataset
@@ -109,60 +109,24 @@ def evaluate(
     result |= {"prior": model.fingerprint(), "head": model.config.head, "tokenizer": model.vocabulary.tokenizer}
     result["parameters"] = sum(p.numel() for p in model.parameters())
     if samples:
-        options = SamplingOptions(temperature, top_k, top_p, guidance, steps)
-        network = _features(features, weights)
-        result |= _sampled(
-            model, dataset, options, network, samples, label is not None, images, split, seed, batch_size
-        )
+        network, tokenizer = build_features(features or "inception", weights), dataset.tokenizer().to(model.device)
+        options, began = SamplingOptions(temperature, top_k, top_p, guidance, steps), time.perf_counter()
+        how: dict[str, Any] = {
+            "by_class": label is not None,
+            "batch_size": batch_size,
+            "seed": seed,
+            "autocast": on_gpu,
+        }
+        drawn = [batch.cpu() for batch in sampled_images(model, tokenizer, samples, options=options, **how)]
+        result["samples_per_second"] = samples / (time.perf_counter() - began)
+        real = _real(dataset, tokenizer, images, split, drawn[0].shape[-1], batch_size)
+        where = model.device if on_gpu else resolve_device("cpu")
+        result[f"frechet_distance{network.suffix}"] = frechet_distance(drawn, real, network, where)
+        result |= {"samples": samples, "sampling": vars(options), "compared_with": images or "decoded tokens"}
     _show(result)
     if output:
         with atomic_write(output) as temporary:
             temporary.write_text(json.dumps(json_values(result), indent=1) + "\n")
-
-
-def _sampled(
-    model: Prior,
-    dataset: TokenDataset,
-    options: SamplingOptions,
-    network: FeatureNetwork,
-    samples: int,
-    by_class: bool,
-    images: str | None,
-    split: str | None,
-    seed: int,
-    batch_size: int,
-) -> dict[str, Any]:
-    """Draw samples, and measure how far they are from images."""
-    import time
-
-    from gsqtok.generation.evaluate import frechet_distance, sampled_images
-
-    on_gpu = model.device.type == "cuda"
-    tokenizer = dataset.tokenizer().to(model.device)
-    began = time.perf_counter()
-    drawn = [
-        batch.cpu()
-        for batch in sampled_images(
-            model,
-            tokenizer,
-            samples,
-            by_class=by_class,
-            batch_size=batch_size,
-            options=options,
-            seed=seed,
-            autocast=on_gpu,
-        )
-    ]
-    rate = samples / (time.perf_counter() - began)
-    real = _real(dataset, tokenizer, images, split, drawn[0].shape[-1], batch_size)
-    where = model.device if on_gpu else resolve_device("cpu")
-    return {
-        "samples_per_second": rate,
-        f"frechet_distance{network.suffix}": frechet_distance(drawn, real, network, where),
-        "samples": samples,
-        "sampling": vars(options),
-        "compared_with": images or "decoded tokens",
-    }
 
 
 def sample(
@@ -233,12 +197,6 @@ def _load(folder: str, device: str | None) -> Prior:
     from gsqtok.generation.prior import Prior
 
     return Prior.from_pretrained(folder).to(resolve_device(device))
-
-
-def _features(name: str | None, weights: str | None) -> FeatureNetwork:
-    from gsqtok.evaluation import build_features
-
-    return build_features(name or "inception", weights)
 
 
 def _real(

@@ -35,7 +35,6 @@ def tokenize(
     batch_size: int | None = None,
     workers: int | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
-    compile: bool = False,
     tile: int | None = None,
     device: str | None = None,
     allow_code: bool = False,
@@ -71,7 +70,6 @@ def tokenize(
         batch_size: images that are encoded together (default: found by trying)
         workers: processes that decode images (default: one for each processor)
         precision: of the encoder
-        compile: compile the encoder, which pays for long runs on a GPU
         engine: local, also under torchrun; or a Ray cluster
         ray_address: of a Ray cluster, or 'auto' (default: Ray on this machine alone)
 
@@ -105,7 +103,6 @@ def tokenize(
         batch_size=batch_size,
         workers=workers,
         precision=precision,
-        compile=compile,
         tile=tile,
         max_pixels=max_pixels,
         engine=engine,

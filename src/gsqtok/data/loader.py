@@ -344,7 +344,7 @@ def eval_loader(
         _Decoding(transform, keys, tuple(field.name for field in source.columns)),
         sampler=_Groups(source, batch_size, rank, world_size, keys),  # so workers are given what they read, no source
         batch_size=None,
-        collate_fn=_as_it_is,
+        collate_fn=as_it_is,
         **_options(workers),
     )
     return EvalLoader(decoded, source.counted)
@@ -421,5 +421,6 @@ class _Decoding(Dataset[_Decoded]):
         return _Decoded(batches, skipped)
 
 
-def _as_it_is(item: Any) -> Any:
+def as_it_is(item: Any) -> Any:
+    """What a ``DataLoader`` hands on: it would make tensors of the rest."""
     return item

@@ -37,7 +37,3 @@ class SkipLog:
         more = f" and {len(self) - len(named)} more" if len(self) > len(named) else ""
         plural, verb = ("", "was") if len(self) == 1 else ("s", "were")
         return f"{len(self)} image{plural} could not be read and {verb} skipped: {', '.join(named)}{more}"
-
-    def log_summary(self) -> None:
-        """Write the summary to the log: a warning if anything was skipped."""
-        _logger.log(logging.WARNING if self.reasons else logging.INFO, "%s", self.summary())

@@ -25,7 +25,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gsqtok.generation.coder import LARGEST_CODEBOOK, DamagedError, Grid
-from gsqtok.io import atomic_write
 
 MAGIC = b"GSQ\x01"
 STATIC, ADAPTIVE, PRIOR = 0, 1, 2
@@ -137,14 +136,6 @@ def pack(header: Header, records: Sequence[bytes]) -> bytes:
     own = header.to_bytes()
     crc, length = struct.pack("<I", zlib.crc32(own)), struct.pack("<I", len(own))
     return b"".join([MAGIC, length, own, crc, *records, own, crc, length, MAGIC])
-
-
-def write(path: str | Path, header: Header, records: Sequence[bytes]) -> int:
-    """Write a file, whole or not at all; returns its bytes."""
-    data = pack(header, records)
-    with atomic_write(path) as temporary:
-        temporary.write_bytes(data)
-    return len(data)
 
 
 class CompressedFile:

@@ -10,7 +10,6 @@ from gsqtok.published import (  # noqa: F401  (each registers its families)
     diffusers_vq,
     emu3,
     flex_gen,
-    ibq,
     llamagen,
     magvit2,
     maskgit,

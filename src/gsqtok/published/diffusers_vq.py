@@ -27,9 +27,7 @@ class Decoder(nn.Module):
 
 def _configure(source: Source) -> dict[str, Any]:
     config = {name: value for name, value in source.config.items() if not name.startswith("_")}
-    blocks, levels = config.get("layers_per_block", 1), config.get("block_out_channels", (64,))
-    if not isinstance(blocks, int) or blocks * len(levels) > len(source.weights):  # before such a network is built
-        raise CheckpointError(f"{source.path}: its config.json asks for {blocks} blocks a level, more than it holds")
+    source.check_blocks(config.get("layers_per_block", 1), config.get("block_out_channels", (64,)))
     return config
 
 

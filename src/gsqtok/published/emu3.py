@@ -65,9 +65,7 @@ def _configure(
     source: Source, *, mean: float | Sequence[float] | None = None, std: float | Sequence[float] | None = None
 ) -> dict[str, Any]:
     config = {name: value for name, value in source.config.items() if name != "architectures"}
-    blocks, levels = config.get("num_res_blocks", 2), config.get("channel_multiplier", (1, 2, 2, 4))
-    if not isinstance(blocks, int) or blocks * len(levels) > len(source.weights):  # before such a network is built
-        raise CheckpointError(f"{source.path}: its config.json asks for {blocks} blocks a level, more than it holds")
+    source.check_blocks(config.get("num_res_blocks", 2), config.get("channel_multiplier", (1, 2, 2, 4)))
     options: dict[str, Any] = {"config": config}
     for name, asked in (("mean", mean), ("std", std)):
         value: Any = source.preprocessing.get(f"image_{name}") if asked is None else asked

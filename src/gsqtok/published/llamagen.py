@@ -11,7 +11,7 @@ from typing import Any
 
 from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
-from gsqtok.published.taming_net import Decoder, Encoder, shape_options, taming_names
+from gsqtok.published.taming_net import shape_options, taming_names, taming_parts
 from gsqtok.quantizers.vq import VQ
 from gsqtok.tokenizer import Parts
 
@@ -35,8 +35,7 @@ def _configure(source: Source) -> dict[str, Any]:
 
 
 def _build(codebook_size: int, **networks: Any) -> Parts:
-    quantizer = VQ(networks["dim"], codebook_size=codebook_size, metric="cosine")
-    return Parts(Encoder(**networks), quantizer, Decoder(**networks), factor=2 ** (len(networks["widths"]) - 1))
+    return taming_parts(VQ(networks["dim"], codebook_size=codebook_size, metric="cosine"), networks)
 
 
 register(

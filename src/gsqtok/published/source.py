@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,11 @@ class Source:
         if name not in self.weights:
             raise CheckpointError(f"{self.path}: it lacks the weight {name}")
         return tuple(self.weights[name].shape)
+
+    def check_blocks(self, blocks: Any, levels: Sequence[Any]) -> None:
+        """Refuse a configuration that asks for more blocks than there are weights, before such a network is built."""
+        if not isinstance(blocks, int) or blocks * len(levels) > len(self.weights):
+            raise CheckpointError(f"{self.path}: its config.json asks for {blocks} blocks a level, more than it holds")
 
 
 def read(path: Path) -> Source:

@@ -1,41 +1,63 @@
-"""taming-transformers' VQGAN: Esser et al. 2021, https://arxiv.org/abs/2012.09841."""
+"""taming-transformers' VQGAN (Esser et al. 2021, arXiv 2012.09841), and IBQ (Shi et al. 2024, arXiv 2412.02692).
+
+IBQ's tokenizers have the same networks and another lookup.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
-from gsqtok.published.taming_net import Decoder, Encoder, shape_options, taming_names
+from gsqtok.published.taming_net import shape_options, taming_names, taming_parts
+from gsqtok.quantizers import IBQ
 from gsqtok.quantizers.vq import VQ
 from gsqtok.tokenizer import Parts
 
-
-def has_layout(source: Source) -> bool:
-    """Whether a file has the layers of taming's networks, under taming's names."""
-    layers = ("encoder.mid.block_1.norm1.weight", "decoder.up.0.block.0.norm1.weight", "quantize.embedding.weight")
-    return {*layers, "quant_conv.weight"} <= source.weights.keys() and not any(
-        name.startswith("quantize.quant_resi.") for name in source.weights
-    )
-
-
-def _matches(source: Source) -> bool:
-    target = source.setting("target", "") or source.setting("class_path", "")
-    return has_layout(source) and not source.has_average and (not target or str(target).startswith("taming"))
-
-
-def _build(codebook_size: int, **networks: Any) -> Parts:
-    quantizer = VQ(networks["dim"], codebook_size=codebook_size)
-    return Parts(Encoder(**networks), quantizer, Decoder(**networks), factor=2 ** (len(networks["widths"]) - 1))
-
-
-register(
-    Family(
-        name="taming",
-        title="taming-transformers' VQGAN",
-        matches=_matches,
-        configure=shape_options,
-        names=lambda options: taming_names,
-        build=_build,
-    )
+_LAYERS = (
+    "encoder.mid.block_1.norm1.weight",
+    "decoder.up.0.block.0.norm1.weight",
+    "quantize.embedding.weight",
+    "quant_conv.weight",
 )
+
+
+def _target(source: Source) -> str | None:
+    """The class that a file's configuration names; None where its layers or their names are not taming's."""
+    if not set(_LAYERS) <= source.weights.keys() or any(n.startswith("quantize.quant_resi.") for n in source.weights):
+        return None
+    return str(source.setting("class_path", "") or source.setting("target", ""))
+
+
+def _taming(source: Source) -> bool:
+    target = _target(source)
+    return target is not None and not source.has_average and (not target or target.startswith("taming"))
+
+
+def _ibq(source: Source) -> bool:
+    target = _target(source)
+    return target is not None and (not target or "ibq" in target.lower())
+
+
+def _builder(quantizer: type[VQ | IBQ]) -> Callable[..., Parts]:
+    def build(codebook_size: int, **networks: Any) -> Parts:
+        return taming_parts(quantizer(networks["dim"], codebook_size=codebook_size), networks)
+
+    return build
+
+
+for name, title, matches, quantizer in (
+    ("taming", "taming-transformers' VQGAN", _taming, VQ),
+    ("ibq", "IBQ", _ibq, IBQ),
+):
+    register(
+        Family(
+            name=name,
+            title=title,
+            matches=matches,
+            configure=shape_options,
+            names=lambda options: taming_names,
+            build=_builder(quantizer),
+        )
+    )

@@ -16,6 +16,8 @@ from torch.nn import functional as F
 
 from gsqtok.networks.blocks import Attention, GroupNorm, NearestUpsample, ResidualBlock
 from gsqtok.published.source import Source
+from gsqtok.quantizers import Quantizer
+from gsqtok.tokenizer import Parts
 
 EPS = 1e-6  # of every group norm
 Names = Callable[[str], Sequence[str]]
@@ -125,6 +127,11 @@ class Decoder(nn.Module):
         for level in reversed(self.up):
             x = level(x)
         return self.conv_out(self.norm_out(x))
+
+
+def taming_parts(quantizer: Quantizer, networks: dict[str, Any]) -> Parts:
+    """Both networks and a quantizer between them."""
+    return Parts(Encoder(**networks), quantizer, Decoder(**networks), factor=2 ** (len(networks["widths"]) - 1))
 
 
 _IN_FILES = (

@@ -194,7 +194,8 @@ def held_at(scale: Scale, steps: int | None) -> Scale:
         return scale
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got {steps}")
-    return replace(scale, config=replace(scale.config, steps=steps), ablations=replace(scale.ablations, steps=steps))
+    ablations = scale.ablations and replace(scale.ablations, steps=steps)
+    return replace(scale, config=replace(scale.config, steps=steps), ablations=ablations)
 
 
 def _table(

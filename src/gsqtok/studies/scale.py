@@ -18,7 +18,7 @@ class Scale:
         name: smoke, small, compact, compact-256, medium or paper.
         summary: in a line.
         config: the training of a run; each study changes what it varies.
-        ablations: the same for the studies that the paper makes at 128 px (codebook, discriminator).
+        ablations: the same for the studies that the paper makes at 128 px (codebook, discriminator); None: no other.
         adversarial: the discriminator's part of the ablations, whose networks a study may change.
         multipliers: the channel multipliers of each down-sampling factor.
         features: network of the Fréchet distance.
@@ -28,9 +28,9 @@ class Scale:
     name: str
     summary: str
     config: TrainConfig
-    ablations: TrainConfig
     adversarial: AdversarialConfig
     multipliers: dict[int, tuple[int, ...]]
+    ablations: TrainConfig | None = None
     features: str | None = None
     perceptual: tuple[str, ...] = ()
 
@@ -49,7 +49,7 @@ class Scale:
         self, latent_dim: int, quantizer: dict[str, Any], factor: int = 8, ablation: bool = False, **changes: Any
     ) -> TrainConfig:
         """The run with this quantizer, latent and down-sampling factor; ``changes`` are fields of the configuration."""
-        base = self.ablations if ablation else self.config
+        base = self.ablations if ablation and self.ablations else self.config
         model = replace(
             base.model,
             latent_dim=latent_dim,
@@ -162,7 +162,6 @@ SCALES = {
         name="smoke",
         summary="a few steps at 32 px, to see that everything works; its results mean nothing",
         config=_SMOKE,
-        ablations=_SMOKE,
         adversarial=AdversarialConfig(
             discriminator="patch", options={}, start_step=1, optimizer=OptimizerConfig(learning_rate=1e-3)
         ),
@@ -172,7 +171,6 @@ SCALES = {
         name="small",
         summary="64 px (made for Tiny ImageNet), a model of about 4M parameters, no discriminator unless named",
         config=_SMALL,
-        ablations=_SMALL,
         adversarial=_LITE0_ADVERSARIAL,
         multipliers={8: (1, 1, 2, 2), 16: (1, 1, 2, 2, 2), 32: (1, 1, 2, 2, 2, 2), 64: (1, 1, 2, 2, 2, 2, 2)},
         features=_LITE1,
@@ -181,7 +179,6 @@ SCALES = {
         name="compact",
         summary="64 px, compact networks of 4 to 12M parameters, Muon, no discriminator unless named",
         config=_COMPACT,
-        ablations=_COMPACT,
         adversarial=_LITE0_ADVERSARIAL,
         multipliers=_COMPACT_MULTIPLIERS,
         features=_LITE1,
@@ -190,7 +187,6 @@ SCALES = {
         name="compact-256",
         summary="256 px, the networks and the loss of compact",
         config=_COMPACT_256,
-        ablations=_COMPACT_256,
         adversarial=_LITE0_ADVERSARIAL_256,
         multipliers=_COMPACT_MULTIPLIERS,
         features=_LITE1,
@@ -199,7 +195,6 @@ SCALES = {
         name="medium",
         summary="256 px, compact networks of 15 to 20M parameters, no discriminator unless named",
         config=_MEDIUM,
-        ablations=_MEDIUM,
         adversarial=_LITE0_ADVERSARIAL_256,
         multipliers={8: (3, 6, 12), 16: (3, 6, 8, 10), 32: (3, 6, 6, 8, 8), 64: (3, 6, 6, 6, 8, 8)},
         features=_LITE1,

@@ -183,7 +183,7 @@ class ImageTokenizer(Pretrained):
 
         On a CPU `encode` and `decode` run the fastest exact way by themselves (`gsqtok.acceleration.cpu`); this sets
         the layout of the weights, which gains little, and half precision pays only where the processor has it
-        (docs/performance.md). For more speed compile both networks: ``tokenizer.encoder.compile()``.
+        (docs/performance.md).
 
         Call it on the device where the tokenizer is to run. Weights loaded later replace the optimized ones in place.
 

@@ -8,12 +8,12 @@ import shutil
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from gsqtok.data.loader import as_it_is
 from gsqtok.data.sources import ImageSource, Reader
 from gsqtok.data.workers import START_METHOD, end_with_parent
 from gsqtok.tokens.chunk import Chunk, Decode, Task
@@ -64,7 +64,7 @@ class Decoders:
             sampler=self._places(source, tasks),
             batch_size=None,
             num_workers=workers,
-            collate_fn=_as_it_is,
+            collate_fn=as_it_is,
             prefetch_factor=PREFETCH if workers else None,
             worker_init_fn=end_with_parent,  # the loader's own watch is over the server that forked them
             multiprocessing_context=START_METHOD if workers else None,
@@ -110,10 +110,6 @@ class _Decoding(Dataset[tuple[int, Chunk]]):
         chunk = self.decode(task, reader, self.memory[slot])
         inside = chunk.pixels is not None and chunk.pixels.data_ptr() == self.memory[slot].data_ptr()
         return slot, chunk.on(None) if inside else chunk  # larger than planned: it travels by itself
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
 
 
 @contextlib.contextmanager

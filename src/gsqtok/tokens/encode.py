@@ -33,11 +33,9 @@ class Encode:
         batch_size: squares of ``side`` x ``side`` pixels in a batch; of other shapes, as many pixels.
         side: see ``batch_size``.
         precision: of the encoder, "float32" or "bfloat16"; the quantizer stays in float32.
-        compile: run the encoder through ``torch.compile``.
         tile: as ``ImageTokenizer.encode`` takes it: pixels and feature maps then stay in host memory, and by default
             images that are larger than ``side`` x ``side`` go one by one.
         groups: as ``ImageTokenizer.encode`` takes it.
-        shapes_vary: images of many shapes will come, so that compiled code should be generic.
     """
 
     def __init__(
@@ -47,10 +45,8 @@ class Encode:
         batch_size: int | None = None,
         side: int = NATIVE_SIDE,
         precision: str = "float32",
-        compile: bool = False,
         tile: int | None = None,
         groups: int | Callable[[Tensor], Tensor] | None = None,
-        shapes_vary: bool = False,
     ) -> None:
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
@@ -59,13 +55,10 @@ class Encode:
         self.device = tokenizer.device
         self._autocast = precision == "bfloat16"
         self._copying = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        if self.device.type == "cuda" and not compile:
+        if self.device.type == "cuda":
             # No CUDA graphs: the host runs ahead of the device, which does not wait for kernels to be launched.
             tokenizer.optimize(torch.bfloat16 if precision == "bfloat16" else torch.float32, cuda_graphs=False)
             self._autocast = False
-        elif compile:
-            tokenizer.encoder.to(memory_format=torch.channels_last)
-            tokenizer.encoder.compile(dynamic=shapes_vary or None)
         self.side = side
         self.tile = tile
         self.groups = groups
@@ -179,7 +172,7 @@ class Encode:
     def images_per_second(self, batch: int, seconds: float = 0.1) -> float:
         """Images a second in batches of this size, without reading or decoding."""
         crops = torch.randint(256, (batch, self.side, self.side, 3), dtype=torch.uint8, device=self.device)
-        self.tokens(crops)  # compiles, and lets the libraries choose
+        self.tokens(crops)  # lets the libraries choose
         self.tokens(crops)
         _wait(self.device)
         start, runs, before = time.perf_counter(), 0, None

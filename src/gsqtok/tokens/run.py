@@ -54,7 +54,6 @@ class RunOptions:
         batch_size: None: found by trying.
         workers: processes that decode; None: one for each processor of this process's share.
         precision: "float32" or "bfloat16".
-        compile: run the encoder through ``torch.compile``.
         tile: as ``ImageTokenizer.encode`` takes it, for images too large for the device; None: whole images.
         max_pixels: larger images are skipped; None: those above Pillow's limit, 89 million.
         engine: "local" (also under torchrun) or "ray".
@@ -71,7 +70,6 @@ class RunOptions:
     batch_size: int | None = None
     workers: int | None = None
     precision: str = "float32"
-    compile: bool = False
     tile: int | None = None
     max_pixels: int | None = None
     engine: str = "local"
@@ -85,8 +83,6 @@ class RunOptions:
             raise ValueError(f"workers must not be negative, got {self.workers}")
         if self.tile is not None:
             check_tile(self.tile)
-            if self.compile:
-                raise ValueError("tiles run layer by layer, which is not compiled: leave out tile or compile")
         if self.engine not in ("local", "ray"):
             raise ValueError(f"engine must be 'local' or 'ray', got {self.engine!r}")
         if sum(option is not None for option in (self.groups, self.mean_groups, self.allocation)) > 1:
@@ -218,10 +214,8 @@ class _Encoder:
             Encode,
             side=options.crops.size or NATIVE_SIDE,
             precision=options.precision,
-            compile=options.compile,
             tile=options.tile,
             groups=self.groups,
-            shapes_vary=options.crops.crop == "none",
         )
 
     def found_batch_size(self) -> int:
@@ -261,7 +255,6 @@ def _settings(tokenizer: ImageTokenizer, images: ImageSource, options: RunOption
         "shard size": options.shard_size,
         "chunk_size": chunk if options.tile is None else max(1, chunk // 8),  # images for tiles are large
         "precision": options.precision,
-        "compile": options.compile,
         "tile": options.tile,  # the same tokens up to rounding, which moves those at the border of two codewords
         "max pixels": options.max_pixels,
         **options.crops.settings(),
