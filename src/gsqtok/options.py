@@ -70,9 +70,14 @@ def check_names(given: Iterable[str], known: Sequence[str], what: str) -> None:
     """
     for name in given:
         if name not in known:
-            close = difflib.get_close_matches(str(name), known, n=1)
-            hint = f"did you mean '{close[0]}'?" if close else f"known: {', '.join(known)}"
+            hint = near(name, known) or f"known: {', '.join(known)}"
             raise ValueError(f"{what} '{name}'; {hint}")
+
+
+def near(name: str, known: Iterable[str]) -> str:
+    """Ask ``did you mean '...'?`` for the nearest name that is known; an empty text where none is near."""
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean '{close[0]}'?" if close else ""
 
 
 def _fitted(value: Any, hint: Any) -> Any:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gsqtok import search
 from gsqtok.evaluation.report.plots import COLOURS, style
 from gsqtok.quantizers import Quantizer
 
@@ -70,13 +71,8 @@ def directions(quantizer: Quantizer) -> Tensor | None:
 
 def nearest_angles(codewords: Tensor) -> Tensor:
     """The angle, in degrees, from each unit vector (V, d) to the nearest other: (V,)."""
-    angles = []
-    for start, block in zip(range(0, len(codewords), _BLOCK), codewords.split(_BLOCK), strict=True):
-        cosine = block @ codewords.T
-        rows = torch.arange(len(block))
-        cosine[rows, rows + start] = -1
-        angles.append(cosine.max(dim=1).values.clamp(-1, 1).acos().rad2deg())
-    return torch.cat(angles)
+    other = codewords[search.nearest(codewords, codewords, k=2)[:, 1]]  # the first is a codeword itself, or its double
+    return (codewords * other).sum(1).clamp(-1, 1).acos().rad2deg()
 
 
 def usage_plot(tokens: Tensor, codebook_size: int) -> Image.Image:

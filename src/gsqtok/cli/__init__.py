@@ -107,11 +107,11 @@ def _unknown(argv: list[str]) -> int:
     if group and argv[1:] in ([], ["-h"], ["--help"]):
         print(_usage(group))
         return 0 if argv[1:] else 2
-    from difflib import get_close_matches
+    from gsqtok.options import near
 
     wrong = " ".join(argv[:2]) if group else argv[0]
-    near = get_close_matches(wrong, group or {command.split()[0] for command in COMMANDS}, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else f"see gsqtok {argv[0] if group else ''}".rstrip() + " --help"
+    elsewhere = f"see gsqtok {argv[0] if group else ''}".rstrip() + " --help"
+    hint = near(wrong, group or {command.split()[0] for command in COMMANDS}) or elsewhere
     print(f"gsqtok: no command '{wrong}'; {hint}", file=sys.stderr)
     return 2
 

@@ -10,7 +10,6 @@ import sys
 import textwrap
 import types
 from collections.abc import Callable, Iterable
-from difflib import get_close_matches
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Union, get_args, get_origin
@@ -20,6 +19,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from gsqtok.cli.options import SHARED
 from gsqtok.io import printable
+from gsqtok.options import near
 
 _SHORT = {"output": "-o"}
 
@@ -269,5 +269,5 @@ def _of_union(line: str) -> Callable[[re.Match[str]], str]:
 
 def _nearest(wrong: str, names: Iterable[str]) -> str:
     """``; did you mean '...'?`` where one of the names is near."""
-    near = get_close_matches(wrong, list(names), n=1)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    hint = near(wrong, names)
+    return hint and f"; {hint}"

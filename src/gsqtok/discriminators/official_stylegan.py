@@ -15,47 +15,27 @@ from itertools import pairwise
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gsqtok.discriminators.augment import DiffAugment
-from gsqtok.discriminators.base import Discriminator
-from gsqtok.discriminators.stylegan import HEAD_SIZE, Blur, check_size, level_widths
+from gsqtok.discriminators.stylegan import HEAD_SIZE, Blur, StyleGANDiscriminator
 
 
-class OfficialStyleGANDiscriminator(Discriminator):
-    """Residual blocks that blur (1, 2, 1) and halve by averaging, then two fully connected layers.
+class OfficialStyleGANDiscriminator(StyleGANDiscriminator):
+    """Residual blocks that blur (1, 2, 1) and halve by averaging, then two fully connected layers."""
 
-    Args:
-        channels: filters at the image's own size.
-        multipliers: filters after each halving, as multiples of ``channels``.
-        augment: see ``DiffAugment``.
-
-    Shapes: images (B, 3, H, W) -> [(B, 1)].
-
-    Raises:
-        ValueError: no multipliers; an image of fewer than 2^levels pixels a side.
-    """
-
-    def __init__(
-        self,
-        channels: int = 128,
-        multipliers: Sequence[int] = (2, 4, 4, 4, 4),
-        augment: Sequence[str] | DiffAugment = (),
-    ) -> None:
-        super().__init__(augment)
-        widths = level_widths(channels, multipliers)
+    def build(self, widths: Sequence[int]) -> None:
+        """See ``StyleGANDiscriminator.build``."""
         last = widths[-1]
-        self.smallest = 2 ** len(multipliers)
-        self.from_rgb = nn.Conv2d(3, channels, 3, padding=1)
+        self.from_rgb = nn.Conv2d(3, widths[0], 3, padding=1)
         self.blocks = nn.Sequential(*(UnscaledDown(before, after) for before, after in pairwise(widths)))
         self.final = nn.Conv2d(last, last, 3, padding=1)
         self.hidden = nn.Linear(last * HEAD_SIZE**2, last)
         self.verdict = nn.Linear(last, 1)
 
-    def logits(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> one verdict an image, (B, 1)."""
-        check_size(images, self.smallest)
+    def judged(self, images: Tensor) -> Tensor:
+        """See ``StyleGANDiscriminator.judged``."""
         x = self.blocks(_activate(self.from_rgb(images)))
         x = F.adaptive_avg_pool2d(_activate(self.final(x)), HEAD_SIZE)
-        return [self.verdict(_activate(self.hidden(x.flatten(1))))]
+        verdict: Tensor = self.verdict(_activate(self.hidden(x.flatten(1))))
+        return verdict
 
 
 class UnscaledDown(nn.Module):

@@ -47,39 +47,36 @@ class StyleGANDiscriminator(Discriminator):
         augment: Sequence[str] | DiffAugment = (),
     ) -> None:
         super().__init__(augment)
-        widths = level_widths(channels, multipliers)
-        last = widths[-1]
+        if not multipliers:
+            raise ValueError("multipliers must name the filters of one level or more")
         self.smallest = 2 ** len(multipliers)
-        self.from_rgb = EqualisedConv(3, channels, 1)
+        self.build([channels, *(channels * multiplier for multiplier in multipliers)])
+
+    def build(self, widths: Sequence[int]) -> None:
+        """Make the layers for filters at the image's own size, and after each halving."""
+        last = widths[-1]
+        self.from_rgb: nn.Module = EqualisedConv(3, widths[0], 1)
         self.blocks = nn.Sequential(*(ResidualDown(before, after) for before, after in pairwise(widths)))
-        self.final = EqualisedConv(last + 1, last, 3)
-        self.hidden = EqualisedLinear(last * HEAD_SIZE**2, last)
-        self.verdict = EqualisedLinear(last, 1)
+        self.final: nn.Module = EqualisedConv(last + 1, last, 3)
+        self.hidden: nn.Module = EqualisedLinear(last * HEAD_SIZE**2, last)
+        self.verdict: nn.Module = EqualisedLinear(last, 1)
 
     def logits(self, images: Tensor) -> list[Tensor]:
         """(B, 3, H, W) -> one verdict an image, (B, 1)."""
-        check_size(images, self.smallest)
+        height, width = images.shape[-2:]
+        if min(height, width) < self.smallest:
+            raise ValueError(
+                f"this discriminator needs images of {self.smallest} pixels a side or more, got {height} x {width}; "
+                "fewer multipliers see smaller ones"
+            )
+        return [self.judged(images)]
+
+    def judged(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W), large enough -> (B, 1)."""
         x = self.blocks(activate(self.from_rgb(images)))
-        x = activate(self.final(minibatch_deviation(x)))
-        x = F.adaptive_avg_pool2d(x, HEAD_SIZE)
-        return [self.verdict(activate(self.hidden(x.flatten(1))))]
-
-
-def level_widths(channels: int, multipliers: Sequence[int]) -> list[int]:
-    """Filters at the image's own size, and after each halving."""
-    if not multipliers:
-        raise ValueError("multipliers must name the filters of one level or more")
-    return [channels, *(channels * multiplier for multiplier in multipliers)]
-
-
-def check_size(images: Tensor, smallest: int) -> None:
-    """Refuse images that are too small for so many halvings."""
-    height, width = images.shape[-2:]
-    if min(height, width) < smallest:
-        raise ValueError(
-            f"this discriminator needs images of {smallest} pixels a side or more, got {height} x {width}; "
-            "fewer multipliers see smaller ones"
-        )
+        x = F.adaptive_avg_pool2d(activate(self.final(minibatch_deviation(x))), HEAD_SIZE)
+        verdict: Tensor = self.verdict(activate(self.hidden(x.flatten(1))))
+        return verdict
 
 
 class ResidualDown(nn.Module):

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gsqtok.io import sha256_of
+from gsqtok.io import one_line, sha256_of
 from gsqtok.networks.backbone import hub_file, load_backbone
 
 INCEPTION_FILE = "weights-inception-2015-12-05-6726825d.pth"
@@ -96,7 +96,7 @@ class InceptionFeatures:
             torch.load(file, map_location="cpu", weights_only=True)  # torch-fidelity itself would run what is in it
             self.network = FeatureExtractorInceptionV3("inception", ["2048", "logits_unbiased"], str(file))
         except Exception as error:  # torch raises many kinds for a file that it will not read
-            problem = " ".join(str(error).split())[:200]
+            problem = one_line(error)[:200]
             raise ValueError(f"{file} does not hold torch-fidelity's Inception v3: {problem}") from error
         self.weights_sha256 = sha256_of(file)
         # only the usual weights give an FID that others can compare with

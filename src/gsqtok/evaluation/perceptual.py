@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from gsqtok.evaluation.features import full_precision
 from gsqtok.evaluation.similarity import to_8_bits
-from gsqtok.io import sha256_of
+from gsqtok.io import one_line, sha256_of
 from gsqtok.losses.perceptual import PerceptualDistance, build_perceptual, lpips
 from gsqtok.networks.backbone import trunk_file
 
@@ -93,7 +93,7 @@ def _dists() -> nn.Module:
     try:
         return DISTSNetwork().eval().requires_grad_(False)
     except Exception as error:  # torch raises many kinds for a file that it will not read
-        problem = " ".join(str(error).split())[:200]
+        problem = one_line(error)[:200]
         raise ValueError(
             f"{trunk_file('vgg16', download=False)} does not hold torchvision's VGG16: {problem}"
         ) from error

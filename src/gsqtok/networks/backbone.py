@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gsqtok.available import asking_the_hub
-from gsqtok.io import sha256_of
+from gsqtok.io import one_line, sha256_of
 
 _WEIGHT_SUFFIXES = (".safetensors", ".pt", ".pth")
 
@@ -279,7 +279,7 @@ def load_trunk(name: str, weights: str | Path | None = None, *, download: bool =
     try:
         network.load_state_dict(convolutions, assign=True)
     except RuntimeError as error:
-        problem = " ".join(str(error).split())[:300]
+        problem = one_line(error)[:300]
         raise ValueError(f"{file} does not hold the weights of torchvision's {name!r}: {problem}") from error
     return Trunk(name, network.float(), sha256_of(file))
 
@@ -355,7 +355,7 @@ def _create(name: str, state_dict: dict[str, Tensor] | None, file: Path | None) 
         try:
             return timm.create_model(name, **arguments, **more)
         except RuntimeError as error:
-            problem = " ".join(str(error).split())[:300]
+            problem = one_line(error)[:300]
             raise ValueError(f"{file} does not hold the weights of {name!r}: {problem}") from error
 
     config = timm.get_pretrained_cfg(name)
@@ -444,7 +444,7 @@ def _read_state_dict(file: Path) -> dict[str, Tensor]:
     try:
         loaded = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a file that it will not read
-        raise ValueError(f"{file} is not a file of plain tensors: {' '.join(str(error).split())[:200]}") from error
+        raise ValueError(f"{file} is not a file of plain tensors: {one_line(error)[:200]}") from error
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]

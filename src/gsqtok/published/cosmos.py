@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from gsqtok.io import sha256_of
+from gsqtok.io import one_line, sha256_of
 from gsqtok.published.registry import Family, register
 from gsqtok.published.source import Source
 from gsqtok.quantizers.fsq import FSQ
@@ -148,7 +148,7 @@ def open_scripts(path: Path, options: Mapping[str, Any], allow_code: bool) -> Im
         tokenizer = ImageTokenizer(ScriptConfig(folder, tuple(int(n) for n in levels), PROBE // indices.shape[-1]))
         fits = codewords.shape[1] == len(tokenizer.config.levels)
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError) as error:
-        reason = " ".join(str(error).split())[-300:]
+        reason = one_line(error)[-300:]
         raise CheckpointError(f"{folder / ENCODER} gives no (indices, codewords, ...) of images: {reason}") from error
     if not fits:
         raise CheckpointError(f"{folder / ENCODER}: its codewords have {codewords.shape[1]} channels, levels {levels}")
@@ -159,7 +159,7 @@ def _load(file: Path) -> Any:
     try:
         return torch.jit.load(file, map_location="cpu").eval()
     except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{file} is no TorchScript: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"{file} is no TorchScript: {one_line(error)[:200]}") from error
 
 
 def _options(source: Source, *, levels: Sequence[int] | None = None) -> dict[str, Any]:

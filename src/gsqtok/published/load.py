@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gsqtok.io import one_line
 from gsqtok.published import cosmos
 from gsqtok.published.config import PublishedConfig
 from gsqtok.published.registry import Family, get_family, list_families, matching
@@ -51,7 +52,7 @@ def open_checkpoint(
     except CheckpointError:
         raise
     except (ValueError, TypeError, LookupError, ArithmeticError, RuntimeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
+        reason = one_line(error)[:300]
         raise CheckpointError(f"{path} is no {chosen.name} checkpoint that can be read: {reason}") from error
     state = _state(tokenizer, chosen, found, source.averaged(ema) if source.has_average else source.weights, path)
     return tokenizer.filled(state)

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from gsqtok.io import read_json
+from gsqtok.io import one_line, read_json
 from gsqtok.tokenizer import CheckpointError
 from gsqtok.tokenizer.checkpoint import CHECKPOINT_FILE, PICKLED
 from gsqtok.tokenizer.restricted_pickle import RefusedPickleError, load_tensors
@@ -146,7 +146,7 @@ def _parsed(file: Path) -> dict[str, Any]:
     try:
         parsed = read_json(file) if file.suffix == ".json" else yaml.safe_load(file.read_text())
     except (ValueError, yaml.YAMLError, OSError, RecursionError) as error:
-        raise CheckpointError(f"{file} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise CheckpointError(f"{file} cannot be read: {one_line(error)[:200]}") from error
     return parsed if isinstance(parsed, dict) else {}
 
 

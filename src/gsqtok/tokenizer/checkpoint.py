@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_module_registration_hook
 
-from gsqtok.io import read_json
+from gsqtok.io import one_line, read_json
 from gsqtok.tokenizer.config import TokenizerConfig
 from gsqtok.tokenizer.parts import Config
 
@@ -326,7 +326,7 @@ def _decoder_file(folder: Path, name: str) -> Path:
 
 
 def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:300]
+    return one_line(error)[:300]
 
 
 def split_name(source: str | Path) -> tuple[str | None, str, dict[str, Any]]:

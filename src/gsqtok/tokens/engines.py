@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from gsqtok.data.sources import ImageSource
+from gsqtok.io import one_line
 from gsqtok.tokens.chunk import Chunk, Decode, Task
 from gsqtok.tokens.decoders import Decoders
 from gsqtok.tokens.encode import Encode
@@ -59,7 +60,7 @@ def local(
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker (pid"):  # of the loader itself, not of what it ran
             raise
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise RuntimeError(
             f"a decoding process died, for want of memory perhaps, or, in a script, of an "
             f"'if __name__ == \"__main__\":' ({reason}); repeat the command"

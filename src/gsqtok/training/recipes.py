@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from gsqtok.options import near
 
 FOLDER = Path(__file__).parent.parent / "recipes"
 
@@ -71,9 +72,9 @@ def find(recipe: str) -> Path:
         return path
     if recipe in names():
         return FOLDER / f"{recipe}.yaml"
-    near = get_close_matches(recipe, names(), n=1)
-    hint = f"; did you mean '{near[0]}'?" if near else ""
-    raise FileNotFoundError(f"no recipe '{recipe}': neither a file nor one of {', '.join(names())}{hint}")
+    hint = near(recipe, names())
+    known = "; ".join([", ".join(names()), *[hint] * bool(hint)])
+    raise FileNotFoundError(f"no recipe '{recipe}': neither a file nor one of {known}")
 
 
 def load(recipe: str) -> dict[str, Any]:

@@ -239,7 +239,7 @@ def together(action: Callable[[], Any], reports: Reports, failure: str) -> None:
         action()
     except Exception as failed:  # torch, safetensors and the system each have a type of their own for a full disk
         error = failed
-    said = reports(None if error is None else " ".join(str(error).split()) or type(error).__name__)
+    said = reports(None if error is None else one_line(error))
     if any(report is not None for report in said):
         reason = next(report for report in said if report is not None)
         raise RunFolderError(f"{failure} ({reason})") from error

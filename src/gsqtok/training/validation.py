@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from gsqtok.io import one_line
 from gsqtok.losses import PerceptualDistance
 from gsqtok.networks.backbone import random_backbone, random_trunk
 from gsqtok.quantizers.ibq import IBQ
@@ -45,7 +46,7 @@ class Report:
         try:
             return make()
         except (ValueError, TypeError, OSError, RuntimeError, ImportError) as error:
-            self.problems.append(f"{where}{' '.join(str(error).split())}")
+            self.problems.append(f"{where}{one_line(error)}")
             return None
 
 

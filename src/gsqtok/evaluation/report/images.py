@@ -14,6 +14,7 @@ from PIL import Image
 
 from gsqtok.evaluation.report.comparison import Comparison
 from gsqtok.evaluation.report.metrics import metric_of, text_of
+from gsqtok.io import one_line
 
 log = logging.getLogger("gsqtok.evaluation")
 
@@ -35,7 +36,7 @@ def image_pages(comparison: Comparison) -> list[dict[str, Any]]:
             original, reconstruction = (_read(_inside(folder, entry[name])) for name in ("original", "reconstruction"))
             tokens = _token_maps(_inside(folder, entry["tokens"])) if entry.get("tokens") else []
         except Exception as error:  # Pillow and numpy raise many kinds for files that are damaged
-            log.warning("left out of the report: %r of %s (%s)", entry["key"], label, " ".join(str(error).split()))
+            log.warning("left out of the report: %r of %s (%s)", entry["key"], label, one_line(error))
             continue
         # the same name under another protocol is another image
         digest = hashlib.sha256(repr(original.size).encode() + original.tobytes()).hexdigest()
