@@ -34,9 +34,6 @@ class BSQ(BinaryQuantizer):
         nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``sample_entropy``, ``batch_entropy`` (nats per token), ``commitment`` if weighted.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     commitment_weight: Weight = 0.0

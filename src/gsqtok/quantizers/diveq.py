@@ -33,9 +33,6 @@ class DiVeQ(LearntCodebook):
         noise: standard deviation in each channel.
         orthogonal_weight: as in ``LearntCodebook``.
         nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     codebook_size: CodebookSize = 8192

@@ -51,9 +51,6 @@ class EMAVQ(GroupedQuantizer):
         nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``commitment``.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     codebook_size: CodebookSize = 8192

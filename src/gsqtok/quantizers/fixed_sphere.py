@@ -96,9 +96,6 @@ class RandomSphere(FixedSphere):
         seed: of the draw.
         gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.
         nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     codebook_size: CodebookSize = 8192
@@ -121,9 +118,6 @@ class FibonacciSphere(FixedSphere):
         codebook_size: number of codewords V.
         gradient: ``"straight_through"`` or ``"rotation"``, see `rotation_trick`.
         nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     codebook_size: CodebookSize = 8192

@@ -47,9 +47,6 @@ class GSQ(LearntCodebook):
 
     Losses: ``codebook`` = mse(codeword, sg(zn)) with weight 1, ``commitment`` = mse(sg(codeword), zn), where zn is the
     normalised latent. The straight-through gradient passes through zn.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     codebook_size: CodebookSize = 8192

@@ -40,9 +40,6 @@ class IBQ(LearntCodebook):
     Losses: the paper's double quantization loss, ``codebook`` = mse(C_i, sg(z)) and ``commitment`` = mse(sg(C_i), z),
     and ``soft`` = mse of z and of what the decoder gets, through the softmax. Their weights are ``commitment_weight``,
     1 and 1.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     codebook_size: CodebookSize = 8192

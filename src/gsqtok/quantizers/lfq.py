@@ -29,9 +29,6 @@ class LFQ(BinaryQuantizer):
         nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``sample_entropy``, ``batch_entropy`` (nats per token), ``commitment``.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     commitment_weight: Weight = 0.25

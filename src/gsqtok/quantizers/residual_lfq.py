@@ -28,9 +28,6 @@ class ResidualLFQ(ResidualQuantizer):
         entropy_weight, diversity, temperature, entropy_bits, commitment_weight: as in ``LFQ``, of each stage.
 
     Losses: those of ``LFQ``, summed over stages.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     entropy_weight: Weight = 0.1

@@ -37,9 +37,6 @@ class RVQ(ResidualQuantizer):
         commitment_weight: weight of the commitment losses.
 
     Losses: ``codebook``, ``commitment``, summed over stages.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     codebook_size: CodebookSize = 1024
@@ -93,9 +90,6 @@ class RSQ(RVQ):
         commitment_weight: weight of the commitment losses.
 
     Losses: ``codebook``, ``commitment``, summed over stages.
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     init: Literal["uniform", "kmeans"] = field(init=False, default="uniform")

@@ -39,9 +39,6 @@ class VQ(LearntCodebook):
         nested, nested_full, nested_mixed, filler: as in ``GroupedQuantizer``.
 
     Losses: ``codebook``, ``commitment`` (equation 3).
-
-    Raises:
-        ValueError: ``dim`` is no multiple of ``groups``, or a value is out of its range.
     """
 
     codebook_size: CodebookSize = 8192
