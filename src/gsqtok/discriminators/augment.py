@@ -43,7 +43,7 @@ class DiffAugment(nn.Module):
         ValueError: an unknown policy (the message lists the known ones).
     """
 
-    POLICIES = ("color", "translation", "cutout")
+    POLICIES = ("color", "translation", "cutout")  # the keys of _CHANGES
 
     def __init__(self, policies: Sequence[str] = (), official: bool = False) -> None:
         super().__init__()
@@ -62,13 +62,8 @@ class DiffAugment(nn.Module):
             if self.official:
                 images = (images + 1) / 2
             for policy in self.policies:
-                images = self._changed(images, policy)
+                images = _CHANGES[policy](images, self.official)
             return images * 2 - 1 if self.official else images
-
-    def _changed(self, images: Tensor, policy: str) -> Tensor:
-        if policy == "cutout":
-            return _cutout(images, _OFFICIAL_CUT if self.official else _CUT)
-        return _CHANGES[policy](images)
 
     def extra_repr(self) -> str:
         """What printing shows."""
@@ -91,7 +86,7 @@ def _own(images: Tensor, draw: Callable[[int], Tensor]) -> Tensor:
     return draw(len(images) * ranks).narrow(0, rank * len(images), len(images))
 
 
-def _color(images: Tensor) -> Tensor:
+def _color(images: Tensor, official: bool) -> Tensor:
     images = images + (_uniform(images) - 0.5)
     grey = images.mean(1, keepdim=True)
     images = grey + (images - grey) * (2 * _uniform(images))
@@ -99,7 +94,7 @@ def _color(images: Tensor) -> Tensor:
     return mean + (images - mean) * (0.5 + _uniform(images))
 
 
-def _translation(images: Tensor) -> Tensor:
+def _translation(images: Tensor, official: bool) -> Tensor:
     for dim in (2, 3):
         size = images.shape[dim]
         most = int(size * _SHIFT + 0.5)
@@ -112,8 +107,8 @@ def _translation(images: Tensor) -> Tensor:
     return images
 
 
-def _cutout(images: Tensor, part: float) -> Tensor:
-    rows, columns = (_cut_along(dim, images, part) for dim in (2, 3))
+def _cutout(images: Tensor, official: bool) -> Tensor:
+    rows, columns = (_cut_along(dim, images, _OFFICIAL_CUT if official else _CUT) for dim in (2, 3))
     return torch.where(rows & columns, 0, images)
 
 
@@ -128,4 +123,4 @@ def _cut_along(dim: int, images: Tensor, part: float) -> Tensor:
     return ((position >= start) & (position < start + side)).view(shape)
 
 
-_CHANGES = {"color": _color, "translation": _translation}
+_CHANGES = {"color": _color, "translation": _translation, "cutout": _cutout}

@@ -6,7 +6,6 @@ SoundStream: Zeghidour et al. 2021, https://arxiv.org/abs/2107.03312, section II
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal, cast
 
@@ -85,13 +84,11 @@ class ResidualQuantizer(GroupedQuantizer):
     def _stages(self) -> list[GroupedQuantizer]:
         return cast("list[GroupedQuantizer]", list(self.quantizers))
 
-    def _by_stage(self, indices: Tensor) -> Iterator[Tensor]:
-        return iter(indices.unflatten(-1, (self.groups, self.stages)).unbind(-1))
-
     def _sum(self, indices: Tensor, stages_kept: Tensor | None) -> Tensor:
         """Sum of the stages, or of the first ``stages_kept``, a tensor that broadcasts with (..., dim)."""
         total = torch.zeros((), device=indices.device)
-        for stage, (quantizer, of_stage) in enumerate(zip(self._stages(), self._by_stage(indices), strict=True)):
+        by_stage = indices.unflatten(-1, (self.groups, self.stages)).unbind(-1)
+        for stage, (quantizer, of_stage) in enumerate(zip(self._stages(), by_stage, strict=True)):
             value = quantizer.lookup(of_stage)
             total = total + (value if stages_kept is None else torch.where(stages_kept > stage, value, 0))
         return total

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from gsqtok.studies.scale import Scale
-from gsqtok.studies.study import Finding, Plot, Run, Study, Verdict, all_of, better, exceeds
+from gsqtok.studies.study import Finding, Plot, Run, Study, all_of, better, exceeds
 from gsqtok.studies.table import Table, Value
 from gsqtok.training.config import TrainConfig
 
@@ -87,14 +87,13 @@ def findings(table: Table) -> list[Finding]:
 
 
 def _no_rate_loses(claim: str, lost: dict[int, tuple[Value, Value]]) -> Finding:
-    """By number of groups, PSNR of the tokenizer of that rate alone and of the nested one."""
+    """By number of groups, PSNR of the tokenizer of that rate alone and of the nested one.
+
+    It is decided where the loss differs from ``LOSS`` by more than seeds do.
+    """
     because = ", ".join(f"{alone.mean - nested.mean:.2f} dB at {k}" for k, (alone, nested) in lost.items())
-    return Finding(claim, all_of([_holds(*pair) for pair in lost.values()]), because)
-
-
-def _holds(alone: Value, nested: Value) -> Verdict:
-    """Whether no more than ``LOSS`` is lost: decided where the loss differs from that by more than seeds do."""
-    return better(nested, alone._replace(mean=alone.mean - LOSS))
+    verdicts = [better(nested, alone._replace(mean=alone.mean - LOSS)) for alone, nested in lost.values()]
+    return Finding(claim, all_of(verdicts), because)
 
 
 def _endings(kind: str) -> tuple[str, ...]:

@@ -7,7 +7,10 @@ from gsqtok.studies.scale import Scale
 from gsqtok.studies.study import QUALITY, Finding, Plot, Run, Study, better, exceeds, seeds
 from gsqtok.studies.table import Table
 
-SEARCHES = ("bf16", "float32", "exact")
+SEARCHES: dict[str, dict[str, str]] = {
+    **{search: {"name": "gsq_study", "search": search} for search in ("bf16", "float32")},
+    "exact": {},
+}
 D = {"smoke": 4, "small": 16, "paper": 16}
 CODEBOOK_SIZE = {"smoke": 16, "small": 65_536, "paper": 262_144}
 OTHER_SIZES: dict[str, tuple[int, ...]] = {"smoke": (), "small": (1024,), "paper": (8192, 65_536)}  # where d is 2 or 4
@@ -21,16 +24,12 @@ def runs(scale: Scale) -> list[Run]:
     return [
         Run(
             {"G": dim // d, "d": d, "V": v, "search": search, "seed": seed},
-            scale.gsq(dim // d, d, v, options=_searching(search), seed=seed),
+            scale.gsq(dim // d, d, v, options=SEARCHES[search], seed=seed),
         )
         for seed in seeds(scale)
         for d, v, search in settings
         if search != "float32" or seed == 0
     ]
-
-
-def _searching(search: str) -> dict[str, str]:
-    return {} if search == "exact" else {"name": "gsq_study", "search": search}
 
 
 def findings(table: Table) -> list[Finding]:
