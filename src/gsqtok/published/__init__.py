@@ -17,9 +17,8 @@ from gsqtok.published import (  # noqa: F401  (each registers its families)
     titok,
     var,
 )
-from gsqtok.published.config import PublishedConfig
 from gsqtok.published.load import open_checkpoint
-from gsqtok.published.registry import Family, get_family, list_families, register
+from gsqtok.published.registry import Family, PublishedConfig, get_family, list_families, register
 from gsqtok.published.source import Source
 
 __all__ = [

@@ -12,8 +12,7 @@ from torch import Tensor
 
 from gsqtok.io import one_line
 from gsqtok.published import cosmos
-from gsqtok.published.config import PublishedConfig
-from gsqtok.published.registry import Family, get_family, list_families, matching
+from gsqtok.published.registry import Family, PublishedConfig, get_family, list_families, matching
 from gsqtok.published.source import Source, read
 from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig
 

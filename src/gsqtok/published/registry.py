@@ -1,4 +1,4 @@
-"""The families of published tokenizers, and what a family says of itself."""
+"""The families of published tokenizers, what a family says of itself, and what a tokenizer of one is made of."""
 
 from __future__ import annotations
 
@@ -70,3 +70,26 @@ def list_families() -> list[str]:
 def matching(source: Source) -> list[Family]:
     """The families that a file may be of."""
     return [family for _, family in sorted(_FAMILIES.items()) if family.matches(source)]
+
+
+@dataclass(frozen=True)
+class PublishedConfig:
+    """What an ``ImageTokenizer`` is made of: the name of a family, and what that builds its networks from."""
+
+    family: str
+    options: dict[str, Any]
+
+    def build(self) -> Parts:
+        """Make the networks and the quantizer, with random weights."""
+        family = get_family(self.family)
+        if family.build is None:
+            raise ValueError(f"{self.family} has the networks of this package: its configuration is a TokenizerConfig")
+        return family.build(**self.options)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it, and as the tokenizer's fingerprint counts it."""
+        return {"family": self.family, "options": self.options}
+
+    def summary(self) -> str:
+        """The networks in a few words."""
+        return get_family(self.family).title
