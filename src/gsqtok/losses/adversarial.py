@@ -3,7 +3,7 @@
 Goodfellow et al., "Generative Adversarial Nets", NeurIPS 2014, arXiv 1406.2661; Lim and Ye, "Geometric GAN", 2017,
 arXiv 1705.02894 (hinge); Esser, Rombach, Ommer, "Taming Transformers", CVPR 2021, arXiv 2012.09841 (VQGAN).
 
-Every loss takes the list of maps that a discriminator returns, averages each map, then the maps: neither the size of a
+Every loss takes the list of maps that a discriminator returns, averages each map, then the maps: neither the size of an
 image nor the number of heads changes the scale. All are float32 scalars, whatever the logits' type and autocast.
 """
 
