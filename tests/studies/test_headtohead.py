@@ -1,12 +1,14 @@
 """Tokens' cost under one small prior, and decoders that are trained alone: rows of the head-to-head study."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
 
 from gsqtok.cli import main
 from gsqtok.cli.demo import IMAGES
+from gsqtok.evaluation.environment import environment
 from gsqtok.generation.config import TokenDataConfig
 from gsqtok.generation.evaluate import predictability
 from gsqtok.generation.prior import Prior
@@ -16,7 +18,7 @@ from gsqtok.studies.afterwards import decoder_training, quantized
 from gsqtok.studies.cost import prior_config
 from gsqtok.studies.headtohead import AFTERWARDS, CONTINUOUS, LONGER_DECODER, OURS
 from gsqtok.studies.run import Images, run_studies
-from gsqtok.studies.runner import PlacedRun, execute
+from gsqtok.studies.runner import Outcome, PlacedRun, execute
 from gsqtok.studies.scale import SCALES
 from gsqtok.studies.study import Run
 from gsqtok.studies.table import Row, Table
@@ -124,6 +126,23 @@ def test_codebooks_are_the_centres_of_the_latents(tmp_path):
     assert (out.quantized - latents).square().sum() < 0.9 * apart
     with pytest.raises(ValueError, match="init: kmeans"):
         quantized(tmp_path, run_of("gsq shared").config)
+
+
+def test_what_tokens_cost_stays_on_record_where_it_is_not_asked_for_again(tmp_path, monkeypatch):
+    outcome = Outcome("done", {"psnr": 20.0}, environment(torch.device("cpu")))
+
+    def measured(runs, devices, per_device, report, enough):
+        for run in runs:
+            run.folder.mkdir(parents=True)
+            (run.folder / "outcome.json").write_text(json.dumps(dataclasses.asdict(outcome)))
+            cost = {"bits_per_pixel_prior": 0.2, "prior_steps": 2.0}
+            report(run, dataclasses.replace(outcome, metrics=outcome.metrics | cost), "")
+
+    monkeypatch.setattr("gsqtok.studies.run.run_all", measured)
+    images, only = Images(DEMO, DEMO), {"method": {"fsq"}}
+    run_studies([STUDY], "smoke", images, tmp_path, prior_steps=2, only=only)
+    (again,) = run_studies([STUDY], "smoke", images, tmp_path, only=only)
+    assert again.value("bits_per_pixel_prior", method="fsq").mean == 0.2
 
 
 def test_only_some_rows_and_no_more_after_some_seconds(tmp_path, monkeypatch):

@@ -86,8 +86,9 @@ def run_studies(
     for file, found in earlier.items():
         _keep_others(file, found, placed)
     recorded = _recorded(earlier.values())
-    outcomes = {digest: outcome for digest, outcome in recorded.items() if _is_whole(outcome, placed.get(digest))}
-    outcomes |= {digest: outcome for digest, run in placed.items() if (outcome := run.outcome()) is not None}
+    outcomes = {digest: outcome for digest, run in placed.items() if (outcome := run.outcome()) is not None}
+    # what is recorded may hold more: the cost of tokens, where it is not asked for now
+    outcomes |= {digest: outcome for digest, outcome in recorded.items() if _is_whole(outcome, placed.get(digest))}
     failures: dict[str, str] = {}
     wanted = {run.digest for _, runs in plans for run in runs if _has(run, only or {})}
     if not wanted:
