@@ -5,17 +5,15 @@ python docs/plots/headtohead.py    # docs/images/headtohead.png
 
 from __future__ import annotations
 
-from pathlib import Path
+from said import DOCS, FRECHET
 
 from gsqtok.evaluation.report.metrics import text_of
 from gsqtok.evaluation.report.plots import COLOURS, panels, png, style
 from gsqtok.io import write_bytes
-from gsqtok.studies.headtohead import AFTERWARDS, COST, LONGER_DECODER, NO_RIVALS, OURS
+from gsqtok.studies.headtohead import AFTERWARDS, BITS, COST, LONGER_DECODER, NO_RIVALS, OURS, settings
 from gsqtok.studies.table import Table
 
-DOCS = Path(__file__).parents[1]
 FOLDER = "headtohead-compact"
-FRECHET = "frechet_distance_tf_efficientnet_lite1"
 YARDSTICK = "gsq shared"
 
 
@@ -63,15 +61,19 @@ def section() -> str:
     table = Table.load(DOCS / "studies" / FOLDER / "results.json")
     held, where = table.setting["first_run"], table.environment
     places = settings_of(table)
+
     names = [*methods_of(table), AFTERWARDS, LONGER_DECODER, "identity"]
     images = f"{held['steps']:,} steps of {held['batch_size']} images of {held['data']['size']} px"
     return f"""### headtohead: GSQ and its rivals at equal bits
 [All runs, with usage, entropy and every finding](studies/{FOLDER}/README.md): {images}, measured on the validation
 images of Tiny ImageNet; {where["device"]}, {where["date"][:10]}. `{table.setting["command"]}`
 
+{_said(table)}
+
 ![PSNR of each method beside gsq shared](images/headtohead.png)
 
-PSNR, dB; ± is the standard deviation of three seeds, and without it there is one seed:
+PSNR, dB; ± is the standard deviation of two or three seeds, and without it there is one. A dash: not run, or there is
+no such setting.
 
 {_lines(table, "psnr", names, places)}
 
@@ -84,17 +86,46 @@ Bits per pixel that the tokens cost under one small prior (10M parameters, {_pri
 {_lines(table, COST, names, [place for place in places if table.value(COST, f=place[0], rate=place[1])])}"""
 
 
+def _said(table: Table) -> str:
+    """What the results of f8 say so far."""
+
+    def of(metric: str, rate: float) -> dict[str, float]:
+        methods = table.values("method", f=8, rate=rate)
+        return {method: table.value(metric, f=8, rate=rate, method=method).mean for method in methods}
+
+    done = sum(row.state == "done" for row in table.rows)
+    psnr, far, cost = (of(metric, 0.56) for metric in ("psnr", FRECHET, COST))
+    highest, lower, lower_cost = of("psnr", 1.0), of("psnr", 0.28), of(COST, 0.28)
+    ours, nothing = psnr[YARDSTICK], psnr["identity"]
+    return f"""**{done} of {len(table.rows)} runs so far**: f8 alone, and not all of its seeds. What they say:
+
+- **PSNR and Fréchet distance rank the methods differently.** At .56 bits/px `simvq` and `ema_vq` are
+{psnr["simvq"] - ours:.1f} and {psnr["ema_vq"] - ours:.1f} dB ahead of `gsq shared`, with a distance of
+{far["simvq"]:.0f} and {far["ema_vq"]:.0f} where `gsq shared` has {far[YARDSTICK]:.0f}, `gsq separate`
+{far["gsq separate"]:.0f} and `leech` {far["leech"]:.0f}. At 1 bit/px `ema_vq` is ahead in both.
+- **Most quantizers of one rate are alike**: at .56 bits/px eight lie within
+{psnr["simvq"] - psnr["random_sphere"]:.1f} dB. `wetok` and `bsq` are behind at every rate, `mgvq`
+at all but the lowest.
+- **The rate costs, and not the straight-through gradient**, as far as one seed tells. No quantization has
+{nothing:.1f} dB: {nothing - psnr["simvq"]:.1f} more than the best at .56 bits/px,
+{highest["identity"] - highest["ema_vq"]:.1f} more at 1. But its latents, quantized afterwards, with the decoder trained on,
+have {psnr[AFTERWARDS]:.1f} dB, less than those that were learnt through a quantizer ({psnr[LONGER_DECODER]:.1f}).
+- **Cheap tokens say little.** `wetok` at .56 bits/px costs {cost["wetok"]:.3f} bits/px under the prior and has
+{psnr["wetok"]:.1f} dB; `gsq shared` at .28 costs {lower_cost[YARDSTICK]:.3f} and has {lower[YARDSTICK]:.1f}."""
+
+
 def _lines(table: Table, metric: str, names: list[str], places: list[tuple[int, float]]) -> str:
-    """A row for each method, a column for each factor and rate; the best quantizer of a column is bold."""
+    """A row for each method, a column for each factor and rate; the best quantizer is bold where all were measured."""
     head = ["method", *(f"f{f}, {rate}" for f, rate in places)]
     rows = [[name.replace("identity", "no quantization")] for name in names]
     for f, rate in places:
         values = {name: table.value(metric, f=f, rate=rate, method=name) for name in names}
         rivals = {name: value.mean for name, value in values.items() if value and name not in NO_RIVALS}
         best = (max if metric == "psnr" else min)(rivals, key=lambda name: rivals[name])
+        all_measured = rivals.keys() == settings(BITS[f][rate]).keys()
         for row, name in zip(rows, names, strict=True):
             text = text_of(metric, values[name].mean, values[name].spread if values[name].seeds > 1 else None)
-            row.append(f"**{text}**" if name == best else text)
+            row.append(f"**{text}**" if name == best and all_measured else text)
     rows = [row for row in rows if set(row[1:]) != {"-"}]
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] + ["--:"] * len(places), *rows])
 

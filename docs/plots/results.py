@@ -14,6 +14,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
+from headtohead import section as headtohead
 from results_256 import nested, scaling
 from said import DOCS, FRECHET, Said, length, noise, origin, spreads, table, trained_results
 
@@ -428,13 +429,18 @@ def section() -> str:
     parts: list[Callable[[], str]] = [
         precision, groups, codebook, methods, latency, vocabulary, factor, isolate, limits, discriminator
     ]  # fmt: skip
-    texts = [introduction(), *(part() for part in parts), by_itself("start-small"), by_itself("stability-small")]
+    texts = [
+        introduction(),
+        *(part() for part in parts),
+        by_itself("start-small"),
+        by_itself("stability-small"),
+        headtohead(),
+    ]
     texts += [
         "## Studies at 256 px",
         scaling(),
         nested(),
         by_itself("recipe-compact-256"),
-        by_itself("headtohead-compact"),
     ]
     return "\n\n".join(["## Studies at the small scale", *filter(None, texts)]) + "\n\n"
 

@@ -130,6 +130,20 @@ def test_no_quantization_is_a_ceiling_and_no_point():
     assert points(plot, table) == [("gsq", 0.3, 19.0), ("no quantization", None, 20.0)]
 
 
+def test_what_has_no_place_is_no_level():
+    """What tokens cost is not measured of every tokenizer; without a codebook a setting's rate is a place."""
+    of_all = {"psnr": 19.0, "usage": 1.0}
+    rows = [
+        Row({"f": 8, "rate": 0.28, "method": "gsq"}, of_all | {"bits_per_pixel_prior": 0.2}, "done"),
+        Row({"f": 8, "rate": 0.56, "method": "gsq"}, of_all, "done"),
+        Row({"f": 8, "rate": 0.56, "method": "identity"}, {"psnr": 27.0}, "done"),
+    ]
+    table = Table("headtohead", "small", rows)
+    psnr, _, _, prior = STUDIES["headtohead"].plots
+    assert points(prior, table) == [("gsq", 0.2, 19.0), ("no quantization", None, 27.0)]
+    assert points(psnr, table) == [("gsq", 0.28, 19.0), ("gsq", 0.56, 19.0), ("no quantization", 0.56, 27.0)]
+
+
 def test_no_discriminator_is_a_level_and_no_point():
     metrics = {"psnr": 19.0, "usage": 1.0}
     rows = [Row({"discriminator": "none", "losses": "", "betas": ""}, metrics | {"psnr": 20.0}, "done")]

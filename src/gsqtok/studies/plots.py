@@ -76,6 +76,8 @@ def points_of(plot: Plot, table: Table) -> pd.DataFrame:
                 continue
             measured = None if without_tokens else numbers.get((plot.x + ending, "mean"))
             x = setting.get(plot.x, measured)
+            if not without_tokens and pd.isna(x):
+                continue  # not measured, such as what tokens cost
             if x == "" or (plot.log_x and isinstance(x, str)):
                 x = None
             found.append(
