@@ -108,7 +108,7 @@ def _said(table: Table) -> str:
 at all but the lowest.
 - **The rate costs, and not the straight-through gradient**, as far as one seed tells. No quantization has
 {nothing:.1f} dB: {nothing - psnr["simvq"]:.1f} more than the best at .56 bits/px,
-{highest["identity"] - highest["ema_vq"]:.1f} more at 1. But its latents, quantized afterwards, with the decoder trained on,
+{highest["identity"] - highest["ema_vq"]:.1f} more at 1. But its latents, quantized afterwards, the decoder trained on,
 have {psnr[AFTERWARDS]:.1f} dB, less than those that were learnt through a quantizer ({psnr[LONGER_DECODER]:.1f}).
 - **Cheap tokens say little.** `wetok` at .56 bits/px costs {cost["wetok"]:.3f} bits/px under the prior and has
 {psnr["wetok"]:.1f} dB; `gsq shared` at .28 costs {lower_cost[YARDSTICK]:.3f} and has {lower[YARDSTICK]:.1f}."""
