@@ -1,6 +1,8 @@
+import gc
 import logging
 import os
 import shutil
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -11,6 +13,20 @@ settings.load_profile("no clock")
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before anything imports the hub's library, which would try five times
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def pytest_collection_finish():
+    """What is imported by now lives to the end: the collector need not look through it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+    if "torch" in sys.modules:
+        from torch.fx import config
+
+        # a stack for every node of every graph that is traced, which takes a sixth of the time and no test looks at
+        config.do_not_emit_stack_traces = True
+    if processes := sys.modules.get("processes"):
+        processes.serve()  # before the package starts the same server for decoding, without what commands import
 
 
 @pytest.fixture(autouse=True)

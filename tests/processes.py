@@ -32,6 +32,7 @@ from gsqtok.data.workers import STOP_SIGNALS
 SOURCE = str(Path(gsqtok.__file__).parents[1])
 PRELOADED = [
     "gsqtok.training.trainer",
+    "gsqtok.tokens.decoders",
     "gsqtok.tokens.run",
     "gsqtok.evaluation.run",
     "timm",

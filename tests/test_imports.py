@@ -5,7 +5,6 @@ import subprocess
 import sys
 
 import processes
-import pytest
 from PIL import Image
 
 HEAVY = {"datasets", "huggingface_hub.hf_api", "matplotlib", "pandas", "scipy", "timm", "torchmetrics", "torchvision"}
@@ -35,9 +34,7 @@ for part in sys.argv[1:]:
 """
 
 
-@pytest.fixture(scope="module")
-def modules():
-    """What is imported after each part, by its name."""
+def test_what_takes_seconds_is_imported_where_it_is_used():
     done = subprocess.run(
         [sys.executable, "-c", FORKS, *PARTS],
         env=processes.ENVIRONMENT | {"PATH": ""},
@@ -45,13 +42,11 @@ def modules():
         text=True,
         check=True,
     )
-    return {part: set(names) for part, *names in map(str.split, done.stdout.splitlines())}
-
-
-@pytest.mark.parametrize("part", PARTS)
-def test_what_takes_seconds_is_imported_where_it_is_used(part, modules):
-    assert f"gsqtok.{part}" in modules[part]
-    assert not HEAVY & modules[part]
+    modules = {part: set(names) for part, *names in map(str.split, done.stdout.splitlines())}
+    assert list(modules) == PARTS
+    for part, imported in modules.items():
+        assert f"gsqtok.{part}" in imported
+        assert not HEAVY & imported, part
 
 
 BARE = """

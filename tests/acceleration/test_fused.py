@@ -25,7 +25,7 @@ def _seed():
 def test_kernels_in_the_interpreter(pytestconfig):
     marked = pytestconfig.getoption("markexpr")  # slow ones where they are run here
     files = [Path(__file__).with_name(f"test_{name}.py") for name in ("fused", "backend", "rms_norm")]
-    check_in_interpreter(*files, marked=marked)
+    check_in_interpreter(*files, Path(__file__).parents[1] / "quantizers/test_fused.py", marked=marked)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="asks what happens without the interpreter")

@@ -1,9 +1,9 @@
-"""The fused kernels beside what PyTorch computes: on the GPU where there is one, elsewhere in Triton's interpreter, in
-a process apart since the interpreter has to be chosen before Triton is imported."""
+"""The fused kernels beside what PyTorch computes: on the GPU where there is one, elsewhere in Triton's interpreter,
+by `acceleration/test_fused.py`."""
 
 import pytest
 import torch
-from interpreter import DEVICE, INTERPRETED, check_in_interpreter, runs_interpreter, runs_kernels
+from interpreter import DEVICE, INTERPRETED, runs_kernels
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
@@ -20,11 +20,6 @@ METHODS = [
     ("ema_vq", {"dim": 6}),
     ("ema_vq", {"dim": 6, "groups": 2, "metric": "cosine"}),
 ]
-
-
-@runs_interpreter
-def test_kernels_in_the_interpreter():
-    check_in_interpreter(__file__)
 
 
 def step(quantizer, latent, weigh):

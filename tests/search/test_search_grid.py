@@ -34,7 +34,7 @@ def rows_of(kind: str, n: int, v: int, d: int, seed: int) -> tuple[torch.Tensor,
     v=st.integers(1, 400),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 def test_as_by_all_distances(d, kind, v, seed):
     latents, codebook = rows_of(kind, 500, v, d, seed)
     corners = torch.cartesian_prod(*[torch.tensor([-1.0, 0.0, 1.0])] * d)  # with zero, and the edges of cells

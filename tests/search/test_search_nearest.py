@@ -60,8 +60,8 @@ def assert_nearest(found: torch.Tensor, latents: torch.Tensor, codebook: torch.T
         score = -np.linalg.norm((z[:, None] - c[None]).astype(np.float64), axis=2)
     chosen = score[np.arange(len(z)), found]
     assert float((score.max(axis=1) - chosen).max()) <= gap
-    first = (codebook[:, None] == codebook[None]).all(dim=2).byte().argmax(dim=1).numpy()
-    assert (first[found] == found).all()
+    first = (codebook[found, None] == codebook[None]).all(dim=2).byte().argmax(dim=1).numpy()
+    assert (first == found).all()
 
 
 @pytest.mark.parametrize("d", DIMS)
@@ -72,7 +72,7 @@ def assert_nearest(found: torch.Tensor, latents: torch.Tensor, codebook: torch.T
     kind=st.sampled_from(KINDS),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=25)
+@settings(max_examples=15)
 def test_nearest_is_exact(d, metric, n, v, kind, seed):
     latents, codebook = make(kind, n, v, d, seed)
     assert_nearest(nearest(latents, codebook, metric=metric), latents, codebook, metric, gap=1e-14)
@@ -120,7 +120,7 @@ def test_circle_tells_neighbours_apart_that_float32_products_cannot():
     angles = (torch.arange(v, dtype=torch.float64) + 0.25) * 2 * torch.pi / v
     order = torch.randperm(v, generator=torch.Generator().manual_seed(0))
     codebook = circle(angles[order]).float()
-    picks = torch.randint(v, (2000,), generator=torch.Generator().manual_seed(1))
+    picks = torch.randint(v, (200,), generator=torch.Generator().manual_seed(1))
     latents = (3.7 * circle(angles[order][picks] + 0.2 * 2 * torch.pi / v)).float()
     assert torch.equal(nearest(latents, codebook), picks)
     product = (F.normalize(latents, dim=1) @ F.normalize(codebook, dim=1).T).argmax(dim=1)

@@ -1,19 +1,17 @@
-"""The search on the sphere that leaves codewords out, against the kernels that look at all of them."""
+"""The search on the sphere that leaves codewords out, against the kernels that look at all of them.
+
+On the GPU where there is one, elsewhere in Triton's interpreter, by `test_search_triton.py`.
+"""
 
 import pytest
 import torch
-from interpreter import DEVICE, INTERPRETED, check_in_interpreter, runs_interpreter, runs_kernels
+from interpreter import DEVICE, INTERPRETED, runs_kernels
 from search_truth import rows_of_kind
 
 from gsqtok.search import nearest
 
 triton = pytest.importorskip("triton")
 N, V = (90, 600) if DEVICE == "cpu" else (20_000, 70_000)
-
-
-@runs_interpreter
-def test_kernels_in_the_interpreter():
-    check_in_interpreter(__file__)
 
 
 def both(latents, codebook):

@@ -3,6 +3,7 @@ since the interpreter has to be chosen before Triton is imported."""
 
 import functools
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ KINDS = ["uniform", "clustered", "duplicated", "close", "bisector", "behind"]
 @runs_interpreter
 def test_kernels_in_the_interpreter(pytestconfig):
     marked = pytestconfig.getoption("markexpr")  # slow ones where they are run here
-    check_in_interpreter(__file__, marked=marked)
+    check_in_interpreter(__file__, Path(__file__).with_name("test_search_sphere_triton.py"), marked=marked)
 
 
 @pytest.mark.skipif(INTERPRETED, reason="asks what happens without the interpreter")
@@ -103,7 +104,7 @@ def test_groups_with_a_codebook_each_are_searched_at_once(d, metric, monkeypatch
     from gsqtok.search import sorted_triton
     from gsqtok.search import triton as kernel
 
-    n, groups, v = latents_for(d), 3, 130
+    n, groups, v = latents_for(d), 3, 70
     g = torch.Generator().manual_seed(0)
     latents = torch.randn(groups, n, d, generator=g).transpose(0, 1).to(DEVICE)
     codebook = (
@@ -159,7 +160,7 @@ def make(kind, n, v, d, seed):
     d=st.sampled_from([3, 4, 5, 8, 16, 24, 32, 64]),
     data=st.data(),
 )
-@settings(max_examples=24)
+@settings(max_examples=12)
 def test_kernel_is_exact(kind, metric, v, d, data):
     n = data.draw(st.integers(1, latents_for(d)), label="n")
     plan = data.draw(
@@ -215,7 +216,7 @@ watches = pytest.mark.skipif(
 
 @watches
 def test_slots_settle_uniform_data_and_not_codewords_too_close_to_tell_apart(scored_all):
-    search(*make("uniform", 256, 2048, 8, seed=0))
+    search(*make("uniform", 64, 2048, 8, seed=0))
     assert sum(scored_all) <= 1
     scored_all.clear()
     search(*make("close", 32, 2048, 8, seed=0), splits=2)
@@ -223,15 +224,14 @@ def test_slots_settle_uniform_data_and_not_codewords_too_close_to_tell_apart(sco
 
 
 @watches
-@pytest.mark.parametrize(("metric", "radius"), [("cosine", 0.075), ("euclidean", 0.15)])
-def test_slots_settle_a_dense_codebook(metric, radius, scored_all):
-    """Caps as dense as 90 and 11 million codewords would make the sphere; a group's number takes 8 bits."""
+def test_slots_settle_a_dense_codebook(scored_all):
+    """A cap as dense as 11 million codewords would make the sphere; a group's number takes 8 bits."""
     g = torch.Generator().manual_seed(0)
     ball = F.normalize(torch.randn(8192 + 32, 3, generator=g), dim=1) * torch.rand(8192 + 32, 1, generator=g) ** (1 / 3)
-    rows = F.normalize(F.pad(radius * ball, (0, 1), value=1.0), dim=1)
+    rows = F.normalize(F.pad(0.15 * ball, (0, 1), value=1.0), dim=1)
     latents, codebook = rows[:32], rows[32:]
-    found = search(latents, codebook, metric, codewords=32, splits=1)
-    assert torch.equal(found, reference.nearest(latents, codebook, metric))
+    found = search(latents, codebook, "euclidean", codewords=32, splits=1)
+    assert torch.equal(found, reference.nearest(latents, codebook, "euclidean"))
     assert sum(scored_all) <= 1
 
 
@@ -299,8 +299,10 @@ def test_zero_rows_and_extreme_magnitudes(metric):
 
 
 @runs_kernels
-@pytest.mark.parametrize("kind", SCALES)
-@pytest.mark.parametrize("exponent", [6, 20, 38])
+@pytest.mark.parametrize(
+    ("exponent", "kind"),
+    [*((exponent, kind) for exponent in (6, 20, 38) for kind in SCALES[:4]), *((38, kind) for kind in SCALES[4:])],
+)  # the last two kinds have scales of their own
 def test_euclidean_is_exact_whatever_the_scales(kind, exponent):
     latents, codebook = mixed_scales(kind, 40, 150, 5, exponent, seed=exponent)
     assert torch.equal(search(latents, codebook, "euclidean"), nearest_by_distance(latents, codebook)[:, 0])
@@ -324,8 +326,7 @@ def test_half_bfloat16_and_strided_input(d):
 @pytest.mark.parametrize(
     ("d", "metric"), [(1, "cosine"), *((d, metric) for d in (2, 3, 16) for metric in ("cosine", "euclidean"))]
 )
-@pytest.mark.parametrize("bad", [float("nan"), -float("inf")])
-def test_nan_and_infinity_give_minus_one(d, metric, bad):
+def test_nan_and_infinity_give_minus_one(d, metric):
     from gsqtok.search import sorted_triton
     from gsqtok.search import triton as kernel
 
@@ -338,12 +339,13 @@ def test_nan_and_infinity_give_minus_one(d, metric, bad):
     latents, codebook = make("uniform", n, 150, d, seed=3)
     plain = look_up(latents, codebook)
     assert plain.min() >= 0
-    latents[[4, -1], -1] = bad
+    latents[4, -1], latents[-1, -1] = torch.nan, -torch.inf
     found = look_up(latents, codebook)
     invalid = torch.zeros(n, dtype=torch.bool).index_fill_(0, torch.tensor([4, n - 1]), True)
     assert torch.equal(found, plain.masked_fill(invalid, -1))
-    codebook[140, 0] = bad
-    assert look_up(latents, codebook).tolist() == [-1] * n
+    for bad in (torch.nan, -torch.inf):
+        codebook[140, 0] = bad
+        assert look_up(latents, codebook).tolist() == [-1] * n
 
 
 @runs_kernels
@@ -355,7 +357,7 @@ def test_nan_and_infinity_give_minus_one(d, metric, bad):
     zeros=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-@settings(max_examples=40)
+@settings(max_examples=20)
 def test_sorting_kernels_do_what_sorting_does(n, v, d, duplicated, zeros, seed):
     latents, codebook = make("duplicated" if duplicated else "uniform", n, v, d, seed)
     if zeros:
@@ -369,9 +371,9 @@ def test_sorting_kernels_do_what_sorting_does(n, v, d, duplicated, zeros, seed):
 @runs_kernels
 def test_angles_that_differ_by_little_are_told_apart():
     g = torch.Generator().manual_seed(0)
-    codebook = torch.stack([torch.ones(700), 1e-11 * torch.randint(0, 300, (700,), generator=g)], 1)
-    codebook[100::3] = torch.randn(200, 2, generator=g)
-    latents = torch.stack([torch.ones(200), 1e-11 * torch.rand(200, generator=g) * 300], 1)
+    codebook = torch.stack([torch.ones(210), 1e-11 * torch.randint(0, 300, (210,), generator=g)], 1)
+    codebook[60::3] = torch.randn(50, 2, generator=g)
+    latents = torch.stack([torch.ones(60), 1e-11 * torch.rand(60, generator=g) * 300], 1)
     both = torch.stack([codebook, codebook.flip(0)])
     found = nearest(latents[:, None].expand(-1, 2, -1).to(DEVICE), both.to(DEVICE), use_triton=True).cpu()
     for group in range(2):

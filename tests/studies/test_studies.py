@@ -1,6 +1,7 @@
 """Every study's table of runs, and what it says of metrics whose verdict is known."""
 
 import dataclasses
+import functools
 import math
 from pathlib import Path
 
@@ -50,6 +51,18 @@ def verdicts(table):
     return {finding.claim: finding.verdict for finding in STUDIES[table.study].findings(table)}
 
 
+@functools.cache
+def quantizer_of(model):
+    """Runs of all studies share a few models."""
+    with torch.device("meta"):
+        return build_quantizer(dim=model.latent_dim, **dataclasses.asdict(model.quantizer))
+
+
+@functools.cache
+def factor_of(model):
+    return ImageTokenizer(model).factor
+
+
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("name", STUDIES)
 def test_runs_differ_and_can_be_built(name, scale):
@@ -57,8 +70,7 @@ def test_runs_differ_and_can_be_built(name, scale):
     assert len({tuple(run.varied.items()) for run in runs}) == len(runs)
     for run in runs:
         model = run.config.model
-        with torch.device("meta"):
-            quantizer = build_quantizer(dim=model.latent_dim, **dataclasses.asdict(model.quantizer))
+        quantizer = quantizer_of(model)
         if "V" in run.varied and run.varied["V"] != "none":
             assert quantizer.codebook_size == run.varied["V"]
         if "G" in run.varied:
@@ -66,7 +78,7 @@ def test_runs_differ_and_can_be_built(name, scale):
         if "f" in run.varied:
             assert model.factor == SCALES[scale].factor(run.varied["f"])
         if scale == "smoke":
-            assert ImageTokenizer(model).factor == model.factor
+            assert factor_of(model) == model.factor
 
 
 def test_a_digest_is_of_what_changes_metrics():

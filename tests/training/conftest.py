@@ -7,6 +7,7 @@ import float64
 import processes
 import pytest
 import torch
+from PIL import Image
 
 import gsqtok
 from gsqtok.tokenizer import TokenizerConfig
@@ -16,8 +17,19 @@ PACKAGE = Path(gsqtok.__file__).parent
 DEMO = PACKAGE / "demo_images"
 
 
+@pytest.fixture(scope="session")
+def small_demo(tmp_path_factory):
+    """The demo images at an eighth of their sides: decoding them took a fifth of a small run."""
+    folder = tmp_path_factory.mktemp("demo")
+    for file in DEMO.glob("*.png"):
+        image = Image.open(file)
+        image.thumbnail((64, 64))
+        image.save(folder / file.name)
+    return folder
+
+
 @pytest.fixture
-def tiny(tmp_path):
+def tiny(tmp_path, small_demo):
     """A run of a few steps, like the smoke recipe but smaller; dotted keys replace what they name."""
 
     def make(**changes):
@@ -31,7 +43,7 @@ def tiny(tmp_path):
             decoder_middle_blocks=0,
             quantizer=changes.pop("quantizer", {"name": "gsq", "groups": 2, "codebook_size": 64}),
         )
-        data = DataConfig(train=changes.pop("train", str(DEMO)), size=16, max_resize=24, workers=0)
+        data = DataConfig(train=changes.pop("train", str(small_demo)), size=16, max_resize=24, workers=0)
         data = dataclasses.replace(data, **changes.pop("data", {}))
         optimizer = OptimizerConfig(**{"learning_rate": 2e-3} | changes.pop("optimizer", {}))
         defaults = {"output": str(tmp_path / "run"), "steps": 6, "batch_size": 4, "precision": "float32"}
@@ -68,5 +80,5 @@ def gsqtok_command():
 
 
 @pytest.fixture
-def demo_copy(tmp_path):
-    return Path(shutil.copytree(DEMO, tmp_path / "images"))
+def demo_copy(tmp_path, small_demo):
+    return Path(shutil.copytree(small_demo, tmp_path / "images"))

@@ -4,6 +4,7 @@ import dataclasses
 import errno
 import logging
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -164,11 +165,20 @@ def test_metrics_are_the_lines_of_the_log_in_order(tmp_path):
     assert run.metrics() == [{"step": 1, "loss/total": 0.5}, {"step": 2}]
 
 
+@pytest.fixture(scope="module")
+def two_steps():
+    """A run with two checkpoints, made by the first test that wants it; the others copy its folder."""
+    return {}
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.bin", "extra.pt", "usage-0.pt", "sha256.json"])
 @pytest.mark.parametrize("damage", ["bit", "cut", "gone"])
-def test_a_damaged_checkpoint_is_left_out(tiny, caplog, name, damage):
+def test_a_damaged_checkpoint_is_left_out(tiny, two_steps, tmp_path_factory, caplog, name, damage):
     """One flipped bit, a cut or a missing file: the run goes on from the checkpoint before, to the same weights."""
-    run = train(tiny(steps=2, save_every=1))
+    if not two_steps:
+        output = str(tmp_path_factory.mktemp("two") / "run")
+        two_steps["run"] = train(tiny(output=output, steps=2, save_every=1))
+    run = Path(shutil.copytree(two_steps["run"], tiny().output))
     whole = load_file(run / "tokenizer/model.safetensors")
     file = run / "checkpoints/step-00000002" / name
     data = bytearray(file.read_bytes())

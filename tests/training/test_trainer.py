@@ -235,7 +235,7 @@ def test_what_it_says_leads_on(tiny, tmp_path, capfd, demo_copy):
     (demo_copy / "coffee.png").rename(tmp_path / "image.jpg")
     lines = textwrap.dedent(following.split("in Python:\n")[1].split("training ")[0])
     exec(lines.replace("image.jpg", str(tmp_path / "image.jpg")), scope)
-    assert scope["tokens"].shape[1:3] == tuple(side // 2 for side in Image.open(tmp_path / "image.jpg").size[::-1])
+    assert scope["tokens"].shape[1:3] == tuple(-(-side // 2) for side in Image.open(tmp_path / "image.jpg").size[::-1])
 
     train(tiny(steps=1, output=str(tmp_path / "b"), data={"validation": str(demo_copy)}))
     said = capfd.readouterr().err

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from gsqtok import ImageTokenizer
 
 GAN = ["--adversarial.augment", "[color, translation, cutout]"]
+CROPS = "[{size: 8, share: 1, scales: [1, 2]}, {size: 16, share: 1}]"
 PENALTIES = ["--adversarial.r1", "1", "--adversarial.r1_every", "2", "--adversarial.adaptive_weight", "true"]
 
 
@@ -40,12 +41,11 @@ def arguments(demo_copy):
     ("recipe", "launch", "more"),
     [
         ("smoke", processes.torchrun, []),
-        ("smoke", processes.run_ranks, ["--gradient_accumulation", "2"]),
-        ("smoke", processes.run_ranks, ["--data.crops", "[{size: 8, share: 1, scales: [1, 2]}, {size: 16, share: 1}]"]),
+        ("smoke", processes.run_ranks, ["--gradient_accumulation", "2", "--data.crops", CROPS]),
         ("smoke-gan", processes.run_ranks, [*GAN, *PENALTIES, "--adversarial.start_step", "1"]),
         ("smoke-gan", processes.run_ranks, [*GAN, "--adversarial.start_step", "0", "--gradient_accumulation", "2"]),
     ],
-    ids=["vae", "vae in parts", "vae of several sizes", "gan with penalties", "gan in parts"],
+    ids=["vae", "vae of several sizes in parts", "gan with penalties", "gan in parts"],
 )
 def test_two_ranks_equal_one(tmp_path, arguments, metrics, demo_copy, recipe, launch, more):
     """Gradients and update of a step from the same weights, then two more, which see what the first left behind."""

@@ -80,8 +80,9 @@ class TokenizerConfig:
             raise ValueError(f"channels must be a multiple of {NORM_GROUPS}, got {self.channels}")
         for name in ("encoder_blocks", "decoder_blocks"):
             self.blocks_per_level(name)
-        levels = [2**i for i in range(len(self.multipliers))]
-        if wrong := sorted(set(self.attention_factors) - set(levels)):
+        count = len(self.multipliers)
+        if wrong := sorted({f for f in self.attention_factors if f.bit_count() != 1 or f.bit_length() > count}):
+            levels = [2**i for i in range(count)]
             raise ValueError(f"attention_factors must be among {levels}, got {wrong}")
 
     def _typed(self, written: Mapping[str, Any]) -> QuantizerOptions:
