@@ -116,10 +116,11 @@ def test_without_metrics_nothing_is_claimed(name):
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_plot_is_drawn(name):
     pytest.importorskip("matplotlib")
+    table, not_run = table_of(name), table_of(name, state="not run")
     with style():
         for plot in STUDIES[name].plots:
-            assert plots.draw(plot, table_of(name, state="not run")) is None
-            assert len(png(plots.draw(plot, table_of(name)))) > 5000
+            assert plots.draw(plot, not_run) is None
+            assert len(png(plots.draw(plot, table))) > 5000
 
 
 def points(plot, table):

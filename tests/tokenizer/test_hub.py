@@ -20,10 +20,13 @@ from gsqtok.tokenizer import ImageTokenizer
 pytestmark = pytest.mark.slow
 
 
-# Has PyTorch, whose import takes the most, and not yet huggingface_hub; each line that it reads is a process to fork.
+# Has PyTorch and the package, whose imports take the most, and not yet huggingface_hub; each line that it reads is a
+# process to fork.
 FORKS = """
 import json, os, runpy, signal, sys, time, traceback
 import torch
+import gsqtok.tokenizer
+assert 'huggingface_hub' not in sys.modules
 
 pause = time.sleep
 time.sleep = lambda seconds: pause(min(seconds, 0.05))  # the hub's library tries five times, and waits in between
