@@ -44,7 +44,7 @@ SIDE = 64
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="memory is read as Linux tells it")
 def test_memory_does_not_grow_with_the_images(model, tmp_path):
-    """Kept pixels would be 12 MB of tokenizing, 49 as floats, and 12 of encoding; a kept activation a multiple of it."""
+    """Kept pixels would be 12 MB of tokenizing, 49 as floats, and 12 of encoding; a kept activation, far more."""
     environment = os.environ | processes.ENVIRONMENT | {"PYTHONPATH": os.pathsep.join([processes.SOURCE, *sys.path])}
     command = [sys.executable, "-c", f"SIDE = {SIDE}\n{RUN}", tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
