@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
 import inspect
 import re
 import sys
@@ -69,7 +68,6 @@ def parse(verb: str, function: Callable[..., Any], argv: list[str]) -> dict[str,
     """
     hints = _hints(function)
     parser = build(verb, function, explain=bool({"-h", "--help"} & set(argv)))
-    parser.reading = ""
     configs: dict[str, Any] = {name: hint for name, hint in hints.items() if dataclasses.is_dataclass(hint)}
     argv = _with_known_names(argv, parser)
     namespace = None
@@ -87,9 +85,8 @@ def parse(verb: str, function: Callable[..., Any], argv: list[str]) -> dict[str,
     return made | {name: values[name] for name in hints if name not in made}
 
 
-@functools.cache
 def build(verb: str, function: Callable[..., Any], *, explain: bool = True) -> Parser:
-    """The parser of a command, made once for a program that runs several.
+    """The parser of a command.
 
     A quantizer's options depend on its method, which may be named last. To parse (``explain=False``) they are therefore
     one mapping, which the configuration checks; to explain they are those of the default method.
