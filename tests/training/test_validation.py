@@ -46,7 +46,9 @@ def test_every_recipe_is_valid(recipe, demo_copy, tmp_path, monkeypatch):
     assert all("weights for" in problem or "weights of" in problem for problem in report.problems), report.problems
     assert {"images", "tokens", "tokenizer", "batch", "GPU memory"} <= set(report.facts)
     assert ("discriminator" in report.facts) == (config.adversarial.discriminator != "none")
-    assert f"{ImageTokenizer(config.model).bits_per_pixel:.4g} bits/px" in report.facts["tokens"]
+    start = config.initialize_from
+    tokenizer = ImageTokenizer.from_pretrained(start) if start else ImageTokenizer(config.model)
+    assert f"{tokenizer.bits_per_pixel:.4g} bits/px" in report.facts["tokens"]
 
 
 def test_every_problem_is_listed(tiny, tmp_path):
