@@ -1,11 +1,12 @@
-"""What docs/results.md says of the study headtohead, and its picture; results.py writes the page.
+"""What docs/results.md says of the study headtohead, and its plot; results.py writes the page.
 
 python docs/plots/headtohead.py    # docs/images/headtohead.png
 """
 
 from __future__ import annotations
 
-from said import DOCS, FRECHET
+from said import DOCS, FRECHET, Said, length, origin
+from said import table as rows_of
 
 from gsqtok.evaluation.report.metrics import text_of
 from gsqtok.evaluation.report.plots import COLOURS, panels, png, style
@@ -34,7 +35,7 @@ def methods_of(table: Table) -> list[str]:
     return sorted(ahead, key=lambda method: -sum(ahead[method]) / len(ahead[method]))
 
 
-def picture(table: Table) -> bytes:
+def plot(table: Table) -> bytes:
     """Dots: PSNR above that of the yardstick at the same factor and rate; lines: the standard deviation over seeds."""
     methods, places = methods_of(table), settings_of(table)
     with style():
@@ -58,15 +59,12 @@ def section() -> str:
     """The section of docs/results.md; nothing while the study has not run."""
     if not (DOCS / "studies" / FOLDER / "results.json").exists():
         return ""
-    table = Table.load(DOCS / "studies" / FOLDER / "results.json")
-    held, where = table.setting["first_run"], table.environment
-    places = settings_of(table)
-
+    table = Said("headtohead", "compact").table
+    places, steps = settings_of(table), table.value("prior_steps").mean
     names = [*methods_of(table), AFTERWARDS, LONGER_DECODER, "identity"]
-    images = f"{held['steps']:,} steps of {held['batch_size']} images of {held['data']['size']} px"
     return f"""### headtohead: GSQ and its rivals at equal bits
-[All runs, with usage, entropy and every finding](studies/{FOLDER}/README.md): {images}, measured on the validation
-images of Tiny ImageNet; {where["device"]}, {where["date"][:10]}. `{table.setting["command"]}`
+[All runs, with usage, entropy and every finding](studies/{FOLDER}/README.md): {length(table)}, measured on the
+validation images of Tiny ImageNet; {origin(table)}. `{table.setting["command"]}`
 
 {_said(table)}
 
@@ -81,7 +79,7 @@ Fréchet distance in EfficientNet-Lite 1's features:
 
 {_lines(table, FRECHET, names, places)}
 
-Bits per pixel that the tokens cost under one small prior (10M parameters, {_prior_steps(table)}):
+Bits per pixel that the tokens cost under one small prior (10M parameters, {steps:.0f} steps, seed 0):
 
 {_lines(table, COST, names, [place for place in places if table.value(COST, f=place[0], rate=place[1])])}"""
 
@@ -124,16 +122,11 @@ def _lines(table: Table, metric: str, names: list[str], places: list[tuple[int, 
         best = (max if metric == "psnr" else min)(rivals, key=lambda name: rivals[name])
         all_measured = rivals.keys() == settings(BITS[f][rate]).keys()
         for row, name in zip(rows, names, strict=True):
-            text = text_of(metric, values[name].mean, values[name].spread if values[name].seeds > 1 else None)
+            text = text_of(metric, values[name].mean, values[name].spread)
             row.append(f"**{text}**" if name == best and all_measured else text)
     rows = [row for row in rows if set(row[1:]) != {"-"}]
-    return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] + ["--:"] * len(places), *rows])
-
-
-def _prior_steps(table: Table) -> str:
-    words = table.setting["command"].split()
-    return f"{words[words.index('--prior-steps') + 1]} steps, seed 0" if "--prior-steps" in words else "seed 0"
+    return rows_of(head, rows)
 
 
 if __name__ == "__main__":
-    write_bytes(DOCS / "images/headtohead.png", picture(Table.load(DOCS / "studies" / FOLDER / "results.json")))
+    write_bytes(DOCS / "images/headtohead.png", plot(Said("headtohead", "compact").table))

@@ -85,7 +85,7 @@ def evaluate(
           gsqtok prior evaluate runs/prior tokens-val/ --samples 5000 --features timm:tf_efficientnet_lite0
     """
     from gsqtok.evaluation import build_features
-    from gsqtok.generation.evaluate import frechet_distance, predictability, sampled_images
+    from gsqtok.generation.evaluate import frechet_distance, sampled_images
     from gsqtok.generation.sampling import SamplingOptions
     from gsqtok.io import atomic_write, json_values
     from gsqtok.tokens import TokenDataset
@@ -95,17 +95,7 @@ def evaluate(
     model = _load(prior, device)
     dataset = TokenDataset(tokens, columns=() if label is None else (label,))
     on_gpu = model.device.type == "cuda"
-    with progress("measuring") as bar:
-        task = bar.add_task("", total=limit or len(dataset))
-        result = predictability(
-            model,
-            dataset,
-            label=label,
-            batch_size=batch_size,
-            limit=limit,
-            autocast=on_gpu,
-            on_progress=lambda done: bar.advance(task, done),
-        )
+    result = _predicted(model, dataset, label, limit, batch_size)
     result |= {"prior": model.fingerprint(), "head": model.config.head, "tokenizer": model.vocabulary.tokenizer}
     result["parameters"] = sum(p.numel() for p in model.parameters())
     if samples:
@@ -197,6 +187,25 @@ def _load(folder: str, device: str | None) -> Prior:
     from gsqtok.generation.prior import Prior
 
     return Prior.from_pretrained(folder).to(resolve_device(device))
+
+
+def _predicted(
+    model: Prior, dataset: TokenDataset, label: str | None, limit: int | None, batch_size: int
+) -> dict[str, Any]:
+    """How predictable tokens are, with a bar while they are read."""
+    from gsqtok.generation.evaluate import predictability
+
+    with progress("measuring") as bar:
+        task = bar.add_task("", total=limit or len(dataset))
+        return predictability(
+            model,
+            dataset,
+            label=label,
+            batch_size=batch_size,
+            limit=limit,
+            autocast=model.device.type == "cuda",
+            on_progress=lambda done: bar.advance(task, done),
+        )
 
 
 def _real(

@@ -117,16 +117,13 @@ def findings(table: Table) -> list[Finding]:
             where = f"f{factor}, {rate} bits/px"
             psnr = _by_method(table, "psnr", setting)
             gap = f"; no quantization {psnr[CONTINUOUS]}" if CONTINUOUS in psnr else ""
-            rivals = {method: value for method, value in psnr.items() if method not in NO_RIVALS}
-            found.append(_best_of_us(f"a form of GSQ gives the best images at {where}", "psnr", rivals, gap))
+            found.append(_best_of_us(f"a form of GSQ gives the best images at {where}", "psnr", _rivals(psnr), gap))
             for said, metric in (
                 ("the least Fréchet distance", distance_of(table)),
                 ("the cheapest tokens under the prior", COST),
             ):
                 claim = f"a form of GSQ has {said} at {where}"
-                values = _by_method(table, metric, setting)
-                rivals = {method: value for method, value in values.items() if method not in NO_RIVALS}
-                found.append(_best_of_us(claim, metric, rivals, ""))
+                found.append(_best_of_us(claim, metric, _rivals(_by_method(table, metric, setting)), ""))
             found.append(_of_the_codebooks(where, psnr))
             if rate in SEEDED:
                 found.append(_of_the_gradient(where, psnr))
@@ -135,6 +132,11 @@ def findings(table: Table) -> list[Finding]:
 
 def _by_method(table: Table, metric: str, setting: dict[str, Any]) -> dict[str, Value]:
     return known((m, table.value(metric, method=m, **setting)) for m in table.values("method", **setting))
+
+
+def _rivals(values: dict[str, Value]) -> dict[str, Value]:
+    """The quantizers that are compared: not what stands beside them to tell where the rest is lost."""
+    return {method: value for method, value in values.items() if method not in NO_RIVALS}
 
 
 def _best_of_us(claim: str, metric: str, values: dict[str, Value], gap: str) -> Finding:
@@ -166,7 +168,7 @@ def _of_the_rest(factor: int, table: Table) -> Finding:
     gaps, verdicts = [], {}
     for rate in sorted(table.values("rate", f=factor)):
         psnr = _by_method(table, "psnr", {"f": factor, "rate": rate})
-        rivals = {method: value for method, value in psnr.items() if method not in NO_RIVALS}
+        rivals = _rivals(psnr)
         if rivals and CONTINUOUS in psnr:
             name, best = max(rivals.items(), key=lambda item: item[1].mean)
             gaps.append(f"{psnr[CONTINUOUS].mean - best.mean:+.2f} dB at {rate} ({name})")

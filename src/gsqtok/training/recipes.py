@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 
+from gsqtok.io import one_line
 from gsqtok.options import near
 
 FOLDER = Path(__file__).parent.parent / "recipes"
@@ -113,7 +114,7 @@ def _read(file: Path) -> dict[str, Any]:
         line = f", line {error.problem_mark.line + 1}" if error.problem_mark else ""
         raise ValueError(f"{file}{line}: not a recipe: {error.problem}") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: not a recipe: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise ValueError(f"{file}: not a recipe: {one_line(error)}") from error
     if not isinstance(written, dict):
         found = "it is empty" if written is None else f"it holds {type(written).__name__}"
         raise ValueError(f"{file}: a recipe holds 'key: value' lines, {found}")
