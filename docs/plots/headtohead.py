@@ -1,9 +1,11 @@
-"""What docs/results.md says of the study headtohead, and its plot; results.py writes the page.
+"""What docs/results.md says of the study headtohead, and its plots; results.py writes the page.
 
-python docs/plots/headtohead.py    # docs/images/headtohead.png
+python docs/plots/headtohead.py    # docs/images/headtohead.png, headtohead-fd.png
 """
 
 from __future__ import annotations
+
+from collections import Counter
 
 from said import DOCS, FRECHET, Said, length, origin
 from said import table as rows_of
@@ -11,7 +13,7 @@ from said import table as rows_of
 from gsqtok.evaluation.report.metrics import text_of
 from gsqtok.evaluation.report.plots import COLOURS, panels, png, style
 from gsqtok.io import write_bytes
-from gsqtok.studies.headtohead import AFTERWARDS, BITS, COST, LONGER_DECODER, NO_RIVALS, OURS, settings
+from gsqtok.studies.headtohead import AFTERWARDS, BITS, COST, LONGER_DECODER, NO_RIVALS, OURS, SEEDED, settings
 from gsqtok.studies.table import Table
 
 FOLDER = "headtohead-compact"
@@ -35,22 +37,27 @@ def methods_of(table: Table) -> list[str]:
     return sorted(ahead, key=lambda method: -sum(ahead[method]) / len(ahead[method]))
 
 
-def plot(table: Table) -> bytes:
-    """Dots: PSNR above that of the yardstick at the same factor and rate; lines: the standard deviation over seeds."""
-    methods, places = methods_of(table), settings_of(table)
+def plot(table: Table, metric: str, methods: list[str]) -> bytes:
+    """Dots: how far from the yardstick at the same factor and rate; lines: the standard deviation over seeds.
+
+    PSNR in dB, other metrics in percent.
+    """
+    places = settings_of(table)
     with style():
         figure, axes = panels(len(places), in_a_row=4, share_y=True)
         for axis, (f, rate) in zip(axes, places, strict=True):
-            level = table.value("psnr", f=f, rate=rate, method=YARDSTICK)
+            level = table.value(metric, f=f, rate=rate, method=YARDSTICK)
+            unit = 1.0 if metric == "psnr" else level.mean / 100
             axis.axvline(0, color="0.6", linewidth=1)
             for height, method in enumerate(reversed(methods)):
-                if value := table.value("psnr", f=f, rate=rate, method=method):
-                    spread = value.spread if value.seeds > 1 else None
+                if value := table.value(metric, f=f, rate=rate, method=method):
+                    spread = value.spread / unit if value.seeds > 1 else None
                     colour = COLOURS[1] if method in OURS else COLOURS[0]
-                    axis.errorbar(value.mean - level.mean, height, xerr=spread, fmt="o", color=colour)
-            axis.set_title(f"f{f}, {rate} bits/px: {level.mean:.1f} dB")
+                    axis.errorbar((value.mean - level.mean) / unit, height, xerr=spread, fmt="o", color=colour)
+            axis.set_title(f"f{f}, {rate} bits/px: {text_of(metric, level.mean)}{' dB' if metric == 'psnr' else ''}")
             axis.set_yticks(range(len(methods)), reversed(methods))
-        figure.supxlabel("PSNR above gsq shared, dB; orange: forms of GSQ")
+        said = "PSNR above gsq shared, dB" if metric == "psnr" else "Fréchet distance above gsq shared, percent"
+        figure.supxlabel(f"{said}; orange: forms of GSQ")
         figure.set_size_inches(12, (0.26 * len(methods) + 0.7) * -(-len(places) // 4) + 0.3)
         return png(figure)
 
@@ -59,14 +66,15 @@ def section() -> str:
     """The section of docs/results.md; nothing while the study has not run."""
     if not (DOCS / "studies" / FOLDER / "results.json").exists():
         return ""
-    table = Said("headtohead", "compact").table
+    said = Said("headtohead", "compact")
+    table = said.table
     places, steps = settings_of(table), table.value("prior_steps").mean
     names = [*methods_of(table), AFTERWARDS, LONGER_DECODER, "identity"]
     return f"""### headtohead: GSQ and its rivals at equal bits
 [All runs, with usage, entropy and every finding](studies/{FOLDER}/README.md): {length(table)}, measured on the
 validation images of Tiny ImageNet; {origin(table)}. `{table.setting["command"]}`
 
-{_said(table)}
+{_said(said)}
 
 ![PSNR of each method beside gsq shared](images/headtohead.png)
 
@@ -77,6 +85,8 @@ no such setting.
 
 Fréchet distance in EfficientNet-Lite 1's features:
 
+![Fréchet distance of each method beside gsq shared](images/headtohead-fd.png)
+
 {_lines(table, FRECHET, names, places)}
 
 Bits per pixel that the tokens cost under one small prior (10M parameters, {steps:.0f} steps, seed 0):
@@ -84,32 +94,63 @@ Bits per pixel that the tokens cost under one small prior (10M parameters, {step
 {_lines(table, COST, names, [place for place in places if table.value(COST, f=place[0], rate=place[1])])}"""
 
 
-def _said(table: Table) -> str:
-    """What the results of f8 say so far."""
+def _said(said: Said) -> str:
+    """What the results say, and how many of the runs are done."""
+    table = said.table
+    places = settings_of(table)
+    psnr, far, cost = ([_values(table, metric, *place) for place in places] for metric in ("psnr", FRECHET, COST))
+    where = [f"at f{f}, {rate} bits/px" for f, rate in places]
+    seeded = [where[i] for i, (_, rate) in enumerate(places) if rate in SEEDED]
+    said.needs("not supported", *(f"a form of GSQ gives the best images {place}" for place in seeded[:3]))
+    afterwards = "latents learnt without a quantizer, and quantized afterwards, give better images"
+    said.needs("not supported", *(f"{afterwards} {place}" for place in seeded))
+    ahead = [max(of["simvq"], of["ema_vq"]) - of[YARDSTICK] for of in psnr]
+    farther = [min(of["simvq"], of["ema_vq"]) / of[YARDSTICK] - 1 for of in far]
+    least = Counter(min(_rivals(of), key=of.__getitem__) for of in far).most_common()
+    nested, separate = ([of[name] - of[YARDSTICK] for of in psnr if name in of] for name in OURS[:0:-1])
+    rest = [of["identity"] - max(_rivals(of).values()) for of in psnr]
+    lost = [of[LONGER_DECODER] - of[AFTERWARDS] for of in psnr if AFTERWARDS in of]
+    cheap, low = places.index((8, 0.56)), places.index((8, 0.28))
+    return f"""{_missing(table)} What they say:
 
-    def of(metric: str, rate: float) -> dict[str, float]:
-        methods = table.values("method", f=8, rate=rate)
-        return {method: table.value(metric, f=8, rate=rate, method=method).mean for method in methods}
+- **By PSNR `ema_vq` and `simvq` are first at each of the {len(places)} settings**, {_span(ahead, ".1f")} dB ahead of
+`gsq shared`.
+- **By Fréchet distance they are not**: the least is that of {", ".join(f"`{name}` ({n})" for name, n in least)}.
+The better of `ema_vq` and `simvq` is {_span(farther, "+.0%")} from `gsq shared`, and nearer to the originals at f8,
+1 bit/px alone. Codewords on a sphere, learnt (`gsq`, `unitok`) or not (`leech`, `random_sphere`), keep more of what the
+measuring network sees.
+- **A codebook for each group** (`gsq separate`) changes the PSNR by {_span(separate, "+.2f")} dB. Groups left out at
+random (`gsq nested`) cost {_span([-x for x in nested], ".2f")} dB with all groups decoded, more with more groups.
+- **The rate costs, and not the straight-through gradient.** No quantization is {_span(rest, ".1f")} dB ahead of the
+best, and no rate here hides that. But its latents, quantized afterwards, the decoder trained on, are
+{_span(lost, ".1f")} dB behind those that were learnt through a quantizer and whose decoder was trained on likewise.
+- **Cheap tokens say little.** `wetok` at f8, .56 bits/px costs {cost[cheap]["wetok"]:.3f} bits/px under the prior and
+has {psnr[cheap]["wetok"]:.1f} dB; `gsq shared` at .28 costs {cost[low][YARDSTICK]:.3f} and has
+{psnr[low][YARDSTICK]:.1f}."""
 
-    done = sum(row.state == "done" for row in table.rows)
-    psnr, far, cost = (of(metric, 0.56) for metric in ("psnr", FRECHET, COST))
-    highest, lower, lower_cost = of("psnr", 1.0), of("psnr", 0.28), of(COST, 0.28)
-    ours, nothing = psnr[YARDSTICK], psnr["identity"]
-    return f"""**{done} of {len(table.rows)} runs so far**: f8 alone, and not all of its seeds. What they say:
 
-- **PSNR and Fréchet distance rank the methods differently.** At .56 bits/px `simvq` and `ema_vq` are
-{psnr["simvq"] - ours:.1f} and {psnr["ema_vq"] - ours:.1f} dB ahead of `gsq shared`, with a distance of
-{far["simvq"]:.0f} and {far["ema_vq"]:.0f} where `gsq shared` has {far[YARDSTICK]:.0f}, `gsq separate`
-{far["gsq separate"]:.0f} and `leech` {far["leech"]:.0f}. At 1 bit/px `ema_vq` is ahead in both.
-- **Most quantizers of one rate are alike**: at .56 bits/px eight lie within
-{psnr["simvq"] - psnr["random_sphere"]:.1f} dB. `wetok` and `bsq` are behind at every rate, `mgvq`
-at all but the lowest.
-- **The rate costs, and not the straight-through gradient**, as far as one seed tells. No quantization has
-{nothing:.1f} dB: {nothing - psnr["simvq"]:.1f} more than the best at .56 bits/px,
-{highest["identity"] - highest["ema_vq"]:.1f} more at 1. But its latents, quantized afterwards, the decoder trained on,
-have {psnr[AFTERWARDS]:.1f} dB, less than those that were learnt through a quantizer ({psnr[LONGER_DECODER]:.1f}).
-- **Cheap tokens say little.** `wetok` at .56 bits/px costs {cost["wetok"]:.3f} bits/px under the prior and has
-{psnr["wetok"]:.1f} dB; `gsq shared` at .28 costs {lower_cost[YARDSTICK]:.3f} and has {lower[YARDSTICK]:.1f}."""
+def _values(table: Table, metric: str, f: int, rate: float) -> dict[str, float]:
+    """The means of the methods that were measured."""
+    found = {
+        method: table.value(metric, f=f, rate=rate, method=method) for method in table.values("method", f=f, rate=rate)
+    }
+    return {method: value.mean for method, value in found.items() if value}
+
+
+def _rivals(values: dict[str, float]) -> dict[str, float]:
+    return {method: value for method, value in values.items() if method not in NO_RIVALS}
+
+
+def _span(values: list[float], form: str) -> str:
+    return f"{min(values):{form}} to {max(values):{form}}"
+
+
+def _missing(table: Table) -> str:
+    """How many runs are done, and which are not."""
+    left = Counter("f{f}, {rate}, seed {seed}".format(**row.varied) for row in table.rows if row.state != "done")
+    done = len(table.rows) - left.total()
+    not_done = "; ".join(f"{n} of {place}" for place, n in left.items())
+    return f"**{done} of {len(table.rows)} runs are done**{f'; not done: {not_done}' if left else ''}."
 
 
 def _lines(table: Table, metric: str, names: list[str], places: list[tuple[int, float]]) -> str:
@@ -129,4 +170,6 @@ def _lines(table: Table, metric: str, names: list[str], places: list[tuple[int, 
 
 
 if __name__ == "__main__":
-    write_bytes(DOCS / "images/headtohead.png", plot(Said("headtohead", "compact").table))
+    results = Said("headtohead", "compact").table
+    for drawn, file in (("psnr", "headtohead"), (FRECHET, "headtohead-fd")):
+        write_bytes(DOCS / f"images/{file}.png", plot(results, drawn, methods_of(results)))
