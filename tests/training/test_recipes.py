@@ -32,6 +32,12 @@ def test_another_quantizer_takes_the_base_s_place(written):
     assert recipes.load(base)["model"]["quantizer"]["groups"] == 4
 
 
+def test_a_section_that_is_null_leaves_the_base_s_out(written):
+    written("steps: 7\nmodel: {channels: 64}\n", "one.yaml")
+    written("base: one.yaml\nbatch_size: 4\n", "two.yaml")
+    assert recipes.load(written("base: two.yaml\nmodel: null\n")) == {"steps": 7, "batch_size": 4}
+
+
 def test_bases_in_a_circle(written):
     written("base: two.yaml\n", "one.yaml")
     with pytest.raises(ValueError, match=r"builds on itself"):

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gsqtok.io import atomic_write
+from gsqtok.io import atomic_write, one_line
 from gsqtok.quantizers.nesting import count_channels
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def export(tokenizer: ImageTokenizer, folder: str | Path, format: Format = "onnx
         write(EncoderGraph(tokenizer), example, ["images"], ["tokens", "latent"], (2, 3), encoder)
         write(DecoderGraph(tokenizer), grid, ["tokens"], ["images"], (1, 2), decoder)
     except (torch.onnx.errors.OnnxExporterError, RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error.__cause__ or error).split())[:200]
+        reason = one_line(error.__cause__ or error)[:200]
         name = tokenizer.quantizer.name
         raise ExportError(f"a tokenizer with quantizer '{name}' cannot be exported to {format}: {reason}") from error
     load = _load_onnx if format == "onnx" else _load_pt2

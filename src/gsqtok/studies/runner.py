@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gsqtok.data.workers import ignore_all_but_sigterm, processors, watch_parent
-from gsqtok.io import atomic_write, read_json
+from gsqtok.io import atomic_write, one_line, read_json
 from gsqtok.studies.afterwards import decoder_training
 from gsqtok.studies.cost import TokenCost, prior_config
 from gsqtok.studies.scale import Scale
@@ -174,7 +174,7 @@ def _spread(
                     problem = "its process was killed (out of memory?)"
                     pools.pop(slot).shutdown()
                 except Exception as error:  # whatever a run may raise, the next one may do better
-                    problem = " ".join(f"{type(error).__name__}: {error}".split())
+                    problem = f"{type(error).__name__}: {one_line(error)}"
                 if outcome is not None or not told:  # what was told to stop has not failed
                     report(run, outcome, problem)
             if interruption.name and not told:

@@ -81,8 +81,8 @@ def find(recipe: str) -> Path:
 def load(recipe: str) -> dict[str, Any]:
     """A recipe's values over those of the recipe that it names as its ``base``, which may have a base, too.
 
-    Sections are merged key by key; one that names another ``name`` (of a quantizer) takes the base's place. A text
-    that begins with ``~/`` is a path in the home folder.
+    Sections are merged key by key; one that names another ``name`` (of a quantizer) takes the base's place, one that is
+    ``null`` leaves the base's out. A text that begins with ``~/`` is a path in the home folder.
 
     Raises:
         FileNotFoundError: the recipe or a base is neither a file nor one of the package's.
@@ -90,6 +90,7 @@ def load(recipe: str) -> dict[str, Any]:
     """
     files: list[Path] = []
     values: dict[str, Any] = {}
+    left_out: set[str] = set()
     file: Path | None = find(recipe)
     while file is not None:
         if file.resolve() in files:
@@ -99,10 +100,11 @@ def load(recipe: str) -> dict[str, Any]:
         base = written.pop("base", None)
         if base is not None and not isinstance(base, str):
             raise ValueError(f"{file}: base must be the name of a recipe, got {base!r}")
+        left_out |= {key for key, of in written.items() if isinstance(of, dict) and values.get(key, of) is None}
         values = _merged(written, values)
         beside = file.parent / (base or "")  # a path is meant from the recipe's own folder
         file = None if base is None else beside if beside.is_file() else find(base)
-    return values
+    return {key: value for key, value in values.items() if key not in left_out}
 
 
 def _read(file: Path) -> dict[str, Any]:
