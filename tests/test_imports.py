@@ -60,6 +60,7 @@ import gsqtok
 from gsqtok.cli import main
 image, output = sys.argv[1:]
 tokens = gsqtok.ImageTokenizer.from_pretrained().encode(gsqtok.load_image(image))
+assert "torch._dynamo" not in sys.modules, "PyTorch's compiler takes seconds, and nothing is compiled"
 gsqtok.build_quantizer("gsq", dim=8, groups=2, codebook_dim=4)(torch.randn(3, 8)).loss.backward()
 for words in (["reconstruct", image, "-o", f"{output}/a", "--side-by-side"], ["tokenize", image, "-o", f"{output}/b"],
               ["recipes", "ls"], ["train", "--help"], ["completion", "bash"]):

@@ -6,10 +6,12 @@ import numpy as np
 import prdc
 import pytest
 import torch
-from torch_fidelity import calculate_metrics
+from mean_colours import MeanColours
+from torch_fidelity import calculate_metrics, register_feature_extractor
+from torch_fidelity.feature_extractor_base import FeatureExtractorBase
 from torch_fidelity.metric_isc import isc_features_to_metric
 
-from gsqtok.evaluation import DistributionMetrics, InceptionFeatures, Reference, ReferenceSetError
+from gsqtok.evaluation import DistributionMetrics, Reference, ReferenceSetError
 from gsqtok.evaluation.frechet import Moments
 
 
@@ -98,24 +100,45 @@ class Images(torch.utils.data.Dataset):
         return self.images[i]
 
 
-@pytest.mark.slow
-def test_equals_a_run_of_torch_fidelity(inception_file):
+class TheirMeanColours(FeatureExtractorBase):
+    """The network of ``mean_colours`` as torch-fidelity calls its Inception, whose features test_features compares."""
+
+    def __init__(self, name, features_list, **_):
+        super().__init__(name, features_list)
+
+    @staticmethod
+    def get_provided_features_list():
+        return "pooled", "logits"
+
+    @staticmethod
+    def get_default_feature_layer_for_metric(metric):
+        return {"fid": "pooled", "isc": "logits"}[metric]
+
+    @staticmethod
+    def can_be_compiled():
+        return False
+
+    def forward(self, images):
+        features = MeanColours()(images)
+        return tuple(getattr(features, name) for name in self.features_list)
+
+
+def test_equals_a_run_of_torch_fidelity(mean_colours):
     real, fake, keys = images(11, 0), images(11, 1), [f"{i:02}" for i in range(11)]
-    network = InceptionFeatures(inception_file)
-    metrics = measured(network, real, fake, keys)
-    metrics.spatial = None  # torch-fidelity has no sFID, and its 2023 eigenvalues take long
-    found = metrics.compute()
+    found = measured(mean_colours, real, fake, keys).compute()
+    register_feature_extractor("mean colours", TheirMeanColours)
     theirs = calculate_metrics(
         input1=Images(fake),
         input2=Images(real),
         fid=True,
         isc=True,
-        feature_extractor_weights_path=str(inception_file),
+        feature_extractor="mean colours",
         cuda=False,
         cache=False,
         verbose=False,
         batch_size=11,
     )
-    distance = found[f"frechet_distance{network.suffix}"]
+    distance = found["frechet_distance_mean_colours"]
     assert distance == pytest.approx(theirs["frechet_inception_distance"], rel=1e-4)
-    assert found[f"inception_score{network.suffix}"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert found["inception_score_mean_colours"] == pytest.approx(theirs["inception_score_mean"], rel=1e-6)
+    assert found["inception_score_std_mean_colours"] == pytest.approx(theirs["inception_score_std"], rel=1e-6)

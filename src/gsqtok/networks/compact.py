@@ -139,6 +139,8 @@ class CompactDecoder(nn.Module):
 
 def _initialize(network: CompactEncoder | CompactDecoder) -> None:
     """Draw the weights of convolutions with variance 1 / inputs; blocks start as the identity."""
+    if network.conv_out.weight.is_meta:  # nothing to draw, as in GSQ
+        return
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.normal_(module.weight, std=module.weight[0].numel() ** -0.5)

@@ -70,6 +70,8 @@ class GSQ(LearntCodebook):
 
     def reset_parameters(self) -> None:
         """Draw the codebook anew, as ``init`` says."""
+        if self.codebook.is_meta:  # nothing to draw, for which normal_ would import PyTorch's compiler, in 2 seconds
+            return
         with torch.no_grad():
             if self.init == "uniform":
                 self.codebook.uniform_(-1 / self.codebook_size, 1 / self.codebook_size)
