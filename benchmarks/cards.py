@@ -21,6 +21,7 @@ DATA = {  # as a card tells of them; in which order
 CARDS = {  # where they are: the tokenizers that they show, as docs/quality.json names them
     "src/gsqtok/embedded": ("embedded",),
     "pretrained/f8": ("f8",),
+    "pretrained/f8-nested": ("f8-nested",),
     "pretrained/f16": ("f16", "f16?decoder=sharp"),
 }
 Record = dict[str, dict[str, Any]]
@@ -51,7 +52,7 @@ def facts(folder: Path, names: tuple[str, ...], record: Record, table: Table) ->
     """What the tokenizer is, as every card has it; its files, and the fingerprint with each further decoder."""
     rows = model_card.facts(ImageTokenizer.from_pretrained(folder))
     first = rows.pop("fingerprint")
-    files = sorted(folder.glob("*.safetensors"), reverse=True)
+    files = [folder / "model.safetensors", *sorted(folder.glob("decoder-*.safetensors"))]
     rows["files, float16"] = ", ".join(f"`{file.name}` {file.stat().st_size / 1e6:.1f} MB" for file in files)
     rows["fingerprint"] = first
     for name in names[1:]:
@@ -59,7 +60,7 @@ def facts(folder: Path, names: tuple[str, ...], record: Record, table: Table) ->
     return table(["<", "<"], [[key, value] for key, value in rows.items()])
 
 
-def metrics(names: tuple[str, ...], record: Record, quality: Callable[[str, str, float], str]) -> str:
+def metrics(names: tuple[str, ...], record: Record, quality: Callable[[str, str, float | str], str]) -> str:
     """A table for each data set; codecs and the other tokenizers of about this rate are beside it."""
     parts = []
     for data, told in DATA.items():

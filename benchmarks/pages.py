@@ -107,6 +107,10 @@ QUALITY = {  # what is shown of docs/quality.json
 MODELS = {  # in the order of the tables
     "embedded": "inside the package",
     "f8": "`pretrained/f8`",
+    "f8-nested": "`pretrained/f8-nested`",
+    "f8-nested@3": "`pretrained/f8-nested`, 3 groups",
+    "f8-nested@2": "`pretrained/f8-nested`, 2 groups",
+    "f8-nested@1": "`pretrained/f8-nested`, 1 group",
     "f16": "`pretrained/f16`",
     "f16?decoder=sharp": "`pretrained/f16?decoder=sharp`",
 }
@@ -117,20 +121,34 @@ def measured() -> cards.Record:
     return json.loads((ROOT / "docs/quality.json").read_text())
 
 
-def quality(data: str, distances: str, rate: float) -> str:
-    """Tokenizers and codecs at about one rate: metrics on ``data``, Fréchet distances on ``distances``."""
+def quality(data: str, distances: str, of: float | str) -> str:
+    """Metrics on ``data``, Fréchet distances on ``distances``.
+
+    ``of`` is a rate, of tokenizers and codecs at about so many bits per pixel, or the name of a tokenizer with nested
+    groups, at all its rates.
+    """
     record = measured()
-    titles = MODELS | {f"codec:{codec}@{rate}": title for codec, title in CODECS.items()}
+    titles = MODELS | {f"codec:{codec}@{of}": title for codec, title in CODECS.items()}
     rows = []
     for name, title in titles.items():
         line, far = record.get(f"{data}/{name}"), record.get(f"{distances}/{name}")
-        if line is None or far is None or not rate / 2 < line["metrics"]["bits_per_pixel"] < rate * 2:
+        if line is None or far is None:
+            continue
+        rate = line["metrics"]["bits_per_pixel"]
+        if name.partition("@")[0] != of if isinstance(of, str) else not 0.8 < rate / of < 1.25:
             continue
         metrics = line["metrics"] | {k: v for k, v in far["metrics"].items() if k.startswith("frechet")}
         size = line["model"].get("parameters")
         rows.append([title, f"{size / 1e6:.1f}M" if size else ""])
         rows[-1] += [cell(metrics.get(key), form) for key, (_, form) in QUALITY.items()]
     return table(["<", "parameters", *(heading for heading, _ in QUALITY.values())], rows)
+
+
+def _rate(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def published() -> str:
@@ -171,21 +189,21 @@ def heads() -> str:
     return table(["<head", "bits/token", "bits/px", "<group 1, 2, 3, 4", "FD of samples", "samples a second"], rows)
 
 
-QUALITY_TABLE = r"(<!-- quality: (.*?) (.*?) (.*?) -->\n).*?(\n<!-- end -->)"
-PUBLISHED_TABLE = r"(<!-- table -->\n).*?(\n<!-- end of table -->)"
+QUALITY_TABLE = r"(<!-- quality: (.*?) (.*?) (.*?) -->\n).*?(<!-- end -->)"
+PUBLISHED_TABLE = r"(<!-- table -->\n).*?(<!-- end of table -->)"
 MARKS = ("quality: ", "table -->", "heads -->")
-HEADS_TABLE = r"(<!-- heads -->\n).*?(\n<!-- end of heads -->)"
+HEADS_TABLE = r"(<!-- heads -->\n).*?(<!-- end of heads -->)"
 
 
 def filled(text: str) -> str:
     """A page with its tables made anew."""
-    text = re.sub(QUALITY_TABLE, lambda m: m[1] + quality(m[2], m[3], float(m[4])) + m[5], text, flags=re.DOTALL)
-    text = re.sub(PUBLISHED_TABLE, lambda m: m[1] + published() + m[2], text, flags=re.DOTALL)
-    return re.sub(HEADS_TABLE, lambda m: m[1] + heads() + m[2], text, flags=re.DOTALL)
+    text = re.sub(QUALITY_TABLE, lambda m: m[1] + quality(m[2], m[3], _rate(m[4])) + "\n" + m[5], text, flags=re.DOTALL)
+    text = re.sub(PUBLISHED_TABLE, lambda m: m[1] + published() + "\n" + m[2], text, flags=re.DOTALL)
+    return re.sub(HEADS_TABLE, lambda m: m[1] + heads() + "\n" + m[2], text, flags=re.DOTALL)
 
 
 METADATA = r"\A---\n(.*?\n)?---\n"
-CARD_PART = r"(<!-- card: (\w+) -->\n).*?(\n<!-- end of card -->)"
+CARD_PART = r"(<!-- card: (\w+) -->\n).*?(<!-- end of card -->)"
 
 
 def card(place: str, text: str) -> str:
@@ -194,11 +212,12 @@ def card(place: str, text: str) -> str:
     parts = {
         "facts": lambda: cards.facts(folder, names, record, table),
         "metrics": lambda: cards.metrics(names, record, quality),
+        "rates": lambda: quality("imagenet-sample-256", "coco-256", names[0]),
         "training": lambda: cards.training(folder, table),
     }
     front = f"---\n{cards.metadata(place, record)}---\n"
     text = re.sub(METADATA, lambda _: front, text, flags=re.DOTALL)
-    return re.sub(CARD_PART, lambda m: m[1] + parts[m[2]]() + m[3], text, flags=re.DOTALL)
+    return re.sub(CARD_PART, lambda m: m[1] + parts[m[2]]() + "\n" + m[3], text, flags=re.DOTALL)
 
 
 def pages() -> Iterator[tuple[Path, str]]:

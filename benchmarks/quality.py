@@ -94,6 +94,13 @@ class Both:
         return found | ({ST_LPIPS: float(torch.cat(self.distances).double().mean())} if self.distances else {})
 
 
+def loaded(name: str, device: torch.device | str = "cpu") -> tuple[gsqtok.ImageTokenizer, int | None]:
+    """A tokenizer, and of how many groups: ``NAME@2`` has two of a nested one's."""
+    name, _, groups = name.partition("@")
+    tokenizer = gsqtok.ImageTokenizer.from_pretrained(None if name == "embedded" else name, device=device)
+    return tokenizer, int(groups) if groups else None
+
+
 def measured(name: str, data: str, size: int, both: Both, device: torch.device, batch_size: int) -> dict[str, Any]:
     """A line of the record."""
     codebook, run, model = None, None, {}
@@ -101,8 +108,9 @@ def measured(name: str, data: str, size: int, both: Both, device: torch.device, 
         codec = Codec.parse(name)
         run, model = codec, codec.model
     else:
-        tokenizer = gsqtok.ImageTokenizer.from_pretrained(None if name == "embedded" else name, device=device)
-        run, codebook = reconstructor(tokenizer), usage_of(tokenizer.quantizer)
+        tokenizer, groups = loaded(name, device)
+        run = reconstructor(tokenizer, groups=groups)
+        codebook = usage_of(tokenizer.quantizer, groups)
         model = {"fingerprint": tokenizer.fingerprint(), "parameters": sum(p.numel() for p in tokenizer.parameters())}
 
     def reconstruct(images: Tensor) -> Reconstruction:
@@ -131,10 +139,11 @@ def side_by_side(sources: list[str], models: list[str], count: int, output: Path
             codec = Codec.parse(model)
             title, rate, column = pages.CODECS[codec.name], codec.target, codec(images).images
         else:
-            tokenizer = gsqtok.ImageTokenizer.from_pretrained(None if model == "embedded" else model)
-            name = model.removeprefix("pretrained/")
+            tokenizer, groups = loaded(model)
+            name = model.partition("@")[0].removeprefix("pretrained/")
             title = {"embedded": "in the package", "f16?decoder=sharp": "f16, sharp"}.get(name, name)
-            rate, column = tokenizer.bits_per_pixel, tokenizer(images).reconstruction
+            rate = tokenizer.bits_per_pixel_of(groups)
+            column = tokenizer.decode(tokenizer.encode(images, groups=groups))
         columns[f"{title}: {rate:g} bit{'s' * (rate != 1)}/px"] = column
     strip = 30
     sheet = Image.new("RGB", (size * len(columns), strip + size * len(images)), "white")
@@ -151,7 +160,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(required=True, dest="verb")
     verb = verbs.add_parser("measure")
-    verb.add_argument("models", nargs="+", help="tokenizers, 'embedded', or codecs such as codec:webp@0.25")
+    verb.add_argument(
+        "models", nargs="+", help="tokenizers (NAME@2: with two groups), 'embedded', or codecs such as codec:webp@0.25"
+    )
     verb.add_argument("--data", nargs="+", required=True, help="parquet files or folders, each a data set of its own")
     verb.add_argument("--names", nargs="+", help="what to call the data sets")
     verb.add_argument("--mobilenet", type=Path, required=True)

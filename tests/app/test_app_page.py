@@ -91,8 +91,10 @@ def wait_for(tab, selector, text):
 
 
 def size(tab, selector):
-    tab.wait_for_function("s => document.querySelector(s)?.naturalWidth > 0", arg=selector)
-    return tab.eval_on_selector(selector, "image => [image.naturalWidth, image.naturalHeight]")
+    shown = (
+        "s => { const i = document.querySelector(s); return i?.naturalWidth > 0 && [i.naturalWidth, i.naturalHeight] }"
+    )
+    return tab.wait_for_function(shown, arg=selector).json_value()  # at once: the page may put another in its place
 
 
 def test_upload_reconstruct_and_point_at_a_token(tab, tokenizers):

@@ -10,6 +10,8 @@ from torch import nn
 
 from gsqtok.tokenizer import CheckpointError, ImageTokenizer, TokenizerConfig, checkpoint
 
+OWN = ["pretrained/f8", "pretrained/f8-nested", "pretrained/f16", "pretrained/f16?decoder=sharp"]
+
 
 @pytest.fixture
 def images():
@@ -146,7 +148,7 @@ def test_short_names_are_found_in_a_checkout_and_on_the_hub(tiny_tokenizer, tmp_
     assert loaded.fingerprint() == tiny_tokenizer.fingerprint()
 
 
-@pytest.mark.parametrize("name", ["pretrained/f8", "pretrained/f16", "pretrained/f16?decoder=sharp"])
+@pytest.mark.parametrize("name", OWN)
 def test_a_short_name_outside_a_checkout_says_where_the_weights_lie(name, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint, "CHECKOUT", tmp_path)
     monkeypatch.chdir(tmp_path)
@@ -155,7 +157,7 @@ def test_a_short_name_outside_a_checkout_says_where_the_weights_lie(name, tmp_pa
         ImageTokenizer.from_pretrained(name, local_files_only=True)
 
 
-@pytest.mark.parametrize("name", ["pretrained/f8", "pretrained/f16", "pretrained/f16?decoder=sharp"])
+@pytest.mark.parametrize("name", OWN)
 def test_the_weights_of_this_repository(name):
     if not (checkpoint.CHECKOUT / name.partition("?")[0]).is_dir():
         pytest.skip("a package without its repository does not have them")

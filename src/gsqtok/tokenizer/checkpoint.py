@@ -191,8 +191,8 @@ class Pretrained(nn.Module):
             source: a folder written by ``save_pretrained`` or by a training run; a checkpoint of another project (a
                 file, or a folder with one), whose family is found by what it holds, or named and told more:
                 ``"FAMILY:PATH?option=value"``; or a hub repository (``owner/name``, or ``owner/name/file``) that holds
-                either. ``"pretrained/f8"`` and ``"pretrained/f16"`` are this project's own larger tokenizers, from its
-                repository or from the hub. None loads the small default tokenizer inside the package.
+                either. ``"pretrained/f8"``, ``"pretrained/f8-nested"`` and ``"pretrained/f16"`` are this project's own
+                further tokenizers, from its repository or from the hub. None loads the one inside the package.
             revision: branch, tag or commit of a hub repository.
             cache_dir, local_files_only, force_download, token: huggingface_hub's own.
             decoder: another decoder of the same tokens, where the folder holds one as ``decoder-NAME.safetensors``:
