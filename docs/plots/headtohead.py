@@ -113,9 +113,9 @@ def _said(said: Said) -> str:
     cheap, low = places.index((8, 0.56)), places.index((8, 0.28))
     return f"""{_missing(table)} What they say:
 
-- **By PSNR `ema_vq` and `simvq` are first at each of the {len(places)} settings**, {_span(ahead, ".1f")} dB ahead of
+- **By PSNR `ema_vq` or `simvq` is first at each of the {len(places)} settings**, {_span(ahead, ".1f")} dB ahead of
 `gsq shared`.
-- **By Fréchet distance they are not**: the least is that of {", ".join(f"`{name}` ({n})" for name, n in least)}.
+- **By Fréchet distance neither is**: the least is that of {", ".join(f"`{name}` ({n})" for name, n in least)}.
 The better of `ema_vq` and `simvq` is {_span(farther, "+.0%")} from `gsq shared`, and nearer to the originals at f8,
 1 bit/px alone. Codewords on a sphere, learnt (`gsq`, `unitok`) or not (`leech`, `random_sphere`), keep more of what the
 measuring network sees.
