@@ -60,7 +60,7 @@ def facts(folder: Path, names: tuple[str, ...], record: Record, table: Table) ->
     return table(["<", "<"], [[key, value] for key, value in rows.items()])
 
 
-def metrics(names: tuple[str, ...], record: Record, quality: Callable[[str, str, float | str], str]) -> str:
+def metrics(names: tuple[str, ...], record: Record, quality: Callable[[str, str, float], str]) -> str:
     """A table for each data set; codecs and the other tokenizers of about this rate are beside it."""
     parts = []
     for data, told in DATA.items():

@@ -4,10 +4,10 @@
     python benchmarks/pages.py --check    # status 1, and their names, where a page is not what it should be
 
 docs/performance.md     all of it: the files docs/performance/*.json in the order of their names
-any other page          the tables between `<!-- quality: ... -->` and `<!-- end -->` from docs/quality.json
-                        (`quality.py`), between `<!-- table -->` and `<!-- end of table -->` from docs/published.json
-                        (`published.py`), between `<!-- heads -->` and `<!-- end of heads -->` from docs/heads.json
-                        (docs/plots/generation.sh)
+any other page          the tables between `<!-- quality: ... -->` or `<!-- rates: ... -->` and `<!-- end -->` from
+                        docs/quality.json (`quality.py`), between `<!-- table -->` and `<!-- end of table -->` from
+                        docs/published.json (`published.py`), between `<!-- heads -->` and `<!-- end of heads -->` from
+                        docs/heads.json (docs/plots/generation.sh)
 model cards             the metadata in front and the parts between `<!-- card: ... -->` and `<!-- end of card -->`,
                         from docs/quality.json, and from config.json and training.json beside the card
 
@@ -24,7 +24,7 @@ import json
 import re
 import sys
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,34 +121,32 @@ def measured() -> cards.Record:
     return json.loads((ROOT / "docs/quality.json").read_text())
 
 
-def quality(data: str, distances: str, of: float | str) -> str:
-    """Metrics on ``data``, Fréchet distances on ``distances``.
-
-    ``of`` is a rate, of tokenizers and codecs at about so many bits per pixel, or the name of a tokenizer with nested
-    groups, at all its rates.
-    """
+def quality(data: str, distances: str, rate: float) -> str:
+    """Tokenizers and codecs at about one rate: metrics on ``data``, Fréchet distances on ``distances``."""
     record = measured()
-    titles = MODELS | {f"codec:{codec}@{of}": title for codec, title in CODECS.items()}
+    titles = MODELS | {f"codec:{codec}@{rate}": title for codec, title in CODECS.items()}
+    bits = {n: record[f"{data}/{n}"]["metrics"]["bits_per_pixel"] for n in titles if f"{data}/{n}" in record}
+    return _rows(record, data, distances, {name: titles[name] for name in bits if 0.8 < bits[name] / rate < 1.25})
+
+
+def rates(data: str, distances: str, model: str) -> str:
+    """Likewise a tokenizer with nested groups, at all its rates."""
+    titles = {name: title for name, title in MODELS.items() if name.partition("@")[0] == model}
+    return _rows(measured(), data, distances, titles)
+
+
+def _rows(record: cards.Record, data: str, distances: str, titles: dict[str, str]) -> str:
+    """A line for each of these that both were measured with."""
     rows = []
     for name, title in titles.items():
         line, far = record.get(f"{data}/{name}"), record.get(f"{distances}/{name}")
         if line is None or far is None:
-            continue
-        rate = line["metrics"]["bits_per_pixel"]
-        if name.partition("@")[0] != of if isinstance(of, str) else not 0.8 < rate / of < 1.25:
             continue
         metrics = line["metrics"] | {k: v for k, v in far["metrics"].items() if k.startswith("frechet")}
         size = line["model"].get("parameters")
         rows.append([title, f"{size / 1e6:.1f}M" if size else ""])
         rows[-1] += [cell(metrics.get(key), form) for key, (_, form) in QUALITY.items()]
     return table(["<", "parameters", *(heading for heading, _ in QUALITY.values())], rows)
-
-
-def _rate(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def published() -> str:
@@ -189,21 +187,28 @@ def heads() -> str:
     return table(["<head", "bits/token", "bits/px", "<group 1, 2, 3, 4", "FD of samples", "samples a second"], rows)
 
 
-QUALITY_TABLE = r"(<!-- quality: (.*?) (.*?) (.*?) -->\n).*?(<!-- end -->)"
-PUBLISHED_TABLE = r"(<!-- table -->\n).*?(<!-- end of table -->)"
-MARKS = ("quality: ", "table -->", "heads -->")
-HEADS_TABLE = r"(<!-- heads -->\n).*?(<!-- end of heads -->)"
+MARKS = ("quality: ", "rates: ", "table -->", "heads -->")
 
 
 def filled(text: str) -> str:
     """A page with its tables made anew."""
-    text = re.sub(QUALITY_TABLE, lambda m: m[1] + quality(m[2], m[3], _rate(m[4])) + "\n" + m[5], text, flags=re.DOTALL)
-    text = re.sub(PUBLISHED_TABLE, lambda m: m[1] + published() + "\n" + m[2], text, flags=re.DOTALL)
-    return re.sub(HEADS_TABLE, lambda m: m[1] + heads() + "\n" + m[2], text, flags=re.DOTALL)
+    text = _between(text, "quality: (.*?) (.*?) (.*?)", "end", lambda *where: quality(*where[:2], float(where[2])))
+    text = _between(text, "rates: (.*?) (.*?) (.*?)", "end", rates)
+    text = _between(text, "table", "end of table", published)
+    return _between(text, "heads", "end of heads", heads)
+
+
+def _between(text: str, mark: str, end: str, make: Callable[..., str]) -> str:
+    """The text with what is between these marks made anew; ``make`` is given what the groups of the first one hold."""
+
+    def anew(found: re.Match[str]) -> str:
+        first, *said, last = found.groups()
+        return f"{first}{make(*said)}\n{last}"
+
+    return re.sub(rf"(<!-- {mark} -->\n).*?(<!-- {end} -->)", anew, text, flags=re.DOTALL)
 
 
 METADATA = r"\A---\n(.*?\n)?---\n"
-CARD_PART = r"(<!-- card: (\w+) -->\n).*?(<!-- end of card -->)"
 
 
 def card(place: str, text: str) -> str:
@@ -212,12 +217,12 @@ def card(place: str, text: str) -> str:
     parts = {
         "facts": lambda: cards.facts(folder, names, record, table),
         "metrics": lambda: cards.metrics(names, record, quality),
-        "rates": lambda: quality("imagenet-sample-256", "coco-256", names[0]),
+        "rates": lambda: rates("imagenet-sample-256", "coco-256", names[0]),
         "training": lambda: cards.training(folder, table),
     }
     front = f"---\n{cards.metadata(place, record)}---\n"
     text = re.sub(METADATA, lambda _: front, text, flags=re.DOTALL)
-    return re.sub(CARD_PART, lambda m: m[1] + parts[m[2]]() + "\n" + m[3], text, flags=re.DOTALL)
+    return _between(text, r"card: (\w+)", "end of card", lambda part: parts[part]())
 
 
 def pages() -> Iterator[tuple[Path, str]]:

@@ -13,7 +13,18 @@ from said import table as rows_of
 from gsqtok.evaluation.report.metrics import text_of
 from gsqtok.evaluation.report.plots import COLOURS, panels, png, style
 from gsqtok.io import write_bytes
-from gsqtok.studies.headtohead import AFTERWARDS, BITS, COST, LONGER_DECODER, NO_RIVALS, OURS, SEEDED, settings
+from gsqtok.studies.headtohead import (
+    AFTERWARDS,
+    BITS,
+    CONTINUOUS,
+    COST,
+    LONGER_DECODER,
+    OURS,
+    SEEDED,
+    by_method,
+    rivals,
+    settings,
+)
 from gsqtok.studies.table import Table
 
 FOLDER = "headtohead-compact"
@@ -30,10 +41,9 @@ def methods_of(table: Table) -> list[str]:
     """The quantizers, the best first: by the mean of their distances to the yardstick in PSNR."""
     ahead: dict[str, list[float]] = {}
     for f, rate in settings_of(table):
-        level = table.value("psnr", f=f, rate=rate, method=YARDSTICK).mean
-        for method in table.values("method", f=f, rate=rate):
-            if method not in NO_RIVALS and (value := table.value("psnr", f=f, rate=rate, method=method)):
-                ahead.setdefault(method, []).append(value.mean - level)
+        found = rivals(_means(table, "psnr", f, rate))
+        for method, psnr in found.items():
+            ahead.setdefault(method, []).append(psnr - found[YARDSTICK])
     return sorted(ahead, key=lambda method: -sum(ahead[method]) / len(ahead[method]))
 
 
@@ -69,7 +79,7 @@ def section() -> str:
     said = Said("headtohead", "compact")
     table = said.table
     places, steps = settings_of(table), table.value("prior_steps").mean
-    names = [*methods_of(table), AFTERWARDS, LONGER_DECODER, "identity"]
+    names = [*methods_of(table), AFTERWARDS, LONGER_DECODER, CONTINUOUS]
     return f"""### headtohead: GSQ and its rivals at equal bits
 [All runs, with usage, entropy and every finding](studies/{FOLDER}/README.md): {length(table)}, measured on the
 validation images of Tiny ImageNet; {origin(table)}. `{table.setting["command"]}`
@@ -98,17 +108,23 @@ def _said(said: Said) -> str:
     """What the results say, and how many of the runs are done."""
     table = said.table
     places = settings_of(table)
-    psnr, far, cost = ([_values(table, metric, *place) for place in places] for metric in ("psnr", FRECHET, COST))
-    where = [f"at f{f}, {rate} bits/px" for f, rate in places]
-    seeded = [where[i] for i, (_, rate) in enumerate(places) if rate in SEEDED]
-    said.needs("not supported", *(f"a form of GSQ gives the best images {place}" for place in seeded[:3]))
+    psnr, far, cost = ([_means(table, metric, *place) for place in places] for metric in ("psnr", FRECHET, COST))
+    seeded = [f"at f{f}, {rate} bits/px" for f, rate in places if rate in SEEDED]
     afterwards = "latents learnt without a quantizer, and quantized afterwards, give better images"
     said.needs("not supported", *(f"{afterwards} {place}" for place in seeded))
+    said.needs(
+        "not supported",
+        *(
+            f"a form of GSQ gives the best images at f{f}, {rate} bits/px"
+            for f, rate in places
+            if table.value("psnr", f=f, rate=rate, method=YARDSTICK).seeds > 1
+        ),
+    )
     ahead = [max(of["simvq"], of["ema_vq"]) - of[YARDSTICK] for of in psnr]
     farther = [min(of["simvq"], of["ema_vq"]) / of[YARDSTICK] - 1 for of in far]
-    least = Counter(min(_rivals(of), key=of.__getitem__) for of in far).most_common()
+    least = Counter(min(rivals(of), key=of.__getitem__) for of in far).most_common()
     nested, separate = ([of[name] - of[YARDSTICK] for of in psnr if name in of] for name in OURS[:0:-1])
-    rest = [of["identity"] - max(_rivals(of).values()) for of in psnr]
+    rest = [of[CONTINUOUS] - max(rivals(of).values()) for of in psnr]
     lost = [of[LONGER_DECODER] - of[AFTERWARDS] for of in psnr if AFTERWARDS in of]
     cheap, low = places.index((8, 0.56)), places.index((8, 0.28))
     return f"""{_missing(table)} What they say:
@@ -129,16 +145,9 @@ has {psnr[cheap]["wetok"]:.1f} dB; `gsq shared` at .28 costs {cost[low][YARDSTIC
 {psnr[low][YARDSTICK]:.1f}."""
 
 
-def _values(table: Table, metric: str, f: int, rate: float) -> dict[str, float]:
-    """The means of the methods that were measured."""
-    found = {
-        method: table.value(metric, f=f, rate=rate, method=method) for method in table.values("method", f=f, rate=rate)
-    }
-    return {method: value.mean for method, value in found.items() if value}
-
-
-def _rivals(values: dict[str, float]) -> dict[str, float]:
-    return {method: value for method, value in values.items() if method not in NO_RIVALS}
+def _means(table: Table, metric: str, f: int, rate: float) -> dict[str, float]:
+    """Of the methods that were measured."""
+    return {method: value.mean for method, value in by_method(table, metric, {"f": f, "rate": rate}).items()}
 
 
 def _span(values: list[float], form: str) -> str:
@@ -156,12 +165,12 @@ def _missing(table: Table) -> str:
 def _lines(table: Table, metric: str, names: list[str], places: list[tuple[int, float]]) -> str:
     """A row for each method, a column for each factor and rate; the best quantizer is bold where all were measured."""
     head = ["method", *(f"f{f}, {rate}" for f, rate in places)]
-    rows = [[name.replace("identity", "no quantization")] for name in names]
+    rows = [[name.replace(CONTINUOUS, "no quantization")] for name in names]
     for f, rate in places:
         values = {name: table.value(metric, f=f, rate=rate, method=name) for name in names}
-        rivals = {name: value.mean for name, value in values.items() if value and name not in NO_RIVALS}
-        best = (max if metric == "psnr" else min)(rivals, key=lambda name: rivals[name])
-        all_measured = rivals.keys() == settings(BITS[f][rate]).keys()
+        means = rivals(_means(table, metric, f, rate))
+        best = (max if metric == "psnr" else min)(means, key=means.__getitem__)
+        all_measured = means.keys() == settings(BITS[f][rate]).keys()
         for row, name in zip(rows, names, strict=True):
             text = text_of(metric, values[name].mean, values[name].spread)
             row.append(f"**{text}**" if name == best and all_measured else text)

@@ -35,7 +35,8 @@ def test_another_quantizer_takes_the_base_s_place(written):
 def test_a_section_that_is_null_leaves_the_base_s_out(written):
     written("steps: 7\nmodel: {channels: 64}\n", "one.yaml")
     written("base: one.yaml\nbatch_size: 4\n", "two.yaml")
-    assert recipes.load(written("base: two.yaml\nmodel: null\n")) == {"steps": 7, "batch_size": 4}
+    assert recipes.load(written("base: two.yaml\nmodel: null\n", "three.yaml")) == {"steps": 7, "batch_size": 4}
+    assert recipes.load(written("base: three.yaml\nmodel: {latent_dim: 8}\n"))["model"] == {"latent_dim": 8}
 
 
 def test_bases_in_a_circle(written):

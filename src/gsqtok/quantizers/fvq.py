@@ -63,8 +63,7 @@ class FVQ(LearntCodebook):
         self.compress = nn.Linear(self.patch * d, self.width)
         self.process = nn.ModuleList(_Block(self.width, self.heads) for _ in range(self.blocks))
         self.recover = nn.Linear(self.width, self.patch * d)
-        if not self.recover.weight.is_meta:  # nothing to draw, as in GSQ
-            nn.init.normal_(self.recover.weight, std=0.02 / self.width**0.5)
+        nn.init.normal_(self.recover.weight, std=0.02 / self.width**0.5)
         nn.init.zeros_(self.recover.bias)
         self.start_by_kmeans(False)
 

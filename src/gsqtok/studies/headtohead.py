@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from itertools import takewhile
-from typing import Any
+from typing import Any, TypeVar
 
 from gsqtok.evaluation.report.metrics import metric_of, text_of
 from gsqtok.studies.scale import Scale
@@ -38,6 +38,7 @@ CONTINUOUS = "identity"
 AFTERWARDS = "k-means afterwards"  # of the latents of ``CONTINUOUS``; then its decoder learns what they became
 LONGER_DECODER = "gsq shared, decoder longer"  # the control: a decoder alone for as many steps
 NO_RIVALS = (CONTINUOUS, AFTERWARDS, LONGER_DECODER)
+V = TypeVar("V")
 
 
 def settings(bits: int) -> dict[str, tuple[int, dict[str, Any]]]:
@@ -115,26 +116,27 @@ def findings(table: Table) -> list[Finding]:
         for rate in table.values("rate", f=factor):
             setting = {"f": factor, "rate": rate}
             where = f"f{factor}, {rate} bits/px"
-            psnr = _by_method(table, "psnr", setting)
+            psnr = by_method(table, "psnr", setting)
             gap = f"; no quantization {psnr[CONTINUOUS]}" if CONTINUOUS in psnr else ""
-            found.append(_best_of_us(f"a form of GSQ gives the best images at {where}", "psnr", _rivals(psnr), gap))
+            found.append(_best_of_us(f"a form of GSQ gives the best images at {where}", "psnr", rivals(psnr), gap))
             for said, metric in (
                 ("the least Fréchet distance", distance_of(table)),
                 ("the cheapest tokens under the prior", COST),
             ):
                 claim = f"a form of GSQ has {said} at {where}"
-                found.append(_best_of_us(claim, metric, _rivals(_by_method(table, metric, setting)), ""))
+                found.append(_best_of_us(claim, metric, rivals(by_method(table, metric, setting)), ""))
             found.append(_of_the_codebooks(where, psnr))
             if rate in SEEDED:
                 found.append(_of_the_gradient(where, psnr))
     return found
 
 
-def _by_method(table: Table, metric: str, setting: dict[str, Any]) -> dict[str, Value]:
+def by_method(table: Table, metric: str, setting: dict[str, Any]) -> dict[str, Value]:
+    """The methods of a factor and rate of which this was measured."""
     return known((m, table.value(metric, method=m, **setting)) for m in table.values("method", **setting))
 
 
-def _rivals(values: dict[str, Value]) -> dict[str, Value]:
+def rivals(values: dict[str, V]) -> dict[str, V]:
     """The quantizers that are compared: not what stands beside them to tell where the rest is lost."""
     return {method: value for method, value in values.items() if method not in NO_RIVALS}
 
@@ -167,10 +169,10 @@ def _of_the_rest(factor: int, table: Table) -> Finding:
     claim = f"from some rate on, quantizing loses nothing to no quantization at f{factor}"
     gaps, verdicts = [], {}
     for rate in sorted(table.values("rate", f=factor)):
-        psnr = _by_method(table, "psnr", {"f": factor, "rate": rate})
-        rivals = _rivals(psnr)
-        if rivals and CONTINUOUS in psnr:
-            name, best = max(rivals.items(), key=lambda item: item[1].mean)
+        psnr = by_method(table, "psnr", {"f": factor, "rate": rate})
+        compared = rivals(psnr)
+        if compared and CONTINUOUS in psnr:
+            name, best = max(compared.items(), key=lambda item: item[1].mean)
             gaps.append(f"{psnr[CONTINUOUS].mean - best.mean:+.2f} dB at {rate} ({name})")
             verdicts[rate] = better(psnr[CONTINUOUS], best)
     if not verdicts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -89,8 +90,7 @@ def load(recipe: str) -> dict[str, Any]:
         ValueError: a file that is no recipe, or recipes that build on each other in a circle; the message names it.
     """
     files: list[Path] = []
-    values: dict[str, Any] = {}
-    left_out: set[str] = set()
+    layers: list[dict[str, Any]] = []  # the recipe itself first
     file: Path | None = find(recipe)
     while file is not None:
         if file.resolve() in files:
@@ -100,11 +100,10 @@ def load(recipe: str) -> dict[str, Any]:
         base = written.pop("base", None)
         if base is not None and not isinstance(base, str):
             raise ValueError(f"{file}: base must be the name of a recipe, got {base!r}")
-        left_out |= {key for key, of in written.items() if isinstance(of, dict) and values.get(key, of) is None}
-        values = _merged(written, values)
+        layers.append(written)
         beside = file.parent / (base or "")  # a path is meant from the recipe's own folder
         file = None if base is None else beside if beside.is_file() else find(base)
-    return {key: value for key, value in values.items() if key not in left_out}
+    return reduce(_merged, reversed(layers))
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -139,6 +138,8 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
         if isinstance(value, dict) and isinstance(below, dict):
             replaced = "name" in value and value["name"] != below.get("name", value["name"])
             merged[key] = value if replaced else _merged(below, value)
+        elif value is None and isinstance(below, dict):
+            del merged[key]
         else:
             merged[key] = value
     return merged
